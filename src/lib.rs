@@ -1,0 +1,11 @@
+//! wavelm runs GGUF language models.
+
+mod backend;
+pub mod chat;
+mod error;
+pub mod gguf;
+pub mod quant;
+pub mod sampler;
+pub mod tokenizer;
+
+pub use error::{Error, ErrorKind, Result};
