@@ -1,0 +1,3 @@
+//! Backends: what runs programs.
+
+pub(crate) mod cpu;
