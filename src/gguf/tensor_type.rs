@@ -87,7 +87,7 @@ impl TensorType {
     }
 
     /// Elements in a block: rows are a whole number of blocks.
-    pub fn block_len(self) -> usize {
+    pub const fn block_len(self) -> usize {
         use TensorType::*;
         match self {
             F32 | F16 | BF16 | F64 | I8 | I16 | I32 | I64 => 1,
@@ -98,7 +98,7 @@ impl TensorType {
     }
 
     /// Bytes of a block.
-    pub fn block_bytes(self) -> usize {
+    pub const fn block_bytes(self) -> usize {
         use TensorType::*;
         match self {
             I8 => 1,
