@@ -1,6 +1,8 @@
 //! wavelm runs GGUF language models.
 
 mod backend;
+#[doc(hidden)]
+pub mod bench_internals;
 pub mod chat;
 mod error;
 pub mod gguf;
