@@ -13,7 +13,6 @@ pub(super) enum RowOp {
     RmsNorm { x: Buf, weight: Weight, eps: f32, out: Buf },
     HeadNorm { x: Buf, weight: Weight, eps: f32 },
     Rope { x: Buf, rope: usize, head_dim: usize },
-    StoreKv { layer: usize, k: Buf, v: Buf },
     Glu { gate: Buf, up: Buf, act: Activation, out: Buf },
     Add { x: Buf, y: Buf },
     Softcap { x: Buf, cap: f32 },
@@ -39,9 +38,8 @@ pub(super) enum Step {
     Rows { kind: RowKind, ops: Vec<RowOp> },
     /// Matrix products that do not read each other's results.
     MatMuls { kind: RowKind, products: Vec<MatMul> },
+    StoreKv { layer: usize, k: Buf, v: Buf },
     Attention { layer: usize, q: Buf, out: Buf, info: AttentionInfo },
-    /// Joins the parts of an attention over a long context; nothing to do where there are none.
-    Combine,
 }
 
 /// The lowered program.
@@ -65,7 +63,7 @@ impl Plan {
                 Op::RmsNorm { x, weight, eps, out } => lowering.row(RowOp::RmsNorm { x, weight, eps, out }, out),
                 Op::HeadNorm { x, weight, eps } => lowering.row(RowOp::HeadNorm { x, weight, eps }, x),
                 Op::Rope { x, rope, head_dim } => lowering.row(RowOp::Rope { x, rope, head_dim }, x),
-                Op::StoreKv { layer, k, v } => lowering.row_without_output(RowOp::StoreKv { layer, k, v }, k),
+                Op::StoreKv { layer, k, v } => lowering.steps.push(Step::StoreKv { layer, k, v }),
                 Op::Glu { gate, up, act, out } => lowering.row(RowOp::Glu { gate, up, act, out }, out),
                 Op::Add { x, y } => lowering.row(RowOp::Add { x, y }, x),
                 Op::Softcap { x, cap } => lowering.row(RowOp::Softcap { x, cap }, x),
@@ -84,7 +82,6 @@ impl Plan {
                 Op::Attention { layer, q, out, info } => {
                     lowering.fresh.remove(&out);
                     lowering.steps.push(Step::Attention { layer, q, out, info });
-                    lowering.steps.push(Step::Combine);
                 }
                 Op::Logits { x } => logits = x,
             }
