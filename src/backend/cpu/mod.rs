@@ -1,3 +1,4 @@
 //! The CPU backend.
 
 pub(crate) mod isa;
+pub(crate) mod logits;
