@@ -70,6 +70,4 @@ pub use device::{Device, DeviceInfo, DeviceReport, devices};
 pub use error::{Error, ErrorKind, Result};
 pub use model::{LoadOptions, MemoryEstimate, Model, Precision, Progress};
 pub use sampler::Sampler;
-pub use session::{
-    ContextPolicy, Generation, Piece, Prompt, Session, SessionOptions, Stats, StopReason, TokenLogprob,
-};
+pub use session::{ContextPolicy, Generation, Piece, Prompt, Session, SessionOptions, Stats, StopReason};

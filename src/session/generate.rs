@@ -2,7 +2,7 @@
 
 use super::{Prompt, Session};
 use crate::backend::Logits;
-use crate::sampler::{Sampler, SamplerState};
+use crate::sampler::{Choice, Sampler, SamplerState, TokenLogprob};
 use crate::tokenizer::{Decoder, TokenId};
 use crate::{Error, Result};
 use std::time::{Duration, Instant};
@@ -21,22 +21,11 @@ pub enum StopReason {
     Error,
 }
 
-/// A token with the logarithm of its probability.
-#[derive(Debug, Clone, Copy, PartialEq)]
-#[non_exhaustive]
-pub struct TokenLogprob {
-    /// The token.
-    pub token: TokenId,
-    /// The natural logarithm of its probability under the model, before any step of the sampler.
-    pub logprob: f32,
-}
-
 /// What one step of a generation yields.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Piece {
     text: String,
-    choice: Option<TokenLogprob>,
-    top: Vec<TokenLogprob>,
+    choice: Option<Choice>,
 }
 
 impl Piece {
@@ -47,17 +36,18 @@ impl Piece {
 
     /// The token; `None` for a last piece that only brings held-back text.
     pub fn token(&self) -> Option<TokenId> {
-        self.choice.map(|c| c.token)
+        self.choice.as_ref().map(|c| c.token)
     }
 
     /// The natural logarithm of the token's probability under the model, before any step of the sampler.
     pub fn logprob(&self) -> Option<f32> {
-        self.choice.map(|c| c.logprob)
+        self.choice.as_ref().map(|c| c.logprob)
     }
 
-    /// The most probable tokens at this place, best first; as many as [`Generation::top_logprobs`] asked for.
+    /// The most probable tokens at this place, best first; as many as
+    /// [`SamplerBuilder::top_logprobs`](crate::sampler::SamplerBuilder::top_logprobs) asked for.
     pub fn top_logprobs(&self) -> &[TokenLogprob] {
-        &self.top
+        self.choice.as_ref().map(|c| c.top_logprobs.as_slice()).unwrap_or_default()
     }
 }
 
@@ -89,7 +79,6 @@ pub struct Generation<'s> {
     pending: Option<TokenId>,
     stop: StopTexts,
     left: usize,
-    top: usize,
     reason: Option<StopReason>,
     stats: Stats,
 }
@@ -110,7 +99,6 @@ impl<'s> Generation<'s> {
             pending: None,
             stop: StopTexts::default(),
             left: usize::MAX,
-            top: 0,
             reason: None,
             stats,
         })
@@ -127,13 +115,6 @@ impl<'s> Generation<'s> {
     #[must_use]
     pub fn stop_at(mut self, text: impl Into<String>) -> Self {
         self.stop.add(text.into());
-        self
-    }
-
-    /// Gives each piece the `n` most probable tokens of its place.
-    #[must_use]
-    pub fn top_logprobs(mut self, n: usize) -> Self {
-        self.top = n;
         self
     }
 
@@ -176,7 +157,6 @@ impl<'s> Generation<'s> {
         }
         let Some(logits) = self.logits.as_mut() else { return Ok(None) };
         let choice = logits.sample(0, &mut self.state)?;
-        let top = if self.top > 0 { top_logprobs(logits.row(0)?, self.top) } else { Vec::new() };
         self.logits = None;
         if self.session.model.tokenizer().is_end_of_generation(choice.token) {
             return Ok(self.finish(StopReason::EndOfGeneration));
@@ -189,8 +169,7 @@ impl<'s> Generation<'s> {
         if stopped {
             self.reason = Some(StopReason::StopText);
         }
-        let choice = TokenLogprob { token: choice.token, logprob: choice.logprob };
-        Ok(Some(Piece { text, choice: Some(choice), top }))
+        Ok(Some(Piece { text, choice: Some(choice) }))
     }
 
     /// Ends the generation; where text was held back, a last piece brings it.
@@ -203,7 +182,7 @@ impl<'s> Generation<'s> {
         } else {
             text.push_str(&self.stop.take());
         }
-        (!text.is_empty()).then(|| Piece { text, choice: None, top: Vec::new() })
+        (!text.is_empty()).then(|| Piece { text, choice: None })
     }
 }
 
@@ -222,25 +201,6 @@ impl Iterator for Generation<'_> {
 }
 
 impl std::iter::FusedIterator for Generation<'_> {}
-
-/// The `n` most probable tokens of a row of logits, best first.
-fn top_logprobs(logits: &[f32], n: usize) -> Vec<TokenLogprob> {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().filter(|l| !l.is_nan()).map(|&l| f64::from(l - max).exp()).sum();
-    let norm = f64::from(max) + sum.ln();
-    let mut order: Vec<usize> = (0..logits.len()).filter(|&i| logits.get(i).is_some_and(|l| !l.is_nan())).collect();
-    let value = |i: usize| logits.get(i).copied().unwrap_or(f32::NEG_INFINITY);
-    let by_logit = |&a: &usize, &b: &usize| value(b).total_cmp(&value(a)).then(a.cmp(&b));
-    if n < order.len() {
-        order.select_nth_unstable_by(n, by_logit);
-        order.truncate(n);
-    }
-    order.sort_unstable_by(by_logit);
-    order
-        .into_iter()
-        .map(|i| TokenLogprob { token: i as TokenId, logprob: (f64::from(value(i)) - norm) as f32 })
-        .collect()
-}
 
 /// Looks for the stop texts in a stream, holding back what may be the beginning of one.
 #[derive(Debug, Default)]
@@ -303,13 +263,5 @@ mod tests {
         stop.add("abc".into());
         assert_eq!(stop.push("xab"), ("x".into(), false));
         assert_eq!(stop.take(), "ab");
-    }
-
-    #[test]
-    fn the_most_probable_tokens_come_first() {
-        let top = top_logprobs(&[0.0, 2.0, f32::NAN, 1.0, f32::NEG_INFINITY], 2);
-        assert_eq!(top.iter().map(|t| t.token).collect::<Vec<_>>(), [1, 3]);
-        let norm = (1.0 + 2f64.exp() + 1f64.exp()).ln();
-        assert!((f64::from(top[0].logprob) - (2.0 - norm)).abs() < 1e-6);
     }
 }

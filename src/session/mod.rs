@@ -3,7 +3,7 @@
 mod generate;
 mod prompt;
 
-pub use generate::{Generation, Piece, Stats, StopReason, TokenLogprob};
+pub use generate::{Generation, Piece, Stats, StopReason};
 pub use prompt::Prompt;
 
 use crate::backend::kv::KvSequence;

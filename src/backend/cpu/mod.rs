@@ -5,6 +5,7 @@ pub(crate) mod cores;
 mod exec;
 pub(crate) mod isa;
 mod kv;
+pub(crate) mod logits;
 mod matmul;
 mod ops;
 mod pages;
