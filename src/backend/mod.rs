@@ -3,11 +3,13 @@
 
 pub(crate) mod cpu;
 pub(crate) mod kv;
+pub(crate) mod kv_type;
 
 use crate::Result;
 use crate::sampler::{Choice, SamplerState};
 use crate::tokenizer::TokenId;
 use kv::PageId;
+pub(crate) use kv_type::KvType;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 

@@ -230,9 +230,14 @@ impl Pass<'_> {
 
     /// Cuts the plan's steps into items.
     fn steps(&self) -> Result<Vec<Work<'_>>> {
+        self.backend.plan.steps.iter().map(|step| self.work(step)).collect()
+    }
+
+    fn work<'p>(&'p self, step: &'p Step) -> Result<Work<'p>> {
         let threads = self.backend.team.threads();
         let bug = |what: &str| Error::new(ErrorKind::Device, format!("{what}: a bug in wavelm"));
-        let work = |step| match step {
+        let offset = |layer: usize| self.backend.layers.get(layer).map_or(0, |l| l.1);
+        match step {
             Step::Rows { kind, ops } => {
                 let rows = self.rows(*kind);
                 Ok(Work::Rows { ops, rows, per_item: rows.div_ceil(threads * 2).clamp(1, ROW_ITEM) })
@@ -241,25 +246,23 @@ impl Pass<'_> {
                 let products = products.iter().map(|p| self.product(p)).collect::<Result<Vec<_>>>()?;
                 let total: usize = products.iter().map(|p| p.matrix.rows()).sum();
                 let per_item = total.div_ceil(threads * ITEMS_PER_THREAD).next_multiple_of(TILE_ROWS);
-                let items = products.iter().enumerate().flat_map(|(i, p)| {
-                    let rows = p.matrix.rows();
-                    (0..rows).step_by(per_item).map(move |from| (i, from..rows.min(from + per_item)))
-                });
-                Ok(Work::MatMuls { rows: self.rows(*kind), items: items.collect(), products })
+                let mut items = Vec::new();
+                for (i, product) in products.iter().enumerate() {
+                    let rows = product.matrix.rows();
+                    items.extend((0..rows).step_by(per_item).map(|from| (i, from..rows.min(from + per_item))));
+                }
+                Ok(Work::MatMuls { rows: self.rows(*kind), items, products })
             }
             Step::StoreKv { layer, k, v } => {
                 let plan = self.kv.store_of_layer.get(*layer).and_then(|&i| self.kv.stores.get(i));
                 let plan = plan.ok_or_else(|| bug("a cache layer has no plan"))?;
-                let offset = self.backend.layers.get(*layer).map_or(0, |l| l.1);
-                Ok(Work::StoreKv { plan, offset, k: *k, v: *v })
+                Ok(Work::StoreKv { plan, offset: offset(*layer), k: *k, v: *v })
             }
             Step::Attention { layer, q, out, info } => {
                 let plan = self.kv.attention(&params(info)).ok_or_else(|| bug("an attention has no plan"))?;
-                let offset = self.backend.layers.get(*layer).map_or(0, |l| l.1);
-                Ok(Work::Attention { plan, offset, q: *q, out: *out })
+                Ok(Work::Attention { plan, offset: offset(*layer), q: *q, out: *out })
             }
-        };
-        self.backend.plan.steps.iter().map(work).collect()
+        }
     }
 
     fn product<'p>(&'p self, op: &'p MatMul) -> Result<Product<'p>> {

@@ -40,7 +40,7 @@ impl Floats {
 #[derive(Default)]
 pub(super) struct Member {
     pub(super) matmul: Scratch,
-    pub(super) attention: super::attention::Scratch,
+    pub(super) attention: super::attention::AttentionScratch,
 }
 
 /// All that a pass writes to, besides the cache.
