@@ -6,7 +6,7 @@ mod exec;
 pub(crate) mod isa;
 mod kv;
 pub(crate) mod logits;
-mod matmul;
+pub(crate) mod matmul;
 mod ops;
 mod pages;
 mod plan;
