@@ -33,9 +33,6 @@ impl SamplerBuilder {
 
     /// Keeps the smallest set of the most likely tokens whose probability reaches `mass`, from 0 (only the best token)
     /// to 1 (off). 0.95 by default.
-    ///
-    /// Without [top-k](Self::top_k) or [min-p](Self::min_p), a distribution so flat that this set is a large part of
-    /// the vocabulary takes some milliseconds to sort; other ones take well under one.
     pub fn top_p(mut self, mass: f32) -> Self {
         self.sampler.top_p = mass;
         self
@@ -50,6 +47,8 @@ impl SamplerBuilder {
 
     /// Keeps the smallest set of tokens whose probability reaches `mass` and whose surprisal is the closest to the
     /// entropy (locally typical sampling), from 0 (only the most typical token) to 1 (off). 1 by default.
+    ///
+    /// Without [top-k](Self::top_k), the whole vocabulary is sorted: some milliseconds for a large one.
     pub fn typical(mut self, mass: f32) -> Self {
         self.sampler.typical = mass;
         self

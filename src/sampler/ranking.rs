@@ -8,14 +8,17 @@ use crate::backend::cpu::logits::{self, BLOCK};
 pub(super) struct Candidate(u64);
 
 impl Candidate {
+    /// What every candidate with a finite logit ranks up to.
+    const LAST: Self = Self::new(u32::MAX, f32::MIN);
+
     /// `logit` must not be NaN.
     #[inline]
-    pub(super) fn new(token: u32, logit: f32) -> Self {
+    pub(super) const fn new(token: u32, logit: f32) -> Self {
         // The sum makes +0 of -0, which are equal. The bits of positive floats then order as integers do; those of
         // negative ones in reverse.
         let bits = (logit + 0.0).to_bits();
         let ascending = if bits >> 31 == 0 { bits | 1 << 31 } else { !bits };
-        Self(u64::from(!ascending) << 32 | u64::from(token))
+        Self((!ascending as u64) << 32 | token as u64)
     }
 
     pub(super) fn token(self) -> u32 {
@@ -28,10 +31,14 @@ impl Candidate {
     }
 }
 
-/// How many candidates are sorted at first where none of the steps says how many are needed, …
+/// How many candidates are sorted before it is known how many are needed: most draws need no more.
 const FIRST: usize = 256;
-/// … and by what factor more when these do not do.
-const GROWTH: usize = 8;
+
+/// A histogram of the distances to the best logit, for a search among more candidates than the [`FIRST`]: so many
+/// buckets to a distance of 1, …
+const BUCKETS_PER_UNIT: f32 = 64.0;
+/// … and up to a distance of 32, where weights have been 0 for a while.
+const BUCKETS: usize = 2048;
 
 /// The buffers of a [`Ranking`] and what it starts from, kept from token to token.
 #[derive(Debug, Clone, Default)]
@@ -41,62 +48,68 @@ pub(super) struct Buffers {
     ranked: Vec<Candidate>,
 }
 
-/// The candidates among `scores`: those that rank before `limit` and score at least `floor`. Scores of -∞ and NaN are
-/// no candidates.
+/// The candidates among `scores`, which have no +∞. Scores of -∞ and NaN are no candidates.
 pub(super) struct Ranking<'a> {
     scores: &'a [f32],
     buffers: &'a mut Buffers,
-    limit: usize,
-    floor: f32,
-    /// Whether `buffers.ranked` holds all candidates; else it holds the first ones.
+    /// Where not `complete`: the candidates are those that rank up to this one, …
+    last: Candidate,
+    /// … and `buffers.ranked` has the first ones of them, sorted. Where `complete`, it has all candidates.
     complete: bool,
+    /// The total at a temperature of 1 of all of `scores`, where it is known.
+    total: Option<u64>,
 }
 
 impl<'a> Ranking<'a> {
-    /// All of `scores`, whose peaks are already in `buffers`.
-    pub(super) fn new(scores: &'a [f32], buffers: &'a mut Buffers) -> Self {
+    /// All of `scores`, whose peaks are already in `buffers`, and whose total at a temperature of 1 may be known.
+    pub(super) fn new(scores: &'a [f32], buffers: &'a mut Buffers, total: Option<u64>) -> Self {
         buffers.ranked.clear();
-        Self { limit: scores.len(), scores, buffers, floor: f32::NEG_INFINITY, complete: false }
+        Self { scores, buffers, last: Candidate::LAST, complete: false, total }
     }
 
-    /// The candidate of this rank, from 0, if there are so many.
-    pub(super) fn get(&mut self, rank: usize) -> Option<Candidate> {
-        while rank >= self.buffers.ranked.len() && !self.complete {
-            self.load(FIRST.max(GROWTH * self.buffers.ranked.len()));
+    /// The first candidates, sorted: all of them, or [`FIRST`].
+    fn first(&mut self) -> &[Candidate] {
+        if !self.complete && self.buffers.ranked.is_empty() {
+            self.load(FIRST);
         }
-        self.buffers.ranked.get(rank).copied()
+        &self.buffers.ranked
     }
 
     /// The logit of the best candidate, which all weights are relative to; -∞ if there is none.
     pub(super) fn best(&mut self) -> f32 {
-        self.get(0).map_or(f32::NEG_INFINITY, Candidate::logit)
+        self.first().first().map_or(f32::NEG_INFINITY, |candidate| candidate.logit())
     }
 
     /// All candidates, sorted.
     pub(super) fn all(&mut self) -> &[Candidate] {
         if !self.complete {
-            self.load(self.limit);
+            self.load(self.scores.len());
         }
         &self.buffers.ranked
     }
 
     /// Keeps the first `count` candidates.
     pub(super) fn keep(&mut self, count: usize) {
-        self.limit = self.limit.min(count);
-        if self.buffers.ranked.len() >= self.limit {
-            self.buffers.ranked.truncate(self.limit);
+        if !self.complete {
+            self.load(count);
+        }
+        self.buffers.ranked.truncate(count);
+        self.complete = true;
+    }
+
+    /// Keeps the candidates that rank up to `last`.
+    pub(super) fn keep_to(&mut self, last: Candidate) {
+        self.last = self.last.min(last);
+        let count = self.buffers.ranked.partition_point(|candidate| *candidate <= last);
+        if count < self.buffers.ranked.len() {
+            self.buffers.ranked.truncate(count);
             self.complete = true;
         }
     }
 
     /// Keeps the candidates whose logit is at least `floor`.
     pub(super) fn keep_from(&mut self, floor: f32) {
-        self.floor = self.floor.max(floor);
-        let count = self.buffers.ranked.partition_point(|candidate| candidate.logit() >= self.floor);
-        if count < self.buffers.ranked.len() {
-            self.buffers.ranked.truncate(count);
-            self.complete = true;
-        }
+        self.keep_to(Candidate::new(u32::MAX, floor.max(f32::MIN)));
     }
 
     /// Replaces the candidates by those of them that `keep` accepts, given their rank.
@@ -112,39 +125,104 @@ impl<'a> Ranking<'a> {
     /// The sum of the weights of all candidates at a temperature.
     pub(super) fn total(&mut self, temperature: f32) -> u64 {
         let best = self.best();
-        if !self.complete && self.limit == self.scores.len() {
-            return logits::total(self.scores, best, temperature, self.floor);
+        let weight = |logit: f32| weight((logit - best) / temperature);
+        if self.complete {
+            return self.buffers.ranked.iter().map(|candidate| weight(candidate.logit())).sum();
         }
-        self.all().iter().map(|candidate| weight((candidate.logit() - best) / temperature)).sum()
+        if self.last == Candidate::LAST {
+            let known = self.total.filter(|_| temperature == 1.0);
+            return known.unwrap_or_else(|| logits::total(self.scores, best, temperature, f32::NEG_INFINITY));
+        }
+        let floor = self.last.logit();
+        let behind = self.scores.get((self.last.token() as usize).saturating_add(1)..).unwrap_or_default();
+        let equals = behind.iter().filter(|&&score| score == floor).count() as u64;
+        logits::total(self.scores, best, temperature, floor) - equals * weight(floor)
+    }
+
+    /// The first candidate with which the weights at a temperature, cumulated in rank order, reach `target`; `None` if
+    /// all together do not.
+    pub(super) fn find(&mut self, target: u64, temperature: f32) -> Option<Candidate> {
+        let best = self.best();
+        let distance = |logit: f32| (best - logit) / temperature;
+        let mut sum = 0;
+        let mut reaches = |candidate: &Candidate| {
+            sum += weight(-distance(candidate.logit()));
+            sum >= target
+        };
+        if let Some(found) = self.first().iter().copied().find(&mut reaches) {
+            return Some(found);
+        }
+        if self.complete {
+            return None;
+        }
+        // All candidates go by their distance into buckets, whose order is then the order of ranks; only the bucket in
+        // which the target is reached needs to be sorted.
+        let bucket = |logit: f32| ((distance(logit) * BUCKETS_PER_UNIT) as usize).min(BUCKETS - 1);
+        let mut masses = [0u64; BUCKETS];
+        self.each(|candidate| {
+            if let Some(mass) = masses.get_mut(bucket(candidate.logit())) {
+                *mass += weight(-distance(candidate.logit()));
+            }
+        });
+        let mut sum = 0;
+        let crossing = masses.iter().position(|mass| {
+            sum += mass;
+            sum >= target
+        })?;
+        sum -= masses.get(crossing)?;
+        let mut crossed = Vec::new();
+        self.each(|candidate| {
+            if bucket(candidate.logit()) == crossing {
+                crossed.push(candidate);
+            }
+        });
+        crossed.sort_unstable();
+        crossed.into_iter().find(|candidate| {
+            sum += weight(-distance(candidate.logit()));
+            sum >= target
+        })
+    }
+
+    /// Calls `visit` with every candidate, in the order of tokens. Not for a `complete` ranking.
+    #[inline]
+    fn each(&self, mut visit: impl FnMut(Candidate)) {
+        let floor = self.last.logit();
+        for (index, (block, &peak)) in self.scores.chunks(BLOCK).zip(&self.buffers.peaks).enumerate() {
+            // False for NaN, and for -∞ as the floor is finite
+            if peak >= floor {
+                for (token, &score) in ((index * BLOCK) as u32..).zip(block) {
+                    if score >= floor {
+                        let candidate = Candidate::new(token, score);
+                        if candidate <= self.last {
+                            visit(candidate);
+                        }
+                    }
+                }
+            }
+        }
     }
 
     /// Sorts the first `count` candidates.
     fn load(&mut self, count: usize) {
-        let count = count.min(self.limit);
-        let Buffers { peaks, ranked } = &mut *self.buffers;
+        let mut ranked = std::mem::take(&mut self.buffers.ranked);
         ranked.clear();
         // With the count-th highest peak as the threshold, `count` blocks hold a score that reaches it: what the
         // first `count` candidates have is at least that. Few blocks need to be looked into.
-        let mut threshold = self.floor;
-        if 0 < count && count < peaks.len() {
-            ranked.extend(peaks.iter().map(|&peak| Candidate::new(0, peak)));
-            threshold = threshold.max(ranked.select_nth_unstable(count - 1).1.logit());
+        let last = self.last;
+        if 0 < count && count < self.buffers.peaks.len() {
+            ranked.extend(self.buffers.peaks.iter().map(|&peak| Candidate::new(u32::MAX, peak)));
+            self.last = last.min(*ranked.select_nth_unstable(count - 1).1);
             ranked.clear();
         }
-        let reaches = |score: f32| score >= threshold && score > f32::NEG_INFINITY;
-        for (index, (block, &peak)) in self.scores.chunks(BLOCK).zip(&*peaks).enumerate() {
-            if reaches(peak) {
-                let tokens = (index * BLOCK) as u32..;
-                let reaching = tokens.zip(block).filter(|&(_, &score)| reaches(score));
-                ranked.extend(reaching.map(|(token, &score)| Candidate::new(token, score)));
-            }
-        }
-        self.complete = count == self.limit || ranked.len() < count;
+        self.each(|candidate| ranked.push(candidate));
+        self.last = last;
+        self.complete = ranked.len() < count || count >= self.scores.len();
         if ranked.len() > count {
             ranked.select_nth_unstable(count);
             ranked.truncate(count);
         }
         ranked.sort_unstable();
+        self.buffers.ranked = ranked;
     }
 }
 
@@ -152,6 +230,11 @@ impl<'a> Ranking<'a> {
 mod tests {
     use super::*;
     use crate::sampler::tests::random_logits;
+
+    fn ranking<'a>(scores: &'a [f32], buffers: &'a mut Buffers) -> Ranking<'a> {
+        logits::peaks(scores, &mut buffers.peaks);
+        Ranking::new(scores, buffers, None)
+    }
 
     fn naive(scores: &[f32], limit: usize, floor: f32) -> Vec<(u32, f32)> {
         let mut all: Vec<(u32, f32)> = (0..).zip(scores.iter().copied()).collect();
@@ -194,39 +277,67 @@ mod tests {
                     }
                 }
                 let mut buffers = Buffers::default();
-                logits::peaks(&scores, &mut buffers.peaks);
-                for limit in [0, 1, 2, 40, 700, len] {
+                for limit in [1, 2, 40, 700, len] {
                     for floor in [f32::NEG_INFINITY, -1.0, 2.0, 1e9] {
                         let expected = naive(&scores, limit, floor);
-                        let mut ranking = Ranking::new(&scores, &mut buffers);
-                        ranking.keep(limit);
-                        ranking.keep_from(floor);
-                        assert_eq!(pairs(ranking.all()), expected);
-                        // The same, rank by rank, and with the steps in the other order after some were loaded
-                        let mut ranking = Ranking::new(&scores, &mut buffers);
-                        ranking.get(0);
-                        ranking.keep_from(floor);
-                        ranking.keep(limit);
-                        let walked: Vec<_> = (0..).map_while(|rank| ranking.get(rank)).collect();
-                        assert_eq!(pairs(&walked), expected);
+                        let mut one = ranking(&scores, &mut buffers);
+                        one.keep(limit);
+                        one.keep_from(floor);
+                        assert!(pairs(one.all()) == expected);
+                        let mut other = ranking(&scores, &mut buffers);
+                        other.best();
+                        other.keep_from(floor);
+                        other.keep(limit);
+                        assert!(pairs(other.all()) == expected);
                     }
                 }
             }
         }
     }
 
+    /// Flat enough, and with enough ties, that most searches have to go into the buckets.
+    fn flat_scores() -> Vec<f32> {
+        random_logits(11, 5000, 1.5).iter().map(|score| (score * 16.0).floor() / 16.0).collect()
+    }
+
     #[test]
     fn the_total_is_the_same_however_it_is_summed() {
-        let scores = random_logits(11, 5000, 3.0);
+        let scores = flat_scores();
         let mut buffers = Buffers::default();
-        logits::peaks(&scores, &mut buffers.peaks);
-        for floor in [f32::NEG_INFINITY, 0.5] {
+        let sorted = ranking(&scores, &mut buffers).all().to_vec();
+        for last in [Candidate::LAST, sorted[300], sorted[301], sorted[2500], sorted[4999]] {
             for temperature in [1.0, 0.3, 40.0] {
-                let mut ranking = Ranking::new(&scores, &mut buffers);
-                ranking.keep_from(floor);
+                let mut ranking = ranking(&scores, &mut buffers);
+                ranking.keep_to(last);
                 let swept = ranking.total(temperature);
+                assert!(!ranking.complete);
                 ranking.all();
                 assert_eq!(ranking.total(temperature), swept);
+            }
+        }
+    }
+
+    #[test]
+    fn a_search_finds_what_a_walk_over_all_finds() {
+        let scores = flat_scores();
+        let mut buffers = Buffers::default();
+        let sorted = ranking(&scores, &mut buffers).all().to_vec();
+        for last in [Candidate::LAST, sorted[10], sorted[700], sorted[4000]] {
+            for temperature in [1.0, 0.1, 3.0, 1e20] {
+                let mut ranking = ranking(&scores, &mut buffers);
+                ranking.keep_to(last);
+                let total = ranking.total(temperature);
+                for part in 0..=64 {
+                    let target = (total / 64 * part).max(1);
+                    let mut sum = 0;
+                    let expected = sorted.iter().find(|candidate| {
+                        sum += weight((candidate.logit() - sorted[0].logit()) / temperature);
+                        sum >= target
+                    });
+                    assert_eq!(ranking.find(target, temperature).as_ref(), expected);
+                }
+                assert!(ranking.find(total, temperature).is_some_and(|found| found <= last));
+                assert_eq!(ranking.find(total + 1, temperature), None);
             }
         }
     }

@@ -72,6 +72,11 @@ impl SamplerState {
                 logits.len()
             )));
         }
+        if logits.is_empty() {
+            return Err(Error::invalid_input(
+                "there are no logits to sample from; run the model on at least one token",
+            ));
+        }
         let mut best = logits::peaks(logits, &mut buffers.peaks);
         let logits = if best == f32::INFINITY {
             let mut finite = logits.to_vec();
@@ -86,44 +91,47 @@ impl SamplerState {
                 logits.len()
             )));
         }
-        let log_total = ln(logits::total(&logits, best, 1.0, f32::NEG_INFINITY) as f64 / UNIT as f64);
+        let total = logits::total(&logits, best, 1.0, f32::NEG_INFINITY);
+        let log_total = ln(total as f64 / UNIT as f64);
         let logprob = |logit: f32| (f64::from(logit) - f64::from(best) - log_total) as f32;
 
         let mut top_logprobs = Vec::new();
         if sampler.top_logprobs > 0 {
-            let mut ranking = Ranking::new(&logits, buffers);
+            let mut ranking = Ranking::new(&logits, buffers, None);
             ranking.keep(sampler.top_logprobs);
             let top = ranking.all().iter();
             top_logprobs.extend(top.map(|c| TokenLogprob { token: c.token(), logprob: logprob(c.logit()) }));
         }
 
-        let token = self.choose(&logits, best)?;
+        let token = self.choose(&logits, best, total)?;
         self.step += 1;
         self.history.push(token);
         let logit = logits.get(token as usize).copied().unwrap_or(f32::NEG_INFINITY);
         Ok(Choice { token, logprob: logprob(logit), top_logprobs })
     }
 
-    /// All steps. The peaks of `logits`, which has no +∞, are in the buffers; `best` is the highest.
-    fn choose(&mut self, logits: &[f32], mut best: f32) -> Result<u32> {
+    /// All steps, on logits without +∞, whose peaks are in the buffers. `best` is the highest of them, and `total` the
+    /// total of the weights at a temperature of 1.
+    fn choose(&mut self, logits: &[f32], best: f32, total: u64) -> Result<u32> {
         let Self { sampler, buffers, scores, history, .. } = self;
-        let mut logits = logits;
-        if !sampler.biases.is_empty() || !history.is_empty() {
+        let (logits, best, total) = if sampler.biases.is_empty() && history.is_empty() {
+            (logits, best, Some(total))
+        } else {
             scores.clear();
             scores.extend_from_slice(logits);
             add_biases(scores, &sampler.biases)?;
             history.penalize(scores, sampler);
-            best = logits::peaks(scores, &mut buffers.peaks);
+            let mut best = logits::peaks(scores, &mut buffers.peaks);
             if best == f32::INFINITY {
                 // A sum or product of large numbers overflowed.
                 best = make_finite(scores, buffers);
             }
-            logits = scores;
-        }
+            (&scores[..], best, None)
+        };
         let token = if sampler.temperature == 0.0 {
             first_of(logits, &buffers.peaks, best)
         } else {
-            let mut ranking = Ranking::new(logits, buffers);
+            let mut ranking = Ranking::new(logits, buffers, total);
             steps::narrow(&mut ranking, sampler);
             let random = uniform(self.seed, self.step);
             steps::draw(&mut ranking, sampler.temperature, random).map(|candidate| candidate.token())

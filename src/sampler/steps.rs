@@ -13,7 +13,7 @@ pub(super) fn narrow(ranking: &mut Ranking, sampler: &Sampler) {
         typical(ranking, sampler.typical);
     }
     // Both of the others keep the first so many candidates, and min-p asks only for the best one: its cut can be made
-    // before the search for top-p's, which then has less to sort, if the total is the one from before.
+    // first, if the total is the one from before, and top-p then has less to search.
     let total = (sampler.top_p < 1.0).then(|| ranking.total(1.0));
     if sampler.min_p > 0.0 {
         min_p(ranking, sampler.min_p);
@@ -63,17 +63,9 @@ fn typical(ranking: &mut Ranking, mass: f32) {
 /// Nucleus sampling (Holtzman, Buys, Du, Forbes and Choi, 2019): keeps the smallest set of the best candidates that
 /// has at least the share `mass` of `total`, and at least one.
 fn top_p(ranking: &mut Ranking, mass: f32, total: u64) {
-    let target = share(mass, total);
-    let best = ranking.best();
-    let (mut sum, mut count) = (0, 0);
-    while let Some(candidate) = ranking.get(count) {
-        sum += weight(candidate.logit() - best);
-        count += 1;
-        if sum >= target {
-            break;
-        }
+    if let Some(last) = ranking.find(share(mass, total), 1.0) {
+        ranking.keep_to(last);
     }
-    ranking.keep(count);
 }
 
 /// Min-p (Nguyen, Baker, Neo, Roush, Kirsch and Shwartz-Ziv, 2024): keeps the candidates that are at least `ratio`
@@ -83,25 +75,15 @@ fn min_p(ranking: &mut Ranking, ratio: f32) {
     ranking.keep_from(floor as f32);
 }
 
-/// The part `fraction` of `total`, rounded up.
+/// The part `fraction` of `total`, rounded up, and at least 1.
 fn share(fraction: f32, total: u64) -> u64 {
-    (f64::from(fraction) * total as f64).ceil() as u64
+    ((f64::from(fraction) * total as f64).ceil() as u64).max(1)
 }
 
 /// Draws a candidate at a temperature: the one in whose part of the cumulated weights, in rank order, the fraction
 /// `random / 2^64` of their total falls. `None` if there are no candidates.
 pub(super) fn draw(ranking: &mut Ranking, temperature: f32, random: u64) -> Option<Candidate> {
-    let best = ranking.best();
     let total = ranking.total(temperature);
-    let mut rest = ((u128::from(random) * u128::from(total)) >> 64) as u64;
-    let mut rank = 0;
-    while let Some(candidate) = ranking.get(rank) {
-        let weight = weight((candidate.logit() - best) / temperature);
-        if rest < weight {
-            return Some(candidate);
-        }
-        rest -= weight;
-        rank += 1;
-    }
-    None
+    let before = ((u128::from(random) * u128::from(total)) >> 64) as u64;
+    ranking.find(before + 1, temperature)
 }

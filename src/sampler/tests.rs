@@ -70,7 +70,7 @@ fn naive(logits: &[f32], sampler: &Sampler) -> Distribution {
 fn by_the_steps(scores: &[f32], sampler: &Sampler) -> Distribution {
     let mut buffers = Buffers::default();
     logits::peaks(scores, &mut buffers.peaks);
-    let mut ranking = Ranking::new(scores, &mut buffers);
+    let mut ranking = Ranking::new(scores, &mut buffers, None);
     steps::narrow(&mut ranking, sampler);
     let best = ranking.best();
     let total = ranking.total(sampler.temperature) as f64;
@@ -139,7 +139,7 @@ fn min_p_of_1_keeps_the_best_and_its_equals() {
 
 #[test]
 fn a_draw_inverts_the_cumulated_distribution() {
-    // Long and flat enough that the ranking has to grow while the draw walks it
+    // Long and flat enough that the draw has to search beyond the first ones
     for (len, scale, temperature) in [(5, 1.0, 0.7), (4000, 0.5, 1.0), (4000, 2.0, 5.0)] {
         let scores = random_logits(len as u64, len, scale);
         let sampler = off().temperature(temperature).build().unwrap();
@@ -162,7 +162,7 @@ fn a_draw_inverts_the_cumulated_distribution() {
             let expected = ends.iter().find(|&&(_, end)| u < end).unwrap_or(ends.last().unwrap()).0;
             let mut buffers = Buffers::default();
             logits::peaks(&scores, &mut buffers.peaks);
-            let mut ranking = Ranking::new(&scores, &mut buffers);
+            let mut ranking = Ranking::new(&scores, &mut buffers, None);
             assert_eq!(steps::draw(&mut ranking, temperature, random).unwrap().token(), expected, "{u}");
         }
     }

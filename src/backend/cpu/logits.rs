@@ -10,7 +10,7 @@ use crate::sampler::math::{WEIGHT_BITS_OF_ZERO, weight_bits};
 pub(crate) const BLOCK: usize = 64;
 
 /// Independent lanes of a loop, enough for the widest registers.
-const LANES: usize = 16;
+const LANES: usize = 32;
 
 /// Writes the largest logit of each [`BLOCK`] to `peaks` and returns the largest of all. NaN counts as -∞, as does an
 /// empty row.
@@ -99,19 +99,26 @@ fn peaks_body(logits: &[f32], peaks: &mut Vec<f32>) -> f32 {
 
 #[inline(always)]
 fn total_body(logits: &[f32], best: f32, temperature: f32, floor: f32) -> u64 {
-    let term = |logit: f32| {
-        let distance = if logit >= floor { (logit - best) / temperature } else { f32::NEG_INFINITY };
-        weight_bits(distance)
-    };
+    if temperature == 1.0 && floor == f32::NEG_INFINITY {
+        // The most frequent case by far, and a third faster without the division. NaN and -∞ weigh nothing anyway.
+        sum(logits, |logit| logit - best)
+    } else {
+        sum(logits, |logit| if logit >= floor { (logit - best) / temperature } else { f32::NEG_INFINITY })
+    }
+}
+
+/// The sum of the weights of `distance(logit)`.
+#[inline(always)]
+fn sum(logits: &[f32], distance: impl Fn(f32) -> f32) -> u64 {
     let mut lanes = [0u64; LANES];
     let (groups, rest) = logits.as_chunks::<LANES>();
     for group in groups {
         for (lane, &logit) in lanes.iter_mut().zip(group) {
-            *lane = lane.wrapping_add(term(logit));
+            *lane = lane.wrapping_add(weight_bits(distance(logit)));
         }
     }
     let lanes = lanes.iter().fold(0u64, |sum, &lane| sum.wrapping_add(lane));
-    let sum = rest.iter().fold(lanes, |sum, &logit| sum.wrapping_add(term(logit)));
+    let sum = rest.iter().fold(lanes, |sum, &logit| sum.wrapping_add(weight_bits(distance(logit))));
     sum.wrapping_sub((logits.len() as u64).wrapping_mul(WEIGHT_BITS_OF_ZERO))
 }
 
