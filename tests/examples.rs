@@ -111,3 +111,11 @@ fn devices_lists_the_processor_as_usable() {
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.lines().any(|line| line.starts_with("cpu") && line.ends_with("(usable)")), "{text}");
 }
+
+#[test]
+fn the_readme_shows_the_quickstart_example() {
+    let read = |path| std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();
+    let (readme, example) = (read("README.md"), read("examples/quickstart.rs"));
+    let (_, program) = example.split_once("\n\n").unwrap();
+    assert!(readme.contains(&format!("```rust\n{program}```")), "README.md and examples/quickstart.rs differ");
+}
