@@ -1,5 +1,7 @@
 //! The sampler on large vocabularies: `cargo bench --bench sampler`.
 
+#![allow(missing_docs)] // of what criterion's macros make
+
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};

@@ -269,6 +269,7 @@ fn nothing_to_choose_from_is_an_error_that_changes_nothing() {
         refuse(sampler(), &[-inf, f32::NAN], "none of the 2 logits");
         refuse(sampler().ban(0).ban(1), &[1.0, 2.0], "banned");
         refuse(sampler().ban(1), &[-inf, 2.0], "banned");
+        refuse(sampler().ban(0).typical(0.5).top_k(3).top_p(0.5).min_p(0.5), &[2.0], "banned");
         refuse(sampler().ban(2), &[1.0, 2.0], "token 2, but the model has only the tokens 0 to 1");
         refuse(sampler().logit_bias(u32::MAX, 1.0), &[1.0, 2.0], "token 4294967295");
         refuse(sampler(), &vec![0.0; (1 << 23) + 1], "8388609 logits");
@@ -279,6 +280,50 @@ fn nothing_to_choose_from_is_an_error_that_changes_nothing() {
     for _ in 0..10 {
         assert!(disturbed.sample(&[f32::NAN]).is_err());
         assert_eq!(disturbed.sample(&logits).unwrap(), calm.sample(&logits).unwrap());
+    }
+}
+
+#[test]
+fn no_logits_and_no_settings_make_it_panic_or_choose_what_it_must_not() {
+    let mut state = 2024;
+    let mut pick = |values: &[f32]| values[bits(&mut state) as usize % values.len()];
+    let (inf, tiny) = (f32::INFINITY, f32::from_bits(1));
+    let logit = [f32::NAN, -f32::NAN, inf, -inf, -inf, f32::MAX, f32::MIN, tiny, 0.0, -0.0, 1.0, 1.0, -3.0, 90.0, 1e30];
+    for round in 0..4000 {
+        let logits: Vec<f32> = match round % 3 {
+            0 => (0..[1, 2, 5, 70, 700][round % 5]).map(|_| pick(&logit)).collect(),
+            1 => vec![pick(&logit); 600],
+            _ => (0..600).map(|_| pick(&[-inf, 0.0, 1.0, 1.5, f32::NAN, 2.0])).collect(),
+        };
+        let share = [0.0, tiny, 0.3, 0.999, 1.0, 1.0];
+        let penalty = [0.0, 0.0, 0.5, -0.5, f32::MAX, f32::MIN];
+        let sampler = Sampler::builder()
+            .temperature(pick(&[0.0, tiny, 1e-30, 0.8, 1.0, 1.0, 1e30, f32::MAX]))
+            .top_k(pick(&[0.0, 0.0, 1.0, 3.0, 300.0, 1e9]) as usize)
+            .typical(pick(&share))
+            .top_p(pick(&share))
+            .min_p(pick(&share))
+            .repetition_penalty(pick(&[1.0, 1.0, tiny, 1.3, f32::MAX]))
+            .frequency_penalty(pick(&penalty))
+            .presence_penalty(pick(&penalty))
+            .penalty_window(pick(&[0.0, 1.0, 64.0, f32::MAX]) as usize)
+            .logit_bias(0, pick(&[0.0, 1.0, f32::MAX, f32::MIN, -inf]))
+            .top_logprobs(pick(&[0.0, 1.0, 1e4]) as usize)
+            .seed(round as u64)
+            .build()
+            .unwrap();
+        let mut state = sampler.start(&[0, 0, 1, 9999]);
+        for _ in 0..4 {
+            match state.sample(&logits) {
+                Ok(choice) => {
+                    let logit = logits[choice.token as usize];
+                    assert!(logit > -inf, "{logit} {sampler:?}");
+                    assert!(choice.logprob <= 0.0, "{} {sampler:?}", choice.logprob);
+                    assert!(choice.top_logprobs.iter().all(|top| top.logprob <= 0.0));
+                }
+                Err(error) => assert_eq!(error.kind(), ErrorKind::InvalidInput),
+            }
+        }
     }
 }
 

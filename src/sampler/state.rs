@@ -26,6 +26,7 @@ pub struct Choice {
 
 /// A token and the logarithm of its probability.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub struct TokenLogprob {
     /// The token's id.
     pub token: u32,
@@ -128,19 +129,21 @@ impl SamplerState {
             }
             (&scores[..], best, None)
         };
-        let token = if sampler.temperature == 0.0 {
-            first_of(logits, &buffers.peaks, best)
-        } else {
-            let mut ranking = Ranking::new(logits, buffers, total);
-            steps::narrow(&mut ranking, sampler);
-            let random = uniform(self.seed, self.step);
-            steps::draw(&mut ranking, sampler.temperature, random).map(|candidate| candidate.token())
-        };
-        token.ok_or_else(|| {
+        let nothing = || {
             Error::invalid_input(
                 "every token with a logit above -inf is banned by the sampler's biases; allow at least one of them",
             )
-        })
+        };
+        if best == f32::NEG_INFINITY {
+            return Err(nothing());
+        }
+        if sampler.temperature == 0.0 {
+            return first_of(logits, &buffers.peaks, best).ok_or_else(nothing);
+        }
+        let mut ranking = Ranking::new(logits, buffers, total);
+        steps::narrow(&mut ranking, sampler);
+        let random = uniform(self.seed, self.step);
+        steps::draw(&mut ranking, sampler.temperature, random).map(|drawn| drawn.token()).ok_or_else(nothing)
     }
 }
 
@@ -167,13 +170,9 @@ fn add_biases(logits: &mut [f32], biases: &[(u32, f32)]) -> Result<()> {
     Ok(())
 }
 
-/// The first token whose logit is `best`, which is the highest of the peaks; `None` where that is -∞.
+/// The first token whose logit is `best`, the highest of the peaks.
 fn first_of(logits: &[f32], peaks: &[f32], best: f32) -> Option<u32> {
-    if best == f32::NEG_INFINITY {
-        return None;
-    }
-    let block = peaks.iter().position(|&peak| peak == best)?;
-    let start = block * BLOCK;
+    let start = peaks.iter().position(|&peak| peak == best)? * BLOCK;
     let within = logits.get(start..)?.iter().position(|&logit| logit == best)?;
     Some((start + within) as u32)
 }

@@ -167,3 +167,14 @@ fn a_draw_inverts_the_cumulated_distribution() {
         }
     }
 }
+
+#[test]
+fn a_draw_is_exact_at_the_boundary() {
+    let mut buffers = Buffers::default();
+    let scores = [1.5, 1.5];
+    logits::peaks(&scores, &mut buffers.peaks);
+    for (random, token) in [(0, 0), ((1 << 63) - 1, 0), (1 << 63, 1), (u64::MAX, 1)] {
+        let mut ranking = Ranking::new(&scores, &mut buffers, None);
+        assert_eq!(steps::draw(&mut ranking, 1.0, random).unwrap().token(), token);
+    }
+}

@@ -9,8 +9,9 @@ use crate::sampler::math::{WEIGHT_BITS_OF_ZERO, weight_bits};
 /// How many logits share a peak.
 pub(crate) const BLOCK: usize = 64;
 
-/// Independent lanes of a loop, enough for the widest registers.
-const LANES: usize = 32;
+/// Independent lanes of the maximum of a block, and of a sum: enough to keep the widest registers busy.
+const MAX_LANES: usize = 16;
+const SUM_LANES: usize = 32;
 
 /// Writes the largest logit of each [`BLOCK`] to `peaks` and returns the largest of all. NaN counts as -∞, as does an
 /// empty row.
@@ -83,8 +84,8 @@ fn peaks_body(logits: &[f32], peaks: &mut Vec<f32>) -> f32 {
     }
     let mut best = f32::NEG_INFINITY;
     for block in logits.chunks(BLOCK) {
-        let mut lanes = [f32::NEG_INFINITY; LANES];
-        let (groups, rest) = block.as_chunks::<LANES>();
+        let mut lanes = [f32::NEG_INFINITY; MAX_LANES];
+        let (groups, rest) = block.as_chunks::<MAX_LANES>();
         for group in groups {
             for (lane, &logit) in lanes.iter_mut().zip(group) {
                 *lane = larger(logit, *lane);
@@ -110,8 +111,8 @@ fn total_body(logits: &[f32], best: f32, temperature: f32, floor: f32) -> u64 {
 /// The sum of the weights of `distance(logit)`.
 #[inline(always)]
 fn sum(logits: &[f32], distance: impl Fn(f32) -> f32) -> u64 {
-    let mut lanes = [0u64; LANES];
-    let (groups, rest) = logits.as_chunks::<LANES>();
+    let mut lanes = [0u64; SUM_LANES];
+    let (groups, rest) = logits.as_chunks::<SUM_LANES>();
     for group in groups {
         for (lane, &logit) in lanes.iter_mut().zip(group) {
             *lane = lane.wrapping_add(weight_bits(distance(logit)));
