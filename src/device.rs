@@ -44,11 +44,9 @@ impl std::str::FromStr for Device {
             "auto" => Ok(Device::Auto),
             "cpu" => Ok(Device::Cpu),
             "hip" => Ok(Device::Hip(0)),
-            _ => text
-                .strip_prefix("hip:")
-                .and_then(|n| n.parse().ok())
-                .map(Device::Hip)
-                .ok_or_else(|| Error::invalid_input(format!("device \"{text}\" is unknown; use auto, cpu, hip or hip:N"))),
+            _ => text.strip_prefix("hip:").and_then(|n| n.parse().ok()).map(Device::Hip).ok_or_else(|| {
+                Error::invalid_input(format!("device \"{text}\" is unknown; use auto, cpu, hip or hip:N"))
+            }),
         }
     }
 }

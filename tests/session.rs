@@ -207,7 +207,8 @@ fn a_full_context_is_a_typed_error_that_loses_nothing() {
     let model = tiny();
     let mut session = model.session_with(SessionOptions::default().context(40)).unwrap();
     assert_eq!(session.feed(&prompt(14, 41)).unwrap_err().kind(), ErrorKind::ContextFull);
-    let mut generation = session.generate(&prompt(14, 36), &Sampler::builder().temperature(0.0).ban(257).build().unwrap()).unwrap();
+    let mut generation =
+        session.generate(&prompt(14, 36), &Sampler::builder().temperature(0.0).ban(257).build().unwrap()).unwrap();
     let mut drawn = 0;
     let error = loop {
         match generation.next().unwrap() {

@@ -40,7 +40,8 @@ impl Config {
 
         let layers = needed("block_count")?;
         let embed = needed("embedding_length")?;
-        let heads = uniform(meta, &key("attention.head_count"))?.ok_or_else(|| missing(&key("attention.head_count")))?;
+        let heads =
+            uniform(meta, &key("attention.head_count"))?.ok_or_else(|| missing(&key("attention.head_count")))?;
         let kv_heads = uniform(meta, &key("attention.head_count_kv"))?.unwrap_or(heads);
         let feed_forward =
             uniform(meta, &key("feed_forward_length"))?.ok_or_else(|| missing(&key("feed_forward_length")))?;

@@ -71,7 +71,7 @@ impl Model {
                 config.vocab
             )));
         }
-        let template = ChatTemplate::from_metadata(gguf.metadata(), &tokenizer).map_err(Arc::new);
+        let template = ChatTemplate::from_metadata(gguf.metadata()).map_err(Arc::new);
         if let Err(e) = &template {
             log::warn!("{}: the chat template is unusable: {e}", gguf.path().display());
         }
@@ -136,7 +136,7 @@ impl Model {
     /// # Errors
     /// `InvalidInput` where the vocabulary cannot express the text.
     pub fn prompt(&self, text: &str) -> Result<Prompt> {
-        let tokens = self.0.tokenizer.encode(text, &EncodeOptions::default())?;
+        let tokens = self.0.tokenizer.encode(text, EncodeOptions::default())?;
         Ok(Prompt::from_tokens(tokens))
     }
 

@@ -270,8 +270,11 @@ impl Program {
     /// Bytes of weights that one token's pass reads: every matrix once, one row of an embedding table that is not also
     /// the output matrix.
     pub(crate) fn bytes_per_token(&self) -> u64 {
-        let used: std::collections::HashSet<usize> =
-            self.ops.iter().filter_map(|op| if let Op::MatMul { weight, .. } = op { Some(weight.0) } else { None }).collect();
+        let used: std::collections::HashSet<usize> = self
+            .ops
+            .iter()
+            .filter_map(|op| if let Op::MatMul { weight, .. } = op { Some(weight.0) } else { None })
+            .collect();
         used.iter().filter_map(|&w| self.weights.get(w)).map(|w| w.tensor.size()).sum()
     }
 }

@@ -29,9 +29,18 @@ pub(crate) struct Rope {
 pub(crate) enum RopeScaling {
     None,
     /// Positions are divided by `factor`.
-    Linear { factor: f64 },
+    Linear {
+        factor: f64,
+    },
     /// Low frequencies are divided by `factor`, high ones kept.
-    Yarn { factor: f64, original_context: f64, ext_factor: f64, attn_factor: f64, beta_fast: f64, beta_slow: f64 },
+    Yarn {
+        factor: f64,
+        original_context: f64,
+        ext_factor: f64,
+        attn_factor: f64,
+        beta_fast: f64,
+        beta_slow: f64,
+    },
 }
 
 impl RopeScaling {
@@ -96,9 +105,8 @@ impl Rope {
             RopeScaling::Linear { factor } => (plain.map(|f| f / factor).collect(), 1.0),
             RopeScaling::Yarn { factor, original_context, ext_factor, attn_factor, beta_fast, beta_slow } => {
                 // The pair that turns `turns` times over the original context.
-                let pair = |turns: f64| {
-                    n * (original_context / (turns * 2.0 * std::f64::consts::PI)).ln() / (2.0 * base.ln())
-                };
+                let pair =
+                    |turns: f64| n * (original_context / (turns * 2.0 * std::f64::consts::PI)).ln() / (2.0 * base.ln());
                 let low = pair(beta_fast).floor().max(0.0);
                 let high = pair(beta_slow).ceil().min(n - 1.0);
                 let freqs = plain.enumerate().map(|(i, f)| {

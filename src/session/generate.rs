@@ -164,8 +164,7 @@ impl<'s> Generation<'s> {
         self.left -= 1;
         self.pending = Some(choice.token);
         self.stats.generated_tokens += 1;
-        let text = self.decoder.push(self.session.model.tokenizer(), choice.token);
-        let (text, stopped) = self.stop.push(&text);
+        let (text, stopped) = self.stop.push(self.decoder.push(choice.token));
         if stopped {
             self.reason = Some(StopReason::StopText);
         }
@@ -175,8 +174,7 @@ impl<'s> Generation<'s> {
     /// Ends the generation; where text was held back, a last piece brings it.
     fn finish(&mut self, reason: StopReason) -> Option<Piece> {
         self.reason = Some(reason);
-        let rest = self.decoder.finish();
-        let (mut text, stopped) = self.stop.push(&rest);
+        let (mut text, stopped) = self.stop.push(self.decoder.flush());
         if stopped {
             self.reason = Some(StopReason::StopText);
         } else {

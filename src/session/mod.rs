@@ -268,9 +268,9 @@ impl Session {
         }
         let vocab = self.model.vocab_len();
         match tokens.iter().find(|&&t| t as usize >= vocab) {
-            Some(token) => Err(Error::invalid_input(format!(
-                "token {token} is not in the vocabulary, which has {vocab} tokens"
-            ))),
+            Some(token) => {
+                Err(Error::invalid_input(format!("token {token} is not in the vocabulary, which has {vocab} tokens")))
+            }
             None => Ok(()),
         }
     }

@@ -25,7 +25,7 @@ impl Prompt {
         let mut tokens = Vec::new();
         for segment in rendered.segments() {
             let options = EncodeOptions { add_special: false, parse_special: segment.parse_special };
-            tokens.extend(tokenizer.encode(&segment.text, &options)?);
+            tokens.extend(tokenizer.encode(&segment.text, options)?);
         }
         if tokenizer.adds_bos()
             && let Some(bos) = tokenizer.bos()

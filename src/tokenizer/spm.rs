@@ -4,8 +4,8 @@
 use super::index::NONE;
 use super::vocab::{SCORES, Vocab, same_length};
 use super::{TokenId, byte_ids};
-use crate::gguf::Metadata;
 use crate::Result;
+use crate::gguf::Metadata;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 

@@ -59,7 +59,10 @@ impl PageStore for Pages {
         let memory = NonNull::new(unsafe { alloc_zeroed(self.layout) }).ok_or_else(|| {
             Error::new(
                 ErrorKind::OutOfMemory,
-                format!("no memory for a cache page of {} bytes; use shorter contexts or fewer sessions", self.layout.size()),
+                format!(
+                    "no memory for a cache page of {} bytes; use shorter contexts or fewer sessions",
+                    self.layout.size()
+                ),
             )
         })?;
         let mut all = self.lock();

@@ -8,18 +8,53 @@ use std::collections::HashSet;
 /// An operation that computes each row from the same row alone, so that a thread can run a chain of them on its rows.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum RowOp {
-    Embed { table: Weight, out: Buf },
-    Scale { x: Buf, by: f32 },
-    RmsNorm { x: Buf, weight: Weight, eps: f32, out: Buf },
-    HeadNorm { x: Buf, weight: Weight, eps: f32 },
-    Rope { x: Buf, rope: usize, head_dim: usize },
-    Glu { gate: Buf, up: Buf, act: Activation, out: Buf },
-    Add { x: Buf, y: Buf },
-    Softcap { x: Buf, cap: f32 },
+    Embed {
+        table: Weight,
+        out: Buf,
+    },
+    Scale {
+        x: Buf,
+        by: f32,
+    },
+    RmsNorm {
+        x: Buf,
+        weight: Weight,
+        eps: f32,
+        out: Buf,
+    },
+    HeadNorm {
+        x: Buf,
+        weight: Weight,
+        eps: f32,
+    },
+    Rope {
+        x: Buf,
+        rope: usize,
+        head_dim: usize,
+    },
+    Glu {
+        gate: Buf,
+        up: Buf,
+        act: Activation,
+        out: Buf,
+    },
+    Add {
+        x: Buf,
+        y: Buf,
+    },
+    Softcap {
+        x: Buf,
+        cap: f32,
+    },
     /// The row of `x`, over tokens, that this row of `out`, over outputs, wants.
-    Gather { x: Buf, out: Buf },
+    Gather {
+        x: Buf,
+        out: Buf,
+    },
     /// Makes the int8 form of a row, which the matrix products after it read.
-    Quantize { x: Buf },
+    Quantize {
+        x: Buf,
+    },
 }
 
 /// One matrix product of a step.
@@ -35,11 +70,26 @@ pub(super) struct MatMul {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Step {
     /// A chain of row operations, for every row by itself.
-    Rows { kind: RowKind, ops: Vec<RowOp> },
+    Rows {
+        kind: RowKind,
+        ops: Vec<RowOp>,
+    },
     /// Matrix products that do not read each other's results.
-    MatMuls { kind: RowKind, products: Vec<MatMul> },
-    StoreKv { layer: usize, k: Buf, v: Buf },
-    Attention { layer: usize, q: Buf, out: Buf, info: AttentionInfo },
+    MatMuls {
+        kind: RowKind,
+        products: Vec<MatMul>,
+    },
+    StoreKv {
+        layer: usize,
+        k: Buf,
+        v: Buf,
+    },
+    Attention {
+        layer: usize,
+        q: Buf,
+        out: Buf,
+        info: AttentionInfo,
+    },
 }
 
 /// The lowered program.

@@ -60,7 +60,13 @@ impl Team {
     /// Walks `items.len()` steps of so many items each: `run(member, step, item)` is called once for every item, with
     /// all items of a step finished before any of the next begins. `member` is below [`threads`](Self::threads) and
     /// unique among the calls that run at one time. Returns false where `stop` was true before the end.
-    pub(crate) fn walk<F>(&self, progress: &mut Progress, items: &[usize], stop: &(dyn Fn() -> bool + Sync), run: F) -> bool
+    pub(crate) fn walk<F>(
+        &self,
+        progress: &mut Progress,
+        items: &[usize],
+        stop: &(dyn Fn() -> bool + Sync),
+        run: F,
+    ) -> bool
     where
         F: Fn(usize, usize, usize) + Sync,
     {

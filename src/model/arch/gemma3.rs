@@ -20,7 +20,9 @@ pub(super) fn program(gguf: &Gguf, c: &Config) -> Result<Program> {
     let sliding = sliding_layers(gguf, c, window)?;
     let local_base = meta.f32("gemma3.rope.freq_base_swa")?.unwrap_or(10_000.0);
     if !(local_base.is_finite() && local_base > 1.0) {
-        return Err(Error::invalid_file(format!("key gemma3.rope.freq_base_swa has the impossible value {local_base}")));
+        return Err(Error::invalid_file(format!(
+            "key gemma3.rope.freq_base_swa has the impossible value {local_base}"
+        )));
     }
     let global = b.rope(c.rope(RopeStyle::Neox, None));
     let local = Rope::new(RopeStyle::Neox, c.rope_columns, f64::from(local_base), RopeScaling::None, None);

@@ -99,8 +99,7 @@ fn feed_forward(b: &mut Builder<'_>, buf: &Buffers, i: usize, act: Activation) -
 fn attention(b: &mut Builder<'_>, c: &Config, buf: &Buffers, rope: usize, scale: f32, window: Option<usize>) {
     b.op(Op::Rope { x: buf.q, rope, head_dim: c.head_dim });
     b.op(Op::Rope { x: buf.k, rope, head_dim: c.head_dim });
-    let layer =
-        b.kv_layer(KvShape { kv_heads: c.kv_heads, head_dim: c.head_dim, value_dim: c.value_dim });
+    let layer = b.kv_layer(KvShape { kv_heads: c.kv_heads, head_dim: c.head_dim, value_dim: c.value_dim });
     b.op(Op::StoreKv { layer, k: buf.k, v: buf.v });
     let info = AttentionInfo {
         heads: c.heads,

@@ -9,8 +9,7 @@ pub(crate) use store::StorePlan;
 use crate::backend::KvType;
 use crate::{Error, Result};
 
-/// Positions in a page.
-pub(crate) const PAGE_LEN: usize = 64;
+pub(crate) use crate::backend::kv::PAGE_LEN;
 
 /// Numbers in a block of [`KvType::Q8_0`], which share a scale.
 pub(crate) const Q8_BLOCK: usize = 32;

@@ -159,6 +159,14 @@ impl<'a> OutPtr<'a> {
         Self { to: to.as_mut_ptr(), len: to.len(), stride, lifetime: PhantomData }
     }
 
+    /// An output to the `len` elements at `to`, where tokens are `stride` elements apart.
+    ///
+    /// # Safety
+    /// They are valid for writes for the lifetime.
+    pub(crate) unsafe fn from_raw(to: *mut f32, len: usize, stride: usize) -> Self {
+        Self { to, len, stride, lifetime: PhantomData }
+    }
+
     /// Panics unless rows `rows` of `n` tokens are within the matrix and the output.
     fn check(&self, w: &Matrix<'_>, n: usize, rows: &Range<usize>, bias: Option<&[f32]>) {
         assert!(rows.start <= rows.end && rows.end <= w.rows, "rows {rows:?} of {}", w.rows);
@@ -182,6 +190,12 @@ pub(crate) struct Scratch {
     tile: Box<Tile>,
     corrections: Box<[i32]>,
     row: Box<[f32]>,
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Scratch {
