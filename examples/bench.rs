@@ -9,8 +9,7 @@ use std::fmt;
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Instant;
-use wavelm::Model;
-use wavelm::session::{Prompt, Session};
+use wavelm::{Model, Prompt, Session};
 
 const HELP: &str = "\
 Measures how fast a model reads prompts (pp) and generates (tg), with the tests of llama-bench: random tokens,

@@ -9,9 +9,7 @@ use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
-use wavelm::sampler::Sampler;
-use wavelm::session::{Canceller, Session, Stats};
-use wavelm::{Error, ErrorKind, Message, Model};
+use wavelm::{Canceller, Error, ErrorKind, Message, Model, Sampler, Session, Stats};
 
 const HELP: &str = "\
 Talks with a model. Ctrl-C stops an answer; the end of the input (Ctrl-D) or /quit ends the program.

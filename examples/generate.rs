@@ -6,9 +6,7 @@ use common::cli::{Cli, Outcome, run};
 use common::model::{MODEL_OPTIONS, ModelOptions};
 use std::io::{self, IsTerminal, Read, Write};
 use std::process::ExitCode;
-use wavelm::sampler::Sampler;
-use wavelm::session::{Stats, StopReason};
-use wavelm::{Message, Model};
+use wavelm::{Message, Model, Sampler, Stats, StopReason};
 
 const HELP: &str = "\
 Continues a prompt with a language model. Only the generated text goes to standard output.

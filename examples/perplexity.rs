@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use wavelm::session::{Prompt, Session};
+use wavelm::{Prompt, Session};
 use wavelm::tokenizer::EncodeOptions;
 
 const HELP: &str = "\
@@ -45,7 +45,7 @@ fn perplexity(cli: &mut Cli) -> Outcome {
 
     let model = options.load()?;
     let tokenizer = model.tokenizer();
-    let tokens = tokenizer.encode(text.strip_suffix('\n').unwrap_or(&text), &EncodeOptions::default())?;
+    let tokens = tokenizer.encode(text.strip_suffix('\n').unwrap_or(&text), EncodeOptions::default())?;
     let chunks = (tokens.len() / chunk_len).min(most);
     if chunks == 0 {
         let (name, len) = (file.display(), tokens.len());
