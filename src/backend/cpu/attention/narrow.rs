@@ -5,9 +5,10 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::page::{Cache, Element, RowTile, first_page};
+use super::page::{Cache, Element, F16, F32, Q8_0, RowTile, first_page};
 use super::plan::Item;
 use super::{LOWEST, State};
+use crate::backend::KvType;
 use crate::backend::cpu::kv::PAGE_LEN;
 use crate::backend::cpu::simd::{self, Kernel, Simd, math};
 
@@ -32,8 +33,9 @@ struct Work {
 }
 
 #[inline(always)]
-pub(super) fn run<S: Simd, E: Element>(s: S, item: Item) {
+pub(super) fn run<S: Simd>(s: S, item: Item) {
     let count = item.queries.count;
+    let kv_type = item.cache.layout.kv_type;
     let (keys, values) = (item.cache.layout.keys, item.cache.layout.values);
     let (k_padded, v_padded) = (keys.padded, values.padded);
     let [q, scores, sums, max, sum, rescale, k_scales, v_scales] = item.scratch.buffers([
@@ -69,7 +71,7 @@ pub(super) fn run<S: Simd, E: Element>(s: S, item: Item) {
             let n = page.len();
             let k = item.cache.keys(s, &page, k_scales);
             let v = item.cache.values(s, &page, v_scales);
-            run_pass::<S, E>(s, count, Pass { step: Step::Score, work, first: 0, rows: k, n, ahead: v });
+            run_pass(s, kv_type, count, Pass { step: Step::Score, work, first: 0, rows: k, n, ahead: v });
             for m in 0..count {
                 soften(s, &work, m, n, item.queries.visible_in(m, &page), cap);
             }
@@ -78,7 +80,7 @@ pub(super) fn run<S: Simd, E: Element>(s: S, item: Item) {
                 true => v,
                 false => item.cache.keys_ahead(&positions),
             };
-            run_pass::<S, E>(s, count, Pass { step: Step::Accumulate, work, first: 0, rows: v, n, ahead });
+            run_pass(s, kv_type, count, Pass { step: Step::Accumulate, work, first: 0, rows: v, n, ahead });
         }
         for m in 0..count {
             let values = std::slice::from_raw_parts(sums.add(m * v_padded).cast_const(), v_padded);
@@ -111,26 +113,35 @@ enum Step {
 
 /// Runs a pass for all queries, in as few blocks as there can be, of about the same size.
 #[inline(always)]
-fn run_pass<S: Simd, E: Element>(s: S, count: usize, pass: Pass) {
+fn run_pass<S: Simd>(s: S, kv_type: KvType, count: usize, pass: Pass) {
     let blocks = count.div_ceil(S::QUERIES);
     let mut first = 0;
     for block in 0..blocks {
         let queries = (count - first).div_ceil(blocks - block);
         let pass = Pass { first, ..pass };
-        match queries {
-            4 if S::QUERIES >= 4 => s.call(Queries::<E, 4>(pass, PhantomData)),
-            3 if S::QUERIES >= 3 => s.call(Queries::<E, 3>(pass, PhantomData)),
-            2 if S::QUERIES >= 2 => s.call(Queries::<E, 2>(pass, PhantomData)),
-            _ => s.call(Queries::<E, 1>(pass, PhantomData)),
+        match kv_type {
+            KvType::F32 => run_block::<S, F32>(s, queries, pass),
+            KvType::F16 => run_block::<S, F16>(s, queries, pass),
+            KvType::Q8_0 => run_block::<S, Q8_0>(s, queries, pass),
         }
         first += queries;
     }
 }
 
-/// A pass for `G` queries over a cache of elements `E`.
-struct Queries<E, const G: usize>(Pass, PhantomData<E>);
+#[inline(always)]
+fn run_block<S: Simd, E: Element>(s: S, queries: usize, pass: Pass) {
+    match queries {
+        4 if S::QUERIES >= 4 => s.call(Block::<E, 4>(pass, PhantomData)),
+        3 if S::QUERIES >= 3 => s.call(Block::<E, 3>(pass, PhantomData)),
+        2 if S::QUERIES >= 2 => s.call(Block::<E, 2>(pass, PhantomData)),
+        _ => s.call(Block::<E, 1>(pass, PhantomData)),
+    }
+}
 
-impl<E: Element, const G: usize> Kernel for Queries<E, G> {
+/// A pass for `G` queries over a cache of elements `E`.
+struct Block<E, const G: usize>(Pass, PhantomData<E>);
+
+impl<E: Element, const G: usize> Kernel for Block<E, G> {
     type Output = ();
 
     #[inline(always)]

@@ -3,11 +3,13 @@
 //! register-blocked multiplication, in which a number of a key or value is broadcast and three vectors of queries share
 //! it. Keys and values of a page are converted to `f32` once for a tile of queries.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::page::{Cache, Element, RowTile, first_page};
+use super::page::{Cache, Element, F16, F32, Q8_0, RowTile, first_page};
 use super::plan::Item;
 use super::{LOWEST, State};
+use crate::backend::KvType;
 use crate::backend::cpu::kv::PAGE_LEN;
 use crate::backend::cpu::simd::{Kernel, Simd, math};
 
@@ -33,9 +35,10 @@ struct Block {
 }
 
 #[inline(always)]
-pub(super) fn run<S: Simd, E: Element>(s: S, item: Item) {
+pub(super) fn run<S: Simd>(s: S, item: Item) {
     let width = VECTORS * S::LANES;
     let count = item.queries.count;
+    let kv_type = item.cache.layout.kv_type;
     let blocks = count.div_ceil(width);
     let columns = blocks * width;
     let (keys, values) = (item.cache.layout.keys, item.cache.layout.values);
@@ -85,8 +88,9 @@ pub(super) fn run<S: Simd, E: Element>(s: S, item: Item) {
         while !positions.is_empty() {
             let page = first_page(positions.clone());
             let n = page.len();
-            convert::<S, E>(s, &item.cache.keys(s, &page, k_scales), n, k_padded, k_f32);
-            convert::<S, E>(s, &item.cache.values(s, &page, v_scales), n, v_padded, v_f32);
+            let (keys, values) = (item.cache.keys(s, &page, k_scales), item.cache.values(s, &page, v_scales));
+            convert(s, kv_type, Convert { rows: keys, n, padded: k_padded, out: k_f32 });
+            convert(s, kv_type, Convert { rows: values, n, padded: v_padded, out: v_f32 });
             for index in 0..blocks {
                 let first = index * width;
                 let used = width.min(count - first);
@@ -108,13 +112,36 @@ pub(super) fn run<S: Simd, E: Element>(s: S, item: Item) {
     }
 }
 
-/// Converts `n` rows to `f32`.
+/// Converts `n` rows to `f32`. Only made where these are as [`run`] promises.
+struct Convert {
+    rows: RowTile,
+    n: usize,
+    padded: usize,
+    out: *mut f32,
+}
+
 #[inline(always)]
-unsafe fn convert<S: Simd, E: Element>(s: S, rows: &RowTile, n: usize, padded: usize, out: *mut f32) {
-    for j in 0..n {
-        for d in (0..padded).step_by(S::LANES) {
-            // SAFETY: see `run`.
-            unsafe { s.store(out.add(j * padded + d), E::load(s, rows, j, d)) }
+fn convert<S: Simd>(s: S, kv_type: KvType, convert: Convert) {
+    match kv_type {
+        KvType::F32 => s.call(ConvertFrom::<F32>(convert, PhantomData)),
+        KvType::F16 => s.call(ConvertFrom::<F16>(convert, PhantomData)),
+        KvType::Q8_0 => s.call(ConvertFrom::<Q8_0>(convert, PhantomData)),
+    }
+}
+
+struct ConvertFrom<E>(Convert, PhantomData<E>);
+
+impl<E: Element> Kernel for ConvertFrom<E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Convert { rows, n, padded, out } = self.0;
+        for j in 0..n {
+            for d in (0..padded).step_by(S::LANES) {
+                // SAFETY: see the type.
+                unsafe { s.store(out.add(j * padded + d), E::load(s, &rows, j, d)) }
+            }
         }
     }
 }
