@@ -79,7 +79,7 @@ impl Report {
     /// A table for people.
     pub fn markdown(&self) -> String {
         let ours = self.series.first().map_or("first", |s| &s.engine);
-        let mut out = format!("| model | test | program | tokens/s | range | {ours} is faster by | range |\n");
+        let mut out = format!("| model | test | program | tokens/s | range | {ours} ÷ it | range |\n");
         out += "|---|---|---|--:|--:|--:|--:|\n";
         for (s, speed, ratio) in self.rows() {
             let ratio =
