@@ -167,7 +167,7 @@ impl Speed {
             samples.join(","),
             json::string(&title(model)),
             json::string(&model.gguf().path().to_string_lossy()),
-            options.threads.map_or("null".to_owned(), |n| n.to_string()),
+            model.threads(),
             json::string(&model.device().to_string()),
             json::string(&format!("{:?}", options.precision).to_lowercase()),
             json::string(env!("CARGO_PKG_VERSION")),

@@ -13,7 +13,7 @@ const WITH_MODEL: [(&str, &[&str]); 7] = [
     ("inspect", &[]),
     ("logits", &["--tokens", "1", "--out", "never-written"]),
     ("perplexity", &["--file", "Cargo.toml"]),
-    ("tokenize", &["x"]),
+    ("tokenize", &[]),
 ];
 
 /// The program of an example. Cargo builds examples for `cargo test`, next to the folder of the tests.

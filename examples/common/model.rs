@@ -78,7 +78,7 @@ impl ModelOptions {
         bar.finish_and_clear();
         let model = model?;
         if !self.quiet {
-            eprintln!("{} {}", title(&model), model.device_report());
+            eprintln!("{}, {} threads: {}", title(&model), model.threads(), model.device_report());
         }
         Ok(model)
     }

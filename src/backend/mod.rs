@@ -101,6 +101,9 @@ pub(crate) trait Backend: Send + Sync {
     /// One line on the device and how it is used.
     fn describe(&self) -> String;
 
+    /// How many threads compute, the calling one included.
+    fn threads(&self) -> usize;
+
     /// The cache pages of all sequences.
     fn kv_pool(&self) -> &Arc<kv::KvPool>;
 

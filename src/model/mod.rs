@@ -180,6 +180,11 @@ impl Model {
         self.0.report.device()
     }
 
+    /// How many threads compute, the calling one included.
+    pub fn threads(&self) -> usize {
+        self.0.backend.threads()
+    }
+
     /// The forward pass as text, an operation a line: for debugging models.
     pub fn program(&self) -> impl fmt::Display + '_ {
         &*self.0.program

@@ -132,6 +132,10 @@ impl Backend for CpuBackend {
         format!("CPU, {} threads, {} kernels, {:?} cache", self.team.threads(), self.isa.name(), self.kv_type)
     }
 
+    fn threads(&self) -> usize {
+        self.team.threads()
+    }
+
     fn kv_pool(&self) -> &Arc<KvPool> {
         &self.pool
     }
