@@ -103,3 +103,9 @@ pub(crate) fn gelu_erf<S: Simd>(s: S, x: S::V) -> S::V {
     let magnitude = s.max(x, s.sub(zero, x));
     s.fma(s.sub(zero, magnitude), tail, s.max(zero, x))
 }
+
+/// `max(x, 0)`.
+#[inline(always)]
+pub(crate) fn relu<S: Simd>(s: S, x: S::V) -> S::V {
+    s.max(s.splat(0.0), x)
+}
