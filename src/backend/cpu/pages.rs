@@ -7,13 +7,14 @@ use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Pages of one size, each allocated by itself so that a closed session gives its memory back.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(super) struct Pages {
     layout: Layout,
     pages: Arc<Mutex<Vec<Option<Page>>>>,
 }
 
 /// An allocation of [`Pages::layout`].
+#[derive(Debug)]
 struct Page {
     memory: NonNull<u8>,
     layout: Layout,

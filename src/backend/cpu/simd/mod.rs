@@ -130,3 +130,23 @@ pub(crate) fn prefetch(p: *const u8) {
     #[cfg(not(target_arch = "x86_64"))]
     let _ = p;
 }
+
+/// The first `n` numbers, or all lanes where `n` is as many or more; zero in the other lanes.
+///
+/// # Safety
+/// `p` is valid for reads of the smaller of `n` and `LANES` numbers.
+#[inline(always)]
+pub(crate) unsafe fn load_up_to<S: Simd>(s: S, p: *const f32, n: usize) -> S::V {
+    // SAFETY: the caller's promise.
+    unsafe { if n >= S::LANES { s.load(p) } else { s.load_part(p, n) } }
+}
+
+/// Stores the first `n` lanes, or all where `n` is as many or more.
+///
+/// # Safety
+/// `p` is valid for writes of the smaller of `n` and `LANES` numbers.
+#[inline(always)]
+pub(crate) unsafe fn store_up_to<S: Simd>(s: S, p: *mut f32, n: usize, v: S::V) {
+    // SAFETY: the caller's promise.
+    unsafe { if n >= S::LANES { s.store(p, v) } else { s.store_part(p, n, v) } }
+}
