@@ -163,7 +163,7 @@ impl Chat {
             Ok(generation) => generation.max_tokens(self.most),
             Err(error) => return stopped(error),
         };
-        let mut outcome = Ok(());
+        let mut failure = None;
         for piece in &mut generation {
             match piece {
                 Ok(piece) => {
@@ -171,12 +171,12 @@ impl Chat {
                     out.write_all(piece.text().as_bytes())?;
                     out.flush()?;
                 }
-                Err(error) => outcome = stopped(error),
+                Err(error) => failure = Some(error),
             }
         }
         self.stats = Some(generation.stats());
         writeln!(out)?;
-        outcome
+        failure.map_or(Ok(()), stopped)
     }
 
     fn messages(&self) -> Vec<Message> {
@@ -222,7 +222,7 @@ impl Chat {
 fn stopped(error: Error) -> Outcome {
     match error.kind() {
         ErrorKind::Cancelled => {
-            eprintln!("\n(stopped)");
+            eprintln!("(stopped)");
             Ok(())
         }
         ErrorKind::ContextFull => Err(format!("{error}; here: /clear or /undo, or start with a larger --ctx").into()),
