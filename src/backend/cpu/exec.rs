@@ -3,7 +3,7 @@
 use super::CpuBackend;
 use super::attention::{AttentionPlan, AttnParams};
 use super::kv::{Span, StorePlan};
-use super::matmul::{self, Input, Matrix, OutPtr, QuantRows, TILE_ROWS};
+use super::matmul::{self, Input, Matrix, OutPtr, QuantRows, ROW_STEP};
 use super::ops;
 use super::plan::{MatMul, RowOp, Step};
 use super::workspace::{Floats, Member, Workspace};
@@ -244,7 +244,7 @@ impl Pass<'_> {
             Step::MatMuls { kind, products } => {
                 let products = products.iter().map(|p| self.product(p)).collect::<Result<Vec<_>>>()?;
                 let total: usize = products.iter().map(|p| p.matrix.rows()).sum();
-                let per_item = total.div_ceil(threads * ITEMS_PER_THREAD).next_multiple_of(TILE_ROWS);
+                let per_item = total.div_ceil(threads * ITEMS_PER_THREAD).next_multiple_of(ROW_STEP);
                 let mut items = Vec::new();
                 for (i, product) in products.iter().enumerate() {
                     let rows = product.matrix.rows();

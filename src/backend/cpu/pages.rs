@@ -39,10 +39,6 @@ impl Pages {
         Ok(Self { layout, pages: Arc::default() })
     }
 
-    pub(super) fn page_bytes(&self) -> usize {
-        self.layout.size()
-    }
-
     fn lock(&self) -> MutexGuard<'_, Vec<Option<Page>>> {
         self.pages.lock().unwrap_or_else(PoisonError::into_inner)
     }

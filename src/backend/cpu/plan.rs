@@ -32,7 +32,11 @@ pub(super) enum RowOp {
         rope: usize,
         head_dim: usize,
     },
-    Glu { gate: Buf, up: Buf, act: Activation },
+    Glu {
+        gate: Buf,
+        up: Buf,
+        act: Activation,
+    },
     Add {
         x: Buf,
         y: Buf,

@@ -30,14 +30,7 @@ struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    fn new(
-        x: *const f32,
-        out: *mut f32,
-        len: usize,
-        dim: usize,
-        weight: &'a [f32],
-        eps: f32,
-    ) -> Self {
+    fn new(x: *const f32, out: *mut f32, len: usize, dim: usize, weight: &'a [f32], eps: f32) -> Self {
         assert!(dim > 0 && len.is_multiple_of(dim));
         assert!(weight.len() == dim);
         Self { x, out, rows: len / dim, dim, weight, eps }

@@ -1,6 +1,6 @@
 //! Elementary functions of vectors. The tests hold them to the stated errors.
 
-use std::f32::consts::{FRAC_1_SQRT_2, LN_2, LOG2_E};
+use std::f32::consts::{LN_2, LOG2_E};
 
 use super::Simd;
 
@@ -83,29 +83,4 @@ pub(crate) fn gelu_tanh<S: Simd>(s: S, x: S::V) -> S::V {
     let cubic = s.mul(s.mul(x, x), s.splat(0.044715 * SQRT_8_OVER_PI));
     let u = s.mul(x, s.add(cubic, s.splat(SQRT_8_OVER_PI)));
     s.mul(x, sigmoid(s, u))
-}
-
-/// GELU, `x · Φ(x)`, by formula 7.1.26 of Abramowitz and Stegun for the error function. Error below 5e-7 · |x|.
-#[inline(always)]
-pub(crate) fn gelu_erf<S: Simd>(s: S, x: S::V) -> S::V {
-    const A: [f32; 5] = [0.254_829_6, -0.284_496_72, 1.421_413_8, -1.453_152, 1.061_405_4];
-    let one = s.splat(1.0);
-    let zero = s.splat(0.0);
-    let z = s.mul(s.max(x, s.sub(zero, x)), s.splat(FRAC_1_SQRT_2));
-    let t = s.div(one, s.fma(z, s.splat(0.327_591_1), one));
-    let mut sum = s.splat(A[4]);
-    for i in [3, 2, 1, 0] {
-        sum = s.fma(sum, t, s.splat(A[i]));
-    }
-    // Half of 1 - erf |x/√2|: the weight of the tail beyond |x|.
-    let tail = s.mul(s.mul(sum, t), s.mul(exp(s, s.sub(zero, s.mul(z, z))), s.splat(0.5)));
-    // x · (1 - tail) for positive x, x · tail for negative: max(x, 0) - |x| · tail.
-    let magnitude = s.max(x, s.sub(zero, x));
-    s.fma(s.sub(zero, magnitude), tail, s.max(zero, x))
-}
-
-/// `max(x, 0)`.
-#[inline(always)]
-pub(crate) fn relu<S: Simd>(s: S, x: S::V) -> S::V {
-    s.max(s.splat(0.0), x)
 }
