@@ -8,8 +8,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use wavelm::{Prompt, Session};
 use wavelm::tokenizer::EncodeOptions;
+use wavelm::{Prompt, Session};
 
 const HELP: &str = "\
 Measures the perplexity of a model on a text. The definition is llama-perplexity's, so that figures compare:

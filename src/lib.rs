@@ -53,6 +53,8 @@
 //! The library never prints; it reports through the [`log`](https://docs.rs/log) crate.
 
 mod backend;
+#[doc(hidden)]
+pub mod bench_internals;
 pub mod chat;
 mod device;
 mod error;

@@ -87,8 +87,8 @@ pub(crate) enum Op {
     StoreKv { layer: usize, k: Buf, v: Buf },
     /// Causal attention of `q` over the cache of `layer`.
     Attention { layer: usize, q: Buf, out: Buf, info: AttentionInfo },
-    /// `out = act(gate) * up`
-    Glu { gate: Buf, up: Buf, act: Activation, out: Buf },
+    /// `gate = act(gate) * up`
+    Glu { gate: Buf, up: Buf, act: Activation },
     /// `x = x + y`
     Add { x: Buf, y: Buf },
     /// `x = cap * tanh(x / cap)`
@@ -323,8 +323,8 @@ impl fmt::Display for Program {
                     info.softcap.map_or(Ok(()), |c| write!(f, ", softcap {c}"))?;
                     writeln!(f)
                 }
-                Op::Glu { gate, up, act, out } => {
-                    writeln!(f, "  {} = {act:?}({}) * {}", buf(out), buf(gate), buf(up))
+                Op::Glu { gate, up, act } => {
+                    writeln!(f, "  {} = {act:?}({}) * {}", buf(gate), buf(gate), buf(up))
                 }
                 Op::Add { x, y } => writeln!(f, "  {} += {}", buf(x), buf(y)),
                 Op::Softcap { x, cap } => writeln!(f, "  {} = softcap {}, {cap}", buf(x), buf(x)),

@@ -136,13 +136,11 @@ impl Tiny {
 }
 
 /// All bytes as the characters that byte-level BPE uses for them, and the two special tokens.
-fn vocabulary() -> Vec<String> {
+fn vocabulary() -> StringArray {
     let plain = |b: &u32| (33..127).contains(b) || (161..173).contains(b) || (174..256).contains(b);
     let mut moved = 256u32..;
-    let mut tokens: Vec<String> = (0..256)
+    let bytes = (0..256)
         .map(|b| if plain(&b) { b } else { moved.next().unwrap() })
-        .map(|c| char::from_u32(c).unwrap().to_string())
-        .collect();
-    tokens.extend(["<s>".to_string(), "</s>".to_string()]);
-    tokens
+        .map(|c| char::from_u32(c).unwrap().to_string());
+    bytes.chain(["<s>".to_string(), "</s>".to_string()]).collect()
 }

@@ -3,14 +3,13 @@
 use super::CpuBackend;
 use super::attention::{AttentionPlan, AttnParams};
 use super::kv::{Span, StorePlan};
-use super::matmul::{self, Input, Matrix, OutPtr, QuantRows, TILE_ROWS};
+use super::matmul::{self, Input, Matrix, OutPtr, QuantRows, ROW_STEP};
 use super::ops;
 use super::plan::{MatMul, RowOp, Step};
 use super::workspace::{Floats, Member, Workspace};
 use crate::backend::{Batch, Canceller, Wanted};
 use crate::model::Precision;
-use crate::model::program::{Activation, AttentionInfo, Buf, RowKind, Weight};
-use crate::model::rope::RopeStyle;
+use crate::model::program::{AttentionInfo, Buf, RowKind, Weight};
 use crate::tokenizer::TokenId;
 use crate::{Error, ErrorKind, Result, quant};
 use std::ops::Range;
@@ -245,7 +244,7 @@ impl Pass<'_> {
             Step::MatMuls { kind, products } => {
                 let products = products.iter().map(|p| self.product(p)).collect::<Result<Vec<_>>>()?;
                 let total: usize = products.iter().map(|p| p.matrix.rows()).sum();
-                let per_item = total.div_ceil(threads * ITEMS_PER_THREAD).next_multiple_of(TILE_ROWS);
+                let per_item = total.div_ceil(threads * ITEMS_PER_THREAD).next_multiple_of(ROW_STEP);
                 let mut items = Vec::new();
                 for (i, product) in products.iter().enumerate() {
                     let rows = product.matrix.rows();
@@ -319,7 +318,7 @@ impl Pass<'_> {
             Work::Rows { ops, rows, per_item } => {
                 for row in item * per_item..((item + 1) * per_item).min(*rows) {
                     for op in *ops {
-                        self.row_op(op, row, member)?;
+                        self.row_op(op, row)?;
                     }
                 }
                 Ok(())
@@ -379,51 +378,45 @@ impl Pass<'_> {
         Ok(())
     }
 
-    fn row_op(&self, op: &RowOp, row: usize, member: &mut Member) -> Result<()> {
+    fn row_op(&self, op: &RowOp, row: usize) -> Result<()> {
         let isa = self.backend.isa;
         let one = row..row + 1;
-        // SAFETY: an item's row operations touch its own rows alone, one after the other, and never two buffers that
-        // are the same through two slices.
+        // SAFETY: an item's row operations touch its own rows alone, one after the other, and never one buffer through
+        // two slices.
         unsafe {
             match op {
                 RowOp::Embed { table, out } => self.embed(*table, row, self.write(*out, one))?,
-                RowOp::Scale { x, by } => ops::scale(isa, self.write(*x, one), *by),
-                RowOp::RmsNorm { x, weight, eps, out } if x == out => {
-                    ops::rms_norm_in_place(isa, self.write(*x, one), self.vector(*weight), *eps);
-                }
+                RowOp::Scale { x, by } => ops::scale(isa, *by, self.write(*x, one)),
                 RowOp::RmsNorm { x, weight, eps, out } => {
-                    let (x, out) = (self.read(*x, one.clone()), self.write(*out, one));
-                    ops::rms_norm(isa, x, self.vector(*weight), *eps, out);
+                    let (columns, weight) = (self.columns(*x), self.vector(*weight));
+                    if x == out {
+                        ops::rms_norm_in_place(isa, self.write(*x, one), columns, weight, *eps);
+                    } else {
+                        let (x, out) = (self.read(*x, one.clone()), self.write(*out, one));
+                        ops::rms_norm(isa, x, columns, weight, *eps, out);
+                    }
                 }
                 RowOp::HeadNorm { x, weight, eps } => {
                     let weight = self.vector(*weight);
-                    for head in self.write(*x, one).chunks_exact_mut(weight.len().max(1)) {
-                        ops::rms_norm_in_place(isa, head, weight, *eps);
-                    }
+                    ops::rms_norm_in_place(isa, self.write(*x, one), weight.len(), weight, *eps);
                 }
                 RowOp::Rope { x, rope, head_dim } => self.rotate(self.write(*x, one), *rope, *head_dim, row),
-                RowOp::Glu { gate, up, act, out } if gate == out => {
-                    let (gate, up) = (self.write(*gate, one.clone()), self.read(*up, one));
-                    match act {
-                        Activation::Silu => ops::silu_glu(isa, gate, up),
-                        Activation::Gelu => ops::gelu_glu(isa, gate, up),
-                    }
+                RowOp::Glu { gate, up, act } => {
+                    ops::glu(isa, *act, self.write(*gate, one.clone()), self.read(*up, one));
                 }
-                RowOp::Glu { .. } => return Err(Error::unsupported("a gated unit that is not in place")),
-                RowOp::Add { x, y } => ops::add(isa, self.write(*x, one.clone()), self.read(*y, one)),
-                RowOp::Softcap { x, cap } => ops::softcap(isa, self.write(*x, one), *cap),
+                RowOp::Add { x, y } => ops::add(isa, self.read(*y, one.clone()), self.write(*x, one)),
+                RowOp::Softcap { x, cap } => ops::softcap(isa, *cap, self.write(*x, one)),
                 RowOp::Gather { x, out } => {
                     let from = self.wanted.get(row).copied().unwrap_or(0);
                     self.write(*out, one).copy_from_slice(self.read(*x, from..from + 1));
                 }
                 RowOp::Quantize { x } => {
                     if let Some(Some(quant)) = self.quant.get(x.0) {
-                        matmul::quantize_rows(isa, self.read(*x, 0..quant.rows()), one, quant);
+                        matmul::quantize_rows(isa, self.read(*x, one.clone()), one, quant);
                     }
                 }
             }
         }
-        let _ = member;
         Ok(())
     }
 
@@ -441,11 +434,6 @@ impl Pass<'_> {
         let pairs = rope.inv_freq.len();
         let Some(angles) = angles.as_slice().get(row * pairs * 2..(row + 1) * pairs * 2) else { return };
         let (cos, sin) = angles.split_at(pairs);
-        for head in x.chunks_exact_mut(head_dim) {
-            match rope.style {
-                RopeStyle::Norm => ops::rope_norm(self.backend.isa, head, cos, sin),
-                RopeStyle::Neox => ops::rope_neox(self.backend.isa, head, cos, sin),
-            }
-        }
+        ops::rope(self.backend.isa, rope.style, x, x.len() / head_dim, head_dim, cos, sin);
     }
 }

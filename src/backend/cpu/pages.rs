@@ -7,13 +7,14 @@ use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Pages of one size, each allocated by itself so that a closed session gives its memory back.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(super) struct Pages {
     layout: Layout,
     pages: Arc<Mutex<Vec<Option<Page>>>>,
 }
 
 /// An allocation of [`Pages::layout`].
+#[derive(Debug)]
 struct Page {
     memory: NonNull<u8>,
     layout: Layout,
@@ -36,10 +37,6 @@ impl Pages {
         let layout = Layout::from_size_align(bytes.max(1), 64)
             .map_err(|_| Error::new(ErrorKind::OutOfMemory, format!("a cache page of {bytes} bytes is too large")))?;
         Ok(Self { layout, pages: Arc::default() })
-    }
-
-    pub(super) fn page_bytes(&self) -> usize {
-        self.layout.size()
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Option<Page>>> {

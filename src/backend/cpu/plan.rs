@@ -36,7 +36,6 @@ pub(super) enum RowOp {
         gate: Buf,
         up: Buf,
         act: Activation,
-        out: Buf,
     },
     Add {
         x: Buf,
@@ -114,7 +113,7 @@ impl Plan {
                 Op::HeadNorm { x, weight, eps } => lowering.row(RowOp::HeadNorm { x, weight, eps }, x),
                 Op::Rope { x, rope, head_dim } => lowering.row(RowOp::Rope { x, rope, head_dim }, x),
                 Op::StoreKv { layer, k, v } => lowering.steps.push(Step::StoreKv { layer, k, v }),
-                Op::Glu { gate, up, act, out } => lowering.row(RowOp::Glu { gate, up, act, out }, out),
+                Op::Glu { gate, up, act } => lowering.row(RowOp::Glu { gate, up, act }, gate),
                 Op::Add { x, y } => lowering.row(RowOp::Add { x, y }, x),
                 Op::Softcap { x, cap } => lowering.row(RowOp::Softcap { x, cap }, x),
                 Op::Rows { x, out } => lowering.row(RowOp::Gather { x, out }, out),

@@ -96,7 +96,7 @@ fn queries_keys_values(b: &mut Builder<'_>, buf: &Buffers, i: usize) -> Result<(
 fn feed_forward(b: &mut Builder<'_>, buf: &Buffers, i: usize, act: Activation) -> Result<()> {
     b.linear(buf.h, &format!("blk.{i}.ffn_gate"), buf.gate)?;
     b.linear(buf.h, &format!("blk.{i}.ffn_up"), buf.up)?;
-    b.op(Op::Glu { gate: buf.gate, up: buf.up, act, out: buf.gate });
+    b.op(Op::Glu { gate: buf.gate, up: buf.up, act });
     b.linear(buf.gate, &format!("blk.{i}.ffn_down"), buf.y)
 }
 

@@ -2,13 +2,15 @@
 //! in registers, straight from the cache, for up to [`Simd::QUERIES`] queries at once. What bounds it is memory: while
 //! the keys of a page are read, its values are prefetched, and then the keys of the next page.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::page::{Cache, Element, RowTile, first_page};
+use super::page::{Cache, Element, F16, F32, Q8_0, RowTile, first_page};
 use super::plan::Item;
 use super::{LOWEST, State};
+use crate::backend::KvType;
 use crate::backend::cpu::kv::PAGE_LEN;
-use crate::backend::cpu::simd::{self, Simd, math};
+use crate::backend::cpu::simd::{self, Kernel, Simd, math};
 
 /// Keys whose dot products are computed together.
 const KEYS: usize = 4;
@@ -31,8 +33,9 @@ struct Work {
 }
 
 #[inline(always)]
-pub(super) fn run<S: Simd, E: Element>(s: S, item: Item) {
+pub(super) fn run<S: Simd>(s: S, item: Item) {
     let count = item.queries.count;
+    let kv_type = item.cache.layout.kv_type;
     let (keys, values) = (item.cache.layout.keys, item.cache.layout.values);
     let (k_padded, v_padded) = (keys.padded, values.padded);
     let [q, scores, sums, max, sum, rescale, k_scales, v_scales] = item.scratch.buffers([
@@ -68,12 +71,7 @@ pub(super) fn run<S: Simd, E: Element>(s: S, item: Item) {
             let n = page.len();
             let k = item.cache.keys(s, &page, k_scales);
             let v = item.cache.values(s, &page, v_scales);
-            for_blocks::<S>(count, |first, g| match g {
-                1 => score::<S, E, 1>(s, &work, first, &k, n, &v),
-                2 => score::<S, E, 2>(s, &work, first, &k, n, &v),
-                3 => score::<S, E, 3>(s, &work, first, &k, n, &v),
-                _ => score::<S, E, 4>(s, &work, first, &k, n, &v),
-            });
+            run_pass(s, kv_type, count, Pass { step: Step::Score, work, first: 0, rows: k, n, ahead: v });
             for m in 0..count {
                 soften(s, &work, m, n, item.queries.visible_in(m, &page), cap);
             }
@@ -82,12 +80,7 @@ pub(super) fn run<S: Simd, E: Element>(s: S, item: Item) {
                 true => v,
                 false => item.cache.keys_ahead(&positions),
             };
-            for_blocks::<S>(count, |first, g| match g {
-                1 => accumulate::<S, E, 1>(s, &work, first, &v, n, &ahead),
-                2 => accumulate::<S, E, 2>(s, &work, first, &v, n, &ahead),
-                3 => accumulate::<S, E, 3>(s, &work, first, &v, n, &ahead),
-                _ => accumulate::<S, E, 4>(s, &work, first, &v, n, &ahead),
-            });
+            run_pass(s, kv_type, count, Pass { step: Step::Accumulate, work, first: 0, rows: v, n, ahead });
         }
         for m in 0..count {
             let values = std::slice::from_raw_parts(sums.add(m * v_padded).cast_const(), v_padded);
@@ -96,51 +89,148 @@ pub(super) fn run<S: Simd, E: Element>(s: S, item: Item) {
     }
 }
 
-/// Calls `f(first, count)` for the queries in as few blocks as there can be, of about the same size.
+/// A pass over the keys or the values of a page. Only made where everything is as [`run`] promises.
+#[derive(Clone, Copy)]
+struct Pass {
+    step: Step,
+    work: Work,
+    /// The first query.
+    first: usize,
+    /// The rows to read, and how many.
+    rows: RowTile,
+    n: usize,
+    /// The rows to prefetch meanwhile.
+    ahead: RowTile,
+}
+
+#[derive(Clone, Copy)]
+enum Step {
+    /// Computes the scores of the keys.
+    Score,
+    /// Adds the values, weighted.
+    Accumulate,
+}
+
+/// Runs a pass for all queries, in as few blocks as there can be, of about the same size.
 #[inline(always)]
-fn for_blocks<S: Simd>(count: usize, mut f: impl FnMut(usize, usize)) {
+fn run_pass<S: Simd>(s: S, kv_type: KvType, count: usize, pass: Pass) {
     let blocks = count.div_ceil(S::QUERIES);
     let mut first = 0;
     for block in 0..blocks {
-        let size = (count - first).div_ceil(blocks - block);
-        f(first, size);
-        first += size;
+        let queries = (count - first).div_ceil(blocks - block);
+        let pass = Pass { first, ..pass };
+        match kv_type {
+            KvType::F32 => run_block::<S, F32>(s, queries, pass),
+            KvType::F16 => run_block::<S, F16>(s, queries, pass),
+            KvType::Q8_0 => run_block::<S, Q8_0>(s, queries, pass),
+        }
+        first += queries;
     }
 }
 
-/// The scores of `G` queries from `first` on with the `n` keys of a page.
 #[inline(always)]
-unsafe fn score<S: Simd, E: Element, const G: usize>(
-    s: S,
-    work: &Work,
-    first: usize,
-    keys: &RowTile,
-    n: usize,
-    ahead: &RowTile,
-) {
-    // SAFETY: see `run`.
-    unsafe {
-        let dim = work.k_padded;
-        let q = work.q.add(first * dim).cast_const();
-        for j in (0..n).step_by(KEYS) {
-            // Past the end, the last key stands in; its scores are overwritten afterwards.
-            let rows = [j, (j + 1).min(n - 1), (j + 2).min(n - 1), (j + 3).min(n - 1)];
-            for row in rows {
-                ahead.prefetch(row);
-            }
-            let mut sums = [[s.splat(0.0); KEYS]; G];
-            for d in (0..dim).step_by(S::LANES) {
-                for (i, row) in rows.into_iter().enumerate() {
-                    let key = E::load(s, keys, row, d);
-                    for (g, sums) in sums.iter_mut().enumerate() {
-                        sums[i] = s.fma(key, s.load(q.add(g * dim + d)), sums[i]);
+fn run_block<S: Simd, E: Element>(s: S, queries: usize, pass: Pass) {
+    match queries {
+        4 if S::QUERIES >= 4 => s.call(Block::<E, 4>(pass, PhantomData)),
+        3 if S::QUERIES >= 3 => s.call(Block::<E, 3>(pass, PhantomData)),
+        2 if S::QUERIES >= 2 => s.call(Block::<E, 2>(pass, PhantomData)),
+        _ => s.call(Block::<E, 1>(pass, PhantomData)),
+    }
+}
+
+/// A pass for `G` queries over a cache of elements `E`.
+struct Block<E, const G: usize>(Pass, PhantomData<E>);
+
+impl<E: Element, const G: usize> Kernel for Block<E, G> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let pass = &self.0;
+        match pass.step {
+            Step::Score => pass.score::<S, E, G>(s),
+            Step::Accumulate => {
+                let mut d = 0;
+                while d < pass.work.v_padded {
+                    match (pass.work.v_padded - d) / S::LANES {
+                        1 if S::LANES == 16 => d += pass.accumulate::<S, E, G, 1>(s, d),
+                        2 | 3 if S::LANES >= 8 => d += pass.accumulate::<S, E, G, 2>(s, d),
+                        _ => d += pass.accumulate::<S, E, G, 4>(s, d),
                     }
                 }
             }
-            for (g, sums) in sums.into_iter().enumerate() {
-                work.scores.add((first + g) * PAGE_LEN + j).cast::<[f32; KEYS]>().write_unaligned(s.sum4(sums));
+        }
+    }
+}
+
+impl Pass {
+    #[inline(always)]
+    fn score<S: Simd, E: Element, const G: usize>(&self, s: S) {
+        let (dim, n) = (self.work.k_padded, self.n);
+        // SAFETY: see the type.
+        unsafe {
+            let q = self.work.q.add(self.first * dim).cast_const();
+            for j in (0..n).step_by(KEYS) {
+                // Past the end, the last key stands in; its scores are overwritten afterwards.
+                let rows = [j, (j + 1).min(n - 1), (j + 2).min(n - 1), (j + 3).min(n - 1)];
+                for row in rows {
+                    self.ahead.prefetch(row);
+                }
+                let mut sums = [[s.splat(0.0); KEYS]; G];
+                for d in (0..dim).step_by(S::LANES) {
+                    for (i, row) in rows.into_iter().enumerate() {
+                        let key = E::load(s, &self.rows, row, d);
+                        for (g, sums) in sums.iter_mut().enumerate() {
+                            sums[i] = s.fma(key, s.load(q.add(g * dim + d)), sums[i]);
+                        }
+                    }
+                }
+                for (g, sums) in sums.into_iter().enumerate() {
+                    let scores = self.work.scores.add((self.first + g) * PAGE_LEN + j);
+                    scores.cast::<[f32; KEYS]>().write_unaligned(s.sum4(sums));
+                }
             }
         }
+    }
+
+    /// Adds `B` vectors from number `d` on; returns how many numbers these are.
+    #[inline(always)]
+    fn accumulate<S: Simd, E: Element, const G: usize, const B: usize>(&self, s: S, d: usize) -> usize {
+        let Work { scores, values, rescale, v_padded, .. } = self.work;
+        // SAFETY: see the type.
+        unsafe {
+            let sums = values.add(self.first * v_padded + d);
+            let powers = scores.add(self.first * PAGE_LEN).cast_const();
+            let mut total = [[s.splat(0.0); B]; G];
+            for (g, total) in total.iter_mut().enumerate() {
+                let rescale = s.splat(*rescale.add(self.first + g));
+                for (b, total) in total.iter_mut().enumerate() {
+                    *total = s.mul(s.load(sums.add(g * v_padded + b * S::LANES)), rescale);
+                }
+            }
+            for j in 0..self.n {
+                // The first pass over the rows is the one that waits for memory.
+                if d == 0 {
+                    self.ahead.prefetch(j);
+                }
+                let mut weights = [s.splat(0.0); G];
+                for (g, weight) in weights.iter_mut().enumerate() {
+                    *weight = s.splat(*powers.add(g * PAGE_LEN + j));
+                }
+                for b in 0..B {
+                    let value = E::load(s, &self.rows, j, d + b * S::LANES);
+                    for (total, weight) in total.iter_mut().zip(weights) {
+                        total[b] = s.fma(value, weight, total[b]);
+                    }
+                }
+            }
+            for (g, total) in total.into_iter().enumerate() {
+                for (b, total) in total.into_iter().enumerate() {
+                    s.store(sums.add(g * v_padded + b * S::LANES), total);
+                }
+            }
+        }
+        B * S::LANES
     }
 }
 
@@ -176,77 +266,6 @@ unsafe fn soften<S: Simd>(s: S, work: &Work, m: usize, n: usize, visible: Range<
         *work.sum.add(m) = *work.sum.add(m) * rescale + s.sum(sum);
         *work.rescale.add(m) = rescale;
     }
-}
-
-/// Adds the `n` values of a page, weighted, to the sums of `G` queries from `first` on.
-#[inline(always)]
-unsafe fn accumulate<S: Simd, E: Element, const G: usize>(
-    s: S,
-    work: &Work,
-    first: usize,
-    values: &RowTile,
-    n: usize,
-    ahead: &RowTile,
-) {
-    // SAFETY: see `run`.
-    unsafe {
-        let mut d = 0;
-        while d < work.v_padded {
-            // The first pass over the rows is the one that waits for memory.
-            let ahead = (d == 0).then_some(ahead);
-            match (work.v_padded - d) / S::LANES {
-                4.. => d += columns::<S, E, G, 4>(s, work, first, values, n, d, ahead),
-                2 | 3 => d += columns::<S, E, G, 2>(s, work, first, values, n, d, ahead),
-                _ => d += columns::<S, E, G, 1>(s, work, first, values, n, d, ahead),
-            }
-        }
-    }
-}
-
-/// [`accumulate`] for `B` vectors from number `d` on; returns how many numbers these are.
-#[inline(always)]
-unsafe fn columns<S: Simd, E: Element, const G: usize, const B: usize>(
-    s: S,
-    work: &Work,
-    first: usize,
-    values: &RowTile,
-    n: usize,
-    d: usize,
-    ahead: Option<&RowTile>,
-) -> usize {
-    // SAFETY: see `run`.
-    unsafe {
-        let sums = work.values.add(first * work.v_padded + d);
-        let powers = work.scores.add(first * PAGE_LEN).cast_const();
-        let mut total = [[s.splat(0.0); B]; G];
-        for (g, total) in total.iter_mut().enumerate() {
-            let rescale = s.splat(*work.rescale.add(first + g));
-            for (b, total) in total.iter_mut().enumerate() {
-                *total = s.mul(s.load(sums.add(g * work.v_padded + b * S::LANES)), rescale);
-            }
-        }
-        for j in 0..n {
-            if let Some(ahead) = ahead {
-                ahead.prefetch(j);
-            }
-            let mut weights = [s.splat(0.0); G];
-            for (g, weight) in weights.iter_mut().enumerate() {
-                *weight = s.splat(*powers.add(g * PAGE_LEN + j));
-            }
-            for b in 0..B {
-                let value = E::load(s, values, j, d + b * S::LANES);
-                for g in 0..G {
-                    total[g][b] = s.fma(value, weights[g], total[g][b]);
-                }
-            }
-        }
-        for (g, total) in total.into_iter().enumerate() {
-            for (b, total) in total.into_iter().enumerate() {
-                s.store(sums.add(g * work.v_padded + b * S::LANES), total);
-            }
-        }
-    }
-    B * S::LANES
 }
 
 impl RowTile {

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::State;
-use crate::backend::cpu::simd::{Kernel, Simd};
+use crate::backend::cpu::simd::{Kernel, Simd, load_up_to, store_up_to};
 
 /// Shared memory for the results of the splits of all tiles: for each query of each split its state, as maximum, sum
 /// and values.
@@ -131,17 +131,12 @@ impl Kernel for Combine<'_> {
 #[inline(always)]
 pub(super) fn finish<S: Simd>(s: S, state: State, out: &mut [f32]) {
     let inverse = s.splat(if state.sum > 0.0 || state.sum.is_nan() { 1.0 / state.sum } else { 0.0 });
-    let (values, len) = (state.values.as_ptr(), out.len().min(state.values.len()));
-    let whole = len / S::LANES * S::LANES;
-    for i in (0..whole).step_by(S::LANES) {
-        // SAFETY: within both slices.
-        unsafe { s.store(out.as_mut_ptr().add(i), s.mul(s.load(values.add(i)), inverse)) }
-    }
-    if whole < len {
-        // SAFETY: the rest of the output, and no more than the rest of the values.
+    let len = out.len().min(state.values.len());
+    for i in (0..len).step_by(S::LANES) {
+        // SAFETY: no more than what is left of both slices.
         unsafe {
-            let x = s.load_part(values.add(whole), len - whole);
-            s.store_part(out.as_mut_ptr().add(whole), len - whole, s.mul(x, inverse));
+            let x = load_up_to(s, state.values.as_ptr().add(i), len - i);
+            store_up_to(s, out.as_mut_ptr().add(i), len - i, s.mul(x, inverse));
         }
     }
 }

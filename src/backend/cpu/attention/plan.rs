@@ -3,11 +3,10 @@
 use std::cmp::Reverse;
 use std::ops::Range;
 
-use super::page::{Cache, Element, F16, F32, Q8_0};
+use super::page::Cache;
 use super::partial::{Combine, Countdown, Partials, finish};
 use super::scratch::AttentionScratch;
 use super::{AttnParams, Queries, State, TILE, narrow, wide};
-use crate::backend::KvType;
 use crate::backend::cpu::isa::Isa;
 use crate::backend::cpu::kv::{KvLayout, PAGE_LEN, Span};
 use crate::backend::cpu::simd::{self, Kernel, Simd};
@@ -185,12 +184,7 @@ impl<'a> AttentionPlan<'a> {
         let (first, count, kv_head) = (tile.first, tile.count, tile.kv_head);
         let queries = Queries { params: &self.params, span, kv_head, first, count, q };
         let cache = Cache { layout: &self.layout, layer_offset, span, kv_head };
-        let item = Item { plan: self, tile, split: split as usize, queries, cache, out, scratch };
-        match self.layout.kv_type {
-            KvType::F32 => simd::run(isa, RunItem::<F32>(item, std::marker::PhantomData)),
-            KvType::F16 => simd::run(isa, RunItem::<F16>(item, std::marker::PhantomData)),
-            KvType::Q8_0 => simd::run(isa, RunItem::<Q8_0>(item, std::marker::PhantomData)),
-        }
+        simd::run(isa, Item { plan: self, tile, split: split as usize, queries, cache, out, scratch });
         if tile.splits > 1 && tile.finished.finished_last(tile.splits) {
             let v_padded = self.layout.values.padded;
             let stride = Partials::stride(v_padded);
@@ -260,14 +254,11 @@ impl Item<'_> {
     }
 }
 
-/// Runs an item over a cache of elements `E`.
-struct RunItem<'a, E>(Item<'a>, std::marker::PhantomData<E>);
-
-impl<E: Element> Kernel for RunItem<'_, E> {
+impl Kernel for Item<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        if self.0.queries.count < WIDE_FROM { narrow::run::<S, E>(s, self.0) } else { wide::run::<S, E>(s, self.0) }
+        if self.queries.count < WIDE_FROM { narrow::run(s, self) } else { wide::run(s, self) }
     }
 }

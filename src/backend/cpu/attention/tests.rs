@@ -201,6 +201,46 @@ mod each {
     }
 }
 
+/// Prints how fast each instruction set is, on one thread: `cargo test --lib attention_speed -- --ignored --nocapture`.
+#[test]
+#[ignore = "measures"]
+fn attention_speed() {
+    let shape = |heads, kv_heads, dim| params(heads, kv_heads, dim, dim);
+    let models = [("9/3 x 64", shape(9, 3, 64)), ("32/8 x 128", shape(32, 8, 128)), ("4/1 x 256", shape(4, 1, 256))];
+    for isa in Isa::available() {
+        for (name, params) in models {
+            for kv_type in TYPES {
+                for (past, rows) in [(2048, 1), (0, 512)] {
+                    let batch = Batch::new(isa, params, kv_type, &[(past, rows)], &mut Random(14));
+                    let spans = batch.spans();
+                    let plan = AttentionPlan::new(&params, &batch.layout, &spans).unwrap();
+                    let mut out = vec![0.0; batch.out_len()];
+                    let mut scratch = AttentionScratch::default();
+                    let mut best = f64::INFINITY;
+                    let start = std::time::Instant::now();
+                    while start.elapsed().as_secs_f64() < 0.15 {
+                        let start = std::time::Instant::now();
+                        for item in 0..plan.items() {
+                            // SAFETY: as in `Batch::run`.
+                            unsafe { plan.run_item(isa, LAYER_OFFSET, item, &batch.q, &mut out[..], &mut scratch) };
+                        }
+                        best = best.min(start.elapsed().as_secs_f64());
+                    }
+                    let seen: usize = (0..rows).map(|row| past + row + 1).sum();
+                    let flop = 4 * seen * params.heads * params.k_dim;
+                    let bytes = batch.layout.bytes() as f64 / PAGE_LEN as f64 * (past + rows) as f64;
+                    println!(
+                        "{isa:?} {name} {kv_type:?} {past}+{rows}: {:.1} us, {:.1} GFLOP/s, {:.1} GB/s",
+                        best * 1e6,
+                        flop as f64 / best / 1e9,
+                        bytes / best / 1e9
+                    );
+                }
+            }
+        }
+    }
+}
+
 const TYPES: [KvType; 3] = [KvType::F32, KvType::F16, KvType::Q8_0];
 
 fn random_batches(isa: Isa) {
@@ -382,8 +422,8 @@ fn spans_do_not_affect_each_other() {
     let plan = AttentionPlan::new(&together.params, &together.layout, &spans[1..2]).unwrap();
     let mut out = vec![0.0; all.len()];
     for item in 0..plan.items() {
-        // SAFETY: as in `Batch::run`.
         let scratch = &mut AttentionScratch::default();
+        // SAFETY: as in `Batch::run`.
         unsafe { plan.run_item(isa, LAYER_OFFSET, item, &together.q, &mut out[..], scratch) };
     }
     let rows = 6 * 64..6 * 64 * 91;

@@ -3,13 +3,15 @@
 //! register-blocked multiplication, in which a number of a key or value is broadcast and three vectors of queries share
 //! it. Keys and values of a page are converted to `f32` once for a tile of queries.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::page::{Cache, Element, RowTile, first_page};
+use super::page::{Cache, Element, F16, F32, Q8_0, RowTile, first_page};
 use super::plan::Item;
 use super::{LOWEST, State};
+use crate::backend::KvType;
 use crate::backend::cpu::kv::PAGE_LEN;
-use crate::backend::cpu::simd::{Simd, math};
+use crate::backend::cpu::simd::{Kernel, Simd, math};
 
 /// Vectors of queries in a register tile.
 const VECTORS: usize = 3;
@@ -33,9 +35,10 @@ struct Block {
 }
 
 #[inline(always)]
-pub(super) fn run<S: Simd, E: Element>(s: S, item: Item) {
+pub(super) fn run<S: Simd>(s: S, item: Item) {
     let width = VECTORS * S::LANES;
     let count = item.queries.count;
+    let kv_type = item.cache.layout.kv_type;
     let blocks = count.div_ceil(width);
     let columns = blocks * width;
     let (keys, values) = (item.cache.layout.keys, item.cache.layout.values);
@@ -85,19 +88,16 @@ pub(super) fn run<S: Simd, E: Element>(s: S, item: Item) {
         while !positions.is_empty() {
             let page = first_page(positions.clone());
             let n = page.len();
-            convert::<S, E>(s, &item.cache.keys(s, &page, k_scales), n, k_padded, k_f32);
-            convert::<S, E>(s, &item.cache.values(s, &page, v_scales), n, v_padded, v_f32);
+            let (keys, values) = (item.cache.keys(s, &page, k_scales), item.cache.values(s, &page, v_scales));
+            convert(s, kv_type, Convert { rows: keys, n, padded: k_padded, out: k_f32 });
+            convert(s, kv_type, Convert { rows: values, n, padded: v_padded, out: v_f32 });
             for index in 0..blocks {
                 let first = index * width;
                 let used = width.min(count - first);
                 let block = block(index);
                 let masked = limits(&item, &block, first, used, &page);
                 let tile = Page { keys: k_f32, values: v_f32, k_padded, v_padded, n, masked, cap };
-                match used.div_ceil(S::LANES) {
-                    1 => attend::<S, 1>(s, &block, &tile),
-                    2 => attend::<S, 2>(s, &block, &tile),
-                    _ => attend::<S, VECTORS>(s, &block, &tile),
-                }
+                attend(s, &block, &tile, used.div_ceil(S::LANES));
             }
             positions.start = page.end;
         }
@@ -112,13 +112,36 @@ pub(super) fn run<S: Simd, E: Element>(s: S, item: Item) {
     }
 }
 
-/// Converts `n` rows to `f32`.
+/// Converts `n` rows to `f32`. Only made where these are as [`run`] promises.
+struct Convert {
+    rows: RowTile,
+    n: usize,
+    padded: usize,
+    out: *mut f32,
+}
+
 #[inline(always)]
-unsafe fn convert<S: Simd, E: Element>(s: S, rows: &RowTile, n: usize, padded: usize, out: *mut f32) {
-    for j in 0..n {
-        for d in (0..padded).step_by(S::LANES) {
-            // SAFETY: see `run`.
-            unsafe { s.store(out.add(j * padded + d), E::load(s, rows, j, d)) }
+fn convert<S: Simd>(s: S, kv_type: KvType, convert: Convert) {
+    match kv_type {
+        KvType::F32 => s.call(ConvertFrom::<F32>(convert, PhantomData)),
+        KvType::F16 => s.call(ConvertFrom::<F16>(convert, PhantomData)),
+        KvType::Q8_0 => s.call(ConvertFrom::<Q8_0>(convert, PhantomData)),
+    }
+}
+
+struct ConvertFrom<E>(Convert, PhantomData<E>);
+
+impl<E: Element> Kernel for ConvertFrom<E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Convert { rows, n, padded, out } = self.0;
+        for j in 0..n {
+            for d in (0..padded).step_by(S::LANES) {
+                // SAFETY: see the type.
+                unsafe { s.store(out.add(j * padded + d), E::load(s, &rows, j, d)) }
+            }
         }
     }
 }
@@ -155,28 +178,43 @@ struct Page {
     cap: Option<f32>,
 }
 
-/// Brings the first `NV` vectors of queries of a block up to date with a page.
+/// Brings the first `vectors` vectors of queries of a block up to date with a page.
 #[inline(always)]
-unsafe fn attend<S: Simd, const NV: usize>(s: S, block: &Block, page: &Page) {
-    let width = VECTORS * S::LANES;
+unsafe fn attend<S: Simd>(s: S, block: &Block, page: &Page, vectors: usize) {
+    // The scores of a few keys beyond the last, whatever is in the place of these, are computed but not used.
+    let keys = Product {
+        left: page.keys,
+        left_row: page.k_padded,
+        left_column: 1,
+        rows: page.n.next_multiple_of(S::ROWS),
+        right: block.q,
+        depth: page.k_padded,
+        out: block.scores,
+        rescale: None,
+    };
+    keys.run(s, vectors);
     // SAFETY: see `run`.
-    unsafe {
-        let keys = Left { data: page.keys, row: page.k_padded, column: 1 };
-        multiply_rows::<S, NV>(s, keys, page.n, block.q, page.k_padded, block.scores, None, width);
-        soften::<S, NV>(s, block, page);
-        let values = Left { data: page.values, row: 1, column: page.v_padded };
-        let rescale = Some(block.rescale.cast_const());
-        multiply_rows::<S, NV>(s, values, page.v_padded, block.scores, page.n, block.values, rescale, width);
-    }
+    unsafe { soften(s, block, page, vectors) };
+    let values = Product {
+        left: page.values,
+        left_row: 1,
+        left_column: page.v_padded,
+        rows: page.v_padded,
+        right: block.scores,
+        depth: page.n,
+        out: block.values,
+        rescale: Some(block.rescale),
+    };
+    values.run(s, vectors);
 }
 
 /// Turns scores into powers, and updates maxima and sums.
 #[inline(always)]
-unsafe fn soften<S: Simd, const NV: usize>(s: S, block: &Block, page: &Page) {
+unsafe fn soften<S: Simd>(s: S, block: &Block, page: &Page, vectors: usize) {
     let width = VECTORS * S::LANES;
     // SAFETY: see `run`.
     unsafe {
-        for v in 0..NV {
+        for v in 0..vectors {
             let column = v * S::LANES;
             let scores = block.scores.add(column);
             let before = s.load(block.max.add(column));
@@ -213,86 +251,82 @@ unsafe fn soften<S: Simd, const NV: usize>(s: S, block: &Block, page: &Page) {
     }
 }
 
-/// A matrix whose element `(i, k)` is at `i * row + k * column`.
+/// The product of two matrices, `rows` × some vectors of columns over `depth`; with `rescale`, which has a number for
+/// each column, what `out` held is multiplied by it and the product is added.
+///
+/// Rows of `right` and `out` are `3 * LANES` apart. Only made where all of this is valid to read, and `out` to write.
 #[derive(Clone, Copy)]
-struct Left {
-    data: *const f32,
-    row: usize,
-    column: usize,
-}
-
-/// `out = left · right`, or `out = out · rescale + left · right`: `rows` × `NV` vectors, over `depth`. Rows of `right`
-/// and `out` are `width` apart; `rescale` has a number for each column.
-#[inline(always)]
-#[allow(clippy::too_many_arguments)]
-unsafe fn multiply_rows<S: Simd, const NV: usize>(
-    s: S,
-    left: Left,
+struct Product {
+    /// Element `(i, k)` is at `i * left_row + k * left_column`.
+    left: *const f32,
+    left_row: usize,
+    left_column: usize,
+    /// A multiple of [`Simd::ROWS`].
     rows: usize,
     right: *const f32,
     depth: usize,
     out: *mut f32,
-    rescale: Option<*const f32>,
-    width: usize,
-) {
-    // SAFETY: see `run`; a full register tile only runs where as many rows are left.
-    unsafe {
-        let mut i = 0;
-        while i < rows {
-            let left = Left { data: left.data.add(i * left.row), ..left };
-            let out = out.add(i * width);
-            if S::ROWS == 8 && rows - i >= 8 {
-                multiply::<S, 8, NV>(s, left, right, depth, out, rescale, width);
-                i += 8;
-            } else if rows - i >= 4 {
-                multiply::<S, 4, NV>(s, left, right, depth, out, rescale, width);
-                i += 4;
-            } else {
-                multiply::<S, 1, NV>(s, left, right, depth, out, rescale, width);
-                i += 1;
+    rescale: Option<*mut f32>,
+}
+
+impl Product {
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S, vectors: usize) {
+        match vectors {
+            1 => s.call(Columns::<1>(self)),
+            2 => s.call(Columns::<2>(self)),
+            _ => s.call(Columns::<VECTORS>(self)),
+        }
+    }
+
+    /// `R` rows from `i` on, in registers.
+    #[inline(always)]
+    fn rows<S: Simd, const R: usize, const NV: usize>(&self, s: S, i: usize) {
+        let width = VECTORS * S::LANES;
+        // SAFETY: see the type.
+        unsafe {
+            let left = self.left.add(i * self.left_row);
+            let out = self.out.add(i * width);
+            let mut total = [[s.splat(0.0); NV]; R];
+            if let Some(rescale) = self.rescale {
+                for (i, total) in total.iter_mut().enumerate() {
+                    for (v, total) in total.iter_mut().enumerate() {
+                        let column = v * S::LANES;
+                        *total = s.mul(s.load(out.add(i * width + column)), s.load(rescale.add(column)));
+                    }
+                }
+            }
+            for k in 0..self.depth {
+                let mut vectors = [s.splat(0.0); NV];
+                for (v, vector) in vectors.iter_mut().enumerate() {
+                    *vector = s.load(self.right.add(k * width + v * S::LANES));
+                }
+                for (i, total) in total.iter_mut().enumerate() {
+                    let x = s.splat(*left.add(i * self.left_row + k * self.left_column));
+                    for (total, vector) in total.iter_mut().zip(vectors) {
+                        *total = s.fma(x, vector, *total);
+                    }
+                }
+            }
+            for (i, total) in total.into_iter().enumerate() {
+                for (v, total) in total.into_iter().enumerate() {
+                    s.store(out.add(i * width + v * S::LANES), total);
+                }
             }
         }
     }
 }
 
-/// [`multiply_rows`] for `R` rows, in registers.
-#[inline(always)]
-unsafe fn multiply<S: Simd, const R: usize, const NV: usize>(
-    s: S,
-    left: Left,
-    right: *const f32,
-    depth: usize,
-    out: *mut f32,
-    rescale: Option<*const f32>,
-    width: usize,
-) {
-    // SAFETY: see `run`.
-    unsafe {
-        let mut total = [[s.splat(0.0); NV]; R];
-        if let Some(rescale) = rescale {
-            for (i, total) in total.iter_mut().enumerate() {
-                for (v, total) in total.iter_mut().enumerate() {
-                    let column = v * S::LANES;
-                    *total = s.mul(s.load(out.add(i * width + column)), s.load(rescale.add(column)));
-                }
-            }
-        }
-        for k in 0..depth {
-            let mut vectors = [s.splat(0.0); NV];
-            for (v, vector) in vectors.iter_mut().enumerate() {
-                *vector = s.load(right.add(k * width + v * S::LANES));
-            }
-            for (i, total) in total.iter_mut().enumerate() {
-                let x = s.splat(*left.data.add(i * left.row + k * left.column));
-                for (total, vector) in total.iter_mut().zip(vectors) {
-                    *total = s.fma(x, vector, *total);
-                }
-            }
-        }
-        for (i, total) in total.into_iter().enumerate() {
-            for (v, total) in total.into_iter().enumerate() {
-                s.store(out.add(i * width + v * S::LANES), total);
-            }
+/// A [`Product`] of `NV` vectors of columns.
+struct Columns<const NV: usize>(Product);
+
+impl<const NV: usize> Kernel for Columns<NV> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for i in (0..self.0.rows).step_by(S::ROWS) {
+            if S::ROWS == 8 { self.0.rows::<S, 8, NV>(s, i) } else { self.0.rows::<S, 4, NV>(s, i) }
         }
     }
 }

@@ -4,7 +4,7 @@ use super::{KvLayout, PAGE_LEN, Q8_BLOCK, Rows, Span};
 use crate::Result;
 use crate::backend::KvType;
 use crate::backend::cpu::isa::Isa;
-use crate::backend::cpu::simd::{self, Kernel, Simd};
+use crate::backend::cpu::simd::{self, Kernel, Simd, load_up_to};
 
 /// Rows of a batch that one work item stores.
 const ITEM_ROWS: usize = 16;
@@ -124,13 +124,7 @@ impl Kernel for StoreRow<'_> {
 fn load<S: Simd>(s: S, source: &[f32], i: usize) -> S::V {
     let left = source.len().saturating_sub(i);
     // SAFETY: no more than the numbers left of the slice are read, and nothing beyond its end.
-    unsafe {
-        if left >= S::LANES {
-            s.load(source.as_ptr().add(i))
-        } else {
-            s.load_part(source.as_ptr().add(i.min(source.len())), left)
-        }
-    }
+    unsafe { load_up_to(s, source.as_ptr().add(i.min(source.len())), left) }
 }
 
 /// Quantizes the block that starts at number `i`, symmetrically: the largest magnitude becomes 127.

@@ -1,10 +1,11 @@
 //! The kernels' instructions on AVX2: eight rows in a vector.
 
 use super::activations::{self, QuantizeJob};
+use super::driver::{Correction, Dots, Kernels};
 use super::float::{self, FloatFormat};
-use super::formats::Format;
-use super::simd::{RowPtrs, Simd};
-use super::{FloatJob, QuantJob, tile};
+use super::formats::{Format, Kind};
+use super::simd::{RowPtrs, Simd, kernels};
+use super::tile::{self, Tile};
 use std::arch::x86_64::*;
 
 /// Proof that the processor has AVX2, FMA and F16C.
@@ -19,24 +20,6 @@ impl Avx2 {
     }
 }
 
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn quant<F: Format>(simd: Avx2, job: &mut QuantJob<'_>) {
-    // SAFETY: the caller's promise.
-    unsafe { tile::run::<Avx2, F, 1, 4>(simd, job) }
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn float<F: FloatFormat>(simd: Avx2, job: &mut FloatJob<'_>) {
-    // SAFETY: the caller's promise.
-    unsafe { float::run::<Avx2, F, 2, 4>(simd, job) }
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn quantize(job: &QuantizeJob<'_>) {
-    // SAFETY: the caller's promise.
-    unsafe { activations::run(job) }
-}
-
 // SAFETY of all blocks below: `self` proves that the processor has the instructions, and where there are pointers, the
 // caller promises that they are valid for the whole vector; no instruction used needs alignment.
 #[allow(clippy::undocumented_unsafe_blocks)]
@@ -46,17 +29,7 @@ impl Simd for Avx2 {
     type Int = __m256i;
     type Float = __m256;
 
-    unsafe fn quant<F: Format>(self, job: &mut QuantJob<'_>) {
-        unsafe { quant::<F>(self, job) }
-    }
-
-    unsafe fn float<F: FloatFormat>(self, job: &mut FloatJob<'_>) {
-        unsafe { float::<F>(self, job) }
-    }
-
-    unsafe fn quantize(self, job: &QuantizeJob<'_>) {
-        unsafe { quantize(job) }
-    }
+    kernels!(Avx2, Avx2(()), vectors: 1, tokens: [1 2 3 4], "avx2,fma,f16c");
 
     #[inline(always)]
     fn splat(self, value: i32) -> __m256i {

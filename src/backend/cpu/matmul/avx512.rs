@@ -1,10 +1,11 @@
 //! The kernels' instructions on AVX-512 with VNNI: 16 rows in a vector.
 
 use super::activations::{self, QuantizeJob};
+use super::driver::{Correction, Dots, Kernels};
 use super::float::{self, FloatFormat};
-use super::formats::Format;
-use super::simd::{RowPtrs, Simd};
-use super::{FloatJob, QuantJob, tile};
+use super::formats::{Format, Kind};
+use super::simd::{RowPtrs, Simd, kernels};
+use super::tile::{self, Tile};
 use std::arch::x86_64::*;
 
 /// Proof that the processor has AVX-512 F, BW, DQ, VL and VNNI, AVX2, FMA and F16C.
@@ -19,24 +20,6 @@ impl Avx512 {
     }
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn quant<F: Format>(simd: Avx512, job: &mut QuantJob<'_>) {
-    // SAFETY: the caller's promise.
-    unsafe { tile::run::<Avx512, F, 2, 6>(simd, job) }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn float<F: FloatFormat>(simd: Avx512, job: &mut FloatJob<'_>) {
-    // SAFETY: the caller's promise.
-    unsafe { float::run::<Avx512, F, 2, 6>(simd, job) }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn quantize(job: &QuantizeJob<'_>) {
-    // SAFETY: the caller's promise.
-    unsafe { activations::run(job) }
-}
-
 // SAFETY of all blocks below: `self` proves that the processor has the instructions, and where there are pointers, the
 // caller promises that they are valid for the whole vector; no instruction used needs alignment.
 #[allow(clippy::undocumented_unsafe_blocks)]
@@ -46,17 +29,7 @@ impl Simd for Avx512 {
     type Int = __m512i;
     type Float = __m512;
 
-    unsafe fn quant<F: Format>(self, job: &mut QuantJob<'_>) {
-        unsafe { quant::<F>(self, job) }
-    }
-
-    unsafe fn float<F: FloatFormat>(self, job: &mut FloatJob<'_>) {
-        unsafe { float::<F>(self, job) }
-    }
-
-    unsafe fn quantize(self, job: &QuantizeJob<'_>) {
-        unsafe { quantize(job) }
-    }
+    kernels!(Avx512, Avx512(()), vectors: 2, tokens: [1 2 3 4 5 6], "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c");
 
     #[inline(always)]
     fn splat(self, value: i32) -> __m512i {

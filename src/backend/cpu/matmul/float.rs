@@ -1,12 +1,12 @@
 //! The matrix kernel of the floating-point types: as that of the quantized formats, with f32 weights in the tile and f32
 //! activations.
 
-use super::simd::{MAX_LANES, RowPtrs, Simd};
-use super::tile::SLICE as INT_SLICE;
-use super::{FloatJob, Output, TILE_ROWS};
+use super::driver::Dots;
+use super::simd::{MAX_LANES, RowPtrs, Simd, unroll};
+use super::tile::{self, Tile};
 
-/// Columns of a slice: what fits the tile.
-const SLICE: usize = INT_SLICE / 4;
+/// Columns of a slice at most: as much memory as for quantized weights.
+pub(super) const SLICE: usize = tile::SLICE / 4;
 
 /// A floating-point type of one or two elements in 32 bits.
 pub(super) trait FloatFormat {
@@ -50,50 +50,24 @@ impl FloatFormat for Bf16 {
     }
 }
 
-/// Multiplies `VECTORS` vectors of rows at a time with up to `TOKENS` tokens at a time.
+/// Converts some columns of `VECTORS` vectors of rows to f32, transposed.
 ///
 /// # Safety
-/// The pointers of the job are valid for its sizes, and nothing else accesses the job's part of the output.
+/// The rows hold the columns, and they are no more than fit the tile.
 #[inline(always)]
-pub(super) unsafe fn run<S: Simd, F: FloatFormat, const VECTORS: usize, const TOKENS: usize>(
+pub(super) unsafe fn unpack<S: Simd, F: FloatFormat, const VECTORS: usize>(
     s: S,
-    job: &mut FloatJob<'_>,
+    rows: &[RowPtrs],
+    column: usize,
+    columns: usize,
+    tile: &mut Tile,
 ) {
-    const { assert!(VECTORS * S::LANES <= TILE_ROWS && S::LANES <= MAX_LANES) };
-    let mut row = job.rows.start;
-    while row < job.rows.end {
-        let rows: [RowPtrs; VECTORS] = std::array::from_fn(|v| job.row_ptrs(row + v * S::LANES));
-        let mut column = 0;
-        while column < job.cols {
-            let columns = SLICE.min(job.cols - column);
-            for (v, rows) in rows.iter().enumerate() {
-                // SAFETY: the rows hold the columns, and the tile has room for them.
-                unsafe {
-                    let to = job.tile.q.as_mut_ptr().cast::<f32>().add(v * S::LANES);
-                    unpack::<S, F, VECTORS>(s, rows, column, columns, to);
-                }
-            }
-            let mut token = 0;
-            while token < job.n {
-                let left = job.n - token;
-                let tokens = left.div_ceil(left.div_ceil(TOKENS));
-                let dots = Dots { job, output: Output { first: row, token, is_sum: column > 0 }, column, columns };
-                // SAFETY: the slice is within the columns, and the tokens are within the job's.
-                unsafe {
-                    match tokens {
-                        1 => dots.run::<S, VECTORS, 1>(s),
-                        2 if TOKENS >= 2 => dots.run::<S, VECTORS, 2>(s),
-                        3 if TOKENS >= 3 => dots.run::<S, VECTORS, 3>(s),
-                        4 if TOKENS >= 4 => dots.run::<S, VECTORS, 4>(s),
-                        5 if TOKENS >= 5 => dots.run::<S, VECTORS, 5>(s),
-                        _ => dots.run::<S, VECTORS, TOKENS>(s),
-                    }
-                }
-                token += tokens;
-            }
-            column += columns;
+    for (v, rows) in rows.iter().enumerate().take(VECTORS) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let to = tile.q.as_mut_ptr().cast::<f32>().add(v * S::LANES);
+            unpack_rows::<S, F, VECTORS>(s, rows, column, columns, to);
         }
-        row += VECTORS * S::LANES;
     }
 }
 
@@ -102,7 +76,7 @@ pub(super) unsafe fn run<S: Simd, F: FloatFormat, const VECTORS: usize, const TO
 /// # Safety
 /// The rows hold the columns, and `to` is valid for as many vectors.
 #[inline(always)]
-unsafe fn unpack<S: Simd, F: FloatFormat, const VECTORS: usize>(
+unsafe fn unpack_rows<S: Simd, F: FloatFormat, const VECTORS: usize>(
     s: S,
     rows: &RowPtrs,
     column: usize,
@@ -138,40 +112,34 @@ unsafe fn unpack<S: Simd, F: FloatFormat, const VECTORS: usize>(
     }
 }
 
-/// A tile times a few tokens.
-struct Dots<'a, 'b> {
-    job: &'a FloatJob<'b>,
-    output: Output,
-    /// Where the slice starts.
-    column: usize,
-    columns: usize,
-}
-
-impl Dots<'_, '_> {
-    /// # Safety
-    /// The tile holds the columns, the tokens are within the job's, and nothing else accesses the rows of the output.
-    #[inline(always)]
-    unsafe fn run<S: Simd, const VECTORS: usize, const TOKENS: usize>(&self, s: S) {
-        let job = self.job;
-        // SAFETY: all offsets are within the arrays, by the caller's promise.
-        unsafe {
-            let x = job.x.as_ptr().add(self.output.token * job.cols + self.column);
-            let x: [*const f32; TOKENS] = std::array::from_fn(|t| x.add(t * job.cols));
-            let weights = job.tile.q.as_ptr().cast::<f32>();
-            let mut totals = [[s.splat_float(0.0); TOKENS]; VECTORS];
-            for at in 0..self.columns {
-                let mut w = [s.splat_float(0.0); VECTORS];
-                for v in 0..VECTORS {
-                    w[v] = s.load_float(weights.add((at * VECTORS + v) * S::LANES));
-                }
-                for t in 0..TOKENS {
-                    let x = s.splat_float(*x[t].add(at));
-                    for v in 0..VECTORS {
-                        totals[v][t] = s.mul_add(w[v], x, totals[v][t]);
-                    }
-                }
-            }
-            self.output.write(s, job.out, job.bias, &job.rows, &totals);
+/// Multiplies a tile with `TOKENS` tokens.
+///
+/// # Safety
+/// The pointers are valid for the sizes in `dots`.
+#[inline(always)]
+pub(super) unsafe fn dots<S: Simd, const VECTORS: usize, const TOKENS: usize>(s: S, dots: &Dots<'_>) {
+    // SAFETY: all offsets are within the tile and the activations, by the caller's promise.
+    unsafe {
+        let x: [*const f32; TOKENS] = std::array::from_fn(|t| dots.x.add(t * dots.x_stride).cast());
+        let mut weights = dots.tile.q.as_ptr().cast::<f32>();
+        let mut totals = [[s.splat_float(0.0); TOKENS]; VECTORS];
+        for column in 0..dots.columns {
+            let mut w = [s.splat_float(0.0); VECTORS];
+            unroll!(v < VECTORS, {
+                w[v] = s.load_float(weights.add(v * S::LANES));
+            });
+            unroll!(t < TOKENS, {
+                let x = s.splat_float(*x[t].add(column));
+                unroll!(v < VECTORS, {
+                    totals[v][t] = s.mul_add(w[v], x, totals[v][t]);
+                });
+            });
+            weights = weights.add(VECTORS * S::LANES);
         }
+        unroll!(v < VECTORS, {
+            unroll!(t < TOKENS, {
+                dots.write(s, t, v * S::LANES, totals[v][t]);
+            });
+        });
     }
 }

@@ -7,19 +7,66 @@
 use super::simd::{RowPtrs, Simd};
 use crate::gguf::TensorType;
 
-/// A quantized format. Group `g` of a row stands for the weights
-/// `scale[g] * (q[i] - ZERO) + min[g]`, where `min` is 0 without [`MINS`](Self::MINS).
-pub(super) trait Format {
-    /// The format's name in GGUF.
-    const TYPE: TensorType;
+/// What the matrix kernel has to know of a format; formats of the same kind share it. Group `g` of a row stands for the
+/// weights `scale[g] * (q[i] - zero) + min[g]`.
+pub(super) trait Kind {
     /// Weights that share a scale: 16 or 32.
-    const GROUP: usize = 32;
-    /// What is subtracted from the unpacked bytes. For a wide format, [`Simd::WIDE_ZERO`] stands in its place.
-    const ZERO: i32 = 0;
+    const GROUP: usize;
+    /// Whether the zero point is not 0: sums of products start at minus it times the sum of the activations.
+    const HAS_ZERO: bool = false;
     /// Whether groups have a minimum.
     const MINS: bool = false;
     /// Whether the bytes take all 8 bits, and are in the form of [`Simd::wide`].
     const WIDE: bool = false;
+}
+
+/// Groups of 32 around a zero point.
+pub(super) struct Zero32;
+/// Groups of 16 around a zero point.
+pub(super) struct Zero16;
+/// Groups of 32 with minima.
+pub(super) struct Mins32;
+/// Groups of 16 with minima.
+pub(super) struct Mins16;
+/// Groups of 32 of signed bytes.
+pub(super) struct Wide32;
+
+impl Kind for Zero32 {
+    const GROUP: usize = 32;
+    const HAS_ZERO: bool = true;
+}
+
+impl Kind for Zero16 {
+    const GROUP: usize = 16;
+    const HAS_ZERO: bool = true;
+}
+
+impl Kind for Mins32 {
+    const GROUP: usize = 32;
+    const MINS: bool = true;
+}
+
+impl Kind for Mins16 {
+    const GROUP: usize = 16;
+    const MINS: bool = true;
+}
+
+impl Kind for Wide32 {
+    const GROUP: usize = 32;
+    // Where the instruction set takes signed bytes as they are, the sums start at 0 times something.
+    const HAS_ZERO: bool = true;
+    const WIDE: bool = true;
+}
+
+/// A quantized format.
+pub(super) trait Format {
+    /// The format's name in GGUF.
+    const TYPE: TensorType;
+    /// What kind it is.
+    type Kind: Kind;
+    /// The zero point: what is subtracted from the unpacked bytes. For a wide format, [`Simd::WIDE_ZERO`] stands in its
+    /// place.
+    const ZERO: i32 = 0;
 
     /// Unpacks one block, which starts at `offset`, of each row.
     ///
@@ -109,6 +156,7 @@ pub(super) struct Q4_0;
 
 impl Format for Q4_0 {
     const TYPE: TensorType = TensorType::Q4_0;
+    type Kind = Zero32;
     const ZERO: i32 = 8;
 
     #[inline(always)]
@@ -126,7 +174,7 @@ pub(super) struct Q4_1;
 
 impl Format for Q4_1 {
     const TYPE: TensorType = TensorType::Q4_1;
-    const MINS: bool = true;
+    type Kind = Mins32;
 
     #[inline(always)]
     unsafe fn unpack<S: Simd, const V: usize>(s: S, rows: &RowPtrs, at: usize, out: Unpacked<S, V>) {
@@ -144,6 +192,7 @@ pub(super) struct Q5_0;
 
 impl Format for Q5_0 {
     const TYPE: TensorType = TensorType::Q5_0;
+    type Kind = Zero32;
     const ZERO: i32 = 16;
 
     #[inline(always)]
@@ -162,7 +211,7 @@ pub(super) struct Q5_1;
 
 impl Format for Q5_1 {
     const TYPE: TensorType = TensorType::Q5_1;
-    const MINS: bool = true;
+    type Kind = Mins32;
 
     #[inline(always)]
     unsafe fn unpack<S: Simd, const V: usize>(s: S, rows: &RowPtrs, at: usize, out: Unpacked<S, V>) {
@@ -180,7 +229,7 @@ pub(super) struct Q8_0;
 
 impl Format for Q8_0 {
     const TYPE: TensorType = TensorType::Q8_0;
-    const WIDE: bool = true;
+    type Kind = Wide32;
 
     #[inline(always)]
     unsafe fn unpack<S: Simd, const V: usize>(s: S, rows: &RowPtrs, at: usize, out: Unpacked<S, V>) {
@@ -201,8 +250,7 @@ pub(super) struct Q2K;
 
 impl Format for Q2K {
     const TYPE: TensorType = TensorType::Q2_K;
-    const GROUP: usize = 16;
-    const MINS: bool = true;
+    type Kind = Mins16;
 
     #[inline(always)]
     unsafe fn unpack<S: Simd, const V: usize>(s: S, rows: &RowPtrs, at: usize, out: Unpacked<S, V>) {
@@ -236,7 +284,7 @@ pub(super) struct Q3K;
 
 impl Format for Q3K {
     const TYPE: TensorType = TensorType::Q3_K;
-    const GROUP: usize = 16;
+    type Kind = Zero16;
     const ZERO: i32 = 4;
 
     #[inline(always)]
@@ -297,7 +345,7 @@ pub(super) struct Q4K;
 
 impl Format for Q4K {
     const TYPE: TensorType = TensorType::Q4_K;
-    const MINS: bool = true;
+    type Kind = Mins32;
 
     #[inline(always)]
     unsafe fn unpack<S: Simd, const V: usize>(s: S, rows: &RowPtrs, at: usize, out: Unpacked<S, V>) {
@@ -319,7 +367,7 @@ pub(super) struct Q5K;
 
 impl Format for Q5K {
     const TYPE: TensorType = TensorType::Q5_K;
-    const MINS: bool = true;
+    type Kind = Mins32;
 
     #[inline(always)]
     unsafe fn unpack<S: Simd, const V: usize>(s: S, rows: &RowPtrs, at: usize, out: Unpacked<S, V>) {
@@ -349,7 +397,7 @@ pub(super) struct Q6K;
 
 impl Format for Q6K {
     const TYPE: TensorType = TensorType::Q6_K;
-    const GROUP: usize = 16;
+    type Kind = Zero16;
     const ZERO: i32 = 32;
 
     #[inline(always)]

@@ -10,6 +10,7 @@ mod activations;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod driver;
 mod float;
 mod formats;
 mod reference;
@@ -26,13 +27,14 @@ use super::isa::Isa;
 use crate::gguf::TensorType;
 use crate::{Error, ErrorKind, Result, quant};
 use activations::SUM_GROUP;
-use simd::{MAX_LANES, RowPtrs, Simd};
+use driver::Activations;
+use simd::Simd;
 use std::marker::PhantomData;
 use std::ops::Range;
 use tile::Tile;
 
-/// Rows that kernels work on together at most. Ranges of rows whose lengths are multiples of this are the fastest.
-pub(crate) const TILE_ROWS: usize = 32;
+/// Products of ranges of rows whose lengths are multiples of this are the fastest.
+pub(crate) const ROW_STEP: usize = driver::TILE_ROWS;
 
 /// Runs `$body` with `$simd` being the [`Simd`] of the instruction set.
 macro_rules! on_isa {
@@ -222,114 +224,6 @@ impl Scratch {
     }
 }
 
-/// A product with quantized weights.
-struct QuantJob<'a> {
-    weights: &'a [u8],
-    row_bytes: usize,
-    cols: usize,
-    /// Quantized activations, rows `x_stride` apart.
-    x: *const i8,
-    x_stride: usize,
-    /// Their scales, `[cols / 32][n]`.
-    scales: *const f32,
-    /// Their sums, `[cols / 16][n]`.
-    sums: *const i32,
-    n: usize,
-    rows: Range<usize>,
-    out: OutPtr<'a>,
-    bias: Option<&'a [f32]>,
-    tile: &'a mut Tile,
-    /// Room for `n * cols / 16`.
-    corrections: &'a mut [i32],
-}
-
-/// A product with floating-point weights.
-struct FloatJob<'a> {
-    weights: &'a [u8],
-    row_bytes: usize,
-    cols: usize,
-    /// `[n][cols]`.
-    x: &'a [f32],
-    n: usize,
-    rows: Range<usize>,
-    out: OutPtr<'a>,
-    bias: Option<&'a [f32]>,
-    tile: &'a mut Tile,
-}
-
-impl QuantJob<'_> {
-    fn row_ptrs(&self, first: usize) -> RowPtrs {
-        row_ptrs(self.weights, self.row_bytes, first, &self.rows)
-    }
-}
-
-impl FloatJob<'_> {
-    fn row_ptrs(&self, first: usize) -> RowPtrs {
-        row_ptrs(self.weights, self.row_bytes, first, &self.rows)
-    }
-}
-
-/// Rows `first` and up; past the end of `rows`, the last one again.
-#[inline(always)]
-fn row_ptrs(weights: &[u8], row_bytes: usize, first: usize, rows: &Range<usize>) -> RowPtrs {
-    let mut ptrs = [weights.as_ptr(); MAX_LANES];
-    for (lane, ptr) in ptrs.iter_mut().enumerate() {
-        *ptr = weights[(first + lane).min(rows.end - 1) * row_bytes..].as_ptr();
-    }
-    RowPtrs(ptrs)
-}
-
-/// Where the sums of a tile and some tokens go.
-struct Output {
-    first: usize,
-    token: usize,
-    /// Whether the output already holds the sum of earlier columns.
-    is_sum: bool,
-}
-
-impl Output {
-    /// Adds `totals` to the output, or to the bias where these are the first columns.
-    ///
-    /// # Safety
-    /// The rows that are within `rows` are within the output for all tokens, and this thread's.
-    #[inline(always)]
-    unsafe fn write<S: Simd, const VECTORS: usize, const TOKENS: usize>(
-        &self,
-        s: S,
-        out: OutPtr<'_>,
-        bias: Option<&[f32]>,
-        rows: &Range<usize>,
-        totals: &[[S::Float; TOKENS]; VECTORS],
-    ) {
-        for v in 0..VECTORS {
-            let first = self.first + v * S::LANES;
-            let count = S::LANES.min(rows.end.saturating_sub(first));
-            let bias = bias.filter(|_| !self.is_sum).and_then(|bias| bias.get(first..first + count));
-            for t in 0..TOKENS {
-                // SAFETY: `count` elements from here are within the output; buffers have room for a vector.
-                unsafe {
-                    let to = out.element(self.token + t, first.min(rows.end));
-                    let before = match bias {
-                        Some(bias) => bias.as_ptr(),
-                        None => to.cast_const(),
-                    };
-                    let is_added = self.is_sum || bias.is_some();
-                    if count == S::LANES {
-                        let total = totals[v][t];
-                        s.store_float(to, if is_added { s.add(s.load_float(before), total) } else { total });
-                    } else {
-                        let mut total = [0.0; MAX_LANES];
-                        s.store_float(total.as_mut_ptr(), totals[v][t]);
-                        for (i, total) in total.iter().enumerate().take(count) {
-                            to.add(i).write(if is_added { *before.add(i) + total } else { *total });
-                        }
-                    }
-                }
-            }
-        }
-    }
-}
-
 /// Multiplies rows `rows` of `w` with `n` tokens: `out[t][r] = bias[r] + sum over c of w[r][c] * x[t][c]`.
 ///
 /// An element of the output is the same, bit by bit, whatever the other rows and tokens of the call are.
@@ -356,45 +250,61 @@ pub(crate) unsafe fn matmul(
     if n == 0 || rows.is_empty() {
         return;
     }
-    let &Matrix { ty, data: weights, cols, row_bytes, .. } = w;
-    let tile = &mut *scratch.tile;
+    let Scratch { tile, corrections, .. } = scratch;
     match x {
         Input::F32(x) => {
-            assert!(x.len() >= n * cols, "{} activations for {n} x {cols}", x.len());
-            let mut job = FloatJob { weights, row_bytes, cols, x, n, rows, out, bias, tile };
-            // SAFETY: all sizes were checked; the caller promises that nothing else accesses the rows of the output.
-            on_isa!(isa, simd => unsafe {
-                match ty {
-                    T::F32 => simd.float::<float::F32>(&mut job),
-                    T::F16 => simd.float::<float::F16>(&mut job),
-                    T::BF16 => simd.float::<float::Bf16>(&mut job),
-                    _ => panic!("weights of type {ty:?} take quantized activations"),
-                }
+            assert!(x.len() >= n * w.cols, "{} activations for {n} x {}", x.len(), w.cols);
+            let kernels = on_isa!(isa, simd => match w.ty {
+                T::F32 => simd.float_kernels::<float::F32>(),
+                T::F16 => simd.float_kernels::<float::F16>(),
+                T::BF16 => simd.float_kernels::<float::Bf16>(),
+                ty => panic!("weights of type {ty:?} take quantized activations"),
             });
+            let size = size_of::<f32>();
+            let x = Activations {
+                x: x.as_ptr().cast(),
+                stride: w.cols * size,
+                size,
+                scales: std::ptr::null(),
+                sums: std::ptr::null(),
+                n,
+            };
+            // SAFETY: all sizes were checked; the caller promises that nothing else accesses the rows of the output.
+            unsafe { driver::run(&kernels, w, x, rows, out, bias, tile, &mut []) };
         }
         Input::Quant(x) => {
-            assert!(x.rows() == n && x.cols() == cols, "activations of {} x {} for {n} x {cols}", x.rows(), x.cols());
-            let corrections = &mut scratch.corrections[..n * (cols / SUM_GROUP)];
-            let (x_stride, scales, sums, x) = (x.stride(), x.scales(), x.sums(), x.q());
-            let mut job =
-                QuantJob { weights, row_bytes, cols, x, x_stride, scales, sums, n, rows, out, bias, tile, corrections };
+            assert!(
+                x.rows() == n && x.cols() == w.cols,
+                "{} x {} activations, not {n} x {}",
+                x.rows(),
+                x.cols(),
+                w.cols
+            );
+            let corrections = &mut corrections[..n * (w.cols / SUM_GROUP)];
+            let kernels = on_isa!(isa, simd => match w.ty {
+                T::Q4_0 => simd.quant_kernels::<formats::Q4_0>(),
+                T::Q4_1 => simd.quant_kernels::<formats::Q4_1>(),
+                T::Q5_0 => simd.quant_kernels::<formats::Q5_0>(),
+                T::Q5_1 => simd.quant_kernels::<formats::Q5_1>(),
+                T::Q8_0 => simd.quant_kernels::<formats::Q8_0>(),
+                T::Q2_K => simd.quant_kernels::<formats::Q2K>(),
+                T::Q3_K => simd.quant_kernels::<formats::Q3K>(),
+                T::Q4_K => simd.quant_kernels::<formats::Q4K>(),
+                T::Q5_K => simd.quant_kernels::<formats::Q5K>(),
+                T::Q6_K => simd.quant_kernels::<formats::Q6K>(),
+                ty => panic!("weights of type {ty:?} do not take quantized activations"),
+            });
+            let x = Activations {
+                x: x.q().cast_const().cast(),
+                stride: x.stride(),
+                size: 1,
+                scales: x.scales(),
+                sums: x.sums(),
+                n,
+            };
             // SAFETY: all sizes were checked; the caller promises that nothing else accesses the rows of the output or
             // writes the activations.
-            on_isa!(isa, simd => unsafe {
-                match ty {
-                    T::Q4_0 => simd.quant::<formats::Q4_0>(&mut job),
-                    T::Q4_1 => simd.quant::<formats::Q4_1>(&mut job),
-                    T::Q5_0 => simd.quant::<formats::Q5_0>(&mut job),
-                    T::Q5_1 => simd.quant::<formats::Q5_1>(&mut job),
-                    T::Q8_0 => simd.quant::<formats::Q8_0>(&mut job),
-                    T::Q2_K => simd.quant::<formats::Q2K>(&mut job),
-                    T::Q3_K => simd.quant::<formats::Q3K>(&mut job),
-                    T::Q4_K => simd.quant::<formats::Q4K>(&mut job),
-                    T::Q5_K => simd.quant::<formats::Q5K>(&mut job),
-                    T::Q6_K => simd.quant::<formats::Q6K>(&mut job),
-                    _ => panic!("weights of type {ty:?} do not take quantized activations"),
-                }
-            });
+            unsafe { driver::run(&kernels, w, x, rows, out, bias, tile, corrections) };
         }
     }
 }

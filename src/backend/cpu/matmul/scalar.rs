@@ -1,17 +1,18 @@
 //! The kernels in plain Rust: arrays that compilers vectorize as far as the target allows. The oracle of the others.
 
 use super::activations::{self, QuantizeJob};
+use super::driver::{Correction, Dots, Kernels};
 use super::float::{self, FloatFormat};
-use super::formats::Format;
-use super::simd::{RowPtrs, Simd};
-use super::{FloatJob, QuantJob, tile};
+use super::formats::{Format, Kind};
+use super::simd::{RowPtrs, Simd, kernels};
+use super::tile::{self, Tile};
 use std::array;
 
-/// Eight rows at a time, without any instruction that the target does not promise.
+/// Four rows at a time, without any instruction that the target does not promise.
 #[derive(Clone, Copy)]
 pub(super) struct Scalar;
 
-const LANES: usize = 8;
+const LANES: usize = 4;
 
 type Int = [i32; LANES];
 type Float = [f32; LANES];
@@ -32,20 +33,7 @@ impl Simd for Scalar {
     type Int = Int;
     type Float = Float;
 
-    unsafe fn quant<F: Format>(self, job: &mut QuantJob<'_>) {
-        // SAFETY: the caller's promise.
-        unsafe { tile::run::<Self, F, 1, 4>(self, job) }
-    }
-
-    unsafe fn float<F: FloatFormat>(self, job: &mut FloatJob<'_>) {
-        // SAFETY: the caller's promise.
-        unsafe { float::run::<Self, F, 1, 4>(self, job) }
-    }
-
-    unsafe fn quantize(self, job: &QuantizeJob<'_>) {
-        // SAFETY: the caller's promise.
-        unsafe { activations::run(job) }
-    }
+    kernels!(Scalar, Scalar, vectors: 1, tokens: [1 2 3 4]);
 
     #[inline(always)]
     fn splat(self, value: i32) -> Int {

@@ -2,13 +2,12 @@
 //!
 //! All kernels are written once, generic over [`Simd`]. A value of a type that implements it is the proof that the
 //! processor has the instructions; the methods are inlined into a function that is compiled for them
-//! (`#[target_feature]`), which is where each implementation's [`quant`](Simd::quant), [`float`](Simd::float) and
-//! [`quantize`](Simd::quantize) lead.
+//! (`#[target_feature]`): [`kernels`] makes these.
 
 use super::activations::QuantizeJob;
+use super::driver::Kernels;
 use super::float::FloatFormat;
 use super::formats::Format;
-use super::{FloatJob, QuantJob};
 
 /// Lanes of the widest vector.
 pub(super) const MAX_LANES: usize = 16;
@@ -27,20 +26,14 @@ pub(super) trait Simd: Copy {
     /// A vector of f32.
     type Float: Copy;
 
-    /// Runs a matrix product of quantized weights.
-    ///
-    /// # Safety
-    /// The pointers of the job are valid for its sizes, and nothing else accesses the job's part of the output.
-    unsafe fn quant<F: Format>(self, job: &mut QuantJob<'_>);
-    /// Runs a matrix product of floating-point weights.
-    ///
-    /// # Safety
-    /// As for [`quant`](Self::quant).
-    unsafe fn float<F: FloatFormat>(self, job: &mut FloatJob<'_>);
+    /// The kernels for a quantized format.
+    fn quant_kernels<F: Format>(self) -> Kernels;
+    /// The kernels for a floating-point type.
+    fn float_kernels<F: FloatFormat>(self) -> Kernels;
     /// Quantizes rows of activations.
     ///
     /// # Safety
-    /// The pointers of the job are valid for its sizes, and nothing else accesses the job's rows.
+    /// The sizes of the job agree, and nothing else accesses its rows of the output.
     unsafe fn quantize(self, job: &QuantizeJob<'_>);
 
     /// The same integer in all lanes.
@@ -107,3 +100,96 @@ pub(super) trait Simd: Copy {
     /// Each of the first `LANES` pointers is valid for reads of `offset + 16` bytes.
     unsafe fn transpose(self, rows: &RowPtrs, offset: usize) -> [Self::Int; 4];
 }
+
+/// Repeats a block for `$i` in `0..$n`, which is at most 6, without a loop: accumulators indexed by `$i` are then sure to
+/// be kept in registers.
+macro_rules! unroll {
+    ($i:ident < $n:expr, $body:block) => {
+        unroll!(@ $i, $n, $body, 0 1 2 3 4 5)
+    };
+    (@ $i:ident, $n:expr, $body:block, $($value:literal)*) => {
+        const { assert!($n <= 6) };
+        $(
+            if $value < $n {
+                #[allow(clippy::identity_op, clippy::erasing_op)]
+                {
+                    let $i: usize = $value;
+                    $body
+                }
+            }
+        )*
+    };
+}
+pub(super) use unroll;
+
+/// Defines the functions of an instruction set that are compiled for its features, and the three methods of [`Simd`] that
+/// lead to them. A tile has `$vectors` vectors of rows and is multiplied with 1, 2, … `$tokens` at once.
+macro_rules! kernels {
+    ($simd:ident, $proof:expr, vectors: $vectors:literal, tokens: [$($tokens:literal)*] $(, $features:literal)?) => {
+        fn quant_kernels<F: Format>(self) -> Kernels {
+            $(#[target_feature(enable = $features)])?
+            unsafe fn unpack<F: Format>(rows: &[RowPtrs], column: usize, columns: usize, tile: &mut Tile) {
+                // SAFETY: the caller's promise.
+                unsafe { tile::unpack::<$simd, F, $vectors>($proof, rows, column, columns, tile) }
+            }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn dots<K: Kind, const TOKENS: usize>(dots: &Dots<'_>) {
+                // SAFETY: the caller's promise.
+                unsafe { tile::dots::<$simd, K, $vectors, TOKENS>($proof, dots) }
+            }
+
+            let zero = if F::Kind::WIDE { Self::WIDE_ZERO } else { F::ZERO };
+            let group = F::Kind::GROUP;
+            Kernels {
+                lanes: Self::LANES,
+                vectors: $vectors,
+                block: F::TYPE.block_len(),
+                slice: tile::SLICE,
+                unpack: unpack::<F>,
+                dots: const { &[$(dots::<F::Kind, $tokens>),*] },
+                correction: if F::Kind::MINS {
+                    Correction::Mins { group }
+                } else {
+                    Correction::Zero { zero, group }
+                },
+            }
+        }
+
+        fn float_kernels<F: FloatFormat>(self) -> Kernels {
+            $(#[target_feature(enable = $features)])?
+            unsafe fn unpack<F: FloatFormat>(rows: &[RowPtrs], column: usize, columns: usize, tile: &mut Tile) {
+                // SAFETY: the caller's promise.
+                unsafe { float::unpack::<$simd, F, $vectors>($proof, rows, column, columns, tile) }
+            }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn dots<const TOKENS: usize>(dots: &Dots<'_>) {
+                // SAFETY: the caller's promise.
+                unsafe { float::dots::<$simd, $vectors, TOKENS>($proof, dots) }
+            }
+
+            Kernels {
+                lanes: Self::LANES,
+                vectors: $vectors,
+                block: 1,
+                slice: float::SLICE,
+                unpack: unpack::<F>,
+                dots: const { &[$(dots::<$tokens>),*] },
+                correction: Correction::None,
+            }
+        }
+
+        unsafe fn quantize(self, job: &QuantizeJob<'_>) {
+            $(#[target_feature(enable = $features)])?
+            unsafe fn quantize(job: &QuantizeJob<'_>) {
+                // SAFETY: the caller's promise.
+                unsafe { activations::run(job) }
+            }
+
+            // SAFETY: the caller's promise, and `self` proves that the processor has the features.
+            unsafe { quantize(job) }
+        }
+    };
+}
+pub(super) use kernels;

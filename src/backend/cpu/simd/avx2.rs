@@ -42,6 +42,11 @@ impl Simd for Avx2 {
     const QUERIES: usize = 3;
 
     #[inline(always)]
+    fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        proven!(run(kernel))
+    }
+
+    #[inline(always)]
     fn splat(self, x: f32) -> __m256 {
         proven!(_mm256_set1_ps(x))
     }

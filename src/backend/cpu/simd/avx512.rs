@@ -37,6 +37,11 @@ impl Simd for Avx512 {
     const QUERIES: usize = 4;
 
     #[inline(always)]
+    fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        proven!(run(kernel))
+    }
+
+    #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
         proven!(_mm512_set1_ps(x))
     }

@@ -3,7 +3,8 @@
 //!
 //! A value of a `Simd` type is the proof that the processor has the instructions, so that arithmetic is safe to call;
 //! only what touches memory through pointers is not. Everything generic on the way from [`run`] to the instructions is
-//! `#[inline(always)]`: what is not inlined into the function with the target features is compiled without them.
+//! `#[inline(always)]`: what is not inlined into the function with the target features is compiled without them. A
+//! kernel that is used in several places is better [called](Simd::call) than inlined into each.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -28,6 +29,9 @@ pub(crate) trait Simd: Copy {
     const ROWS: usize;
     /// Queries whose dot products with four keys are accumulated in registers at once: 1 to 4.
     const QUERIES: usize;
+
+    /// Runs a kernel as a function of its own.
+    fn call<K: Kernel>(self, kernel: K) -> K::Output;
 
     /// All lanes `x`.
     fn splat(self, x: f32) -> Self::V;
@@ -105,7 +109,7 @@ pub(crate) trait Kernel {
 /// Runs the kernel as compiled for the instruction set.
 pub(crate) fn run<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     match isa {
-        Isa::Scalar => kernel.run(portable::Portable),
+        Isa::Scalar => portable::run(kernel),
         // SAFETY: a value of this variant is only made where the processor has the features (see `Isa`).
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => unsafe { avx2::run(kernel) },
@@ -125,4 +129,24 @@ pub(crate) fn prefetch(p: *const u8) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = p;
+}
+
+/// The first `n` numbers, or all lanes where `n` is as many or more; zero in the other lanes.
+///
+/// # Safety
+/// `p` is valid for reads of the smaller of `n` and `LANES` numbers.
+#[inline(always)]
+pub(crate) unsafe fn load_up_to<S: Simd>(s: S, p: *const f32, n: usize) -> S::V {
+    // SAFETY: the caller's promise.
+    unsafe { if n >= S::LANES { s.load(p) } else { s.load_part(p, n) } }
+}
+
+/// Stores the first `n` lanes, or all where `n` is as many or more.
+///
+/// # Safety
+/// `p` is valid for writes of the smaller of `n` and `LANES` numbers.
+#[inline(always)]
+pub(crate) unsafe fn store_up_to<S: Simd>(s: S, p: *mut f32, n: usize, v: S::V) {
+    // SAFETY: the caller's promise.
+    unsafe { if n >= S::LANES { s.store(p, v) } else { s.store_part(p, n, v) } }
 }

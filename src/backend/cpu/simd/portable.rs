@@ -1,12 +1,16 @@
 //! Vectors in plain Rust, which compilers turn into whatever the target has (SSE2, NEON): what runs where there is no
 //! hand-written instruction set, and what the others are compared with.
 
-use super::Simd;
+use super::{Kernel, Simd};
 
 const LANES: usize = 4;
 
 #[derive(Clone, Copy)]
-pub(super) struct Portable;
+struct Portable;
+
+pub(super) fn run<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run(Portable)
+}
 
 /// One operation on each lane.
 #[inline(always)]
@@ -30,6 +34,11 @@ impl Simd for Portable {
     const LANES: usize = LANES;
     const ROWS: usize = 4;
     const QUERIES: usize = 2;
+
+    #[inline(always)]
+    fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        run(kernel)
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::V {
