@@ -1,6 +1,7 @@
 //! A model's hyperparameters, read from the metadata and checked.
 
 use crate::gguf::{Gguf, Metadata};
+use crate::model::arch::{SUPPORTED, unsupported};
 use crate::model::rope::{Rope, RopeScaling, RopeStyle};
 use crate::{Error, Result};
 
@@ -35,6 +36,10 @@ impl Config {
     pub(crate) fn read(gguf: &Gguf) -> Result<Self> {
         let meta = gguf.metadata();
         let arch = meta.str("general.architecture")?.ok_or_else(|| missing("general.architecture"))?.to_owned();
+        // First of all, so that the keys an unknown architecture lacks are not called missing.
+        if !SUPPORTED.contains(&arch.as_str()) {
+            return Err(unsupported(&arch));
+        }
         let key = |k: &str| format!("{arch}.{k}");
         let needed = |k: &str| size(meta, &key(k))?.ok_or_else(|| missing(&key(k)));
 

@@ -23,11 +23,16 @@ pub(crate) fn program(gguf: &Gguf, config: &Config) -> Result<Program> {
         "qwen2" => qwen2::program(gguf, config),
         "qwen3" => qwen3::program(gguf, config),
         "gemma3" => gemma3::program(gguf, config),
-        other => Err(Error::unsupported(format!(
-            "architecture \"{other}\" (key general.architecture) is not implemented; supported are {}",
-            SUPPORTED.join(", ")
-        ))),
+        other => Err(unsupported(other)),
     }
+}
+
+/// The error for an architecture that is not among the [`SUPPORTED`].
+pub(crate) fn unsupported(arch: &str) -> Error {
+    Error::unsupported(format!(
+        "architecture \"{arch}\" (key general.architecture) is not implemented; supported are {}",
+        SUPPORTED.join(", ")
+    ))
 }
 
 /// The buffers of a pre-norm transformer with a gated feed-forward network.
