@@ -211,8 +211,9 @@ fn attention_speed() {
     for isa in Isa::available() {
         for (name, params) in models {
             for kv_type in TYPES {
-                for (past, rows) in [(2048, 1), (0, 512)] {
-                    let batch = Batch::new(isa, params, kv_type, &[(past, rows)], &mut Random(14));
+                // The third is as much memory as 24 layers take.
+                for (past, rows, sequences) in [(2048, 1, 1), (0, 512, 1), (2048, 1, 24)] {
+                    let batch = Batch::new(isa, params, kv_type, &vec![(past, rows); sequences], &mut Random(14));
                     let spans = batch.spans();
                     let plan = AttentionPlan::new(&params, &batch.layout, &spans).unwrap();
                     let mut out = vec![0.0; batch.out_len()];
@@ -227,11 +228,11 @@ fn attention_speed() {
                         }
                     }
                     let time: f64 = best.iter().sum();
-                    let seen: usize = (0..rows).map(|row| past + row + 1).sum();
+                    let seen = (0..rows).map(|row| past + row + 1).sum::<usize>() * sequences;
                     let flop = 4 * seen * params.heads * params.k_dim;
-                    let bytes = batch.layout.bytes() as f64 / PAGE_LEN as f64 * (past + rows) as f64;
+                    let bytes = batch.layout.bytes() as f64 / PAGE_LEN as f64 * ((past + rows) * sequences) as f64;
                     println!(
-                        "{isa:?} {name} {kv_type:?} {past}+{rows}: {:.1} us, {:.1} GFLOP/s, {:.1} GB/s",
+                        "{isa:?} {name} {kv_type:?} {past}+{rows} x {sequences}: {:.1} us, {:.1} GFLOP/s, {:.1} GB/s",
                         time * 1e6,
                         flop as f64 / time / 1e9,
                         bytes / time / 1e9
