@@ -71,13 +71,13 @@ pub(super) fn run<S: Simd>(s: S, item: Item) {
             let n = page.len();
             let k = item.cache.keys(s, &page, k_scales);
             let v = item.cache.values(s, &page, v_scales);
-            run_pass(s, kv_type, count, Pass { step: Step::Score, work, first: 0, rows: k, n, ahead: v });
+            run_pass(s, kv_type, count, Pass { step: Step::Score, work, first: 0, rows: k, n, ahead: v.data });
             for m in 0..count {
                 soften(s, &work, m, n, item.queries.visible_in(m, &page), cap);
             }
             positions.start = page.end;
             let ahead = match positions.is_empty() {
-                true => v,
+                true => v.data,
                 false => item.cache.keys_ahead(&positions),
             };
             run_pass(s, kv_type, count, Pass { step: Step::Accumulate, work, first: 0, rows: v, n, ahead });
@@ -99,8 +99,8 @@ struct Pass {
     /// The rows to read, and how many.
     rows: RowTile,
     n: usize,
-    /// The rows to prefetch meanwhile.
-    ahead: RowTile,
+    /// The first of the rows to prefetch meanwhile, which lie one after the other.
+    ahead: *const u8,
 }
 
 #[derive(Clone, Copy)]
@@ -164,6 +164,14 @@ impl<E: Element, const G: usize> Kernel for Block<E, G> {
 }
 
 impl Pass {
+    /// Asks for `count` numbers, which need not exist, from byte `offset` on of the rows ahead to be brought near.
+    #[inline(always)]
+    fn prefetch<E: Element>(&self, offset: usize, count: usize) {
+        for line in (0..count * E::SIZE).step_by(64) {
+            simd::prefetch(self.ahead.wrapping_add(offset + line));
+        }
+    }
+
     #[inline(always)]
     fn score<S: Simd, E: Element, const G: usize>(&self, s: S) {
         let (dim, n) = (self.work.k_padded, self.n);
@@ -173,11 +181,9 @@ impl Pass {
             for j in (0..n).step_by(KEYS) {
                 // Past the end, the last key stands in; its scores are overwritten afterwards.
                 let rows = [j, (j + 1).min(n - 1), (j + 2).min(n - 1), (j + 3).min(n - 1)];
-                for row in rows {
-                    self.ahead.prefetch(row);
-                }
                 let mut sums = [[s.splat(0.0); KEYS]; G];
                 for d in (0..dim).step_by(S::LANES) {
+                    self.prefetch::<E>((j * dim + d * KEYS) * E::SIZE, KEYS * S::LANES);
                     for (i, row) in rows.into_iter().enumerate() {
                         let key = E::load(s, &self.rows, row, d);
                         for (g, sums) in sums.iter_mut().enumerate() {
@@ -209,10 +215,7 @@ impl Pass {
                 }
             }
             for j in 0..self.n {
-                // The first pass over the rows is the one that waits for memory.
-                if d == 0 {
-                    self.ahead.prefetch(j);
-                }
+                self.prefetch::<E>((j * v_padded + d) * E::SIZE, B * S::LANES);
                 let mut weights = [s.splat(0.0); G];
                 for (g, weight) in weights.iter_mut().enumerate() {
                     *weight = s.splat(*powers.add(g * PAGE_LEN + j));
@@ -265,16 +268,5 @@ unsafe fn soften<S: Simd>(s: S, work: &Work, m: usize, n: usize, visible: Range<
         *work.max.add(m) = max;
         *work.sum.add(m) = *work.sum.add(m) * rescale + s.sum(sum);
         *work.rescale.add(m) = rescale;
-    }
-}
-
-impl RowTile {
-    /// Asks for row `j`, which need not exist, to be brought near.
-    #[inline(always)]
-    fn prefetch(&self, j: usize) {
-        let row = self.data.wrapping_add(j * self.row_bytes);
-        for line in (0..self.row_bytes).step_by(64) {
-            simd::prefetch(row.wrapping_add(line));
-        }
     }
 }

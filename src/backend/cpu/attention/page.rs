@@ -7,6 +7,9 @@ use crate::backend::cpu::simd::Simd;
 
 /// How the numbers of the cache are stored.
 pub(super) trait Element {
+    /// Bytes of a number.
+    const SIZE: usize;
+
     /// `LANES` numbers of row `j` from number `d` on.
     ///
     /// # Safety
@@ -29,6 +32,8 @@ pub(super) struct F16;
 pub(super) struct Q8_0;
 
 impl Element for F32 {
+    const SIZE: usize = 4;
+
     #[inline(always)]
     unsafe fn load<S: Simd>(s: S, tile: &RowTile, j: usize, d: usize) -> S::V {
         // SAFETY: the caller's promise.
@@ -37,6 +42,8 @@ impl Element for F32 {
 }
 
 impl Element for F16 {
+    const SIZE: usize = 2;
+
     #[inline(always)]
     unsafe fn load<S: Simd>(s: S, tile: &RowTile, j: usize, d: usize) -> S::V {
         // SAFETY: the caller's promise.
@@ -45,6 +52,8 @@ impl Element for F16 {
 }
 
 impl Element for Q8_0 {
+    const SIZE: usize = 1;
+
     #[inline(always)]
     unsafe fn load<S: Simd>(s: S, tile: &RowTile, j: usize, d: usize) -> S::V {
         // SAFETY: the caller's promise; a vector lies within a block, as the lanes divide 16.
@@ -97,13 +106,11 @@ impl Cache<'_> {
         unsafe { self.tile(s, &self.layout.values, positions, scales) }
     }
 
-    /// The keys from the start of `positions` on, only to prefetch them.
+    /// Where the keys from the start of `positions` on are, only to prefetch them.
     #[inline(always)]
-    pub(super) fn keys_ahead(&self, positions: &Range<usize>) -> RowTile {
-        let rows = &self.layout.keys;
-        let offset = self.layer_offset + rows.row(self.kv_head, positions.start % PAGE_LEN);
-        let data = self.span.pages[positions.start / PAGE_LEN].wrapping_add(offset).cast_const();
-        RowTile { data, row_bytes: rows.row_bytes, scales: std::ptr::null(), blocks: rows.blocks }
+    pub(super) fn keys_ahead(&self, positions: &Range<usize>) -> *const u8 {
+        let offset = self.layer_offset + self.layout.keys.row(self.kv_head, positions.start % PAGE_LEN);
+        self.span.pages[positions.start / PAGE_LEN].wrapping_add(offset).cast_const()
     }
 
     /// # Safety

@@ -68,7 +68,8 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     unsafe fn load_f16(self, p: *const u16) -> __m512 {
-        proven!(_mm512_cvtph_ps(_mm256_loadu_si256(p.cast())))
+        // Not `_mm512_cvtph_ps`, which suppresses exceptions and cannot have its operand in memory therefore.
+        proven!(_mm512_cvt_roundph_ps::<_MM_FROUND_CUR_DIRECTION>(_mm256_loadu_si256(p.cast())))
     }
 
     #[inline(always)]
