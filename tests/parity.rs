@@ -1,13 +1,13 @@
 //! The same logits as llama.cpp: on tiny random models always, on real models where they are at hand.
 //!
-//! The tests on real models are ignored unless asked for, since they need files of 98 and 253 MB:
-//! `WAVELM_TEST_MODELS=folder cargo test --release --test parity -- --include-ignored`, with
-//! SmolLM2-135M-Instruct.Q4_1.gguf and gemma-3-270m-Q4_K_M.gguf in the folder.
+//! Real models are looked for in `$WAVELM_TEST_MODELS`, or else where the examples keep the default model;
+//! `tests/fixtures/fetch_models.py` brings them. Where one is missing, its tests say so and do nothing.
 
 #[path = "common/reference.rs"]
 mod reference;
 
 use reference::{Distributions, ReferenceLogits, continuations, fixture, log_softmax};
+use std::io::Write;
 use std::path::PathBuf;
 use wavelm::{ErrorKind, KvType, Model, Precision};
 
@@ -73,35 +73,39 @@ fn tiny_models_agree_roughly_in_fast_precision() {
     }
 }
 
-fn real_model(file: &str) -> PathBuf {
-    let folder = std::env::var_os("WAVELM_TEST_MODELS").expect("WAVELM_TEST_MODELS names a folder of GGUF files");
-    PathBuf::from(folder).join(file)
+/// The path of a real model; where it is missing, says so past the capture of test output.
+fn real_model(file: &str) -> Option<PathBuf> {
+    let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let cache = || var("XDG_CACHE_HOME").or_else(|| Some(var("HOME")?.join(".cache"))).map(|c| c.join("wavelm"));
+    let path = var("WAVELM_TEST_MODELS").or_else(cache).map(|folder| folder.join(file)).filter(|p| p.is_file());
+    if path.is_none() {
+        let _ = writeln!(std::io::stderr(), "skipped: {file} is not here; tests/fixtures/fetch_models.py brings it");
+    }
+    path
 }
 
 const SMOLLM2: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
 const GEMMA3: &str = "gemma-3-270m-Q4_K_M.gguf";
 
 fn agrees_in_reference_precision(file: &str, logits: &str) {
-    let model = load(real_model(file), Precision::Reference).expect(file);
+    let Some(path) = real_model(file) else { return };
+    let model = load(path, Precision::Reference).expect(file);
     let difference = worst(&model, &ReferenceLogits::open(&fixture(logits)));
     println!("{logits}: {difference:.1e}");
     assert!(difference < 1e-3, "{logits}: logits differ by {difference} of the largest one");
 }
 
 #[test]
-#[ignore = "needs real models"]
 fn smollm2_agrees_in_reference_precision() {
     agrees_in_reference_precision(SMOLLM2, "parity/smollm2.logits");
 }
 
 #[test]
-#[ignore = "needs real models"]
 fn gemma3_agrees_in_reference_precision() {
     agrees_in_reference_precision(GEMMA3, "parity/gemma3.logits");
 }
 
 #[test]
-#[ignore = "needs real models"]
 fn gemma3_agrees_beyond_its_sliding_window() {
     agrees_in_reference_precision(GEMMA3, "parity/gemma3-long.logits");
 }
@@ -147,7 +151,8 @@ fn compare(model: &Model, want: &Distributions) -> Agreement {
 
 /// Bounds: what two sets of kernels of llama.cpp itself differ by is in tests/fixtures/README.md.
 fn agrees_over_the_text(file: &str, dist: &str, kv: KvType, top1: f64, divergence: f64) {
-    let model = Model::options().threads(2).context(512).kv_type(kv).load(real_model(file)).expect(file);
+    let Some(path) = real_model(file) else { return };
+    let model = Model::options().threads(2).context(512).kv_type(kv).load(path).expect(file);
     let agreement = compare(&model, &Distributions::open(&fixture(dist)));
     let Agreement { top1: same, divergence: kl, perplexity } = agreement;
     println!("{dist}: {:.2} % same best token, divergence {kl:.5}, perplexity x {perplexity:.4}", same * 100.0);
@@ -157,21 +162,20 @@ fn agrees_over_the_text(file: &str, dist: &str, kv: KvType, top1: f64, divergenc
 }
 
 #[test]
-#[ignore = "needs real models"]
 fn smollm2_agrees_over_the_text() {
     agrees_over_the_text(SMOLLM2, "parity/smollm2.dist", KvType::F16, 0.95, 0.004);
     agrees_over_the_text(SMOLLM2, "parity/smollm2-f32.dist", KvType::F16, 0.95, 0.003);
 }
 
 #[test]
-#[ignore = "needs real models"]
 fn gemma3_agrees_over_the_text() {
     agrees_over_the_text(GEMMA3, "parity/gemma3.dist", KvType::F16, 0.94, 0.006);
     agrees_over_the_text(GEMMA3, "parity/gemma3-f32.dist", KvType::F16, 0.94, 0.005);
 }
 
 fn continues_greedily(file: &str, greedy: &str) {
-    let model = Model::options().threads(2).context(512).load(real_model(file)).expect(file);
+    let Some(path) = real_model(file) else { return };
+    let model = Model::options().threads(2).context(512).load(path).expect(file);
     for want in continuations(&fixture(greedy)) {
         let (mut tokens, mut got) = (want.tokens.clone(), Vec::new());
         let mut session = model.session().expect("a session");
@@ -190,13 +194,11 @@ fn continues_greedily(file: &str, greedy: &str) {
 }
 
 #[test]
-#[ignore = "needs real models"]
 fn smollm2_continues_greedily() {
     continues_greedily(SMOLLM2, "parity/smollm2.greedy");
 }
 
 #[test]
-#[ignore = "needs real models"]
 fn gemma3_continues_greedily() {
     continues_greedily(GEMMA3, "parity/gemma3.greedy");
 }
