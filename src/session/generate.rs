@@ -180,7 +180,7 @@ impl<'s> Generation<'s> {
         } else {
             text.push_str(&self.stop.take());
         }
-        (!text.is_empty()).then(|| Piece { text, choice: None })
+        (!text.is_empty()).then_some(Piece { text, choice: None })
     }
 }
 
