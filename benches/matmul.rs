@@ -2,7 +2,7 @@
 //! single tokens against the rate at which memory can be read. All of it is measured in the same run, and of many short runs the
 //! best or the median counts, so that the numbers stand on a machine that has other work too.
 //!
-//! `cargo bench --bench matmul [-- TYPE...]`
+//! `cargo bench --bench matmul [-- TYPE | INSTRUCTION SET...]`: those named, or all.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -14,23 +14,28 @@ const TYPES: [TensorType; 13] = [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K,
 
 fn main() -> wavelm::Result<()> {
     let names: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
-    let types: Vec<_> = TYPES
-        .into_iter()
-        .filter(|ty| names.is_empty() || names.iter().any(|name| *name == format!("{ty:?}")))
-        .collect();
-    for isa in instruction_sets() {
+    let mut types: Vec<_> = TYPES.into_iter().filter(|ty| names.contains(&format!("{ty:?}"))).collect();
+    if types.is_empty() {
+        types.extend(TYPES);
+    }
+    let mut sets: Vec<_> = instruction_sets().into_iter().filter(|isa| names.iter().any(|name| name == isa)).collect();
+    if sets.is_empty() {
+        sets = instruction_sets();
+    }
+    for isa in sets {
         let peak = peak(isa);
         println!("\n{isa}: peak {:.0} GOP/s", peak.unwrap_or(f64::NAN));
-        println!("{:>6} {:>18} {:>18} {:>18}   {:>24}", "", "512 tokens", "32 tokens", "4 tokens", "1 token (64 MB)");
+        let heads = ["512 tokens", "32 tokens", "4 tokens", "1 token (cached)", "1 token (64 MB)"];
+        println!("{:6} {}", "", heads.map(|head| format!("{head:>20}")).concat());
         for &ty in &types {
             let mut line = format!("{:>6}", format!("{ty:?}"));
-            for n in [512, 32, 4] {
+            for n in [512, 32, 4, 1] {
                 let (rows, cols) = (128, 2048);
                 let weights = weights(ty, rows * cols)?;
                 let mut product = Product::new(isa, ty, &weights, rows, cols, n)?;
                 let time = best(Duration::from_millis(if isa == "scalar" { 50 } else { 300 }), || product.run());
                 let rate = (2 * rows * cols * n) as f64 / time / 1e9;
-                line += &format!(" {rate:>8.0} GOP/s {}", percent(peak.map(|peak| rate / peak)));
+                line += &format!("{rate:>9.0} GOP/s {}", percent(peak.map(|peak| rate / peak)));
             }
             let cols = 2048;
             let row_bytes = cols / ty.block_len() * ty.block_bytes();
@@ -38,11 +43,16 @@ fn main() -> wavelm::Result<()> {
             let rows = 64 * step;
             let weights = weights(ty, rows * cols)?;
             let mut product = Product::new(isa, ty, &weights, rows, cols, 1)?;
-            let time = median(64, |i| product.run_rows(i * step..(i + 1) * step));
             let chunk = step * row_bytes;
-            let read = median(64, |i| read(&weights[i * chunk..][..chunk]));
-            let (rate, limit) = (chunk as f64 / time / 1e9, chunk as f64 / read / 1e9);
-            println!("{line}   {rate:>6.1} of {limit:>5.1} GB/s {}", percent(Some(rate / limit)));
+            // In turn, in different places, so that what else the machine does slows both.
+            let (mut times, mut reads) = (Vec::new(), Vec::new());
+            for i in 0..8 * 64 {
+                let (i, other) = (i % 64, (i + 32) % 64);
+                times.push(time(|| product.run_rows(i * step..(i + 1) * step)));
+                reads.push(time(|| read(&weights[other * chunk..][..chunk])));
+            }
+            let (rate, limit) = (chunk as f64 / median(times) / 1e9, chunk as f64 / median(reads) / 1e9);
+            println!("{line} {rate:>8.1} of {limit:>4.1} GB/s {}", percent(Some(rate / limit)));
         }
     }
     Ok(())
@@ -58,23 +68,20 @@ fn best(limit: Duration, mut run: impl FnMut()) -> f64 {
     let mut best = f64::INFINITY;
     let mut runs = 0;
     while runs < 3 || start.elapsed() < limit {
-        let start = Instant::now();
-        run();
-        best = best.min(start.elapsed().as_secs_f64());
+        best = best.min(time(&mut run));
         runs += 1;
     }
     best
 }
 
-/// The median time of `count` pieces of work that are done in turn, three times over, in seconds.
-fn median(count: usize, mut run: impl FnMut(usize)) -> f64 {
-    let mut times: Vec<f64> = (0..3 * count)
-        .map(|i| {
-            let start = Instant::now();
-            run(i % count);
-            start.elapsed().as_secs_f64()
-        })
-        .collect();
+/// The time of one run, in seconds.
+fn time(run: impl FnOnce()) -> f64 {
+    let start = Instant::now();
+    run();
+    start.elapsed().as_secs_f64()
+}
+
+fn median(mut times: Vec<f64>) -> f64 {
     times.sort_by(f64::total_cmp);
     times[times.len() / 2]
 }

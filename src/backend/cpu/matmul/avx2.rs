@@ -4,7 +4,7 @@ use super::activations::{self, QuantizeJob};
 use super::driver::{Correction, Dots, Kernels};
 use super::float::{self, FloatFormat};
 use super::formats::{Format, Kind};
-use super::simd::{RowPtrs, Simd, kernels};
+use super::simd::{Ahead, MAGIC, Rows, Simd, kernels};
 use super::tile::{self, Tile};
 use std::arch::x86_64::*;
 
@@ -26,6 +26,7 @@ impl Avx2 {
 impl Simd for Avx2 {
     const LANES: usize = 8;
     const WIDE_ZERO: i32 = 0;
+    const SUM_START: i32 = MAGIC.to_bits() as i32;
     type Int = __m256i;
     type Float = __m256;
 
@@ -107,6 +108,17 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn offset(self, scale: __m256) -> __m256 {
+        unsafe { _mm256_mul_ps(scale, _mm256_set1_ps(-MAGIC)) }
+    }
+
+    #[inline(always)]
+    fn scaled(self, sum: __m256i, scale: __m256, offset: __m256) -> __m256 {
+        // The sum's bits are those of MAGIC plus the sum: no conversion. The products are exact up to the one rounding.
+        unsafe { _mm256_fmadd_ps(_mm256_castsi256_ps(sum), scale, offset) }
+    }
+
+    #[inline(always)]
     fn to_float(self, a: __m256i) -> __m256 {
         unsafe { _mm256_cvtepi32_ps(a) }
     }
@@ -141,6 +153,11 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn prefetch(self, at: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+    }
+
+    #[inline(always)]
     unsafe fn load(self, from: *const i32) -> __m256i {
         unsafe { _mm256_loadu_si256(from.cast()) }
     }
@@ -161,7 +178,7 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn transpose(self, rows: &RowPtrs, offset: usize) -> [__m256i; 4] {
+    unsafe fn transpose(self, rows: Rows, offset: usize) -> [__m256i; 4] {
         unsafe {
             let [a, b, c, d] = load_rows(rows, offset);
             let (ab_low, ab_high) = (_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
@@ -181,7 +198,7 @@ impl Simd for Avx2 {
 /// # Safety
 /// As for [`Simd::transpose`]; the processor has AVX2.
 #[inline(always)]
-unsafe fn load_rows(rows: &RowPtrs, offset: usize) -> [__m256i; 4] {
+unsafe fn load_rows(rows: Rows, offset: usize) -> [__m256i; 4] {
     // SAFETY: the caller's promise.
     unsafe {
         [load_two(rows, 0, offset), load_two(rows, 1, offset), load_two(rows, 2, offset), load_two(rows, 3, offset)]
@@ -189,10 +206,10 @@ unsafe fn load_rows(rows: &RowPtrs, offset: usize) -> [__m256i; 4] {
 }
 
 #[inline(always)]
-unsafe fn load_two(rows: &RowPtrs, first: usize, offset: usize) -> __m256i {
+unsafe fn load_two(rows: Rows, first: usize, offset: usize) -> __m256i {
     // SAFETY: the caller's promise.
     unsafe {
-        let v = _mm256_castsi128_si256(_mm_loadu_si128(rows.0[first].add(offset).cast()));
-        _mm256_inserti128_si256::<1>(v, _mm_loadu_si128(rows.0[first + 4].add(offset).cast()))
+        let v = _mm256_castsi128_si256(_mm_loadu_si128(rows.at(first, offset).cast()));
+        _mm256_inserti128_si256::<1>(v, _mm_loadu_si128(rows.at(first + 4, offset).cast()))
     }
 }

@@ -4,7 +4,7 @@ use super::activations::{self, QuantizeJob};
 use super::driver::{Correction, Dots, Kernels};
 use super::float::{self, FloatFormat};
 use super::formats::{Format, Kind};
-use super::simd::{RowPtrs, Simd, kernels};
+use super::simd::{Ahead, MAGIC, Rows, Simd, kernels};
 use super::tile::{self, Tile};
 use std::arch::x86_64::*;
 
@@ -26,6 +26,7 @@ impl Avx512 {
 impl Simd for Avx512 {
     const LANES: usize = 16;
     const WIDE_ZERO: i32 = 128;
+    const SUM_START: i32 = MAGIC.to_bits() as i32;
     type Int = __m512i;
     type Float = __m512;
 
@@ -100,6 +101,17 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn offset(self, scale: __m512) -> __m512 {
+        unsafe { _mm512_mul_ps(scale, _mm512_set1_ps(-MAGIC)) }
+    }
+
+    #[inline(always)]
+    fn scaled(self, sum: __m512i, scale: __m512, offset: __m512) -> __m512 {
+        // The sum's bits are those of MAGIC plus the sum: no conversion. The products are exact up to the one rounding.
+        unsafe { _mm512_fmadd_ps(_mm512_castsi512_ps(sum), scale, offset) }
+    }
+
+    #[inline(always)]
     fn to_float(self, a: __m512i) -> __m512 {
         unsafe { _mm512_cvtepi32_ps(a) }
     }
@@ -130,6 +142,11 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn prefetch(self, at: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+    }
+
+    #[inline(always)]
     unsafe fn load(self, from: *const i32) -> __m512i {
         unsafe { _mm512_loadu_epi32(from) }
     }
@@ -150,7 +167,7 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn transpose(self, rows: &RowPtrs, offset: usize) -> [__m512i; 4] {
+    unsafe fn transpose(self, rows: Rows, offset: usize) -> [__m512i; 4] {
         unsafe {
             let [a, b, c, d] = load_rows(rows, offset);
             let (ab_low, ab_high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
@@ -170,7 +187,7 @@ impl Simd for Avx512 {
 /// # Safety
 /// As for [`Simd::transpose`]; the processor has AVX-512.
 #[inline(always)]
-unsafe fn load_rows(rows: &RowPtrs, offset: usize) -> [__m512i; 4] {
+unsafe fn load_rows(rows: Rows, offset: usize) -> [__m512i; 4] {
     // SAFETY: the caller's promise.
     unsafe {
         [load_four(rows, 0, offset), load_four(rows, 1, offset), load_four(rows, 2, offset), load_four(rows, 3, offset)]
@@ -178,12 +195,12 @@ unsafe fn load_rows(rows: &RowPtrs, offset: usize) -> [__m512i; 4] {
 }
 
 #[inline(always)]
-unsafe fn load_four(rows: &RowPtrs, first: usize, offset: usize) -> __m512i {
+unsafe fn load_four(rows: Rows, first: usize, offset: usize) -> __m512i {
     // SAFETY: the caller's promise.
     unsafe {
-        let v = _mm512_castsi128_si512(_mm_loadu_si128(rows.0[first].add(offset).cast()));
-        let v = _mm512_inserti32x4::<1>(v, _mm_loadu_si128(rows.0[first + 4].add(offset).cast()));
-        let v = _mm512_inserti32x4::<2>(v, _mm_loadu_si128(rows.0[first + 8].add(offset).cast()));
-        _mm512_inserti32x4::<3>(v, _mm_loadu_si128(rows.0[first + 12].add(offset).cast()))
+        let v = _mm512_castsi128_si512(_mm_loadu_si128(rows.at(first, offset).cast()));
+        let v = _mm512_inserti32x4::<1>(v, _mm_loadu_si128(rows.at(first + 4, offset).cast()));
+        let v = _mm512_inserti32x4::<2>(v, _mm_loadu_si128(rows.at(first + 8, offset).cast()));
+        _mm512_inserti32x4::<3>(v, _mm_loadu_si128(rows.at(first + 12, offset).cast()))
     }
 }

@@ -6,33 +6,32 @@
 //! whatever else is computed with it: other tokens, other rows, on however many threads.
 
 use super::activations::{self, SUM_GROUP};
-use super::simd::{MAX_LANES, RowPtrs, Simd};
-use super::tile::Tile;
-use super::{Matrix, OutPtr};
+use super::simd::{Ahead, Rows, Simd};
+use super::tile::{SLICE, Tile};
+use super::{Matrix, OutPtr, Scratch};
+use crate::gguf::TensorType;
 use std::ops::Range;
 
 /// Rows of a tile at most.
 pub(super) const TILE_ROWS: usize = 32;
-/// Vectors of rows in a tile at most.
-const MAX_VECTORS: usize = 2;
+/// Tokens that a tile is multiplied with at once, at most.
+const MAX_TOKENS: usize = 6;
 
-/// Unpacks columns (the first, and how many) of some vectors of rows.
-pub(super) type Unpack = unsafe fn(&[RowPtrs], usize, usize, &mut Tile);
+/// Unpacks columns (the first, and how many) of the rows of a tile, and meanwhile fetches as many bytes ahead.
+pub(super) type Unpack = unsafe fn(Rows, Ahead, usize, usize, &mut Tile);
 /// Multiplies a tile with a certain number of tokens.
 pub(super) type Multiply = unsafe fn(&Dots<'_>);
 
 /// The kernels for one type of weights on one instruction set.
 pub(super) struct Kernels {
-    /// Rows in a vector.
-    pub(super) lanes: usize,
-    /// Vectors in a tile.
-    pub(super) vectors: usize,
+    /// Rows in a tile.
+    pub(super) rows: usize,
     /// Slices are multiples of this.
     pub(super) block: usize,
     /// Columns of a slice at most.
     pub(super) slice: usize,
     pub(super) unpack: Unpack,
-    /// For 1, 2, … tokens.
+    /// For 1, 2, … tokens, at most [`MAX_TOKENS`].
     pub(super) dots: &'static [Multiply],
     pub(super) correction: Correction,
 }
@@ -42,8 +41,9 @@ pub(super) struct Kernels {
 pub(super) enum Correction {
     /// Nothing.
     None,
-    /// The zero point, which the unpacked bytes exceed the weights by, in groups of so many columns.
-    Zero { zero: i32, group: usize },
+    /// The zero point, which the unpacked bytes exceed the weights by, in groups of so many columns. Sums start at
+    /// `start` without it.
+    Zero { zero: i32, start: i32, group: usize },
     /// Minima of groups of so many columns.
     Mins { group: usize },
 }
@@ -77,30 +77,20 @@ pub(super) struct Dots<'a> {
     /// As `scales`, for the groups of the [`Correction`].
     pub(super) corrections: *const i32,
     pub(super) n: usize,
-    /// From the first token and row on.
-    out: *mut f32,
-    out_stride: usize,
-    /// Rows of the tile that are to be written.
-    rows: usize,
-    start: Start,
+    /// The output from the first token and row on; tokens are `out_stride` apart.
+    pub(super) out: *mut f32,
+    pub(super) out_stride: usize,
+    /// What the products are added to, as `out`: the sum of earlier slices, which may be `out` itself, or else the bias or
+    /// zeros.
+    pub(super) before: *const f32,
+    pub(super) before_stride: usize,
 }
 
-/// What the products are added to.
-#[derive(Clone, Copy)]
-enum Start {
-    Zero,
-    /// To the bias of the rows.
-    Bias(*const f32),
-    /// To what the output holds: the sum of earlier slices.
-    Output,
-}
-
-/// Multiplies rows of a matrix with all tokens. `corrections` has room for an element for each 16 columns and token.
+/// Multiplies rows of a matrix with all tokens.
 ///
 /// # Safety
-/// The kernels are for the matrix and for this processor; the pointers are valid for the sizes; and nothing else accesses
-/// the rows of the output or writes the activations.
-#[allow(clippy::too_many_arguments)]
+/// The kernels are for the matrix and for this processor; the pointers are valid for the sizes, and the scratch memory is
+/// large enough; nothing else accesses the rows of the output or writes the activations.
 pub(super) unsafe fn run(
     kernels: &Kernels,
     w: &Matrix<'_>,
@@ -108,22 +98,34 @@ pub(super) unsafe fn run(
     rows: Range<usize>,
     out: OutPtr<'_>,
     bias: Option<&[f32]>,
-    tile: &mut Tile,
-    corrections: &mut [i32],
+    scratch: &mut Scratch,
 ) {
-    let tile_rows = kernels.lanes * kernels.vectors;
-    debug_assert!(kernels.vectors <= MAX_VECTORS && tile_rows <= TILE_ROWS);
+    static ZEROS: [f32; TILE_ROWS] = [0.0; TILE_ROWS];
+    debug_assert!(kernels.rows <= TILE_ROWS && kernels.dots.len() <= MAX_TOKENS);
+    let Scratch { tile, last_rows, corrections, .. } = scratch;
     // SAFETY: the caller's promise.
     let correction_group = unsafe { prepare(kernels.correction, w.cols, &x, corrections) };
     // Slices of about the same length.
     let blocks = w.cols / kernels.block;
-    let slice = blocks.div_ceil(w.cols.div_ceil(kernels.slice).max(1)) * kernels.block;
-    for row in rows.clone().step_by(tile_rows) {
-        let ptrs = [row_ptrs(w, row, rows.end), row_ptrs(w, row + kernels.lanes, rows.end)];
-        for column in (0..w.cols).step_by(slice) {
+    let slice = blocks.div_ceil(w.cols.div_ceil(kernels.slice).max(1)).max(1) * kernels.block;
+    for row in rows.clone().step_by(kernels.rows) {
+        let count = kernels.rows.min(rows.end - row);
+        let bias = bias.map(|bias| &bias[row..row + count]);
+        for column in (0..w.cols.max(1)).step_by(slice) {
             let columns = slice.min(w.cols - column);
             // SAFETY: the columns are within the rows, and no more than a slice.
-            unsafe { (kernels.unpack)(&ptrs[..kernels.vectors], column, columns, tile) };
+            unsafe {
+                // While the rows of this tile are read side by side, those of the next are fetched one after the other.
+                let next = (row + kernels.rows) * w.row_bytes + kernels.rows * w.bytes(column);
+                let goes_on = next + kernels.rows * w.bytes(columns) <= rows.end * w.row_bytes;
+                let ahead = Ahead { from: w.data.as_ptr().wrapping_add(if goes_on { next } else { 0 }), goes_on };
+                if row + kernels.rows <= w.rows {
+                    let rows = Rows { first: w.row(row).as_ptr(), stride: w.row_bytes };
+                    (kernels.unpack)(rows, ahead, column, columns, tile);
+                } else {
+                    (kernels.unpack)(last_rows.copy(w, row, column, columns), ahead, 0, columns, tile);
+                }
+            }
             let mut token = 0;
             while token < x.n {
                 // As even as possible: few tokens at a time are less efficient.
@@ -131,7 +133,8 @@ pub(super) unsafe fn run(
                 let tokens = left.div_ceil(left.div_ceil(kernels.dots.len()));
                 // SAFETY: the tokens and columns are within the activations, the tokens and rows within the output.
                 unsafe {
-                    let dots = Dots {
+                    let to = out.element(token, row);
+                    let mut dots = Dots {
                         tile,
                         columns,
                         x: x.x.add(token * x.stride + column * x.size),
@@ -139,16 +142,22 @@ pub(super) unsafe fn run(
                         scales: x.scales.wrapping_add(column / activations::GROUP * x.n + token),
                         corrections: corrections.as_ptr().wrapping_add(column / correction_group * x.n + token),
                         n: x.n,
-                        out: out.element(token, row),
+                        out: to,
                         out_stride: out.stride,
-                        rows: tile_rows.min(rows.end - row),
-                        start: match bias {
-                            _ if column > 0 => Start::Output,
-                            Some(bias) => Start::Bias(bias.as_ptr().add(row)),
-                            None => Start::Zero,
-                        },
+                        before: ZEROS.as_ptr(),
+                        before_stride: 0,
                     };
-                    kernels.dots[tokens - 1](&dots);
+                    if column > 0 {
+                        (dots.before, dots.before_stride) = (to, out.stride);
+                    } else if let Some(bias) = bias {
+                        dots.before = bias.as_ptr();
+                    }
+                    let multiply = kernels.dots[tokens - 1];
+                    if count == kernels.rows {
+                        multiply(&dots);
+                    } else {
+                        multiply_some_rows(multiply, dots, tokens, count);
+                    }
                 }
                 token += tokens;
             }
@@ -156,9 +165,45 @@ pub(super) unsafe fn run(
     }
 }
 
-/// The start of rows `first` and up; past `end`, of the last one again.
-fn row_ptrs(w: &Matrix<'_>, first: usize, end: usize) -> RowPtrs {
-    RowPtrs(std::array::from_fn(|lane| w.row((first + lane).min(end - 1)).as_ptr()))
+/// Multiplies a tile of which only `count` rows are to be written.
+///
+/// # Safety
+/// As for `multiply`, but for the rows that are not written.
+unsafe fn multiply_some_rows(multiply: Multiply, mut dots: Dots<'_>, tokens: usize, count: usize) {
+    let mut before = [0.0; TILE_ROWS * MAX_TOKENS];
+    let mut products = [0.0; TILE_ROWS * MAX_TOKENS];
+    let (out, out_stride) = (dots.out, dots.out_stride);
+    // SAFETY: `count` rows of the tokens can be read and written, and the arrays have room for all rows.
+    unsafe {
+        for t in 0..tokens {
+            let from = dots.before.add(t * dots.before_stride);
+            from.copy_to_nonoverlapping(before.as_mut_ptr().add(t * TILE_ROWS), count);
+        }
+        (dots.before, dots.before_stride) = (before.as_ptr(), TILE_ROWS);
+        (dots.out, dots.out_stride) = (products.as_mut_ptr(), TILE_ROWS);
+        multiply(&dots);
+        for t in 0..tokens {
+            let from = products.as_ptr().add(t * TILE_ROWS);
+            from.copy_to_nonoverlapping(out.add(t * out_stride), count);
+        }
+    }
+}
+
+/// Memory for a slice of the last rows of a matrix, if they are less than a tile.
+pub(super) struct LastRows([u8; TILE_ROWS * Self::STRIDE]);
+
+impl LastRows {
+    pub(super) const ZERO: Self = Self([0; TILE_ROWS * Self::STRIDE]);
+    /// The longest slice of a row: that of Q8_0.
+    const STRIDE: usize = SLICE / TensorType::Q8_0.block_len() * TensorType::Q8_0.block_bytes();
+
+    /// Copies columns of rows `first` and up. The rows past the end are arbitrary.
+    fn copy(&mut self, w: &Matrix<'_>, first: usize, column: usize, columns: usize) -> Rows {
+        for (to, row) in self.0.chunks_exact_mut(Self::STRIDE).zip(first..w.rows) {
+            to[..w.bytes(columns)].copy_from_slice(&w.row(row)[w.bytes(column)..][..w.bytes(columns)]);
+        }
+        Rows { first: self.0.as_ptr(), stride: Self::STRIDE }
+    }
 }
 
 /// Fills in the corrections, `[groups][tokens]`: where integer sums start so as to account for the zero point, or what
@@ -185,7 +230,7 @@ unsafe fn prepare(correction: Correction, cols: usize, x: &Activations, correcti
             *to += second;
         }
         match correction {
-            Correction::Zero { zero, .. } => to.iter_mut().for_each(|to| *to *= -zero),
+            Correction::Zero { zero, start, .. } => to.iter_mut().for_each(|to| *to = start - zero * *to),
             _ => {
                 for (to, scale) in to.iter_mut().zip(&scales[column / activations::GROUP * n..]) {
                     *to = (*to as f32 * scale).to_bits() as i32;
@@ -197,34 +242,16 @@ unsafe fn prepare(correction: Correction, cols: usize, x: &Activations, correcti
 }
 
 impl Dots<'_> {
-    /// Adds a vector of products, of token `t` with rows `row` and up, to the output.
+    /// Writes a vector of products, of token `t` with rows `row` and up.
     ///
     /// # Safety
-    /// The rows that are to be written are within the output and this thread's.
+    /// The token and the rows are within the output, and this thread's.
     #[inline(always)]
     pub(super) unsafe fn write<S: Simd>(&self, s: S, t: usize, row: usize, product: S::Float) {
-        let count = self.rows.saturating_sub(row);
-        // SAFETY: the rows below `count` are within the output; the buffers have room for a vector.
+        // SAFETY: the caller's promise.
         unsafe {
-            let to = self.out.wrapping_add(t * self.out_stride + row);
-            let before = match self.start {
-                Start::Zero => None,
-                Start::Bias(bias) => Some(bias.wrapping_add(row)),
-                Start::Output => Some(to.cast_const()),
-            };
-            if count >= S::LANES {
-                let sum = match before {
-                    Some(before) => s.add(s.load_float(before), product),
-                    None => product,
-                };
-                s.store_float(to, sum);
-            } else {
-                let mut products = [0.0; MAX_LANES];
-                s.store_float(products.as_mut_ptr(), product);
-                for (i, product) in products.into_iter().enumerate().take(count) {
-                    to.add(i).write(before.map_or(0.0, |before| *before.add(i)) + product);
-                }
-            }
+            let before = s.load_float(self.before.add(t * self.before_stride + row));
+            s.store_float(self.out.add(t * self.out_stride + row), s.add(before, product));
         }
     }
 }

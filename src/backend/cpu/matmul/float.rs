@@ -2,7 +2,7 @@
 //! activations.
 
 use super::driver::Dots;
-use super::simd::{MAX_LANES, RowPtrs, Simd, unroll};
+use super::simd::{Ahead, MAX_LANES, Rows, Simd, unroll};
 use super::tile::{self, Tile};
 
 /// Columns of a slice at most: as much memory as for quantized weights.
@@ -57,16 +57,18 @@ impl FloatFormat for Bf16 {
 #[inline(always)]
 pub(super) unsafe fn unpack<S: Simd, F: FloatFormat, const VECTORS: usize>(
     s: S,
-    rows: &[RowPtrs],
+    rows: Rows,
+    mut ahead: Ahead,
     column: usize,
     columns: usize,
     tile: &mut Tile,
 ) {
-    for (v, rows) in rows.iter().enumerate().take(VECTORS) {
+    for v in 0..VECTORS {
+        let rows = Rows { first: rows.at(v * S::LANES, 0), ..rows };
         // SAFETY: the caller's promise.
         unsafe {
             let to = tile.q.as_mut_ptr().cast::<f32>().add(v * S::LANES);
-            unpack_rows::<S, F, VECTORS>(s, rows, column, columns, to);
+            unpack_rows::<S, F, VECTORS>(s, rows, &mut ahead, column, columns, to);
         }
     }
 }
@@ -78,7 +80,8 @@ pub(super) unsafe fn unpack<S: Simd, F: FloatFormat, const VECTORS: usize>(
 #[inline(always)]
 unsafe fn unpack_rows<S: Simd, F: FloatFormat, const VECTORS: usize>(
     s: S,
-    rows: &RowPtrs,
+    rows: Rows,
+    ahead: &mut Ahead,
     column: usize,
     columns: usize,
     to: *mut f32,
@@ -94,12 +97,13 @@ unsafe fn unpack_rows<S: Simd, F: FloatFormat, const VECTORS: usize>(
                     s.store_float(to.add(column * VECTORS * S::LANES), F::element(s, v, i));
                 }
             }
+            ahead.fetch(s, S::LANES * step * bytes);
             at += step;
         }
         while at < columns {
             let mut words = [0_i32; MAX_LANES];
-            for (word, row) in words.iter_mut().zip(rows.0).take(S::LANES) {
-                let from = row.add((column + at) * bytes);
+            for (r, word) in words.iter_mut().enumerate().take(S::LANES) {
+                let from = rows.at(r, (column + at) * bytes);
                 *word = if bytes == 4 {
                     i32::from_le(from.cast::<i32>().read_unaligned())
                 } else {

@@ -4,7 +4,7 @@
 //! Unpacking is vertical: the packed bytes of a vector of rows are transposed first, so that the bits of all rows are
 //! taken apart by the same full-width instructions, the packed scales among them.
 
-use super::simd::{RowPtrs, Simd};
+use super::simd::{Rows, Simd};
 use crate::gguf::TensorType;
 
 /// What the matrix kernel has to know of a format; formats of the same kind share it. Group `g` of a row stands for the
@@ -71,9 +71,8 @@ pub(super) trait Format {
     /// Unpacks one block, which starts at `offset`, of each row.
     ///
     /// # Safety
-    /// The first `LANES` pointers of `rows` are valid for reads of `offset` plus the bytes of a block, and `out` is
-    /// valid for writes of a block.
-    unsafe fn unpack<S: Simd, const VECTORS: usize>(s: S, rows: &RowPtrs, offset: usize, out: Unpacked<S, VECTORS>);
+    /// `LANES` rows are valid for reads of `offset` plus the bytes of a block, and `out` is valid for writes of a block.
+    unsafe fn unpack<S: Simd, const VECTORS: usize>(s: S, rows: Rows, offset: usize, out: Unpacked<S, VECTORS>);
 }
 
 /// Where a vector of rows unpacks to: arrays whose elements are `VECTORS` vectors of rows, this one among them.
@@ -160,7 +159,7 @@ impl Format for Q4_0 {
     const ZERO: i32 = 8;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd, const V: usize>(s: S, rows: &RowPtrs, at: usize, out: Unpacked<S, V>) {
+    unsafe fn unpack<S: Simd, const V: usize>(s: S, rows: Rows, at: usize, out: Unpacked<S, V>) {
         // SAFETY: all reads are within the 18 bytes of the block, all writes within its 32 weights.
         unsafe {
             let head = s.transpose(rows, at)[0];
@@ -177,7 +176,7 @@ impl Format for Q4_1 {
     type Kind = Mins32;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd, const V: usize>(s: S, rows: &RowPtrs, at: usize, out: Unpacked<S, V>) {
+    unsafe fn unpack<S: Simd, const V: usize>(s: S, rows: Rows, at: usize, out: Unpacked<S, V>) {
         // SAFETY: all reads are within the 20 bytes of the block, all writes within its 32 weights.
         unsafe {
             let head = s.transpose(rows, at)[0];
@@ -196,7 +195,7 @@ impl Format for Q5_0 {
     const ZERO: i32 = 16;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd, const V: usize>(s: S, rows: &RowPtrs, at: usize, out: Unpacked<S, V>) {
+    unsafe fn unpack<S: Simd, const V: usize>(s: S, rows: Rows, at: usize, out: Unpacked<S, V>) {
         // SAFETY: all reads are within the 22 bytes of the block, all writes within its 32 weights.
         unsafe {
             let [head, next, ..] = s.transpose(rows, at);
@@ -214,7 +213,7 @@ impl Format for Q5_1 {
     type Kind = Mins32;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd, const V: usize>(s: S, rows: &RowPtrs, at: usize, out: Unpacked<S, V>) {
+    unsafe fn unpack<S: Simd, const V: usize>(s: S, rows: Rows, at: usize, out: Unpacked<S, V>) {
         // SAFETY: all reads are within the 24 bytes of the block, all writes within its 32 weights.
         unsafe {
             let [head, high, ..] = s.transpose(rows, at);
@@ -232,7 +231,7 @@ impl Format for Q8_0 {
     type Kind = Wide32;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd, const V: usize>(s: S, rows: &RowPtrs, at: usize, out: Unpacked<S, V>) {
+    unsafe fn unpack<S: Simd, const V: usize>(s: S, rows: Rows, at: usize, out: Unpacked<S, V>) {
         // SAFETY: all reads are within the 34 bytes of the block, all writes within its 32 weights.
         unsafe {
             let head = s.transpose(rows, at)[0];
@@ -253,7 +252,7 @@ impl Format for Q2K {
     type Kind = Mins16;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd, const V: usize>(s: S, rows: &RowPtrs, at: usize, out: Unpacked<S, V>) {
+    unsafe fn unpack<S: Simd, const V: usize>(s: S, rows: Rows, at: usize, out: Unpacked<S, V>) {
         // SAFETY: all reads are within the 84 bytes of the block, all writes within its 256 weights.
         unsafe {
             let tail = s.transpose(rows, at + 68)[3];
@@ -288,7 +287,7 @@ impl Format for Q3K {
     const ZERO: i32 = 4;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd, const V: usize>(s: S, rows: &RowPtrs, at: usize, out: Unpacked<S, V>) {
+    unsafe fn unpack<S: Simd, const V: usize>(s: S, rows: Rows, at: usize, out: Unpacked<S, V>) {
         // SAFETY: all reads are within the 110 bytes of the block, all writes within its 256 weights.
         unsafe {
             // The last 16 bytes: 2 others, 12 of scales, 2 of d.
@@ -348,7 +347,7 @@ impl Format for Q4K {
     type Kind = Mins32;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd, const V: usize>(s: S, rows: &RowPtrs, at: usize, out: Unpacked<S, V>) {
+    unsafe fn unpack<S: Simd, const V: usize>(s: S, rows: Rows, at: usize, out: Unpacked<S, V>) {
         // SAFETY: all reads are within the 144 bytes of the block, all writes within its 256 weights.
         unsafe {
             scales_and_mins(s, s.transpose(rows, at), out);
@@ -370,7 +369,7 @@ impl Format for Q5K {
     type Kind = Mins32;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd, const V: usize>(s: S, rows: &RowPtrs, at: usize, out: Unpacked<S, V>) {
+    unsafe fn unpack<S: Simd, const V: usize>(s: S, rows: Rows, at: usize, out: Unpacked<S, V>) {
         // SAFETY: all reads are within the 176 bytes of the block, all writes within its 256 weights.
         unsafe {
             scales_and_mins(s, s.transpose(rows, at), out);
@@ -401,7 +400,7 @@ impl Format for Q6K {
     const ZERO: i32 = 32;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd, const V: usize>(s: S, rows: &RowPtrs, at: usize, out: Unpacked<S, V>) {
+    unsafe fn unpack<S: Simd, const V: usize>(s: S, rows: Rows, at: usize, out: Unpacked<S, V>) {
         // SAFETY: all reads are within the 210 bytes of the block, all writes within its 256 weights.
         unsafe {
             let d = s.half_to_float(s.shr(s.transpose(rows, at + 194)[3], 16));

@@ -27,7 +27,7 @@ use super::isa::Isa;
 use crate::gguf::TensorType;
 use crate::{Error, ErrorKind, Result, quant};
 use activations::SUM_GROUP;
-use driver::Activations;
+use driver::{Activations, LastRows};
 use simd::Simd;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -108,8 +108,13 @@ impl<'a> Matrix<'a> {
         self.ty
     }
 
+    /// The size in bytes of so many columns of a row: whole blocks.
+    fn bytes(&self, columns: usize) -> usize {
+        columns / self.ty.block_len() * self.ty.block_bytes()
+    }
+
     /// The bytes of a row.
-    pub(crate) fn row(&self, row: usize) -> &'a [u8] {
+    fn row(&self, row: usize) -> &'a [u8] {
         &self.data[row * self.row_bytes..][..self.row_bytes]
     }
 }
@@ -190,6 +195,7 @@ impl<'a> OutPtr<'a> {
 /// Memory that [`matmul`] works in: one for each thread, reused.
 pub(crate) struct Scratch {
     tile: Box<Tile>,
+    last_rows: Box<LastRows>,
     corrections: Box<[i32]>,
     row: Box<[f32]>,
 }
@@ -203,7 +209,12 @@ impl Default for Scratch {
 impl Scratch {
     /// Memory for single tokens; see [`reserve`](Self::reserve).
     pub(crate) fn new() -> Self {
-        Self { tile: Box::new(Tile::ZERO), corrections: Box::default(), row: Box::default() }
+        Self {
+            tile: Box::new(Tile::ZERO),
+            last_rows: Box::new(LastRows::ZERO),
+            corrections: Box::default(),
+            row: Box::default(),
+        }
     }
 
     /// Makes room for products of `n` tokens with rows of `cols` columns, and smaller ones.
@@ -250,7 +261,6 @@ pub(crate) unsafe fn matmul(
     if n == 0 || rows.is_empty() {
         return;
     }
-    let Scratch { tile, corrections, .. } = scratch;
     match x {
         Input::F32(x) => {
             assert!(x.len() >= n * w.cols, "{} activations for {n} x {}", x.len(), w.cols);
@@ -270,7 +280,7 @@ pub(crate) unsafe fn matmul(
                 n,
             };
             // SAFETY: all sizes were checked; the caller promises that nothing else accesses the rows of the output.
-            unsafe { driver::run(&kernels, w, x, rows, out, bias, tile, &mut []) };
+            unsafe { driver::run(&kernels, w, x, rows, out, bias, scratch) };
         }
         Input::Quant(x) => {
             assert!(
@@ -280,7 +290,7 @@ pub(crate) unsafe fn matmul(
                 x.cols(),
                 w.cols
             );
-            let corrections = &mut corrections[..n * (w.cols / SUM_GROUP)];
+            assert!(scratch.corrections.len() >= n * (w.cols / SUM_GROUP), "no scratch memory for {n} x {}", w.cols);
             let kernels = on_isa!(isa, simd => match w.ty {
                 T::Q4_0 => simd.quant_kernels::<formats::Q4_0>(),
                 T::Q4_1 => simd.quant_kernels::<formats::Q4_1>(),
@@ -304,7 +314,7 @@ pub(crate) unsafe fn matmul(
             };
             // SAFETY: all sizes were checked; the caller promises that nothing else accesses the rows of the output or
             // writes the activations.
-            unsafe { driver::run(&kernels, w, x, rows, out, bias, tile, corrections) };
+            unsafe { driver::run(&kernels, w, x, rows, out, bias, scratch) };
         }
     }
 }

@@ -4,7 +4,7 @@ use super::activations::{self, QuantizeJob};
 use super::driver::{Correction, Dots, Kernels};
 use super::float::{self, FloatFormat};
 use super::formats::{Format, Kind};
-use super::simd::{RowPtrs, Simd, kernels};
+use super::simd::{Ahead, Rows, Simd, kernels};
 use super::tile::{self, Tile};
 use std::array;
 
@@ -30,6 +30,7 @@ unsafe fn word(from: *const u8) -> i32 {
 impl Simd for Scalar {
     const LANES: usize = LANES;
     const WIDE_ZERO: i32 = 0;
+    const SUM_START: i32 = 0;
     type Int = Int;
     type Float = Float;
 
@@ -108,6 +109,16 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn offset(self, scale: Float) -> Float {
+        scale
+    }
+
+    #[inline(always)]
+    fn scaled(self, sum: Int, scale: Float, _: Float) -> Float {
+        self.mul(self.to_float(sum), scale)
+    }
+
+    #[inline(always)]
     fn to_float(self, a: Int) -> Float {
         a.map(|a| a as f32)
     }
@@ -139,6 +150,9 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn prefetch(self, _: *const u8) {}
+
+    #[inline(always)]
     unsafe fn load(self, from: *const i32) -> Int {
         // SAFETY: the caller's promise; the read needs no alignment.
         unsafe { from.cast::<Int>().read_unaligned() }
@@ -163,8 +177,8 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    unsafe fn transpose(self, rows: &RowPtrs, offset: usize) -> [Int; 4] {
+    unsafe fn transpose(self, rows: Rows, offset: usize) -> [Int; 4] {
         // SAFETY: the caller's promise.
-        array::from_fn(|j| array::from_fn(|r| unsafe { word(rows.0[r].add(offset + 4 * j)) }))
+        array::from_fn(|j| array::from_fn(|r| unsafe { word(rows.at(r, offset + 4 * j)) }))
     }
 }

@@ -9,11 +9,51 @@ use super::driver::Kernels;
 use super::float::FloatFormat;
 use super::formats::Format;
 
+/// 1.5 * 2^23: the f32 with the bits of this plus an integer below 2^22 in magnitude is `MAGIC` plus that integer.
+pub(super) const MAGIC: f32 = 12_582_912.0;
+
 /// Lanes of the widest vector.
 pub(super) const MAX_LANES: usize = 16;
 
-/// Where the rows of a vector start, one for each lane; the entries past [`Simd::LANES`] are not used.
-pub(super) struct RowPtrs(pub(super) [*const u8; MAX_LANES]);
+/// Rows of bytes, one for each lane.
+#[derive(Clone, Copy)]
+pub(super) struct Rows {
+    /// The start of the first one.
+    pub(super) first: *const u8,
+    /// From one row to the next.
+    pub(super) stride: usize,
+}
+
+impl Rows {
+    /// Where the 16 bytes at `offset` of row `r` are.
+    #[inline(always)]
+    pub(super) fn at(self, r: usize, offset: usize) -> *const u8 {
+        self.first.wrapping_add(offset).wrapping_add(r * self.stride)
+    }
+}
+
+/// Memory that will be needed soon, to be fetched to a cache piece by piece.
+#[derive(Clone, Copy)]
+pub(super) struct Ahead {
+    /// Where the next piece starts.
+    pub(super) from: *const u8,
+    /// Whether there is more than that.
+    pub(super) goes_on: bool,
+}
+
+impl Ahead {
+    /// Asks for the next `bytes`.
+    #[inline(always)]
+    pub(super) fn fetch<S: Simd>(&mut self, s: S, bytes: usize) {
+        const LINE: usize = 64;
+        let mut at = 0;
+        while at < bytes {
+            s.prefetch(self.from.wrapping_add(at));
+            at += LINE;
+        }
+        self.from = self.from.wrapping_add(if self.goes_on { bytes } else { 0 });
+    }
+}
 
 /// Vectors of [`LANES`](Self::LANES) 32-bit lanes. An `Int` is also seen as four bytes a lane, first byte lowest.
 pub(super) trait Simd: Copy {
@@ -21,6 +61,8 @@ pub(super) trait Simd: Copy {
     const LANES: usize;
     /// What [`wide`](Self::wide) adds to signed bytes.
     const WIDE_ZERO: i32;
+    /// What sums start at, for [`scaled`](Self::scaled).
+    const SUM_START: i32;
     /// A vector of integers.
     type Int: Copy;
     /// A vector of f32.
@@ -61,6 +103,11 @@ pub(super) trait Simd: Copy {
 
     /// The same number in all lanes.
     fn splat_float(self, value: f32) -> Self::Float;
+    /// What [`scaled`](Self::scaled) takes besides a scale.
+    fn offset(self, scale: Self::Float) -> Self::Float;
+    /// `(sum - SUM_START) * scale`, for sums that differ from [`SUM_START`](Self::SUM_START) by less than 2^22, and scales
+    /// of up to 22 significant bits with their [`offset`](Self::offset).
+    fn scaled(self, sum: Self::Int, scale: Self::Float, offset: Self::Float) -> Self::Float;
     /// The nearest f32 to each integer.
     fn to_float(self, a: Self::Int) -> Self::Float;
     /// The f16 that the low half of each lane holds.
@@ -74,6 +121,8 @@ pub(super) trait Simd: Copy {
     /// `a * b + c`, rounded once where the instruction set can.
     fn mul_add(self, a: Self::Float, b: Self::Float, c: Self::Float) -> Self::Float;
 
+    /// Asks for a cache line, which will be needed soon. Any address is allowed.
+    fn prefetch(self, at: *const u8);
     /// Reads one vector.
     ///
     /// # Safety
@@ -97,8 +146,8 @@ pub(super) trait Simd: Copy {
     /// In lane `r` of vector `j`, the four bytes at `offset + 4 * j` of row `r`: 16 bytes of each row, transposed.
     ///
     /// # Safety
-    /// Each of the first `LANES` pointers is valid for reads of `offset + 16` bytes.
-    unsafe fn transpose(self, rows: &RowPtrs, offset: usize) -> [Self::Int; 4];
+    /// `LANES` rows are valid for reads of `offset + 16` bytes.
+    unsafe fn transpose(self, rows: Rows, offset: usize) -> [Self::Int; 4];
 }
 
 /// Repeats a block for `$i` in `0..$n`, which is at most 6, without a loop: accumulators indexed by `$i` are then sure to
@@ -128,9 +177,9 @@ macro_rules! kernels {
     ($simd:ident, $proof:expr, vectors: $vectors:literal, tokens: [$($tokens:literal)*] $(, $features:literal)?) => {
         fn quant_kernels<F: Format>(self) -> Kernels {
             $(#[target_feature(enable = $features)])?
-            unsafe fn unpack<F: Format>(rows: &[RowPtrs], column: usize, columns: usize, tile: &mut Tile) {
+            unsafe fn unpack<F: Format>(rows: Rows, ahead: Ahead, column: usize, columns: usize, tile: &mut Tile) {
                 // SAFETY: the caller's promise.
-                unsafe { tile::unpack::<$simd, F, $vectors>($proof, rows, column, columns, tile) }
+                unsafe { tile::unpack::<$simd, F, $vectors>($proof, rows, ahead, column, columns, tile) }
             }
 
             $(#[target_feature(enable = $features)])?
@@ -142,8 +191,7 @@ macro_rules! kernels {
             let zero = if F::Kind::WIDE { Self::WIDE_ZERO } else { F::ZERO };
             let group = F::Kind::GROUP;
             Kernels {
-                lanes: Self::LANES,
-                vectors: $vectors,
+                rows: $vectors * Self::LANES,
                 block: F::TYPE.block_len(),
                 slice: tile::SLICE,
                 unpack: unpack::<F>,
@@ -151,16 +199,16 @@ macro_rules! kernels {
                 correction: if F::Kind::MINS {
                     Correction::Mins { group }
                 } else {
-                    Correction::Zero { zero, group }
+                    Correction::Zero { zero, start: Self::SUM_START, group }
                 },
             }
         }
 
         fn float_kernels<F: FloatFormat>(self) -> Kernels {
             $(#[target_feature(enable = $features)])?
-            unsafe fn unpack<F: FloatFormat>(rows: &[RowPtrs], column: usize, columns: usize, tile: &mut Tile) {
+            unsafe fn unpack<F: FloatFormat>(rows: Rows, ahead: Ahead, column: usize, columns: usize, tile: &mut Tile) {
                 // SAFETY: the caller's promise.
-                unsafe { float::unpack::<$simd, F, $vectors>($proof, rows, column, columns, tile) }
+                unsafe { float::unpack::<$simd, F, $vectors>($proof, rows, ahead, column, columns, tile) }
             }
 
             $(#[target_feature(enable = $features)])?
@@ -170,8 +218,7 @@ macro_rules! kernels {
             }
 
             Kernels {
-                lanes: Self::LANES,
-                vectors: $vectors,
+                rows: $vectors * Self::LANES,
                 block: 1,
                 slice: float::SLICE,
                 unpack: unpack::<F>,

@@ -3,7 +3,7 @@
 use super::activations::{self, SUM_GROUP};
 use super::driver::{Dots, TILE_ROWS};
 use super::formats::{Format, Kind, Unpacked};
-use super::simd::{RowPtrs, Simd, unroll};
+use super::simd::{Ahead, Rows, Simd, unroll};
 
 /// Columns of a slice at most: a multiple of every format's block.
 pub(super) const SLICE: usize = 512;
@@ -34,13 +34,15 @@ impl Tile {
 #[inline(always)]
 pub(super) unsafe fn unpack<S: Simd, F: Format, const VECTORS: usize>(
     s: S,
-    rows: &[RowPtrs],
+    rows: Rows,
+    mut ahead: Ahead,
     column: usize,
     columns: usize,
     tile: &mut Tile,
 ) {
     let (block, block_bytes) = (F::TYPE.block_len(), F::TYPE.block_bytes());
-    for (v, rows) in rows.iter().enumerate().take(VECTORS) {
+    for v in 0..VECTORS {
+        let rows = Rows { first: rows.at(v * S::LANES, 0), ..rows };
         let mut at = 0;
         while at < columns {
             let index = |columns: usize| (at / columns * VECTORS + v) * S::LANES;
@@ -54,6 +56,7 @@ pub(super) unsafe fn unpack<S: Simd, F: Format, const VECTORS: usize>(
                 );
                 F::unpack(s, rows, (column + at) / block * block_bytes, out);
             }
+            ahead.fetch(s, S::LANES * block_bytes);
             at += block;
         }
     }
@@ -79,7 +82,7 @@ pub(super) unsafe fn dots<S: Simd, K: Kind, const VECTORS: usize, const TOKENS: 
         let mut totals = [[s.splat_float(0.0); TOKENS]; VECTORS];
         let mut column = 0;
         while column < dots.columns {
-            let mut sums = [[s.splat(0); TOKENS]; VECTORS];
+            let mut sums = [[s.splat(S::SUM_START); TOKENS]; VECTORS];
             if K::HAS_ZERO {
                 unroll!(t < TOKENS, {
                     let start = s.splat(*corrections.add(t));
@@ -107,11 +110,12 @@ pub(super) unsafe fn dots<S: Simd, K: Kind, const VECTORS: usize, const TOKENS: 
                     x[t] = x[t].add(WORDS_AT_ONCE);
                 });
             }
-            unroll!(t < TOKENS, {
-                let x_scale = s.splat_float(*x_scales.add(t));
-                unroll!(v < VECTORS, {
-                    let scale = s.mul(s.load_float(scales.add(v * S::LANES)), x_scale);
-                    totals[v][t] = s.mul_add(s.to_float(sums[v][t]), scale, totals[v][t]);
+            unroll!(v < VECTORS, {
+                let scale = s.load_float(scales.add(v * S::LANES));
+                let offset = s.offset(scale);
+                unroll!(t < TOKENS, {
+                    let scaled = s.scaled(sums[v][t], scale, offset);
+                    totals[v][t] = s.mul_add(scaled, s.splat_float(*x_scales.add(t)), totals[v][t]);
                 });
             });
             if K::MINS {
