@@ -114,7 +114,7 @@ impl<'a> Matrix<'a> {
     }
 
     /// The bytes of a row.
-    fn row(&self, row: usize) -> &'a [u8] {
+    pub(crate) fn row(&self, row: usize) -> &'a [u8] {
         &self.data[row * self.row_bytes..][..self.row_bytes]
     }
 }
