@@ -1,5 +1,9 @@
 //! Prints what is in a GGUF file: its metadata, and its tensors as a table.
 
+mod common;
+
+use common::cli::{Cli, Outcome, run};
+use common::default_model::default_model;
 use std::collections::BTreeMap;
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
@@ -9,10 +13,10 @@ use wavelm::gguf::{Array, Gguf, Value};
 const HELP: &str = "\
 Prints the metadata and the tensors of a GGUF file.
 
-Usage: inspect --model FILE
+Usage: inspect [--model FILE]
 
-Options:
   -m, --model FILE  the file; of a split model, any part
+                    [default: $WAVELM_MODEL, else SmolLM2-135M-Instruct, fetched once and cached]
   -h, --help        this text
 ";
 
@@ -21,44 +25,23 @@ const LONGEST_TEXT: usize = 100;
 const MOST_ELEMENTS: usize = 8;
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    run(&[HELP], inspect)
 }
 
-fn run() -> Result<(), Box<dyn std::error::Error>> {
-    let Some(path) = model_path()? else {
-        print!("{HELP}");
-        return Ok(());
-    };
-    let gguf = Gguf::open(path)?;
-    let mut out = BufWriter::new(io::stdout().lock());
-    let printed = print_file(&mut out, &gguf)
-        .and_then(|()| print_metadata(&mut out, &gguf))
-        .and_then(|()| print_tensors(&mut out, &gguf));
-    match printed.and_then(|()| out.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()), // whoever reads has seen enough
-        outcome => Ok(outcome?),
-    }
-}
-
-/// The file to open; `None` where help is asked for.
-fn model_path() -> Result<Option<PathBuf>, lexopt::Error> {
-    use lexopt::prelude::*;
+fn inspect(cli: &mut Cli) -> Outcome {
     let mut path = None;
-    let mut arguments = lexopt::Parser::from_env();
-    while let Some(argument) = arguments.next()? {
-        match argument {
-            Short('h') | Long("help") => return Ok(None),
-            Short('m') | Long("model") => path = Some(PathBuf::from(arguments.value()?)),
-            _ => return Err(argument.unexpected()),
+    while let Some(name) = cli.next()? {
+        match name.as_str() {
+            "-m" | "--model" => path = Some(PathBuf::from(cli.value()?)),
+            _ => return Err(cli.unknown()),
         }
     }
-    path.map(Some).ok_or_else(|| "no file is given: use --model FILE, or --help".into())
+    let gguf = Gguf::open(path.map_or_else(default_model, Ok)?)?;
+    let mut out = BufWriter::new(io::stdout().lock());
+    print_file(&mut out, &gguf)?;
+    print_metadata(&mut out, &gguf)?;
+    print_tensors(&mut out, &gguf)?;
+    Ok(out.flush()?)
 }
 
 fn print_file(out: &mut impl Write, gguf: &Gguf) -> io::Result<()> {

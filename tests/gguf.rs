@@ -72,7 +72,7 @@ fn tensors_of_every_type_are_read_back_as_written() {
             expected.push((ty, dims, data));
         }
         let gguf = Gguf::from_bytes(writer.to_bytes().unwrap()).unwrap();
-        assert_eq!(gguf.alignment(), alignment.into());
+        assert_eq!(gguf.alignment(), u64::from(alignment));
         assert_eq!(gguf.tensors().len(), expected.len());
         for (i, (ty, dims, data)) in expected.iter().enumerate() {
             let tensor = gguf.tensor(&format!("blk.{i}.weight")).unwrap();
