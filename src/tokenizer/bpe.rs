@@ -87,8 +87,8 @@ struct Symbol {
 #[derive(Default)]
 pub(super) struct Scratch {
     symbols: Vec<Symbol>,
-    /// Rank and left symbol of pairs to merge.
-    queue: BinaryHeap<Reverse<(u32, u32)>>,
+    /// Pairs to merge: the rank in the upper half, the left symbol in the lower.
+    queue: BinaryHeap<Reverse<u64>>,
 }
 
 /// Up to how many bytes searching all pairs for the best one beats a queue.
@@ -118,26 +118,43 @@ impl Bpe {
         let whole = self.pre.ignore_merges || (self.pre.whole_newlines && word.iter().all(|&byte| byte == b'\n'));
         let token = if whole { vocab.find(word) } else { NONE };
         if token != NONE {
-            out.push(token);
-        } else if self.pre.plain_text {
-            let text = std::str::from_utf8(word).unwrap_or_default();
-            self.merge_long(
-                text.char_indices().map(|(start, c)| {
-                    let end = start + c.len_utf8();
-                    (start, vocab.find(word.get(start..end).unwrap_or_default()))
-                }),
-                scratch,
-            );
-            self.emit(word, scratch, out);
-        } else if word.len() <= SHORT {
-            self.encode_short(word, out);
+            return out.push(token);
+        }
+        if word.len() <= SHORT {
+            return self.encode_part(vocab, word, scratch, out);
+        }
+        let mut start = 0;
+        for (end, (&first, &second)) in (1..).zip(word.iter().zip(word.iter().skip(1))) {
+            // In plain text, symbols are characters.
+            let starts_symbol = !self.pre.plain_text || second & 0xC0 != 0x80;
+            if starts_symbol && !vocab.joins(first, second) {
+                self.encode_part(vocab, word.get(start..end).unwrap_or_default(), scratch, out);
+                start = end;
+            }
+        }
+        self.encode_part(vocab, word.get(start..).unwrap_or_default(), scratch, out);
+    }
+
+    /// Encodes a part of a word that no token reaches beyond.
+    #[inline]
+    fn encode_part(&self, vocab: &Vocab, part: &[u8], scratch: &mut Scratch, out: &mut Vec<TokenId>) {
+        if self.pre.plain_text {
+            let text = std::str::from_utf8(part).unwrap_or_default();
+            let symbols = text
+                .char_indices()
+                .map(|(start, c)| (start, vocab.find(part.get(start..start + c.len_utf8()).unwrap_or_default())));
+            self.merge_long(symbols, scratch);
+            self.emit(part, scratch, out);
+        } else if part.len() <= SHORT {
+            self.encode_short(part, out);
         } else {
-            let tokens = word.iter().map(|&byte| self.bytes.get(usize::from(byte)).copied().unwrap_or(NONE));
+            let tokens = part.iter().map(|&byte| self.bytes.get(usize::from(byte)).copied().unwrap_or(NONE));
             self.merge_long(tokens.enumerate(), scratch);
-            self.emit(word, scratch, out);
+            self.emit(part, scratch, out);
         }
     }
 
+    /// For few bytes: searches all pairs for the best one, again and again.
     fn encode_short(&self, word: &[u8], out: &mut Vec<TokenId>) {
         let mut tokens = [NONE; SHORT];
         // The rank of each token's merge with the next one.
@@ -183,7 +200,7 @@ impl Bpe {
                     last.next = number;
                     let rank = self.merges.rank(last.token, token);
                     if rank != NONE {
-                        queue.push(Reverse((rank, number - 1)));
+                        queue.push(entry(rank, number - 1));
                     }
                     number - 1
                 }
@@ -191,8 +208,9 @@ impl Bpe {
             };
             list.push(Symbol { previous, next: NONE, start: start as u32, token });
         }
-        while let Some(Reverse((rank, left))) = queue.pop() {
-            let Some(merge) = self.merges.list.get(rank as usize) else { continue };
+        while let Some(Reverse(pair)) = queue.pop() {
+            let left = pair as u32;
+            let Some(merge) = self.merges.list.get((pair >> 32) as usize) else { continue };
             let Some((left_token, next)) = list.get(left as usize).map(|symbol| (symbol.token, symbol.next)) else {
                 continue;
             };
@@ -216,13 +234,13 @@ impl Bpe {
                 symbol.previous = left;
                 let rank = self.merges.rank(merge.joined, symbol.token);
                 if rank != NONE {
-                    queue.push(Reverse((rank, left)));
+                    queue.push(entry(rank, left));
                 }
             }
             if let Some(symbol) = list.get(previous as usize) {
                 let rank = self.merges.rank(symbol.token, merge.joined);
                 if rank != NONE {
-                    queue.push(Reverse((rank, previous)));
+                    queue.push(entry(rank, previous));
                 }
             }
         }
@@ -245,6 +263,10 @@ impl Bpe {
             symbol = next;
         }
     }
+}
+
+fn entry(rank: u32, left: u32) -> Reverse<u64> {
+    Reverse(u64::from(rank) << 32 | u64::from(left))
 }
 
 fn read_merges<'a>(list: impl ExactSizeIterator<Item = &'a str>, vocab: &Vocab, spelling: Spelling) -> Merges {

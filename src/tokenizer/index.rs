@@ -23,10 +23,6 @@ impl Strings {
         self.ends.push(self.bytes.len() as u32);
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.ends.len()
-    }
-
     #[inline]
     pub(super) fn get(&self, number: u32) -> Option<&[u8]> {
         let number = number as usize;
@@ -81,6 +77,7 @@ pub(super) struct Index {
     /// The upper half of the hash and the number; all ones where empty.
     slots: Vec<u64>,
     seed: u64,
+    /// Bytes of the longest string.
     longest: usize,
 }
 
@@ -91,11 +88,6 @@ impl Index {
     pub(super) fn with_capacity(capacity: usize) -> Self {
         let slots = (capacity.saturating_mul(3) / 2 + 1).next_power_of_two();
         Self { slots: vec![EMPTY; slots], seed: seed(), longest: 0 }
-    }
-
-    /// The bytes of the longest string.
-    pub(super) fn longest(&self) -> usize {
-        self.longest
     }
 
     /// Adds string `number` of `strings`; a later one replaces an equal earlier one.

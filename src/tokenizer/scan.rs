@@ -268,6 +268,9 @@ impl Words {
                 return end;
             }
         }
+        if matches!(self.letters, Letters::WithoutHan) && is_han(c.code) {
+            return s.run_of(pos, usize::MAX, |c| is_han(c.code));
+        }
         if let Some(end) = self.word(s, pos, c) {
             if self.contraction == Contraction::Suffix && s.at(end).is_ascii(b'\'') {
                 return s.contraction(end, true).unwrap_or(end);
@@ -288,9 +291,6 @@ impl Words {
     /// The word that starts at `pos`, be it with its first letter or with a leading character.
     #[inline]
     fn word(&self, s: Segment<'_>, pos: usize, c: Char) -> Option<usize> {
-        if matches!(self.letters, Letters::WithoutHan) && is_han(c.code) {
-            return Some(s.run_of(pos, usize::MAX, |c| is_han(c.code)));
-        }
         let leading = c.len > 0 && !c.is_newline() && !c.is(self.not_leading);
         if leading && let Some(end) = self.letters(s, pos + c.len) {
             return match self.letters {

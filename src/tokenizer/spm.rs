@@ -14,9 +14,6 @@ pub(super) struct Spm {
     scores: Vec<u32>,
     /// The token of each single byte, or [`NONE`].
     bytes: [u32; 256],
-    /// Last bytes of characters before a space inside of a token. Tokens never reach across any other start of a run of
-    /// spaces, so that text can be cut there.
-    before_inner_space: [bool; 256],
 }
 
 /// A token so far, in the list of those of a text.
@@ -48,6 +45,9 @@ pub(super) struct Scratch {
     queue: BinaryHeap<Pair>,
 }
 
+/// Up to how many bytes searching all pairs for the best one beats a queue.
+const SHORT: usize = 32;
+
 impl Spm {
     pub(super) fn new(metadata: &Metadata, vocab: &Vocab) -> Result<Self> {
         let scores = match scores(metadata)? {
@@ -57,32 +57,27 @@ impl Spm {
             }
             None => Vec::new(),
         };
-        let mut before_inner_space = [false; 256];
-        for id in 0..vocab.len() as u32 {
-            let piece = vocab.piece(id).unwrap_or_default();
-            for pair in piece.windows(2) {
-                if pair[1] == b' ' && pair[0] != b' ' {
-                    before_inner_space[usize::from(pair[0])] = true;
-                }
-            }
-        }
-        Ok(Self { scores, bytes: byte_ids(vocab), before_inner_space })
+        Ok(Self { scores, bytes: byte_ids(vocab) })
     }
 
     /// Appends the tokens of `text`, in which spaces are spaces.
     pub(super) fn encode(&self, vocab: &Vocab, text: &str, scratch: &mut Scratch, out: &mut Vec<TokenId>) {
         let bytes = text.as_bytes();
         let mut start = 0;
-        for (at, pair) in bytes.windows(2).enumerate() {
-            if pair[1] == b' ' && pair[0] != b' ' && !self.before_inner_space[usize::from(pair[0])] {
-                self.encode_part(vocab, text.get(start..at + 1).unwrap_or_default(), scratch, out);
-                start = at + 1;
+        for (end, (&first, &second)) in (1..).zip(bytes.iter().zip(bytes.iter().skip(1))) {
+            if !vocab.joins(first, second) && text.is_char_boundary(end) {
+                self.encode_part(vocab, text.get(start..end).unwrap_or_default(), scratch, out);
+                start = end;
             }
         }
         self.encode_part(vocab, text.get(start..).unwrap_or_default(), scratch, out);
     }
 
+    /// Encodes a part of the text that no token reaches beyond.
     fn encode_part(&self, vocab: &Vocab, text: &str, scratch: &mut Scratch, out: &mut Vec<TokenId>) {
+        if text.len() <= SHORT {
+            return self.encode_short(vocab, text.as_bytes(), out);
+        }
         let Scratch { symbols, queue } = scratch;
         symbols.clear();
         queue.clear();
@@ -119,8 +114,68 @@ impl Spm {
         }
         let mut symbol = symbols.first();
         while let Some(at) = symbol {
-            self.emit(vocab, text, at, out);
+            let bytes = text.as_bytes().get(at.start as usize..(at.start + at.length) as usize);
+            self.emit(vocab, bytes.unwrap_or_default(), at.token, out);
             symbol = symbols.get(at.next as usize);
+        }
+    }
+
+    /// For few bytes: searches all pairs for the best one, again and again.
+    fn encode_short(&self, vocab: &Vocab, text: &[u8], out: &mut Vec<TokenId>) {
+        // Symbol i is from start i to start i + 1; pair i is symbol i and the next one.
+        let mut starts = [0; SHORT + 1];
+        let mut tokens = [NONE; SHORT];
+        let mut pairs = [(0, NONE); SHORT];
+        let mut count = 0;
+        for (at, &byte) in text.iter().enumerate() {
+            // Whatever is no continuation byte starts a character.
+            if byte & 0xC0 != 0x80 {
+                starts[count] = at;
+                count += 1;
+            }
+        }
+        starts[count] = text.len();
+        let pair = |starts: &[usize; SHORT + 1], at: usize| match text.get(starts[at]..starts[at + 2]) {
+            Some(bytes) => self.pair(vocab, bytes),
+            None => (0, NONE),
+        };
+        for at in 1..count {
+            pairs[at - 1] = pair(&starts, at - 1);
+        }
+        while count > 1 {
+            let mut best = 0;
+            for at in 1..count - 1 {
+                if pairs[at].0 > pairs[best].0 {
+                    best = at;
+                }
+            }
+            let (score, token) = pairs[best];
+            if score == 0 {
+                break;
+            }
+            tokens[best] = token;
+            tokens.copy_within(best + 2..count, best + 1);
+            pairs.copy_within((best + 1).min(count - 1)..count - 1, best);
+            starts.copy_within(best + 2..count + 1, best + 1);
+            count -= 1;
+            if best > 0 {
+                pairs[best - 1] = pair(&starts, best - 1);
+            }
+            if best + 1 < count {
+                pairs[best] = pair(&starts, best);
+            }
+        }
+        for (at, &token) in tokens.iter().enumerate().take(count) {
+            self.emit(vocab, text.get(starts[at]..starts[at + 1]).unwrap_or_default(), token, out);
+        }
+    }
+
+    /// The score of the token that these bytes make, and the token; 0 and [`NONE`] if they make none.
+    #[inline]
+    fn pair(&self, vocab: &Vocab, bytes: &[u8]) -> (u32, u32) {
+        match vocab.find(bytes) {
+            NONE => (0, NONE),
+            token => (self.scores.get(token as usize).copied().unwrap_or(1), token),
         }
     }
 
@@ -131,20 +186,14 @@ impl Spm {
         let Some(second) = symbols.get(first.next as usize) else { return };
         let length = first.length + second.length;
         let bytes = text.as_bytes().get(first.start as usize..(first.start + length) as usize).unwrap_or_default();
-        let token = vocab.find(bytes);
-        if token != NONE {
-            let score = self.scores.get(token as usize).copied().unwrap_or(1);
+        if let (score @ 1.., token) = self.pair(vocab, bytes) {
             queue.push(Pair { score, left: Reverse(left), length, token });
         }
     }
 
-    fn emit(&self, vocab: &Vocab, text: &str, symbol: &Symbol, out: &mut Vec<TokenId>) {
-        if symbol.token != NONE {
-            return out.push(symbol.token);
-        }
-        let bytes = text.as_bytes().get(symbol.start as usize..(symbol.start + symbol.length) as usize);
-        let bytes = bytes.unwrap_or_default();
-        let token = vocab.find(bytes);
+    /// Appends a token or, for a character that was not merged, its token or those of its bytes.
+    fn emit(&self, vocab: &Vocab, bytes: &[u8], token: u32, out: &mut Vec<TokenId>) {
+        let token = if token == NONE { vocab.find(bytes) } else { token };
         if token != NONE {
             return out.push(token);
         }

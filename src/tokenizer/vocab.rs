@@ -72,6 +72,7 @@ pub(super) struct Vocab {
     tokens: Vec<Token>,
     /// From pieces to the tokens that plain text may become.
     index: Index,
+    inside: BytePairs,
     /// All special tokens, and those that are found in text even where special tokens are not.
     special: Trie,
     user_defined: Trie,
@@ -79,6 +80,27 @@ pub(super) struct Vocab {
     pub(super) ids: SpecialIds,
     /// Tokens that end an answer, sorted.
     end_of_generation: Vec<TokenId>,
+}
+
+/// A set of pairs of bytes.
+struct BytePairs(Box<[u64; 1024]>);
+
+impl BytePairs {
+    fn new() -> Self {
+        Self(Box::new([0; 1024]))
+    }
+
+    /// Adds all neighbours in `bytes`.
+    fn insert_all(&mut self, bytes: &[u8]) {
+        for (&first, &second) in bytes.iter().zip(bytes.iter().skip(1)) {
+            self.0[usize::from(first) * 4 + usize::from(second) / 64] |= 1 << (second % 64);
+        }
+    }
+
+    #[inline]
+    fn contains(&self, first: u8, second: u8) -> bool {
+        self.0[usize::from(first) * 4 + usize::from(second) / 64] >> (second % 64) & 1 == 1
+    }
 }
 
 impl Vocab {
@@ -112,6 +134,7 @@ impl Vocab {
             pieces: Strings::with_capacity(count, bytes),
             tokens,
             index: Index::with_capacity(count),
+            inside: BytePairs::new(),
             special: Trie::default(),
             user_defined: Trie::default(),
             special_list: Vec::new(),
@@ -284,6 +307,7 @@ impl Vocab {
             });
             if findable {
                 self.index.insert(&self.pieces, id as u32);
+                self.inside.insert_all(self.pieces.get(id as u32).unwrap_or_default());
             }
         }
     }
@@ -337,9 +361,11 @@ impl Vocab {
         self.index.get(&self.pieces, piece)
     }
 
-    /// The bytes of the longest token that [`find`](Self::find) finds.
-    pub(super) fn longest(&self) -> usize {
-        self.index.longest()
+    /// Whether a token that [`find`](Self::find) finds has these two bytes next to each other. No merge ever reaches
+    /// across two bytes that are in no token, so that text can be cut between them.
+    #[inline]
+    pub(super) fn joins(&self, first: u8, second: u8) -> bool {
+        self.inside.contains(first, second)
     }
 
     /// The special tokens to look for in text.
