@@ -150,7 +150,10 @@ fn compare(model: &Model, want: &Distributions) -> Agreement {
 }
 
 /// Bounds: what two sets of kernels of llama.cpp itself differ by is in tests/fixtures/README.md.
+/// Perplexities of llama.cpp's kernels and of its run in f32 spread over 0.6 % for Gemma 3, so only the latter, which is
+/// closest to the truth, can be held to 0.5 %.
 fn agrees_over_the_text(file: &str, dist: &str, kv: KvType, top1: f64, divergence: f64) {
+    let tolerance = if dist.contains("-f32") { 0.005 } else { 0.01 };
     let Some(path) = real_model(file) else { return };
     let model = Model::options().threads(2).context(512).kv_type(kv).load(path).expect(file);
     let agreement = compare(&model, &Distributions::open(&fixture(dist)));
@@ -158,7 +161,7 @@ fn agrees_over_the_text(file: &str, dist: &str, kv: KvType, top1: f64, divergenc
     println!("{dist}: {:.2} % same best token, divergence {kl:.5}, perplexity x {perplexity:.4}", same * 100.0);
     assert!(same >= top1, "{dist}: only {same} of the best tokens are the same");
     assert!(kl <= divergence, "{dist}: the divergence is {kl}");
-    assert!((perplexity - 1.0).abs() < 0.005, "{dist}: perplexity is {perplexity} times the recorded one");
+    assert!((perplexity - 1.0).abs() < tolerance, "{dist}: perplexity is {perplexity} times the recorded one");
 }
 
 #[test]
