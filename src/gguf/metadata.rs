@@ -106,7 +106,10 @@ impl Value {
     /// The type with an article, and the element type of an array, for error messages.
     fn describe(&self) -> String {
         match self {
-            Value::Array(array) => format!("an array of {}", array.type_name()),
+            Value::Array(array) => match array.type_name() {
+                plural @ ("string" | "array" | "bool") => format!("an array of {plural}s"),
+                name => format!("an array of {name}"),
+            },
             Value::U8(_) => "a u8".to_string(),
             Value::I8(_) | Value::I16(_) | Value::I32(_) | Value::I64(_) | Value::F32(_) | Value::F64(_) => {
                 format!("an {}", self.type_name())
@@ -481,7 +484,7 @@ mod tests {
         assert!(m.ints("u").is_err());
         assert_eq!(m.bools("b").unwrap(), Some(&[true, false][..]));
         let text = m.f32s("s").unwrap_err().to_string();
-        assert!(text.ends_with("but is an array of string"), "{text}");
+        assert!(text.ends_with("but is an array of strings"), "{text}");
     }
 
     #[test]

@@ -37,14 +37,14 @@ macro_rules! tensor_types {
             }
 
             /// Elements in a block: rows are a whole number of blocks.
-            pub fn block_len(self) -> usize {
+            pub const fn block_len(self) -> usize {
                 match self {
                     $(TensorType::$name => $len,)*
                 }
             }
 
             /// Bytes of a block.
-            pub fn block_bytes(self) -> usize {
+            pub const fn block_bytes(self) -> usize {
                 match self {
                     $(TensorType::$name => $bytes,)*
                 }

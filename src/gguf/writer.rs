@@ -22,6 +22,7 @@ use std::io::Write;
 /// # }
 /// ```
 #[derive(Debug, Clone)]
+#[must_use]
 pub struct GgufWriter {
     version: u32,
     entries: Vec<(String, Value)>,

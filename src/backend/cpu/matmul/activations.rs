@@ -1,0 +1,256 @@
+//! Activations as 8-bit integers: what quantized weights are multiplied with.
+
+use super::on_isa;
+use super::simd::Simd;
+use crate::backend::cpu::isa::Isa;
+use crate::{Error, ErrorKind, Result};
+use std::cell::UnsafeCell;
+use std::ops::Range;
+
+/// Activations that share a scale.
+pub(crate) const GROUP: usize = 32;
+/// Activations that share a sum.
+pub(super) const SUM_GROUP: usize = 16;
+
+/// A cache line of quantized activations.
+#[repr(C, align(64))]
+struct Line([i8; LINE]);
+
+const LINE: usize = 64;
+
+/// Rows of activations (one for each token), as 8-bit integers in groups of 32 with an f32 scale: `x = scale * q`,
+/// with `q` in -127..=127.
+///
+/// The storage grows with [`reserve`](Self::reserve) and is reused. Several threads may fill disjoint rows at once: see
+/// [`quantize_rows`].
+pub(crate) struct QuantRows {
+    /// Row-major, each row at the start of a cache line.
+    q: Box<[UnsafeCell<Line>]>,
+    /// `[cols / 32][rows]`: the scales of one group of all rows are neighbours, as the kernels read them.
+    scales: Box<[UnsafeCell<f32>]>,
+    /// `[cols / 16][rows]`: sums of 16 quantized activations.
+    sums: Box<[UnsafeCell<i32>]>,
+    rows: usize,
+    cols: usize,
+}
+
+// SAFETY: the cells are only accessed by `quantize_rows` and `matmul`, whose callers promise that no row is accessed by
+// one thread while another writes it.
+unsafe impl Sync for QuantRows {}
+
+impl QuantRows {
+    /// An empty buffer.
+    pub(crate) fn new() -> Self {
+        Self { q: Box::default(), scales: Box::default(), sums: Box::default(), rows: 0, cols: 0 }
+    }
+
+    /// Makes this a buffer of `rows` rows of `cols` activations each, whose contents are then unspecified.
+    ///
+    /// # Errors
+    /// `InvalidInput` where `cols` is not a multiple of 32; `OutOfMemory`.
+    pub(crate) fn reserve(&mut self, rows: usize, cols: usize) -> Result<()> {
+        if cols % GROUP != 0 {
+            return Err(Error::invalid_input(format!(
+                "rows of {cols} activations cannot be quantized: the length must be a multiple of {GROUP}"
+            )));
+        }
+        let elements = rows.checked_mul(cols.next_multiple_of(LINE)).ok_or_else(|| out_of_memory(rows, cols))?;
+        // Not usable until all parts are large enough.
+        (self.rows, self.cols) = (0, 0);
+        grow(&mut self.q, elements / LINE, || UnsafeCell::new(Line([0; LINE])))
+            .and_then(|()| grow(&mut self.scales, rows * (cols / GROUP), || UnsafeCell::new(0.0)))
+            .and_then(|()| grow(&mut self.sums, rows * (cols / SUM_GROUP), || UnsafeCell::new(0)))
+            .map_err(|()| out_of_memory(rows, cols))?;
+        (self.rows, self.cols) = (rows, cols);
+        Ok(())
+    }
+
+    /// Rows that the buffer holds.
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Activations in a row.
+    pub(crate) fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The quantized activations; rows are [`stride`](Self::stride) apart.
+    pub(super) fn q(&self) -> *mut i8 {
+        UnsafeCell::raw_get(self.q.as_ptr()).cast()
+    }
+
+    /// Bytes from one row to the next.
+    pub(super) fn stride(&self) -> usize {
+        self.cols.next_multiple_of(LINE)
+    }
+
+    /// The scales, `[cols / 32][rows]`.
+    pub(super) fn scales(&self) -> *mut f32 {
+        UnsafeCell::raw_get(self.scales.as_ptr())
+    }
+
+    /// The sums, `[cols / 16][rows]`.
+    pub(super) fn sums(&self) -> *mut i32 {
+        UnsafeCell::raw_get(self.sums.as_ptr())
+    }
+}
+
+fn out_of_memory(rows: usize, cols: usize) -> Error {
+    Error::new(
+        ErrorKind::OutOfMemory,
+        format!("no memory for {rows} rows of {cols} quantized activations: use a smaller batch"),
+    )
+}
+
+/// Makes a slice at least `len` elements long; what it held is lost if it has to grow.
+pub(super) fn grow<T>(slice: &mut Box<[T]>, len: usize, element: impl FnMut() -> T) -> Result<(), ()> {
+    if slice.len() < len {
+        *slice = Box::default();
+        let mut elements = Vec::new();
+        elements.try_reserve_exact(len).map_err(|_| ())?;
+        elements.resize_with(len, element);
+        *slice = elements.into_boxed_slice();
+    }
+    Ok(())
+}
+
+/// Where to quantize from and to; the pointers of [`QuantRows`].
+pub(super) struct QuantizeJob<'a> {
+    /// Row-major, `[..][cols]`.
+    x: &'a [f32],
+    cols: usize,
+    to: &'a QuantRows,
+    rows: Range<usize>,
+}
+
+/// Quantizes `x`, row-major, to the given rows of `to`. In each group of 32 the largest
+/// magnitude becomes 127, and the others are rounded to nearest, ties to even: the same on every instruction set.
+/// A group with an infinite or NaN activation has an infinite or NaN scale, so that it is not hidden.
+///
+/// # Safety
+/// No other thread accesses these rows of `to` meanwhile.
+///
+/// # Panics
+/// If the sizes do not agree.
+pub(crate) unsafe fn quantize_rows(isa: Isa, x: &[f32], rows: Range<usize>, to: &QuantRows) {
+    assert!(rows.start <= rows.end && rows.end <= to.rows, "rows {rows:?} of {}", to.rows);
+    assert!(x.len() == rows.len() * to.cols, "{} activations for {rows:?} x {}", x.len(), to.cols);
+    let job = QuantizeJob { x, cols: to.cols, to, rows };
+    // SAFETY: the sizes agree, and the caller promises that nothing else accesses the rows.
+    on_isa!(isa, simd => unsafe { simd.quantize(&job) });
+}
+
+/// The code of all instruction sets: each compiles it for itself.
+///
+/// # Safety
+/// The sizes agree, and nothing else accesses the job's rows of the output.
+#[inline(always)]
+pub(super) unsafe fn run(job: &QuantizeJob<'_>) {
+    let (n, stride) = (job.to.rows, job.to.stride());
+    for (i, row) in job.rows.clone().enumerate() {
+        let x = job.x[i * job.cols..][..job.cols].as_chunks::<GROUP>().0;
+        for (group, x) in x.iter().enumerate() {
+            // SAFETY: the row and the group are within the buffer, and this thread alone accesses the row.
+            unsafe {
+                let q = &mut *job.to.q().add(row * stride + group * GROUP).cast::<[i8; GROUP]>();
+                let (scale, [low, high]) = quantize_group(x, q);
+                job.to.scales().add(group * n + row).write(scale);
+                job.to.sums().add(2 * group * n + row).write(low);
+                job.to.sums().add((2 * group + 1) * n + row).write(high);
+            }
+        }
+    }
+}
+
+/// Quantizes a group: the scale, and the sums of both halves.
+#[inline(always)]
+fn quantize_group(x: &[f32; GROUP], q: &mut [i8; GROUP]) -> (f32, [i32; 2]) {
+    /// 1.5 * 2^23: adding it to a number of small magnitude leaves the nearest integer in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    // The bits of magnitudes are ordered as the magnitudes are, with infinity and then NaN at the end.
+    let max = f32::from_bits(x.iter().fold(0, |max, x| max.max(x.to_bits() & 0x7fff_ffff)));
+    // Numbers so small are zeros to the model, and their reciprocals could overflow.
+    let (scale, inverse) = if max < 1e-30 { (0.0, 0.0) } else { (max / 127.0, 127.0 / max) };
+    let mut sums = [0; 2];
+    for half in 0..2 {
+        for i in half * SUM_GROUP..(half + 1) * SUM_GROUP {
+            let rounded = (x[i] * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i8;
+            q[i] = rounded;
+            sums[half] += i32::from(rounded);
+        }
+    }
+    (scale, sums)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The quantized row 0: quants, scales, sums.
+    fn quantize(isa: Isa, x: &[f32]) -> (Vec<i8>, Vec<f32>, Vec<i32>) {
+        let mut to = QuantRows::new();
+        to.reserve(1, x.len()).unwrap();
+        // SAFETY: there is one thread, and the buffers were just filled; all three hold at least the row.
+        unsafe {
+            quantize_rows(isa, x, 0..1, &to);
+            (
+                std::slice::from_raw_parts(to.q(), x.len()).to_vec(),
+                std::slice::from_raw_parts(to.scales(), x.len() / GROUP).to_vec(),
+                std::slice::from_raw_parts(to.sums(), x.len() / SUM_GROUP).to_vec(),
+            )
+        }
+    }
+
+    #[test]
+    fn the_largest_magnitude_is_127_and_ties_go_to_even() {
+        let mut x = [0.0; 32];
+        (x[0], x[1], x[2], x[3], x[20]) = (-254.0, 1.0, 3.0, 5.1, 254.0);
+        for isa in Isa::available() {
+            let (q, scales, sums) = quantize(isa, &x);
+            assert_eq!((scales[0], &sums[..]), (2.0, &[-122, 127][..]), "{isa:?}");
+            assert_eq!((&q[..5], q[20]), (&[-127, 0, 2, 3, 0][..], 127), "{isa:?}");
+        }
+    }
+
+    #[test]
+    fn all_instruction_sets_give_the_same() {
+        let mut state = 1_u32;
+        let x: Vec<f32> = (0..32 * 2000)
+            .map(|i| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                let exponent = (i / 32 % 200) - 100;
+                (state as i32 as f32 / 2.0_f32.powi(31)) * 2.0_f32.powi(exponent)
+            })
+            .collect();
+        let oracle = quantize(Isa::Scalar, &x);
+        for (group, x) in x.chunks(32).enumerate() {
+            let (q, scale) = (&oracle.0[group * 32..][..32], oracle.1[group]);
+            for (x, &q) in x.iter().zip(q) {
+                assert!((x - scale * f32::from(q)).abs() <= scale * 0.50001 + 1e-30, "{x} is not {q} * {scale}");
+            }
+        }
+        for isa in Isa::available() {
+            assert!(quantize(isa, &x) == oracle, "{isa:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_shows_in_the_scale() {
+        for isa in Isa::available() {
+            let mut x = [1.0; 64];
+            x[5] = f32::NAN;
+            x[40] = f32::NEG_INFINITY;
+            let (_, scales, _) = quantize(isa, &x);
+            assert!(scales[0].is_nan() && scales[1] == f32::INFINITY, "{isa:?}: {scales:?}");
+            let tiny = quantize(isa, &[f32::from_bits(1); 32]);
+            assert_eq!(tiny, (vec![0; 32], vec![0.0], vec![0; 2]), "{isa:?}");
+        }
+    }
+
+    #[test]
+    fn odd_lengths_are_refused() {
+        assert!(QuantRows::new().reserve(2, 33).is_err());
+        assert!(QuantRows::new().reserve(usize::MAX / 2, 64).is_err());
+    }
+}

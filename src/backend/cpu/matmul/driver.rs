@@ -1,0 +1,257 @@
+//! How a matrix product is taken apart, for all types of weights and all instruction sets.
+//!
+//! A tile of rows is unpacked, a slice of the columns at a time, into memory that stays in the first-level cache, and is
+//! then multiplied with all tokens: the weights are read once. In a lane there is one row from beginning to end, and
+//! slices depend on nothing but the number of columns. So an element of the product is the same number bit by bit
+//! whatever else is computed with it: other tokens, other rows, on however many threads.
+
+use super::activations::{self, SUM_GROUP};
+use super::simd::{Ahead, Rows, Simd};
+use super::tile::{SLICE, Tile};
+use super::{Matrix, OutPtr, Scratch};
+use crate::gguf::TensorType;
+use std::ops::Range;
+
+/// Rows of a tile at most.
+pub(super) const TILE_ROWS: usize = 32;
+/// Tokens that a tile is multiplied with at once, at most.
+const MAX_TOKENS: usize = 6;
+
+/// Unpacks columns (the first, and how many) of the rows of a tile, and meanwhile fetches as many bytes ahead.
+pub(super) type Unpack = unsafe fn(Rows, Ahead, usize, usize, &mut Tile);
+/// Multiplies a tile with a certain number of tokens.
+pub(super) type Multiply = unsafe fn(&Dots<'_>);
+
+/// The kernels for one type of weights on one instruction set.
+pub(super) struct Kernels {
+    /// Rows in a tile.
+    pub(super) rows: usize,
+    /// Slices are multiples of this.
+    pub(super) block: usize,
+    /// Columns of a slice at most.
+    pub(super) slice: usize,
+    pub(super) unpack: Unpack,
+    /// For 1, 2, … tokens, at most [`MAX_TOKENS`].
+    pub(super) dots: &'static [Multiply],
+    pub(super) correction: Correction,
+}
+
+/// What the sums of activations are for.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Correction {
+    /// Nothing.
+    None,
+    /// The zero point, which the unpacked bytes exceed the weights by, in groups of so many columns. Sums start at
+    /// `start` without it.
+    Zero { zero: i32, start: i32, group: usize },
+    /// Minima of groups of so many columns.
+    Mins { group: usize },
+}
+
+/// Activations as the kernels read them.
+#[derive(Clone, Copy)]
+pub(super) struct Activations {
+    /// Row-major, i8 or f32.
+    pub(super) x: *const u8,
+    /// Bytes from one token to the next.
+    pub(super) stride: usize,
+    /// Bytes of a column.
+    pub(super) size: usize,
+    /// For quantized ones: scales, `[cols / 32][n]`,
+    pub(super) scales: *const f32,
+    /// and sums, `[cols / 16][n]`.
+    pub(super) sums: *const i32,
+    /// Tokens.
+    pub(super) n: usize,
+}
+
+/// A slice of a tile times a few tokens, for a [`Multiply`].
+pub(super) struct Dots<'a> {
+    pub(super) tile: &'a Tile,
+    pub(super) columns: usize,
+    /// From the first of the tokens and columns on, as [`Activations::x`].
+    pub(super) x: *const u8,
+    pub(super) x_stride: usize,
+    /// From the first token and group on; the next group is `n` elements further.
+    pub(super) scales: *const f32,
+    /// As `scales`, for the groups of the [`Correction`].
+    pub(super) corrections: *const i32,
+    pub(super) n: usize,
+    /// The output from the first token and row on; tokens are `out_stride` apart.
+    pub(super) out: *mut f32,
+    pub(super) out_stride: usize,
+    /// What the products are added to, as `out`: the sum of earlier slices, which may be `out` itself, or else the bias or
+    /// zeros.
+    pub(super) before: *const f32,
+    pub(super) before_stride: usize,
+}
+
+/// Multiplies rows of a matrix with all tokens.
+///
+/// # Safety
+/// The kernels are for the matrix and for this processor; the pointers are valid for the sizes, and the scratch memory is
+/// large enough; nothing else accesses the rows of the output or writes the activations.
+pub(super) unsafe fn run(
+    kernels: &Kernels,
+    w: &Matrix<'_>,
+    x: Activations,
+    rows: Range<usize>,
+    out: OutPtr<'_>,
+    bias: Option<&[f32]>,
+    scratch: &mut Scratch,
+) {
+    static ZEROS: [f32; TILE_ROWS] = [0.0; TILE_ROWS];
+    debug_assert!(kernels.rows <= TILE_ROWS && kernels.dots.len() <= MAX_TOKENS);
+    let Scratch { tile, last_rows, corrections, .. } = scratch;
+    // SAFETY: the caller's promise.
+    let correction_group = unsafe { prepare(kernels.correction, w.cols, &x, corrections) };
+    // Slices of about the same length.
+    let blocks = w.cols / kernels.block;
+    let slice = blocks.div_ceil(w.cols.div_ceil(kernels.slice).max(1)).max(1) * kernels.block;
+    for row in rows.clone().step_by(kernels.rows) {
+        let count = kernels.rows.min(rows.end - row);
+        let bias = bias.map(|bias| &bias[row..row + count]);
+        for column in (0..w.cols.max(1)).step_by(slice) {
+            let columns = slice.min(w.cols - column);
+            // SAFETY: the columns are within the rows, and no more than a slice.
+            unsafe {
+                // While the rows of this tile are read side by side, those of the next are fetched one after the other.
+                let next = (row + kernels.rows) * w.row_bytes + kernels.rows * w.bytes(column);
+                let goes_on = next + kernels.rows * w.bytes(columns) <= rows.end * w.row_bytes;
+                let ahead = Ahead { from: w.data.as_ptr().wrapping_add(if goes_on { next } else { 0 }), goes_on };
+                if row + kernels.rows <= w.rows {
+                    let rows = Rows { first: w.row(row).as_ptr(), stride: w.row_bytes };
+                    (kernels.unpack)(rows, ahead, column, columns, tile);
+                } else {
+                    (kernels.unpack)(last_rows.copy(w, row, column, columns), ahead, 0, columns, tile);
+                }
+            }
+            let mut token = 0;
+            while token < x.n {
+                // As even as possible: few tokens at a time are less efficient.
+                let left = x.n - token;
+                let tokens = left.div_ceil(left.div_ceil(kernels.dots.len()));
+                // SAFETY: the tokens and columns are within the activations, the tokens and rows within the output.
+                unsafe {
+                    let to = out.element(token, row);
+                    let mut dots = Dots {
+                        tile,
+                        columns,
+                        x: x.x.add(token * x.stride + column * x.size),
+                        x_stride: x.stride,
+                        scales: x.scales.wrapping_add(column / activations::GROUP * x.n + token),
+                        corrections: corrections.as_ptr().wrapping_add(column / correction_group * x.n + token),
+                        n: x.n,
+                        out: to,
+                        out_stride: out.stride,
+                        before: ZEROS.as_ptr(),
+                        before_stride: 0,
+                    };
+                    if column > 0 {
+                        (dots.before, dots.before_stride) = (to, out.stride);
+                    } else if let Some(bias) = bias {
+                        dots.before = bias.as_ptr();
+                    }
+                    let multiply = kernels.dots[tokens - 1];
+                    if count == kernels.rows {
+                        multiply(&dots);
+                    } else {
+                        multiply_some_rows(multiply, dots, tokens, count);
+                    }
+                }
+                token += tokens;
+            }
+        }
+    }
+}
+
+/// Multiplies a tile of which only `count` rows are to be written.
+///
+/// # Safety
+/// As for `multiply`, but for the rows that are not written.
+unsafe fn multiply_some_rows(multiply: Multiply, mut dots: Dots<'_>, tokens: usize, count: usize) {
+    let mut before = [0.0; TILE_ROWS * MAX_TOKENS];
+    let mut products = [0.0; TILE_ROWS * MAX_TOKENS];
+    let (out, out_stride) = (dots.out, dots.out_stride);
+    // SAFETY: `count` rows of the tokens can be read and written, and the arrays have room for all rows.
+    unsafe {
+        for t in 0..tokens {
+            let from = dots.before.add(t * dots.before_stride);
+            from.copy_to_nonoverlapping(before.as_mut_ptr().add(t * TILE_ROWS), count);
+        }
+        (dots.before, dots.before_stride) = (before.as_ptr(), TILE_ROWS);
+        (dots.out, dots.out_stride) = (products.as_mut_ptr(), TILE_ROWS);
+        multiply(&dots);
+        for t in 0..tokens {
+            let from = products.as_ptr().add(t * TILE_ROWS);
+            from.copy_to_nonoverlapping(out.add(t * out_stride), count);
+        }
+    }
+}
+
+/// Memory for a slice of the last rows of a matrix, if they are less than a tile.
+pub(super) struct LastRows([u8; TILE_ROWS * Self::STRIDE]);
+
+impl LastRows {
+    pub(super) const ZERO: Self = Self([0; TILE_ROWS * Self::STRIDE]);
+    /// The longest slice of a row: that of Q8_0.
+    const STRIDE: usize = SLICE / TensorType::Q8_0.block_len() * TensorType::Q8_0.block_bytes();
+
+    /// Copies columns of rows `first` and up. The rows past the end are arbitrary.
+    fn copy(&mut self, w: &Matrix<'_>, first: usize, column: usize, columns: usize) -> Rows {
+        for (to, row) in self.0.chunks_exact_mut(Self::STRIDE).zip(first..w.rows) {
+            to[..w.bytes(columns)].copy_from_slice(&w.row(row)[w.bytes(column)..][..w.bytes(columns)]);
+        }
+        Rows { first: self.0.as_ptr(), stride: Self::STRIDE }
+    }
+}
+
+/// Fills in the corrections, `[groups][tokens]`: where integer sums start so as to account for the zero point, or what
+/// minima are multiplied with, as bits. Returns the columns of a group.
+///
+/// # Safety
+/// The pointers of the activations are valid.
+unsafe fn prepare(correction: Correction, cols: usize, x: &Activations, corrections: &mut [i32]) -> usize {
+    let (Correction::Zero { group, .. } | Correction::Mins { group }) = correction else { return 1 };
+    let n = x.n;
+    // SAFETY: there are as many sums and scales, and nothing writes them.
+    let (sums, scales) = unsafe {
+        (
+            std::slice::from_raw_parts(x.sums, cols / SUM_GROUP * n),
+            std::slice::from_raw_parts(x.scales, cols / activations::GROUP * n),
+        )
+    };
+    for (i, to) in corrections.chunks_exact_mut(n).take(cols / group).enumerate() {
+        let column = i * group;
+        let first = &sums[column / SUM_GROUP * n..][..n];
+        let second = if group > SUM_GROUP { &sums[(column / SUM_GROUP + 1) * n..][..n] } else { &[] };
+        to.copy_from_slice(first);
+        for (to, second) in to.iter_mut().zip(second) {
+            *to += second;
+        }
+        match correction {
+            Correction::Zero { zero, start, .. } => to.iter_mut().for_each(|to| *to = start - zero * *to),
+            _ => {
+                for (to, scale) in to.iter_mut().zip(&scales[column / activations::GROUP * n..]) {
+                    *to = (*to as f32 * scale).to_bits() as i32;
+                }
+            }
+        }
+    }
+    group
+}
+
+impl Dots<'_> {
+    /// Writes a vector of products, of token `t` with rows `row` and up.
+    ///
+    /// # Safety
+    /// The token and the rows are within the output, and this thread's.
+    #[inline(always)]
+    pub(super) unsafe fn write<S: Simd>(&self, s: S, t: usize, row: usize, product: S::Float) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let before = s.load_float(self.before.add(t * self.before_stride + row));
+            s.store_float(self.out.add(t * self.out_stride + row), s.add(before, product));
+        }
+    }
+}

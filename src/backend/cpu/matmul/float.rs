@@ -1,0 +1,149 @@
+//! The matrix kernel of the floating-point types: as that of the quantized formats, with f32 weights in the tile and f32
+//! activations.
+
+use super::driver::Dots;
+use super::simd::{Ahead, MAX_LANES, Rows, Simd, unroll};
+use super::tile::{self, Tile};
+
+/// Columns of a slice at most: as much memory as for quantized weights.
+pub(super) const SLICE: usize = tile::SLICE / 4;
+
+/// A floating-point type of one or two elements in 32 bits.
+pub(super) trait FloatFormat {
+    /// Elements in 32 bits.
+    const IN_WORD: usize;
+
+    /// Element `i` of each lane.
+    fn element<S: Simd>(s: S, word: S::Int, i: usize) -> S::Float;
+}
+
+pub(super) struct F32;
+
+impl FloatFormat for F32 {
+    const IN_WORD: usize = 1;
+
+    #[inline(always)]
+    fn element<S: Simd>(s: S, word: S::Int, _: usize) -> S::Float {
+        s.from_bits(word)
+    }
+}
+
+pub(super) struct F16;
+
+impl FloatFormat for F16 {
+    const IN_WORD: usize = 2;
+
+    #[inline(always)]
+    fn element<S: Simd>(s: S, word: S::Int, i: usize) -> S::Float {
+        s.half_to_float(s.shr(word, 16 * i as u32))
+    }
+}
+
+pub(super) struct Bf16;
+
+impl FloatFormat for Bf16 {
+    const IN_WORD: usize = 2;
+
+    #[inline(always)]
+    fn element<S: Simd>(s: S, word: S::Int, i: usize) -> S::Float {
+        s.from_bits(if i == 0 { s.shl(word, 16) } else { s.and(word, s.splat(0xffff_0000_u32 as i32)) })
+    }
+}
+
+/// Converts some columns of `VECTORS` vectors of rows to f32, transposed.
+///
+/// # Safety
+/// The rows hold the columns, and they are no more than fit the tile.
+#[inline(always)]
+pub(super) unsafe fn unpack<S: Simd, F: FloatFormat, const VECTORS: usize>(
+    s: S,
+    rows: Rows,
+    mut ahead: Ahead,
+    column: usize,
+    columns: usize,
+    tile: &mut Tile,
+) {
+    for v in 0..VECTORS {
+        let rows = Rows { first: rows.at(v * S::LANES, 0), ..rows };
+        // SAFETY: the caller's promise.
+        unsafe {
+            let to = tile.q.as_mut_ptr().cast::<f32>().add(v * S::LANES);
+            unpack_rows::<S, F, VECTORS>(s, rows, &mut ahead, column, columns, to);
+        }
+    }
+}
+
+/// Converts some columns of a vector of rows to f32, transposed: `VECTORS` vectors from one column to the next.
+///
+/// # Safety
+/// The rows hold the columns, and `to` is valid for as many vectors.
+#[inline(always)]
+unsafe fn unpack_rows<S: Simd, F: FloatFormat, const VECTORS: usize>(
+    s: S,
+    rows: Rows,
+    ahead: &mut Ahead,
+    column: usize,
+    columns: usize,
+    to: *mut f32,
+) {
+    let (step, bytes) = (4 * F::IN_WORD, 4 / F::IN_WORD);
+    let mut at = 0;
+    // SAFETY: the caller's promise; no column past the last is read or written.
+    unsafe {
+        while at + step <= columns {
+            for (word, v) in s.transpose(rows, (column + at) * bytes).into_iter().enumerate() {
+                for i in 0..F::IN_WORD {
+                    let column = at + word * F::IN_WORD + i;
+                    s.store_float(to.add(column * VECTORS * S::LANES), F::element(s, v, i));
+                }
+            }
+            ahead.fetch(s, S::LANES * step * bytes);
+            at += step;
+        }
+        while at < columns {
+            let mut words = [0_i32; MAX_LANES];
+            for (r, word) in words.iter_mut().enumerate().take(S::LANES) {
+                let from = rows.at(r, (column + at) * bytes);
+                *word = if bytes == 4 {
+                    i32::from_le(from.cast::<i32>().read_unaligned())
+                } else {
+                    i32::from(u16::from_le(from.cast::<u16>().read_unaligned()))
+                };
+            }
+            s.store_float(to.add(at * VECTORS * S::LANES), F::element(s, s.load(words.as_ptr()), 0));
+            at += 1;
+        }
+    }
+}
+
+/// Multiplies a tile with `TOKENS` tokens.
+///
+/// # Safety
+/// The pointers are valid for the sizes in `dots`.
+#[inline(always)]
+pub(super) unsafe fn dots<S: Simd, const VECTORS: usize, const TOKENS: usize>(s: S, dots: &Dots<'_>) {
+    // SAFETY: all offsets are within the tile and the activations, by the caller's promise.
+    unsafe {
+        let x: [*const f32; TOKENS] = std::array::from_fn(|t| dots.x.add(t * dots.x_stride).cast());
+        let mut weights = dots.tile.q.as_ptr().cast::<f32>();
+        let mut totals = [[s.splat_float(0.0); TOKENS]; VECTORS];
+        for column in 0..dots.columns {
+            let mut w = [s.splat_float(0.0); VECTORS];
+            unroll!(v < VECTORS, {
+                w[v] = s.load_float(weights.add(v * S::LANES));
+            });
+            unroll!(t < TOKENS, {
+                let x = s.splat_float(*x[t].add(column));
+                unroll!(v < VECTORS, {
+                    totals[v][t] = s.mul_add(w[v], x, totals[v][t]);
+                });
+            });
+            weights = weights.add(VECTORS * S::LANES);
+        }
+        unroll!(v < VECTORS, {
+            unroll!(t < TOKENS, {
+                dots.write(s, t, v * S::LANES, totals[v][t]);
+            });
+        });
+    }
+}

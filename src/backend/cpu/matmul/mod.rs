@@ -1,0 +1,320 @@
+//! Matrix products: `out[t][r] = sum over c of w[r][c] * x[t][c]`, with weights as GGUF files hold them.
+//!
+//! One kernel serves all quantized formats ([`tile`]) and one the floating-point types ([`float`]); both are written once
+//! for all instruction sets ([`simd`]) and for any number of tokens. What is particular to a format is how it unpacks
+//! ([`formats`]). Quantized weights are multiplied with activations of 8 bits ([`activations`]), floating-point weights
+//! with f32. [`matmul_f32`] is the accurate product of any weights, to compare with.
+
+mod activations;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod driver;
+mod float;
+mod formats;
+mod reference;
+mod scalar;
+mod simd;
+#[cfg(test)]
+mod tests;
+mod tile;
+
+pub(crate) use activations::{QuantRows, quantize_rows};
+pub(crate) use reference::matmul_f32;
+
+use super::isa::Isa;
+use crate::gguf::TensorType;
+use crate::{Error, ErrorKind, Result, quant};
+use activations::SUM_GROUP;
+use driver::{Activations, LastRows};
+use simd::Simd;
+use std::marker::PhantomData;
+use std::ops::Range;
+use tile::Tile;
+
+/// Products of ranges of rows whose lengths are multiples of this are the fastest.
+pub(crate) const ROW_STEP: usize = driver::TILE_ROWS;
+
+/// Runs `$body` with `$simd` being the [`Simd`] of the instruction set.
+macro_rules! on_isa {
+    ($isa:expr, $simd:ident => $body:expr) => {
+        match $isa {
+            Isa::Scalar => {
+                let $simd = $crate::backend::cpu::matmul::scalar::Scalar;
+                $body
+            }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => {
+                // SAFETY: the `Isa` is proof of the features.
+                let $simd = unsafe { $crate::backend::cpu::matmul::avx2::Avx2::new_unchecked() };
+                $body
+            }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => {
+                // SAFETY: the `Isa` is proof of the features.
+                let $simd = unsafe { $crate::backend::cpu::matmul::avx512::Avx512::new_unchecked() };
+                $body
+            }
+        }
+    };
+}
+use on_isa;
+
+/// Weights in GGUF's layout: rows of blocks, one after the other, straight from the file.
+#[derive(Clone, Copy)]
+pub(crate) struct Matrix<'a> {
+    ty: TensorType,
+    data: &'a [u8],
+    rows: usize,
+    cols: usize,
+    row_bytes: usize,
+}
+
+impl<'a> Matrix<'a> {
+    /// A matrix of `rows` rows, each of `cols` weights of type `ty`.
+    ///
+    /// # Errors
+    /// `Unsupported` for a type without kernels; `InvalidInput` where the sizes do not agree.
+    pub(crate) fn new(ty: TensorType, data: &'a [u8], rows: usize, cols: usize) -> Result<Self> {
+        if !quant::is_supported(ty) {
+            return Err(Error::unsupported(format!("there are no kernels for weights of type {ty:?}")));
+        }
+        let row_bytes =
+            if cols % ty.block_len() == 0 { (cols / ty.block_len()).checked_mul(ty.block_bytes()) } else { None };
+        match row_bytes {
+            Some(row_bytes) if row_bytes.checked_mul(rows) == Some(data.len()) => {
+                Ok(Self { ty, data, rows, cols, row_bytes })
+            }
+            _ => Err(Error::invalid_input(format!(
+                "{} bytes are not a matrix of {rows} rows and {cols} columns of type {ty:?}",
+                data.len()
+            ))),
+        }
+    }
+
+    /// Rows: the outputs of the product.
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Columns: the inputs of the product.
+    pub(crate) fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The type of the weights.
+    pub(crate) fn ty(&self) -> TensorType {
+        self.ty
+    }
+
+    /// The size in bytes of so many columns of a row: whole blocks.
+    fn bytes(&self, columns: usize) -> usize {
+        columns / self.ty.block_len() * self.ty.block_bytes()
+    }
+
+    /// The bytes of a row.
+    pub(crate) fn row(&self, row: usize) -> &'a [u8] {
+        &self.data[row * self.row_bytes..][..self.row_bytes]
+    }
+}
+
+/// What weights are multiplied with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum InputKind {
+    /// f32 activations.
+    F32,
+    /// Quantized activations.
+    Quant,
+}
+
+/// What [`matmul`] takes for weights of type `ty`.
+pub(crate) fn input_kind(ty: TensorType) -> InputKind {
+    match ty {
+        TensorType::F32 | TensorType::F16 | TensorType::BF16 => InputKind::F32,
+        _ => InputKind::Quant,
+    }
+}
+
+/// Activations, a row for each token.
+#[derive(Clone, Copy)]
+pub(crate) enum Input<'a> {
+    /// Row-major, `[tokens][columns]`.
+    F32(&'a [f32]),
+    /// Quantized: as many rows as there are tokens.
+    Quant(&'a QuantRows),
+}
+
+/// A product's output, `[tokens][stride]`: element `(t, r)` is at `t * stride + r`. Threads share it, each for rows `r` of
+/// its own.
+#[derive(Clone, Copy)]
+pub(crate) struct OutPtr<'a> {
+    to: *mut f32,
+    len: usize,
+    stride: usize,
+    lifetime: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: it is only written through by functions whose callers promise that no element is accessed by two threads.
+unsafe impl Send for OutPtr<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for OutPtr<'_> {}
+
+impl<'a> OutPtr<'a> {
+    /// An output to `to`, where tokens are `stride` elements apart.
+    pub(crate) fn new(to: &'a mut [f32], stride: usize) -> Self {
+        Self { to: to.as_mut_ptr(), len: to.len(), stride, lifetime: PhantomData }
+    }
+
+    /// An output to the `len` elements at `to`, where tokens are `stride` elements apart.
+    ///
+    /// # Safety
+    /// They are valid for writes for the lifetime.
+    pub(crate) unsafe fn from_raw(to: *mut f32, len: usize, stride: usize) -> Self {
+        Self { to, len, stride, lifetime: PhantomData }
+    }
+
+    /// Panics unless rows `rows` of `n` tokens are within the matrix and the output.
+    fn check(&self, w: &Matrix<'_>, n: usize, rows: &Range<usize>, bias: Option<&[f32]>) {
+        assert!(rows.start <= rows.end && rows.end <= w.rows, "rows {rows:?} of {}", w.rows);
+        assert!(bias.is_none_or(|bias| bias.len() == w.rows), "a bias of another length than {} rows", w.rows);
+        let last = n.checked_sub(1).map_or(Some(0), |last| last.checked_mul(self.stride)?.checked_add(rows.end));
+        assert!(last.is_some_and(|last| last <= self.len), "{n} x {} do not fit {}", self.stride, self.len);
+        assert!(n <= 1 || rows.end <= self.stride, "{} rows do not fit a stride of {}", rows.end, self.stride);
+    }
+
+    /// # Safety
+    /// The element is within the output.
+    #[inline(always)]
+    unsafe fn element(&self, token: usize, row: usize) -> *mut f32 {
+        // SAFETY: the caller's promise.
+        unsafe { self.to.add(token * self.stride + row) }
+    }
+}
+
+/// Memory that [`matmul`] works in: one for each thread, reused.
+pub(crate) struct Scratch {
+    tile: Box<Tile>,
+    last_rows: Box<LastRows>,
+    corrections: Box<[i32]>,
+    row: Box<[f32]>,
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Scratch {
+    /// Memory for single tokens; see [`reserve`](Self::reserve).
+    pub(crate) fn new() -> Self {
+        Self {
+            tile: Box::new(Tile::ZERO),
+            last_rows: Box::new(LastRows::ZERO),
+            corrections: Box::default(),
+            row: Box::default(),
+        }
+    }
+
+    /// Makes room for products of `n` tokens with rows of `cols` columns, and smaller ones.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub(crate) fn reserve(&mut self, n: usize, cols: usize) -> Result<()> {
+        n.checked_mul(cols / SUM_GROUP)
+            .and_then(|len| activations::grow(&mut self.corrections, len, || 0).ok())
+            .ok_or_else(|| Error::new(ErrorKind::OutOfMemory, format!("no memory to multiply {n} tokens at a time")))
+    }
+
+    /// Room for a dequantized row.
+    fn row(&mut self, cols: usize) -> Result<&mut [f32]> {
+        activations::grow(&mut self.row, cols, || 0.0)
+            .map_err(|()| Error::new(ErrorKind::OutOfMemory, format!("no memory for a row of {cols} columns")))?;
+        Ok(&mut self.row[..cols])
+    }
+}
+
+/// Multiplies rows `rows` of `w` with `n` tokens: `out[t][r] = bias[r] + sum over c of w[r][c] * x[t][c]`.
+///
+/// An element of the output is the same, bit by bit, whatever the other rows and tokens of the call are.
+///
+/// # Safety
+/// No other thread accesses these rows of the output, or writes the activations, meanwhile.
+///
+/// # Panics
+/// If the sizes do not agree, the activations are not of the [`input_kind`] of the weights, or `scratch` was not
+/// [reserved](Scratch::reserve) for the size.
+#[allow(clippy::too_many_arguments)]
+pub(crate) unsafe fn matmul(
+    isa: Isa,
+    w: &Matrix<'_>,
+    x: Input<'_>,
+    n: usize,
+    rows: Range<usize>,
+    out: OutPtr<'_>,
+    bias: Option<&[f32]>,
+    scratch: &mut Scratch,
+) {
+    use TensorType as T;
+    out.check(w, n, &rows, bias);
+    if n == 0 || rows.is_empty() {
+        return;
+    }
+    match x {
+        Input::F32(x) => {
+            assert!(x.len() >= n * w.cols, "{} activations for {n} x {}", x.len(), w.cols);
+            let kernels = on_isa!(isa, simd => match w.ty {
+                T::F32 => simd.float_kernels::<float::F32>(),
+                T::F16 => simd.float_kernels::<float::F16>(),
+                T::BF16 => simd.float_kernels::<float::Bf16>(),
+                ty => panic!("weights of type {ty:?} take quantized activations"),
+            });
+            let size = size_of::<f32>();
+            let x = Activations {
+                x: x.as_ptr().cast(),
+                stride: w.cols * size,
+                size,
+                scales: std::ptr::null(),
+                sums: std::ptr::null(),
+                n,
+            };
+            // SAFETY: all sizes were checked; the caller promises that nothing else accesses the rows of the output.
+            unsafe { driver::run(&kernels, w, x, rows, out, bias, scratch) };
+        }
+        Input::Quant(x) => {
+            assert!(
+                x.rows() == n && x.cols() == w.cols,
+                "{} x {} activations, not {n} x {}",
+                x.rows(),
+                x.cols(),
+                w.cols
+            );
+            assert!(scratch.corrections.len() >= n * (w.cols / SUM_GROUP), "no scratch memory for {n} x {}", w.cols);
+            let kernels = on_isa!(isa, simd => match w.ty {
+                T::Q4_0 => simd.quant_kernels::<formats::Q4_0>(),
+                T::Q4_1 => simd.quant_kernels::<formats::Q4_1>(),
+                T::Q5_0 => simd.quant_kernels::<formats::Q5_0>(),
+                T::Q5_1 => simd.quant_kernels::<formats::Q5_1>(),
+                T::Q8_0 => simd.quant_kernels::<formats::Q8_0>(),
+                T::Q2_K => simd.quant_kernels::<formats::Q2K>(),
+                T::Q3_K => simd.quant_kernels::<formats::Q3K>(),
+                T::Q4_K => simd.quant_kernels::<formats::Q4K>(),
+                T::Q5_K => simd.quant_kernels::<formats::Q5K>(),
+                T::Q6_K => simd.quant_kernels::<formats::Q6K>(),
+                ty => panic!("weights of type {ty:?} do not take quantized activations"),
+            });
+            let x = Activations {
+                x: x.q().cast_const().cast(),
+                stride: x.stride(),
+                size: 1,
+                scales: x.scales(),
+                sums: x.sums(),
+                n,
+            };
+            // SAFETY: all sizes were checked; the caller promises that nothing else accesses the rows of the output or
+            // writes the activations.
+            unsafe { driver::run(&kernels, w, x, rows, out, bias, scratch) };
+        }
+    }
+}

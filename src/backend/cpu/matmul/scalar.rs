@@ -1,0 +1,184 @@
+//! The kernels in plain Rust: arrays that compilers vectorize as far as the target allows. The oracle of the others.
+
+use super::activations::{self, QuantizeJob};
+use super::driver::{Correction, Dots, Kernels};
+use super::float::{self, FloatFormat};
+use super::formats::{Format, Kind};
+use super::simd::{Ahead, Rows, Simd, kernels};
+use super::tile::{self, Tile};
+use std::array;
+
+/// Four rows at a time, without any instruction that the target does not promise.
+#[derive(Clone, Copy)]
+pub(super) struct Scalar;
+
+const LANES: usize = 4;
+
+type Int = [i32; LANES];
+type Float = [f32; LANES];
+
+/// Reads four bytes, first byte lowest.
+///
+/// # Safety
+/// `from` is valid for reads of four bytes.
+#[inline(always)]
+unsafe fn word(from: *const u8) -> i32 {
+    // SAFETY: the caller's promise; the read needs no alignment.
+    i32::from_le(unsafe { from.cast::<i32>().read_unaligned() })
+}
+
+impl Simd for Scalar {
+    const LANES: usize = LANES;
+    const WIDE_ZERO: i32 = 0;
+    const SUM_START: i32 = 0;
+    type Int = Int;
+    type Float = Float;
+
+    kernels!(Scalar, Scalar, vectors: 1, tokens: [1 2 3 4]);
+
+    #[inline(always)]
+    fn splat(self, value: i32) -> Int {
+        [value; LANES]
+    }
+
+    #[inline(always)]
+    fn and(self, a: Int, b: Int) -> Int {
+        array::from_fn(|i| a[i] & b[i])
+    }
+
+    #[inline(always)]
+    fn or(self, a: Int, b: Int) -> Int {
+        array::from_fn(|i| a[i] | b[i])
+    }
+
+    #[inline(always)]
+    fn sub(self, a: Int, b: Int) -> Int {
+        array::from_fn(|i| a[i].wrapping_sub(b[i]))
+    }
+
+    #[inline(always)]
+    fn shl(self, a: Int, bits: u32) -> Int {
+        a.map(|a| a << (bits & 31))
+    }
+
+    #[inline(always)]
+    fn shr(self, a: Int, bits: u32) -> Int {
+        a.map(|a| (a as u32 >> (bits & 31)) as i32)
+    }
+
+    #[inline(always)]
+    fn sar(self, a: Int, bits: u32) -> Int {
+        a.map(|a| a >> (bits & 31))
+    }
+
+    #[inline(always)]
+    fn spread_bits(self, a: Int, nibble: u32) -> Int {
+        a.map(|a| {
+            // The four bits, at bit 4 and up, then copies of them 7 bits apart: bit b ends at bit 8 * b + 4.
+            let bits = (a as u32 >> ((4 * nibble) & 31) & 15) << 4;
+            ((bits | bits << 7 | bits << 14 | bits << 21) & 0x1010_1010) as i32
+        })
+    }
+
+    #[inline(always)]
+    fn wide(self, a: Int) -> Int {
+        a
+    }
+
+    #[inline(always)]
+    fn dot4(self, sum: Int, w: Int, x: Int) -> Int {
+        // Bytes below 128 are the same signed and unsigned.
+        self.dot4_wide(sum, w, x)
+    }
+
+    #[inline(always)]
+    fn dot4_wide(self, sum: Int, w: Int, x: Int) -> Int {
+        array::from_fn(|i| {
+            let byte = |v: i32, shift: u32| (v << (24 - shift)) >> 24;
+            sum[i]
+                + byte(w[i], 0) * byte(x[i], 0)
+                + byte(w[i], 8) * byte(x[i], 8)
+                + byte(w[i], 16) * byte(x[i], 16)
+                + byte(w[i], 24) * byte(x[i], 24)
+        })
+    }
+
+    #[inline(always)]
+    fn splat_float(self, value: f32) -> Float {
+        [value; LANES]
+    }
+
+    #[inline(always)]
+    fn offset(self, scale: Float) -> Float {
+        scale
+    }
+
+    #[inline(always)]
+    fn scaled(self, sum: Int, scale: Float, _: Float) -> Float {
+        self.mul(self.to_float(sum), scale)
+    }
+
+    #[inline(always)]
+    fn to_float(self, a: Int) -> Float {
+        a.map(|a| a as f32)
+    }
+
+    #[inline(always)]
+    fn half_to_float(self, a: Int) -> Float {
+        a.map(|a| half::f16::from_bits(a as u16).to_f32_const())
+    }
+
+    #[inline(always)]
+    fn from_bits(self, a: Int) -> Float {
+        a.map(|a| f32::from_bits(a as u32))
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Float, b: Float) -> Float {
+        array::from_fn(|i| a[i] * b[i])
+    }
+
+    #[inline(always)]
+    fn add(self, a: Float, b: Float) -> Float {
+        array::from_fn(|i| a[i] + b[i])
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: Float, b: Float, c: Float) -> Float {
+        // Not `f32::mul_add`: a target without the instruction would call a function for each.
+        array::from_fn(|i| a[i] * b[i] + c[i])
+    }
+
+    #[inline(always)]
+    fn prefetch(self, _: *const u8) {}
+
+    #[inline(always)]
+    unsafe fn load(self, from: *const i32) -> Int {
+        // SAFETY: the caller's promise; the read needs no alignment.
+        unsafe { from.cast::<Int>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut i32, value: Int) {
+        // SAFETY: the caller's promise; the write needs no alignment.
+        unsafe { to.cast::<Int>().write_unaligned(value) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_float(self, from: *const f32) -> Float {
+        // SAFETY: the caller's promise; the read needs no alignment.
+        unsafe { from.cast::<Float>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    unsafe fn store_float(self, to: *mut f32, value: Float) {
+        // SAFETY: the caller's promise; the write needs no alignment.
+        unsafe { to.cast::<Float>().write_unaligned(value) }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(self, rows: Rows, offset: usize) -> [Int; 4] {
+        // SAFETY: the caller's promise.
+        array::from_fn(|j| array::from_fn(|r| unsafe { word(rows.at(r, offset + 4 * j)) }))
+    }
+}

@@ -1,0 +1,242 @@
+//! What the kernels need of an instruction set: vectors of 32-bit lanes, where lane `r` works on row `r` of a matrix.
+//!
+//! All kernels are written once, generic over [`Simd`]. A value of a type that implements it is the proof that the
+//! processor has the instructions; the methods are inlined into a function that is compiled for them
+//! (`#[target_feature]`): [`kernels`] makes these.
+
+use super::activations::QuantizeJob;
+use super::driver::Kernels;
+use super::float::FloatFormat;
+use super::formats::Format;
+
+/// 1.5 * 2^23: the f32 with the bits of this plus an integer below 2^22 in magnitude is `MAGIC` plus that integer.
+pub(super) const MAGIC: f32 = 12_582_912.0;
+
+/// Lanes of the widest vector.
+pub(super) const MAX_LANES: usize = 16;
+
+/// Rows of bytes, one for each lane.
+#[derive(Clone, Copy)]
+pub(super) struct Rows {
+    /// The start of the first one.
+    pub(super) first: *const u8,
+    /// From one row to the next.
+    pub(super) stride: usize,
+}
+
+impl Rows {
+    /// Where the 16 bytes at `offset` of row `r` are.
+    #[inline(always)]
+    pub(super) fn at(self, r: usize, offset: usize) -> *const u8 {
+        self.first.wrapping_add(offset).wrapping_add(r * self.stride)
+    }
+}
+
+/// Memory that will be needed soon, to be fetched to a cache piece by piece.
+#[derive(Clone, Copy)]
+pub(super) struct Ahead {
+    /// Where the next piece starts.
+    pub(super) from: *const u8,
+    /// Whether there is more than that.
+    pub(super) goes_on: bool,
+}
+
+impl Ahead {
+    /// Asks for the next `bytes`.
+    #[inline(always)]
+    pub(super) fn fetch<S: Simd>(&mut self, s: S, bytes: usize) {
+        const LINE: usize = 64;
+        let mut at = 0;
+        while at < bytes {
+            s.prefetch(self.from.wrapping_add(at));
+            at += LINE;
+        }
+        self.from = self.from.wrapping_add(if self.goes_on { bytes } else { 0 });
+    }
+}
+
+/// Vectors of [`LANES`](Self::LANES) 32-bit lanes. An `Int` is also seen as four bytes a lane, first byte lowest.
+pub(super) trait Simd: Copy {
+    /// 32-bit lanes in a vector: rows that are worked on together.
+    const LANES: usize;
+    /// What [`wide`](Self::wide) adds to signed bytes.
+    const WIDE_ZERO: i32;
+    /// What sums start at, for [`scaled`](Self::scaled).
+    const SUM_START: i32;
+    /// A vector of integers.
+    type Int: Copy;
+    /// A vector of f32.
+    type Float: Copy;
+
+    /// The kernels for a quantized format.
+    fn quant_kernels<F: Format>(self) -> Kernels;
+    /// The kernels for a floating-point type.
+    fn float_kernels<F: FloatFormat>(self) -> Kernels;
+    /// Quantizes rows of activations.
+    ///
+    /// # Safety
+    /// The sizes of the job agree, and nothing else accesses its rows of the output.
+    unsafe fn quantize(self, job: &QuantizeJob<'_>);
+
+    /// The same integer in all lanes.
+    fn splat(self, value: i32) -> Self::Int;
+    /// Bitwise and.
+    fn and(self, a: Self::Int, b: Self::Int) -> Self::Int;
+    /// Bitwise or.
+    fn or(self, a: Self::Int, b: Self::Int) -> Self::Int;
+    /// Difference of lanes, wrapping.
+    fn sub(self, a: Self::Int, b: Self::Int) -> Self::Int;
+    /// Shifts each lane left by less than 32 bits.
+    fn shl(self, a: Self::Int, bits: u32) -> Self::Int;
+    /// Shifts each lane right by less than 32 bits, zeros coming in.
+    fn shr(self, a: Self::Int, bits: u32) -> Self::Int;
+    /// Shifts each lane right by less than 32 bits, copies of the sign coming in.
+    fn sar(self, a: Self::Int, bits: u32) -> Self::Int;
+    /// Bits `4 * nibble ..` of each lane, one to each of its bytes, there as bit 4 (0 or 16).
+    fn spread_bits(self, a: Self::Int, nibble: u32) -> Self::Int;
+    /// Signed bytes in the form that [`dot4_wide`](Self::dot4_wide) takes: [`WIDE_ZERO`](Self::WIDE_ZERO) added.
+    fn wide(self, a: Self::Int) -> Self::Int;
+    /// `sum` plus, in each lane, the products of its four bytes: `w` unsigned and below 128, `x` signed, not -128.
+    fn dot4(self, sum: Self::Int, w: Self::Int, x: Self::Int) -> Self::Int;
+    /// The same for any bytes in `w` that come from [`wide`](Self::wide).
+    fn dot4_wide(self, sum: Self::Int, w: Self::Int, x: Self::Int) -> Self::Int;
+
+    /// The same number in all lanes.
+    fn splat_float(self, value: f32) -> Self::Float;
+    /// What [`scaled`](Self::scaled) takes besides a scale.
+    fn offset(self, scale: Self::Float) -> Self::Float;
+    /// `(sum - SUM_START) * scale`, for sums that differ from [`SUM_START`](Self::SUM_START) by less than 2^22, and scales
+    /// of up to 22 significant bits with their [`offset`](Self::offset).
+    fn scaled(self, sum: Self::Int, scale: Self::Float, offset: Self::Float) -> Self::Float;
+    /// The nearest f32 to each integer.
+    fn to_float(self, a: Self::Int) -> Self::Float;
+    /// The f16 that the low half of each lane holds.
+    fn half_to_float(self, a: Self::Int) -> Self::Float;
+    /// The f32 whose bits each lane holds.
+    fn from_bits(self, a: Self::Int) -> Self::Float;
+    /// Products.
+    fn mul(self, a: Self::Float, b: Self::Float) -> Self::Float;
+    /// Sums.
+    fn add(self, a: Self::Float, b: Self::Float) -> Self::Float;
+    /// `a * b + c`, rounded once where the instruction set can.
+    fn mul_add(self, a: Self::Float, b: Self::Float, c: Self::Float) -> Self::Float;
+
+    /// Asks for a cache line, which will be needed soon. Any address is allowed.
+    fn prefetch(self, at: *const u8);
+    /// Reads one vector.
+    ///
+    /// # Safety
+    /// `from` is valid for reads of `LANES` elements; so for the functions below.
+    unsafe fn load(self, from: *const i32) -> Self::Int;
+    /// Writes one vector.
+    ///
+    /// # Safety
+    /// `to` is valid for writes of `LANES` elements.
+    unsafe fn store(self, to: *mut i32, value: Self::Int);
+    /// Reads one vector of floats.
+    ///
+    /// # Safety
+    /// `from` is valid for reads of `LANES` elements.
+    unsafe fn load_float(self, from: *const f32) -> Self::Float;
+    /// Writes one vector of floats.
+    ///
+    /// # Safety
+    /// `to` is valid for writes of `LANES` elements.
+    unsafe fn store_float(self, to: *mut f32, value: Self::Float);
+    /// In lane `r` of vector `j`, the four bytes at `offset + 4 * j` of row `r`: 16 bytes of each row, transposed.
+    ///
+    /// # Safety
+    /// `LANES` rows are valid for reads of `offset + 16` bytes.
+    unsafe fn transpose(self, rows: Rows, offset: usize) -> [Self::Int; 4];
+}
+
+/// Repeats a block for `$i` in `0..$n`, which is at most 6, without a loop: accumulators indexed by `$i` are then sure to
+/// be kept in registers.
+macro_rules! unroll {
+    ($i:ident < $n:expr, $body:block) => {
+        unroll!(@ $i, $n, $body, 0 1 2 3 4 5)
+    };
+    (@ $i:ident, $n:expr, $body:block, $($value:literal)*) => {
+        const { assert!($n <= 6) };
+        $(
+            if $value < $n {
+                #[allow(clippy::identity_op, clippy::erasing_op)]
+                {
+                    let $i: usize = $value;
+                    $body
+                }
+            }
+        )*
+    };
+}
+pub(super) use unroll;
+
+/// Defines the functions of an instruction set that are compiled for its features, and the three methods of [`Simd`] that
+/// lead to them. A tile has `$vectors` vectors of rows and is multiplied with 1, 2, … `$tokens` at once.
+macro_rules! kernels {
+    ($simd:ident, $proof:expr, vectors: $vectors:literal, tokens: [$($tokens:literal)*] $(, $features:literal)?) => {
+        fn quant_kernels<F: Format>(self) -> Kernels {
+            $(#[target_feature(enable = $features)])?
+            unsafe fn unpack<F: Format>(rows: Rows, ahead: Ahead, column: usize, columns: usize, tile: &mut Tile) {
+                // SAFETY: the caller's promise.
+                unsafe { tile::unpack::<$simd, F, $vectors>($proof, rows, ahead, column, columns, tile) }
+            }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn dots<K: Kind, const TOKENS: usize>(dots: &Dots<'_>) {
+                // SAFETY: the caller's promise.
+                unsafe { tile::dots::<$simd, K, $vectors, TOKENS>($proof, dots) }
+            }
+
+            let zero = if F::Kind::WIDE { Self::WIDE_ZERO } else { F::ZERO };
+            let group = F::Kind::GROUP;
+            Kernels {
+                rows: $vectors * Self::LANES,
+                block: F::TYPE.block_len(),
+                slice: tile::SLICE,
+                unpack: unpack::<F>,
+                dots: const { &[$(dots::<F::Kind, $tokens>),*] },
+                correction: if F::Kind::MINS {
+                    Correction::Mins { group }
+                } else {
+                    Correction::Zero { zero, start: Self::SUM_START, group }
+                },
+            }
+        }
+
+        fn float_kernels<F: FloatFormat>(self) -> Kernels {
+            $(#[target_feature(enable = $features)])?
+            unsafe fn unpack<F: FloatFormat>(rows: Rows, ahead: Ahead, column: usize, columns: usize, tile: &mut Tile) {
+                // SAFETY: the caller's promise.
+                unsafe { float::unpack::<$simd, F, $vectors>($proof, rows, ahead, column, columns, tile) }
+            }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn dots<const TOKENS: usize>(dots: &Dots<'_>) {
+                // SAFETY: the caller's promise.
+                unsafe { float::dots::<$simd, $vectors, TOKENS>($proof, dots) }
+            }
+
+            Kernels {
+                rows: $vectors * Self::LANES,
+                block: 1,
+                slice: float::SLICE,
+                unpack: unpack::<F>,
+                dots: const { &[$(dots::<$tokens>),*] },
+                correction: Correction::None,
+            }
+        }
+
+        unsafe fn quantize(self, job: &QuantizeJob<'_>) {
+            $(#[target_feature(enable = $features)])?
+            unsafe fn quantize(job: &QuantizeJob<'_>) {
+                // SAFETY: the caller's promise.
+                unsafe { activations::run(job) }
+            }
+
+            // SAFETY: the caller's promise, and `self` proves that the processor has the features.
+            unsafe { quantize(job) }
+        }
+    };
+}
+pub(super) use kernels;

@@ -1,0 +1,314 @@
+//! The same tests for the kernels of each instruction set, with `quant::dequantize` as the oracle.
+
+use super::*;
+use crate::backend::cpu::isa::Isa;
+use TensorType::*;
+
+const QUANTIZED: [TensorType; 10] = [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K];
+const FLOATING: [TensorType; 3] = [F32, F16, BF16];
+
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u32 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as u32
+    }
+
+    fn below(&mut self, end: u32) -> u32 {
+        self.next() % end
+    }
+
+    /// In -1.0..1.0.
+    fn float(&mut self) -> f32 {
+        self.next() as f32 / (1_u32 << 30) as f32 - 1.0
+    }
+}
+
+/// Where the f16 numbers of a block are.
+fn halves(ty: TensorType) -> &'static [usize] {
+    match ty {
+        Q4_1 | Q5_1 | Q4_K | Q5_K => &[0, 2],
+        Q2_K => &[80, 82],
+        Q3_K => &[108],
+        Q6_K => &[208],
+        _ => &[0],
+    }
+}
+
+/// A matrix whose quants and packed scales are random bits.
+fn random_weights(
+    ty: TensorType,
+    elements: usize,
+    random: &mut Random,
+    mut half: impl FnMut(&mut Random) -> f32,
+) -> Vec<u8> {
+    match ty {
+        F32 => (0..elements).flat_map(|_| random.float().to_le_bytes()).collect(),
+        F16 => (0..elements).flat_map(|_| half::f16::from_f32(random.float()).to_le_bytes()).collect(),
+        BF16 => (0..elements).flat_map(|_| half::bf16::from_f32(random.float()).to_le_bytes()).collect(),
+        _ => {
+            let mut data = Vec::new();
+            for _ in 0..elements / ty.block_len() {
+                let start = data.len();
+                data.extend((0..ty.block_bytes()).map(|_| random.next() as u8));
+                for &at in halves(ty) {
+                    data[start + at..][..2].copy_from_slice(&half::f16::from_f32(half(random)).to_le_bytes());
+                }
+            }
+            data
+        }
+    }
+}
+
+fn dequantize(w: &Matrix<'_>) -> Vec<f32> {
+    let mut out = vec![0.0; w.rows * w.cols];
+    quant::dequantize(w.ty, w.data, &mut out).unwrap();
+    out
+}
+
+/// The product of the given rows and tokens by the kernels under test.
+fn product(isa: Isa, w: &Matrix<'_>, x: &[f32], rows: Range<usize>, bias: Option<&[f32]>) -> Vec<f32> {
+    let n = x.len() / w.cols;
+    let mut out = vec![f32::NAN; n * w.rows];
+    let (mut scratch, mut quantized) = (Scratch::new(), QuantRows::new());
+    scratch.reserve(n, w.cols).unwrap();
+    // SAFETY: there is one thread.
+    unsafe {
+        let input = match input_kind(w.ty) {
+            InputKind::F32 => Input::F32(x),
+            InputKind::Quant => {
+                quantized.reserve(n, w.cols).unwrap();
+                quantize_rows(isa, x, 0..n, &quantized);
+                Input::Quant(&quantized)
+            }
+        };
+        matmul(isa, w, input, n, rows.clone(), OutPtr::new(&mut out, w.rows), bias, &mut scratch);
+    }
+    for (i, out) in out.iter().enumerate() {
+        assert!(rows.contains(&(i % w.rows)) || out.is_nan(), "{:?}: wrote element {i}, not of {rows:?}", w.ty);
+    }
+    out
+}
+
+/// The activations as the kernels see them: quantized and back.
+fn seen(ty: TensorType, x: &[f32]) -> Vec<f32> {
+    if input_kind(ty) == InputKind::F32 {
+        return x.to_vec();
+    }
+    let mut seen = Vec::new();
+    for x in x.chunks(32) {
+        let max = x.iter().fold(0.0_f32, |max, x| max.max(x.abs()));
+        let (scale, inverse) = if max < 1e-30 { (0.0, 0.0) } else { (max / 127.0, 127.0 / max) };
+        seen.extend(x.iter().map(|x| (x * inverse).round_ties_even() * scale));
+    }
+    seen
+}
+
+/// Compares with the oracle: the difference is at most `tolerance` of the sum of magnitudes.
+fn compare(isa: Isa, w: &Matrix<'_>, x: &[f32], bias: Option<&[f32]>, tolerance: f64) {
+    let out = product(isa, w, x, 0..w.rows, bias);
+    let (weights, x) = (dequantize(w), seen(w.ty, x));
+    for (i, &out) in out.iter().enumerate() {
+        let (token, row) = (i / w.rows, i % w.rows);
+        let (x, weights) = (&x[token * w.cols..][..w.cols], &weights[row * w.cols..][..w.cols]);
+        let bias = f64::from(bias.map_or(0.0, |bias| bias[row]));
+        let expected = bias + x.iter().zip(weights).map(|(&x, &w)| f64::from(x) * f64::from(w)).sum::<f64>();
+        // Minima and zero points make terms as large as the largest weight.
+        let largest = weights.iter().fold(0.0_f64, |max, &w| max.max(f64::from(w).abs()));
+        let magnitude = bias.abs() + largest * x.iter().map(|&x| f64::from(x).abs()).sum::<f64>();
+        assert!(
+            (f64::from(out) - expected).abs() <= tolerance * magnitude,
+            "{isa:?} {:?} {} x {}: ({token}, {row}) is {out}, not {expected}",
+            w.ty,
+            w.rows,
+            w.cols
+        );
+    }
+}
+
+fn columns(ty: TensorType) -> &'static [usize] {
+    match ty.block_len() {
+        1 => &[1, 7, 32, 127, 128, 130, 576],
+        32 => &[32, 64, 96, 544, 576, 640, 1056],
+        _ => &[256, 512, 768, 1280],
+    }
+}
+
+fn matches_the_oracle(isa: Isa) {
+    let mut random = Random(1);
+    for ty in QUANTIZED.into_iter().chain(FLOATING) {
+        for &cols in columns(ty) {
+            for n in [1, 2, 3, 4, 5, 6, 7, 8, 11, 13, 40] {
+                let rows = [1, 7, 16, 17, 31, 32, 33, 70][random.below(8) as usize];
+                let data = random_weights(ty, rows * cols, &mut random, Random::float);
+                let w = Matrix::new(ty, &data, rows, cols).unwrap();
+                let x: Vec<f32> = (0..n * cols).map(|_| random.float()).collect();
+                let bias: Vec<f32> = (0..rows).map(|_| random.float()).collect();
+                compare(isa, &w, &x, random.below(2).eq(&0).then_some(&bias[..]), 1e-6);
+            }
+        }
+    }
+}
+
+/// With scales that are powers of two and whole activations, all numbers are exact, and so must be the product.
+fn integers_are_exact(isa: Isa) {
+    let mut random = Random(2);
+    for ty in QUANTIZED {
+        for &cols in columns(ty) {
+            for extreme in [false, true] {
+                let (rows, n) = (1 + random.below(40) as usize, 1 + random.below(14) as usize);
+                let mut data = random_weights(ty, rows * cols, &mut random, |r| [1.0, -1.0, 2.0][r.below(3) as usize]);
+                if extreme {
+                    // Quants all at their ends; scales so small that the sums stay below 2^24.
+                    let scales = match ty {
+                        Q2_K => 0..16,
+                        Q3_K => 96..108,
+                        Q4_K | Q5_K => 4..16,
+                        Q6_K => 192..208,
+                        _ => 0..0,
+                    };
+                    for block in data.chunks_mut(ty.block_bytes()) {
+                        let fill = [0, 0xff, 0x80, 0x7f, 0x81][random.below(5) as usize];
+                        for (i, byte) in block.iter_mut().enumerate() {
+                            if scales.contains(&i) {
+                                *byte &= 7;
+                            } else if !halves(ty).iter().any(|&at| (at..at + 2).contains(&i)) {
+                                *byte = fill;
+                            }
+                        }
+                    }
+                }
+                let w = Matrix::new(ty, &data, rows, cols).unwrap();
+                let x: Vec<f32> = (0..n * cols)
+                    .map(|i| match (i % 32 == 0, extreme) {
+                        (true, _) => 127.0,
+                        (_, true) => [127.0, -127.0][usize::from(i / cols % 2 == 0)],
+                        (_, false) => random.below(255) as f32 - 127.0,
+                    })
+                    .collect();
+                compare(isa, &w, &x, None, 0.0);
+            }
+        }
+    }
+}
+
+fn does_not_depend_on_the_split(isa: Isa) {
+    let mut random = Random(3);
+    for ty in QUANTIZED.into_iter().chain(FLOATING) {
+        let (rows, cols, n) = (75, 1280, 9);
+        let data = random_weights(ty, rows * cols, &mut random, Random::float);
+        let w = Matrix::new(ty, &data, rows, cols).unwrap();
+        let x: Vec<f32> = (0..n * cols).map(|_| random.float()).collect();
+        let whole = product(isa, &w, &x, 0..rows, None);
+        for _ in 0..6 {
+            let start = random.below(rows as u32) as usize;
+            let end = start + random.below((rows - start + 1) as u32) as usize;
+            let token = random.below(n as u32) as usize;
+            let tokens = 1 + random.below((n - token) as u32) as usize;
+            let part = product(isa, &w, &x[token * cols..][..tokens * cols], start..end, None);
+            for t in 0..tokens {
+                for r in start..end {
+                    let (part, whole) = (part[t * rows + r], whole[(token + t) * rows + r]);
+                    assert_eq!(part.to_bits(), whole.to_bits(), "{ty:?}: ({t}, {r}) of {start}..{end} x {tokens}");
+                }
+            }
+        }
+    }
+}
+
+fn extreme_scales(isa: Isa) {
+    let mut random = Random(4);
+    for ty in QUANTIZED {
+        for scale in [0.0, -0.0, 2.0_f32.powi(-24), 3.0 * 2.0_f32.powi(-20), 65504.0, -65504.0] {
+            let (rows, cols, n) = (19, 2 * ty.block_len(), 3);
+            let data = random_weights(ty, rows * cols, &mut random, |_| scale);
+            let w = Matrix::new(ty, &data, rows, cols).unwrap();
+            for unit in [1e-20, 1.0, 1e20] {
+                let x: Vec<f32> = (0..n * cols).map(|_| random.float() * unit).collect();
+                compare(isa, &w, &x, None, 1e-6);
+            }
+        }
+        let data = random_weights(ty, 3 * 256, &mut random, |_| 1.0);
+        let w = Matrix::new(ty, &data, 3, 256).unwrap();
+        assert!(product(isa, &w, &[0.0; 512], 0..3, None).iter().all(|&out| out == 0.0), "{ty:?}");
+        let mut x = [1.0; 256];
+        x[77] = f32::NAN;
+        assert!(product(isa, &w, &x, 0..3, None).iter().all(|out| out.is_nan()), "{ty:?}: the NaN is lost");
+    }
+}
+
+fn reference_is_close(isa: Isa) {
+    let mut random = Random(5);
+    for ty in QUANTIZED.into_iter().chain(FLOATING) {
+        let (rows, cols, n) = (9, 512, 3);
+        let data = random_weights(ty, rows * cols, &mut random, Random::float);
+        let w = Matrix::new(ty, &data, rows, cols).unwrap();
+        let x: Vec<f32> = (0..n * cols).map(|_| random.float()).collect();
+        let bias: Vec<f32> = (0..rows).map(|_| random.float()).collect();
+        let mut accurate = vec![0.0; n * rows];
+        // SAFETY: there is one thread.
+        let done = unsafe {
+            matmul_f32(&w, &x, n, 0..rows, OutPtr::new(&mut accurate, rows), Some(&bias), &mut Scratch::new())
+        };
+        done.unwrap();
+        let fast = product(isa, &w, &x, 0..rows, Some(&bias));
+        let norm = |v: &[f32]| v.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+        let difference: Vec<f32> = fast.iter().zip(&accurate).map(|(a, b)| a - b).collect();
+        let limit = if input_kind(ty) == InputKind::F32 { 1e-6 } else { 0.01 };
+        assert!(norm(&difference) <= limit * norm(&accurate), "{ty:?}: {difference:?}");
+    }
+}
+
+macro_rules! stamp {
+    ($($module:ident: $name:literal;)*) => {$(
+        mod $module {
+            fn on_isa(test: fn(super::Isa)) {
+                match super::Isa::available().into_iter().find(|isa| isa.name() == $name) {
+                    Some(isa) => test(isa),
+                    None => eprintln!("skipped: this processor has no {}", $name),
+                }
+            }
+
+            #[test]
+            fn matches_the_oracle() {
+                on_isa(super::matches_the_oracle);
+            }
+
+            #[test]
+            fn integers_are_exact() {
+                on_isa(super::integers_are_exact);
+            }
+
+            #[test]
+            fn does_not_depend_on_the_split() {
+                on_isa(super::does_not_depend_on_the_split);
+            }
+
+            #[test]
+            fn extreme_scales() {
+                on_isa(super::extreme_scales);
+            }
+
+            #[test]
+            fn reference_is_close() {
+                on_isa(super::reference_is_close);
+            }
+        }
+    )*};
+}
+
+stamp! {
+    scalar: "scalar";
+    avx2: "avx2";
+    avx512: "avx512";
+}
+
+#[test]
+fn sizes_that_do_not_agree_are_refused() {
+    assert!(Matrix::new(Q4_0, &[0; 18], 1, 32).is_ok());
+    assert!(Matrix::new(Q4_0, &[0; 18], 1, 33).is_err());
+    assert!(Matrix::new(Q4_0, &[0; 17], 1, 32).is_err());
+    assert!(Matrix::new(Q4_0, &[0; 18], usize::MAX, 32).is_err());
+    assert!(Matrix::new(IQ1_S, &[0; 50], 1, 256).is_err());
+}

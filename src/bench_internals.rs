@@ -1,0 +1,71 @@
+//! Doors for the programs in `benches/` to parts that are not public. Not part of the API: anything here may change.
+
+use crate::Result;
+use crate::backend::cpu::isa::Isa;
+use crate::backend::cpu::matmul::{Input, InputKind, Matrix, OutPtr, QuantRows, Scratch};
+use crate::backend::cpu::matmul::{input_kind, matmul, quantize_rows};
+use crate::gguf::TensorType;
+use std::ops::Range;
+
+/// The instruction sets of this processor, by name, worst first.
+pub fn instruction_sets() -> Vec<&'static str> {
+    Isa::available().into_iter().map(Isa::name).collect()
+}
+
+/// One matrix product on one thread, to run again and again.
+pub struct Product<'a> {
+    isa: Isa,
+    weights: Matrix<'a>,
+    x: Vec<f32>,
+    quantized: QuantRows,
+    n: usize,
+    out: Vec<f32>,
+    scratch: Scratch,
+}
+
+impl<'a> Product<'a> {
+    /// Weights of `rows` rows and `cols` columns, times `n` tokens. An unknown `isa` is the best one.
+    ///
+    /// # Errors
+    /// Where the sizes do not agree.
+    pub fn new(isa: &str, ty: TensorType, weights: &'a [u8], rows: usize, cols: usize, n: usize) -> Result<Self> {
+        let isa = Isa::available().into_iter().find(|one| one.name() == isa).unwrap_or_else(Isa::best);
+        let weights = Matrix::new(ty, weights, rows, cols)?;
+        let x: Vec<f32> = (0..n * cols).map(|i| (i * 7919 % 255) as f32 - 127.0).collect();
+        let (mut quantized, mut scratch) = (QuantRows::new(), Scratch::new());
+        scratch.reserve(n, cols)?;
+        if input_kind(ty) == InputKind::Quant {
+            quantized.reserve(n, cols)?;
+        }
+        let mut product = Self { isa, weights, x, quantized, n, out: vec![0.0; n * rows], scratch };
+        product.quantize();
+        Ok(product)
+    }
+
+    /// Quantizes the activations, if the weights take them so.
+    pub fn quantize(&mut self) {
+        if self.quantized.rows() > 0 {
+            // SAFETY: this is the only reference.
+            unsafe { quantize_rows(self.isa, &self.x, 0..self.n, &self.quantized) }
+        }
+    }
+
+    /// Multiplies all rows.
+    pub fn run(&mut self) {
+        self.run_rows(0..self.weights.rows());
+    }
+
+    /// Multiplies some rows.
+    ///
+    /// # Panics
+    /// If there are not as many.
+    pub fn run_rows(&mut self, rows: Range<usize>) {
+        let input = match input_kind(self.weights.ty()) {
+            InputKind::F32 => Input::F32(&self.x),
+            InputKind::Quant => Input::Quant(&self.quantized),
+        };
+        let out = OutPtr::new(&mut self.out, self.weights.rows());
+        // SAFETY: this is the only reference.
+        unsafe { matmul(self.isa, &self.weights, input, self.n, rows, out, None, &mut self.scratch) }
+    }
+}
