@@ -1,7 +1,9 @@
 //! Every GPU kernel, built for the host and run by the simulator in hip/sim, against plain references: on random and
 //! odd shapes, with waves of 32 and 64 lanes. Skipped, with the reason printed, where there is no C++ compiler.
 
+mod attention;
 mod common;
+mod rows;
 mod sim;
 mod weights;
 

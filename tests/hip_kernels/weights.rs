@@ -57,6 +57,8 @@ fn planar(ty: TensorType, data: &[u8]) -> Vec<u8> {
 
 /// A random matrix: its device memory, and its weights.
 struct Matrix {
+    rows: usize,
+    columns: usize,
     memory: Buffer,
     weights: Vec<f32>,
 }
@@ -65,7 +67,7 @@ fn matrix(ty: TensorType, rows: usize, columns: usize, random: &mut Random) -> M
     let data = quant::quantize(ty, &random.normals(rows * columns)).unwrap();
     let mut weights = vec![0.0; rows * columns];
     quant::dequantize(ty, &data, &mut weights).unwrap();
-    Matrix { memory: Buffer::new(&planar(ty, &data)), weights }
+    Matrix { rows, columns, memory: Buffer::new(&planar(ty, &data)), weights }
 }
 
 #[test]
@@ -186,6 +188,37 @@ fn product(w: &[f32], x: &[f32], columns: usize) -> (Vec<f64>, Vec<f64>) {
     .unzip()
 }
 
+/// Launches a kernel that multiplies `w` with `count` columns, with and without an epilogue, and checks the result.
+fn check_product(sim: &Sim, kernel: &str, grid: [usize; 3], ty: TensorType, w: &Matrix, count: usize, seed: u64) {
+    let mut random = Random::new(seed);
+    let Matrix { rows, columns, .. } = *w;
+    let x = random.normals(count * columns);
+    let (bias, residual) = (random.normals(rows), random.normals(count * rows));
+    let (out, bias_memory) = (Buffer::new(&residual), Buffer::new(&bias));
+    let epilogue = seed % 2 == 1;
+    let (bias_arg, residual_arg) = if epilogue { (Some(&bias_memory), Some(&out)) } else { (None, None) };
+    let values = if is_float(ty) {
+        let x_memory = Buffer::new(&x);
+        let args = args![&w.memory, &x_memory, &out, bias_arg, residual_arg, rows, columns, count];
+        sim.launch(kernel, grid, args);
+        x
+    } else {
+        let x = activations(sim, &x);
+        let args = args![&w.memory, &x.q, &x.groups, &out, bias_arg, residual_arg, rows, columns, count];
+        sim.launch(kernel, grid, args);
+        x.values
+    };
+    let (mut expected, scale) = product(&w.weights, &values, columns);
+    if epilogue {
+        for (i, expected) in expected.iter_mut().enumerate() {
+            *expected += f64::from(bias[i % rows]) + f64::from(residual[i]);
+        }
+    }
+    let what = format!("wave {}, {kernel}, {rows} x {columns}, {count} columns", sim.wave);
+    let scale: Vec<f64> = scale.iter().map(|s| s + 1.0).collect();
+    assert_near(&out.read::<f32>(), &expected, &scale, 2e-6, &what);
+}
+
 #[test]
 fn products_with_few_columns_are_right() {
     let mut random = Random::new(3);
@@ -195,37 +228,24 @@ fn products_with_few_columns_are_right() {
             for (rows, columns) in [(1, odd_columns), (9, 3 * ty.block_len().max(16)), (6, 1024)] {
                 let w = matrix(ty, rows, columns, &mut random);
                 for (n, count) in [(1, 1), (2, 2), (4, 3), (8, 5), (8, 8)] {
-                    let x = random.normals(count * columns);
-                    let (bias, residual) = (random.normals(rows), random.normals(count * rows));
-                    let epilogue = count % 2 == 1;
-                    let out = Buffer::new(&residual);
-                    let bias_memory = Buffer::new(&bias);
-                    let (bias_arg, residual_arg) =
-                        if epilogue { (Some(&bias_memory), Some(&out)) } else { (None, None) };
                     let kernel = format!("matvec_{name}_{n}");
-                    let grid = [rows.div_ceil(4), 1, 1];
-                    let values = if is_float(ty) {
-                        let x_memory = Buffer::new(&x);
-                        let args = args![&w.memory, &x_memory, &out, bias_arg, residual_arg, rows, columns, count];
-                        sim.launch(&kernel, grid, args);
-                        x
-                    } else {
-                        let x = activations(sim, &x);
-                        let args =
-                            args![&w.memory, &x.q, &x.groups, &out, bias_arg, residual_arg, rows, columns, count];
-                        sim.launch(&kernel, grid, args);
-                        x.values
-                    };
-                    let (mut expected, scale) = product(&w.weights, &values, columns);
-                    if epilogue {
-                        for (i, expected) in expected.iter_mut().enumerate() {
-                            *expected += f64::from(bias[i % rows]) + f64::from(residual[i]);
-                        }
-                    }
-                    let what = format!("wave {}, {kernel}, {rows} x {columns}, {count} columns", sim.wave);
-                    let scale: Vec<f64> = scale.iter().map(|s| s + 1.0).collect();
-                    assert_near(&out.read::<f32>(), &expected, &scale, 2e-6, &what);
+                    check_product(sim, &kernel, [rows.div_ceil(4), 1, 1], ty, &w, count, random.bits());
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn products_with_many_columns_are_right() {
+    let mut random = Random::new(4);
+    for sim in sims() {
+        for (ty, name) in TYPES {
+            let odd_columns = if is_float(ty) { 37 } else { ty.block_len() };
+            for (rows, columns, count) in [(1, odd_columns, 1), (70, 3 * odd_columns, 9), (64, 256, 129_usize)] {
+                let w = matrix(ty, rows, columns, &mut random);
+                let grid = [rows.div_ceil(64), count.div_ceil(64), 1];
+                check_product(sim, &format!("matmul_{name}"), grid, ty, &w, count, random.bits());
             }
         }
     }
