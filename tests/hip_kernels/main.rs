@@ -4,6 +4,7 @@
 mod attention;
 mod common;
 mod rows;
+mod sampling;
 mod sim;
 mod weights;
 
