@@ -1,13 +1,75 @@
-//! wavelm runs GGUF language models.
+//! wavelm runs GGUF language models inside your program: one crate, no C++ toolchain, no server.
+//!
+//! # Quickstart
+//!
+//! ```no_run
+//! use wavelm::{Message, Model, Sampler};
+//!
+//! # fn main() -> wavelm::Result<()> {
+//! let model = Model::load("SmolLM2-135M-Instruct.Q4_1.gguf")?;
+//! let mut session = model.session()?;
+//! let prompt = model.chat_prompt(&[Message::user("Name three primes.")])?;
+//! for piece in session.generate(&prompt, &Sampler::default())?.max_tokens(64) {
+//!     print!("{}", piece?.text()); // whole characters only; token() and logprob() are there too
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A [`Model`] is a file on a device: cheap to clone, usable from any thread. A [`Session`] is one conversation with
+//! it, and a [`Sampler`] says how tokens are drawn. A conversation goes on by passing the whole of it again, a little
+//! longer: the session evaluates only what it has not seen.
+//!
+//! # What works
+//!
+//! | | |
+//! |---|---|
+//! | Files | GGUF 2 and 3, split files, memory-mapped |
+//! | Architectures | `llama` (Llama 2 and 3, Mistral, Yi, SmolLM, …), `qwen2`, `qwen3`, `gemma3` |
+//! | Tensor types | F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K |
+//! | Tokenizers | byte-level BPE and SentencePiece, from the file alone |
+//! | Chat templates | the file's own (Jinja), or a built-in one where it has none |
+//! | Positions | rotary embeddings of both styles, linear and YaRN scaling, frequency factors |
+//! | Attention | grouped queries, sliding windows, a paged cache in F16, Q8_0 or F32 |
+//! | Sampling | temperature, top-k, top-p, min-p, typical, penalties, biases, bans, seeds |
+//! | Devices | CPUs (AVX-512 VNNI and AVX2 kernels, portable code elsewhere); AMD GPUs are to come |
+//!
+//! What a file asks for beyond this is a typed [`Error`] that names the file and the tensor or key, never a panic.
+//!
+//! # Threads
+//!
+//! A model computes on a pool of its own (physical cores by default, see [`LoadOptions::threads`]) or on the
+//! [caller's](LoadOptions::pool). The thread that calls is one of those that compute: nothing runs in the background
+//! while no session works. Results do not depend on the number of threads. Any number of sessions may work at a time;
+//! they share the pool. [`Session::canceller`] stops a session from another thread, also in the middle of a prompt.
+//!
+//! # Environment variables
+//!
+//! | | |
+//! |---|---|
+//! | `WAVELM_THREADS` | threads where [`LoadOptions::threads`] is not called |
+//! | `WAVELM_CPU` | the CPU kernels: `scalar`, `avx2` or `avx512`, where the processor has them |
+//!
+//! The library never prints; it reports through the [`log`](https://docs.rs/log) crate.
 
 mod backend;
 #[doc(hidden)]
 pub mod bench_internals;
 pub mod chat;
+mod device;
 mod error;
 pub mod gguf;
+mod model;
 pub mod quant;
 pub mod sampler;
+mod session;
 pub mod tokenizer;
 
+pub use backend::Canceller;
+pub use backend::kv_type::KvType;
+pub use chat::Message;
+pub use device::{Device, DeviceInfo, DeviceReport, devices};
 pub use error::{Error, ErrorKind, Result};
+pub use model::{LoadOptions, MemoryEstimate, Model, Precision, Progress};
+pub use sampler::Sampler;
+pub use session::{ContextPolicy, Generation, Piece, Prompt, Session, SessionOptions, Stats, StopReason};

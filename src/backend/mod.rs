@@ -1,3 +1,126 @@
-//! Backends: what runs programs.
+//! Backends: what runs a model's [`Program`]. The trait is small on purpose: it is no tensor library. A backend sees
+//! the whole program when it is made, so that it can plan all its memory and fuse neighbours.
 
 pub(crate) mod cpu;
+pub(crate) mod kv;
+pub(crate) mod kv_type;
+
+use crate::Result;
+use crate::sampler::{Choice, SamplerState};
+use crate::tokenizer::TokenId;
+use kv::PageId;
+pub(crate) use kv_type::KvType;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Which tokens of a span get logits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// None: the span only fills the cache.
+    None,
+    /// The last token of the span.
+    Last,
+    /// Every token of the span.
+    All,
+}
+
+impl Wanted {
+    pub(crate) fn rows(self, tokens: usize) -> usize {
+        match self {
+            Wanted::None => 0,
+            Wanted::Last => tokens.min(1),
+            Wanted::All => tokens,
+        }
+    }
+}
+
+/// Consecutive tokens of one sequence.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Span<'a> {
+    pub(crate) tokens: &'a [TokenId],
+    /// The position of the first token; the cache of the sequence holds everything before it.
+    pub(crate) first_pos: usize,
+    /// The pages of the sequence: enough for `first_pos + tokens.len()` positions, the written ones not shared.
+    pub(crate) pages: &'a [PageId],
+    pub(crate) wanted: Wanted,
+}
+
+/// The work of one forward pass: spans of different sequences, ragged.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Batch<'a> {
+    pub(crate) spans: &'a [Span<'a>],
+}
+
+impl Batch<'_> {
+    pub(crate) fn tokens(&self) -> usize {
+        self.spans.iter().map(|s| s.tokens.len()).sum()
+    }
+
+    pub(crate) fn outputs(&self) -> usize {
+        self.spans.iter().map(|s| s.wanted.rows(s.tokens.len())).sum()
+    }
+}
+
+/// Lets another thread stop the work of a session, also in the middle of a prompt.
+///
+/// Cancelling stops the running operation, or the next one where none is running; that operation returns an error of
+/// the kind [`Cancelled`](crate::ErrorKind::Cancelled), once, and the session stays usable.
+#[derive(Debug, Clone, Default)]
+pub struct Canceller(Arc<AtomicBool>);
+
+impl Canceller {
+    /// Asks the session to stop.
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a stop was asked for and has not been reported yet.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Forgets the request, returning whether there was one.
+    pub(crate) fn take(&self) -> bool {
+        self.0.swap(false, Ordering::Relaxed)
+    }
+}
+
+/// The logits of a pass, where they were computed: a row for each output of the batch, in order.
+pub(crate) trait Logits: Send {
+    /// Copies or borrows a row to the host.
+    fn row(&mut self, row: usize) -> Result<&[f32]>;
+
+    /// Draws a token from a row, where the row lies.
+    fn sample(&mut self, row: usize, state: &mut SamplerState) -> Result<Choice> {
+        state.sample(self.row(row)?)
+    }
+}
+
+/// A loaded model on a device.
+pub(crate) trait Backend: Send + Sync {
+    /// One line on the device and how it is used.
+    fn describe(&self) -> String;
+
+    /// How many threads compute, the calling one included.
+    fn threads(&self) -> usize;
+
+    /// The cache pages of all sequences.
+    fn kv_pool(&self) -> &Arc<kv::KvPool>;
+
+    /// The most tokens that one pass takes, and the most outputs.
+    fn limits(&self) -> Limits;
+
+    /// Runs the program on a batch within the [limits](Self::limits): fills the cache and computes the wanted logits.
+    ///
+    /// # Errors
+    /// `Cancelled` soon after a cancel; whatever the device reports. The cache positions of the batch are then
+    /// undefined, all others untouched.
+    fn run(&self, batch: &Batch<'_>, cancel: &Canceller) -> Result<Box<dyn Logits>>;
+}
+
+/// How much one pass takes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    pub(crate) tokens: usize,
+    pub(crate) outputs: usize,
+}

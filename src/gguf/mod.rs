@@ -1,13 +1,32 @@
 //! GGUF files: a total parser over memory-mapped files, typed metadata, split files, and a small writer.
+//!
+//! The format is that of ggml's `gguf.h`, versions 2 and 3, little-endian: metadata, then descriptions of tensors, then
+//! their data. Opening a file reads the first two and checks everything that can be checked without touching the data.
 
 mod metadata;
+mod parse;
+mod split;
+mod storage;
 mod tensor_type;
+mod writer;
 
 pub use metadata::{Array, Metadata, StringArray, Value};
 pub use tensor_type::TensorType;
+pub use writer::GgufWriter;
 
 use crate::Result;
-use std::path::Path;
+use parse::{Parsed, parse};
+use split::Part;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use storage::Storage;
+
+/// The most bytes that a metadata key or a tensor name may have.
+const MAX_KEY_BYTES: u64 = 65535;
+/// How deep arrays may be nested; 1 is an array of numbers or strings.
+const MAX_NESTING: usize = 8;
+/// The alignments of tensor data that are accepted, powers of two only.
+const ALIGNMENTS: std::ops::RangeInclusive<u64> = 8..=1 << 24;
 
 /// One tensor of a file: where it lies and what it holds.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,48 +48,205 @@ impl TensorInfo {
     pub fn name(&self) -> &str {
         &self.name
     }
+
     /// The type of its elements.
     pub fn tensor_type(&self) -> TensorType {
         self.ty
     }
-    /// Its dimensions, innermost (columns) first.
+
+    /// Its dimensions, innermost (columns) first: one to four, none of them 0.
     pub fn dims(&self) -> &[u64] {
         &self.dims
+    }
+
+    /// Elements in a row: the innermost dimension.
+    pub fn columns(&self) -> usize {
+        self.dims.first().map_or(0, |&columns| columns as usize)
+    }
+
+    /// Number of rows: the product of all dimensions but the innermost.
+    pub fn rows(&self) -> usize {
+        self.dims.iter().skip(1).product::<u64>() as usize
+    }
+
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.dims.iter().product::<u64>() as usize
+    }
+
+    /// Bytes of a row.
+    pub fn row_bytes(&self) -> usize {
+        self.columns() / self.ty.block_len() * self.ty.block_bytes()
+    }
+
+    /// Bytes of data.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Byte offset of the data from the start of the file that holds it.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Which file holds the data: an index into [`Gguf::parts`], 0 unless the model is split.
+    pub fn part(&self) -> usize {
+        self.part
     }
 }
 
 /// A GGUF model: metadata and tensor index, with the data memory-mapped.
 #[derive(Debug)]
-pub struct Gguf {}
+pub struct Gguf {
+    path: PathBuf,
+    parts: Vec<Part>,
+    version: u32,
+    alignment: u64,
+    metadata: Metadata,
+    tensors: Vec<TensorInfo>,
+    /// Positions in `tensors`, sorted by name.
+    sorted: Vec<usize>,
+}
 
 impl Gguf {
     /// Opens a file, or all files of a split set when the name is that of any of its parts
     /// (`…-00001-of-0000N.gguf`).
-    pub fn open(_path: impl AsRef<Path>) -> Result<Self> {
-        todo!()
+    ///
+    /// Only the header is read; tensor data is mapped, and read from disk when it is first touched. The files must
+    /// therefore not be changed while this value lives: a file that is overwritten in place yields other weights, and
+    /// one that is truncated ends the process with a bus error once a lost page is touched. To replace a model file,
+    /// write a new one and rename it over the old one.
+    ///
+    /// # Errors
+    /// `Io` where a file is missing or cannot be mapped; `InvalidFile` where it is damaged; `Unsupported` for big-endian
+    /// files, versions other than 2 and 3, and unknown tensor types. The error names the file, and the key or tensor.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let (parts, parsed) = split::open(path)?;
+        Self::assemble(path, parts, parsed).map_err(|error| error.in_file(path))
     }
-    /// Parses a file held in memory (tests, embedded models).
-    pub fn from_bytes(_bytes: Vec<u8>) -> Result<Self> {
-        todo!()
+
+    /// Parses a file held in memory (tests, embedded models). It must be whole, not a part of a split set.
+    ///
+    /// # Errors
+    /// `InvalidFile` and `Unsupported` as in [`open`](Self::open).
+    pub fn from_bytes(bytes: Vec<u8>) -> Result<Self> {
+        let storage = Storage::from_vec(bytes);
+        let parsed = parse(storage.bytes(), 0)?;
+        split::check_whole(&parsed)?;
+        Self::assemble(Path::new(""), vec![Part { path: PathBuf::new(), storage }], parsed)
     }
+
+    fn assemble(path: &Path, parts: Vec<Part>, parsed: Parsed) -> Result<Self> {
+        let Parsed { version, alignment, metadata, tensors } = parsed;
+        let sorted = split::index_tensors(&tensors)?;
+        Ok(Self { path: path.to_path_buf(), parts, version, alignment, metadata, tensors, sorted })
+    }
+
     /// The metadata; for a split set, the first file's.
     pub fn metadata(&self) -> &Metadata {
-        todo!()
+        &self.metadata
     }
+
     /// All tensors, in file order.
     pub fn tensors(&self) -> &[TensorInfo] {
-        todo!()
+        &self.tensors
     }
+
     /// A tensor by its name.
-    pub fn tensor(&self, _name: &str) -> Option<&TensorInfo> {
-        todo!()
+    pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
+        find_by_name(&self.tensors, &self.sorted, |tensor| &tensor.name, name)
     }
-    /// The bytes of a tensor of this file: exactly its size, aligned to at least 8 bytes.
-    pub fn data(&self, _tensor: &TensorInfo) -> &[u8] {
-        todo!()
+
+    /// The bytes of a tensor of this file: exactly its size, aligned to at least 8 bytes. Empty for a tensor of another
+    /// file that does not fit this one.
+    pub fn data(&self, tensor: &TensorInfo) -> &[u8] {
+        let bytes = self.parts.get(tensor.part).map(|part| part.storage.bytes());
+        bytes.and_then(|bytes| bytes.get(byte_range(tensor)?)).unwrap_or_default()
     }
+
     /// The path this was opened from (empty for [`from_bytes`](Self::from_bytes)).
     pub fn path(&self) -> &Path {
-        todo!()
+        &self.path
     }
+
+    /// The files of the model in order: one, unless it is split.
+    pub fn parts(&self) -> impl ExactSizeIterator<Item = &Path> + '_ {
+        self.parts.iter().map(|part| part.path.as_path())
+    }
+
+    /// The version of the GGUF format: 2 or 3.
+    pub fn version(&self) -> u32 {
+        self.version
+    }
+
+    /// What the offsets of tensors are multiples of, in bytes; for a split set, the first file's.
+    pub fn alignment(&self) -> u64 {
+        self.alignment
+    }
+
+    /// Bytes of all files together.
+    pub fn file_size(&self) -> u64 {
+        self.parts.iter().map(|part| part.storage.bytes().len() as u64).sum()
+    }
+}
+
+fn byte_range(tensor: &TensorInfo) -> Option<Range<usize>> {
+    let start = usize::try_from(tensor.offset).ok()?;
+    Some(start..start.checked_add(usize::try_from(tensor.size).ok()?)?)
+}
+
+/// The positions of `items` in the order of their names; the name that appears twice, if one does.
+fn sorted_by_name<T>(items: &[T], name: impl Fn(&T) -> &String) -> Result<Vec<usize>, &str> {
+    let mut named: Vec<(&str, usize)> = items.iter().enumerate().map(|(i, item)| (name(item).as_str(), i)).collect();
+    named.sort_unstable();
+    for (before, after) in named.iter().zip(named.iter().skip(1)) {
+        if before.0 == after.0 {
+            return Err(after.0);
+        }
+    }
+    Ok(named.into_iter().map(|(_, i)| i).collect())
+}
+
+/// The item called `wanted`, given the positions that [`sorted_by_name`] returned.
+fn find_by_name<'a, T>(items: &'a [T], sorted: &[usize], name: impl Fn(&T) -> &String, wanted: &str) -> Option<&'a T> {
+    let found = sorted.binary_search_by(|&i| items.get(i).map(|item| name(item).as_str()).cmp(&Some(wanted))).ok()?;
+    items.get(*sorted.get(found)?)
+}
+
+/// The bytes of a tensor; an explanation where it cannot exist.
+fn tensor_bytes(ty: TensorType, dims: &[u64]) -> Result<u64, String> {
+    let [columns, ..] = *dims else { return Err("it has no dimensions".to_string()) };
+    if dims.contains(&0) {
+        return Err(format!("its dimensions {dims:?} contain 0"));
+    }
+    let elements = dims.iter().try_fold(1u64, |product, &dim| product.checked_mul(dim));
+    let Some(elements) = elements.filter(|&n| isize::try_from(n).is_ok()) else {
+        return Err(format!("its dimensions {dims:?} are too large"));
+    };
+    let block_len = ty.block_len() as u64;
+    if columns % block_len != 0 {
+        return Err(format!("its rows have {columns} elements, but {ty} is stored in blocks of {block_len}"));
+    }
+    let bytes = (elements / block_len).checked_mul(ty.block_bytes() as u64);
+    bytes.filter(|&n| isize::try_from(n).is_ok()).ok_or_else(|| format!("its dimensions {dims:?} are too large"))
+}
+
+/// The alignment itself where it can be one; an explanation otherwise.
+fn check_alignment(alignment: u64) -> Result<u64, String> {
+    if alignment.is_power_of_two() && ALIGNMENTS.contains(&alignment) {
+        return Ok(alignment);
+    }
+    let (min, max) = ALIGNMENTS.into_inner();
+    Err(format!("metadata key general.alignment is {alignment}, but must be a power of two from {min} to {max}"))
+}
+
+/// A name from a file as it may stand in a message: on one line, and not long.
+fn show(name: &str) -> String {
+    const LONGEST: usize = 120;
+    let mut shown: String = name.chars().take(LONGEST).flat_map(char::escape_debug).collect();
+    if name.chars().nth(LONGEST).is_some() {
+        shown.push('…');
+    }
+    shown
 }

@@ -1,4 +1,186 @@
-//! The CPU backend.
+//! The CPU backend: a team of threads walks the lowered program together.
 
+mod attention;
+pub(crate) mod cores;
+mod exec;
 pub(crate) mod isa;
+mod kv;
+pub(crate) mod logits;
 pub(crate) mod matmul;
+mod ops;
+mod pages;
+mod plan;
+mod simd;
+mod team;
+mod workspace;
+
+use super::kv::{KvPool, PAGE_LEN};
+use super::{Backend, Batch, Canceller, KvType, Limits, Logits};
+use crate::gguf::Gguf;
+use crate::model::Precision;
+use crate::model::program::{Program, RowKind};
+use crate::{Error, ErrorKind, Result, quant};
+use isa::Isa;
+use kv::KvLayout;
+use pages::Pages;
+use plan::Plan;
+use std::sync::{Arc, Mutex, PoisonError};
+use team::Team;
+use workspace::Workspace;
+
+/// Tokens in a pass at most: enough to use each unpacked weight many times, few enough that the buffers stay small.
+const MOST_TOKENS: usize = 256;
+/// Outputs in a pass at most: a row of logits may have 262,144 columns.
+const MOST_OUTPUTS: usize = 32;
+
+/// How the CPU backend is made.
+pub(crate) struct CpuOptions {
+    pub(crate) threads: Option<usize>,
+    pub(crate) pool: Option<Arc<rayon::ThreadPool>>,
+    pub(crate) kv_type: KvType,
+    pub(crate) precision: Precision,
+}
+
+/// A model on the CPU: weights straight from the mapped file.
+pub(crate) struct CpuBackend {
+    gguf: Arc<Gguf>,
+    program: Arc<Program>,
+    plan: Plan,
+    isa: Isa,
+    precision: Precision,
+    team: Team,
+    kv_type: KvType,
+    /// Where each layer's keys and values lie in a page: layout and offset.
+    layers: Vec<(KvLayout, usize)>,
+    pages: Pages,
+    pool: Arc<KvPool>,
+    /// Weights that are vectors, as `f32`; empty for matrices.
+    vectors: Vec<Vec<f32>>,
+    /// Workspaces that no pass uses at the moment.
+    idle: Arc<Mutex<Vec<Workspace>>>,
+}
+
+impl CpuBackend {
+    pub(crate) fn new(gguf: Arc<Gguf>, program: Arc<Program>, options: CpuOptions) -> Result<Self> {
+        let team = match options.pool {
+            Some(pool) => Team::on_pool(pool),
+            None => Team::new(options.threads.unwrap_or_else(cores::default_threads)).map_err(|e| {
+                Error::new(ErrorKind::Device, "cannot start the threads of the CPU backend").with_source(e)
+            })?,
+        };
+        let (layers, page_bytes) = layers(&program, options.kv_type)?;
+        let pages = Pages::new(page_bytes)?;
+        let pool = KvPool::new(Box::new(pages.clone()));
+        let vectors = program.weights.iter().map(|w| {
+            let mut values = Vec::new();
+            if w.rows == 1 {
+                values.resize(w.columns, 0.0);
+                quant::dequantize(w.tensor.tensor_type(), gguf.data(&w.tensor), &mut values)?;
+            }
+            Ok(values)
+        });
+        let vectors = vectors.collect::<Result<Vec<_>>>()?;
+        let plan = Plan::new(&program, options.precision);
+        Ok(Self {
+            plan,
+            isa: Isa::best(),
+            precision: options.precision,
+            team,
+            kv_type: options.kv_type,
+            layers,
+            pages,
+            pool,
+            vectors,
+            idle: Arc::default(),
+            gguf,
+            program,
+        })
+    }
+}
+
+/// Where the layers lie in a page, and its size.
+fn layers(program: &Program, kv_type: KvType) -> Result<(Vec<(KvLayout, usize)>, usize)> {
+    let mut bytes = 0usize;
+    let mut layers = Vec::with_capacity(program.kv.len());
+    for shape in &program.kv {
+        let layout = KvLayout::for_layer(kv_type, shape.kv_heads, shape.head_dim, shape.value_dim)?;
+        layers.push((layout, bytes));
+        bytes = bytes
+            .checked_add(layout.bytes())
+            .ok_or_else(|| Error::new(ErrorKind::OutOfMemory, "a page of the cache would not fit the address space"))?;
+    }
+    Ok((layers, bytes))
+}
+
+/// Bytes of cache for `context` tokens.
+pub(crate) fn kv_bytes(program: &Program, kv_type: KvType, context: usize) -> u64 {
+    let page = layers(program, kv_type).map_or(u64::MAX, |(_, bytes)| bytes as u64);
+    page.saturating_mul(context.div_ceil(PAGE_LEN) as u64)
+}
+
+/// Bytes of buffers for the largest pass that a session makes: a chunk of a prompt with one output.
+pub(crate) fn buffer_bytes(program: &Program) -> u64 {
+    let floats = |kind, rows: usize| {
+        program.buffers.iter().filter(move |b| b.rows == kind).map(move |b| (b.columns * rows) as u64).sum::<u64>()
+    };
+    // The int8 form of a buffer takes a good quarter of it.
+    (floats(RowKind::Tokens, MOST_TOKENS) + floats(RowKind::Outputs, 1)) * 5
+}
+
+impl Backend for CpuBackend {
+    fn describe(&self) -> String {
+        format!("CPU, {} threads, {} kernels, {:?} cache", self.team.threads(), self.isa.name(), self.kv_type)
+    }
+
+    fn threads(&self) -> usize {
+        self.team.threads()
+    }
+
+    fn kv_pool(&self) -> &Arc<KvPool> {
+        &self.pool
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { tokens: MOST_TOKENS, outputs: MOST_OUTPUTS }
+    }
+
+    fn run(&self, batch: &Batch<'_>, cancel: &Canceller) -> Result<Box<dyn Logits>> {
+        let mut workspace = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+        let ran = exec::run(self, batch, cancel, &mut workspace);
+        // Returned to the idle ones when dropped, also after an error.
+        let logits = CpuLogits {
+            workspace,
+            idle: Arc::clone(&self.idle),
+            buffer: self.plan.logits.0,
+            columns: self.program.vocab,
+            rows: batch.outputs(),
+        };
+        ran.map(|()| Box::new(logits) as Box<dyn Logits>)
+    }
+}
+
+/// The logits of a pass, in the workspace that computed them.
+struct CpuLogits {
+    workspace: Workspace,
+    idle: Arc<Mutex<Vec<Workspace>>>,
+    buffer: usize,
+    columns: usize,
+    rows: usize,
+}
+
+impl Logits for CpuLogits {
+    fn row(&mut self, row: usize) -> Result<&[f32]> {
+        let values = self.workspace.buffers.get(self.buffer).map(|b| b.as_slice()).unwrap_or_default();
+        values
+            .get(row * self.columns..(row + 1) * self.columns)
+            .filter(|_| row < self.rows)
+            .ok_or_else(|| Error::invalid_input(format!("row {row} of logits was not asked for")))
+    }
+}
+
+impl Drop for CpuLogits {
+    fn drop(&mut self) {
+        let workspace = std::mem::take(&mut self.workspace);
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(workspace);
+    }
+}

@@ -49,7 +49,7 @@ impl QuantRows {
     /// # Errors
     /// `InvalidInput` where `cols` is not a multiple of 32; `OutOfMemory`.
     pub(crate) fn reserve(&mut self, rows: usize, cols: usize) -> Result<()> {
-        if cols % GROUP != 0 {
+        if !cols.is_multiple_of(GROUP) {
             return Err(Error::invalid_input(format!(
                 "rows of {cols} activations cannot be quantized: the length must be a multiple of {GROUP}"
             )));
@@ -124,7 +124,7 @@ pub(super) struct QuantizeJob<'a> {
     rows: Range<usize>,
 }
 
-/// Quantizes the given rows of `x` (row-major, as many rows and columns as `to` has). In each group of 32 the largest
+/// Quantizes `x`, row-major, to the given rows of `to`. In each group of 32 the largest
 /// magnitude becomes 127, and the others are rounded to nearest, ties to even: the same on every instruction set.
 /// A group with an infinite or NaN activation has an infinite or NaN scale, so that it is not hidden.
 ///
@@ -135,7 +135,7 @@ pub(super) struct QuantizeJob<'a> {
 /// If the sizes do not agree.
 pub(crate) unsafe fn quantize_rows(isa: Isa, x: &[f32], rows: Range<usize>, to: &QuantRows) {
     assert!(rows.start <= rows.end && rows.end <= to.rows, "rows {rows:?} of {}", to.rows);
-    assert!(x.len() == to.rows * to.cols, "{} activations for {} x {}", x.len(), to.rows, to.cols);
+    assert!(x.len() == rows.len() * to.cols, "{} activations for {rows:?} x {}", x.len(), to.cols);
     let job = QuantizeJob { x, cols: to.cols, to, rows };
     // SAFETY: the sizes agree, and the caller promises that nothing else accesses the rows.
     on_isa!(isa, simd => unsafe { simd.quantize(&job) });
@@ -148,8 +148,8 @@ pub(crate) unsafe fn quantize_rows(isa: Isa, x: &[f32], rows: Range<usize>, to: 
 #[inline(always)]
 pub(super) unsafe fn run(job: &QuantizeJob<'_>) {
     let (n, stride) = (job.to.rows, job.to.stride());
-    for row in job.rows.clone() {
-        let x = job.x[row * job.cols..][..job.cols].as_chunks::<GROUP>().0;
+    for (i, row) in job.rows.clone().enumerate() {
+        let x = job.x[i * job.cols..][..job.cols].as_chunks::<GROUP>().0;
         for (group, x) in x.iter().enumerate() {
             // SAFETY: the row and the group are within the buffer, and this thread alone accesses the row.
             unsafe {

@@ -80,8 +80,11 @@ impl<'a> Matrix<'a> {
         if !quant::is_supported(ty) {
             return Err(Error::unsupported(format!("there are no kernels for weights of type {ty:?}")));
         }
-        let row_bytes =
-            if cols % ty.block_len() == 0 { (cols / ty.block_len()).checked_mul(ty.block_bytes()) } else { None };
+        let row_bytes = if cols.is_multiple_of(ty.block_len()) {
+            (cols / ty.block_len()).checked_mul(ty.block_bytes())
+        } else {
+            None
+        };
         match row_bytes {
             Some(row_bytes) if row_bytes.checked_mul(rows) == Some(data.len()) => {
                 Ok(Self { ty, data, rows, cols, row_bytes })
@@ -114,7 +117,7 @@ impl<'a> Matrix<'a> {
     }
 
     /// The bytes of a row.
-    fn row(&self, row: usize) -> &'a [u8] {
+    pub(crate) fn row(&self, row: usize) -> &'a [u8] {
         &self.data[row * self.row_bytes..][..self.row_bytes]
     }
 }
@@ -166,6 +169,14 @@ impl<'a> OutPtr<'a> {
         Self { to: to.as_mut_ptr(), len: to.len(), stride, lifetime: PhantomData }
     }
 
+    /// An output to the `len` elements at `to`, where tokens are `stride` elements apart.
+    ///
+    /// # Safety
+    /// They are valid for writes for the lifetime.
+    pub(crate) unsafe fn from_raw(to: *mut f32, len: usize, stride: usize) -> Self {
+        Self { to, len, stride, lifetime: PhantomData }
+    }
+
     /// Panics unless rows `rows` of `n` tokens are within the matrix and the output.
     fn check(&self, w: &Matrix<'_>, n: usize, rows: &Range<usize>, bias: Option<&[f32]>) {
         assert!(rows.start <= rows.end && rows.end <= w.rows, "rows {rows:?} of {}", w.rows);
@@ -190,6 +201,12 @@ pub(crate) struct Scratch {
     last_rows: Box<LastRows>,
     corrections: Box<[i32]>,
     row: Box<[f32]>,
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Scratch {

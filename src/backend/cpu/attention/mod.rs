@@ -1,0 +1,153 @@
+//! Attention over the paged cache: blocked, with an online softmax in `f32` (Milakov and Gimelshein, 2018; Dao et al.,
+//! FlashAttention, 2022), so that no more than a tile of scores exists at a time.
+//!
+//! The rows of a span and the query heads that share a key-value head are packed together: packed query `m` is row
+//! `m / group` and head `m % group` of its group, so that a tile of keys or values is read and converted once for all
+//! of them. Work is cut into *tiles*, up to [`TILE`] packed queries of one key-value head, and where these are few, as in
+//! decoding, into *splits* of a tile's positions (split-K; Dao et al., Flash-Decoding, 2023). Whoever finishes the last
+//! split of a tile combines them, always in the same order.
+//!
+//! Two kernels do the work: [`narrow`] for few queries has the numbers of a head in the lanes and reads the cache as it
+//! is stored; [`wide`] for many has queries in the lanes and multiplies matrices.
+
+mod narrow;
+mod page;
+mod partial;
+mod plan;
+mod scratch;
+#[cfg(test)]
+mod tests;
+mod wide;
+
+use std::ops::Range;
+
+pub(crate) use plan::AttentionPlan;
+pub(crate) use scratch::AttentionScratch;
+
+use super::kv::Span;
+use super::simd::{Simd, load_up_to};
+
+/// Packed queries in a tile: a multiple of the width of a register tile of every instruction set.
+const TILE: usize = 96;
+
+/// What an attention layer computes: `softmax(softcap(scale · q kᵀ) + mask) v`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct AttnParams {
+    /// Query heads: a multiple of `kv_heads`. Query head `h` reads key-value head `h / (heads / kv_heads)`.
+    pub(crate) heads: usize,
+    pub(crate) kv_heads: usize,
+    /// Numbers in a query and in a key.
+    pub(crate) k_dim: usize,
+    /// Numbers in a value and in an output.
+    pub(crate) v_dim: usize,
+    /// What scores are multiplied by.
+    pub(crate) scale: f32,
+    /// A query at position `p` sees no position at or before `p - window`.
+    pub(crate) window: Option<usize>,
+    /// Scores become `softcap · tanh(score / softcap)`, as in Gemma 2.
+    pub(crate) softcap: Option<f32>,
+    /// A query sees no later position. Otherwise it sees all that the cache and its span hold.
+    pub(crate) causal: bool,
+}
+
+impl AttnParams {
+    /// Query heads to a key-value head.
+    fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// The positions that a row of the span sees.
+    #[inline(always)]
+    fn visible(&self, span: &Span, row: usize) -> Range<usize> {
+        let after = span.first_pos + row + 1;
+        let start = self.window.map_or(0, |window| after.saturating_sub(window));
+        start..if self.causal { after } else { span.first_pos + span.rows }
+    }
+
+    /// What queries are multiplied by, and what scores are after the softcap's tanh: softmax is computed in powers of
+    /// two, for which the scores are to be multiplied by log2 e.
+    fn factors(&self) -> (f32, Option<f32>) {
+        match self.softcap {
+            Some(cap) => (self.scale / cap, Some(cap * std::f32::consts::LOG2_E)),
+            None => (self.scale * std::f32::consts::LOG2_E, None),
+        }
+    }
+}
+
+/// Where a running maximum of scores starts: below any score, but finite, so that no difference is NaN.
+const LOWEST: f32 = -1e30;
+
+/// The packed queries of a tile, resolved to rows and heads.
+#[derive(Clone, Copy)]
+struct Queries<'a> {
+    params: &'a AttnParams,
+    span: &'a Span<'a>,
+    kv_head: usize,
+    /// The first packed query.
+    first: usize,
+    /// How many.
+    count: usize,
+    /// The queries of the batch, `[rows][heads * k_dim]`.
+    q: &'a [f32],
+}
+
+impl<'a> Queries<'a> {
+    /// The query itself.
+    #[inline(always)]
+    fn query(&self, m: usize) -> &'a [f32] {
+        let dim = self.params.k_dim;
+        &self.q[self.batch_index(m) * dim..][..dim]
+    }
+
+    /// Its place among the `rows * heads` queries of the batch.
+    #[inline(always)]
+    fn batch_index(&self, m: usize) -> usize {
+        let group = self.params.group();
+        let m = self.first + m;
+        (self.span.first_row + m / group) * self.params.heads + self.kv_head * group + m % group
+    }
+
+    /// The positions that it sees.
+    #[inline(always)]
+    fn visible(&self, m: usize) -> Range<usize> {
+        self.params.visible(self.span, (self.first + m) / self.params.group())
+    }
+
+    /// Those among `tile`, counted from its start.
+    #[inline(always)]
+    fn visible_in(&self, m: usize, tile: &Range<usize>) -> Range<usize> {
+        let visible = self.visible(m);
+        let end = visible.end.clamp(tile.start, tile.end);
+        visible.start.clamp(tile.start, end) - tile.start..end - tile.start
+    }
+}
+
+impl Queries<'_> {
+    /// Writes the query, multiplied by `scale`, to `padded` numbers, those beyond its own zero.
+    ///
+    /// # Safety
+    /// `out` is valid for writes of `padded` numbers, a multiple of the lanes.
+    #[inline(always)]
+    unsafe fn write_scaled<S: Simd>(&self, s: S, m: usize, scale: f32, padded: usize, out: *mut f32) {
+        let query = self.query(m);
+        for d in (0..padded).step_by(S::LANES) {
+            // SAFETY: no more than what is left of the query; the caller's promise for `out`.
+            unsafe {
+                let left = query.len().saturating_sub(d);
+                let x = load_up_to(s, query.as_ptr().add(d.min(query.len())), left);
+                s.store(out.add(d), s.mul(x, s.splat(scale)));
+            }
+        }
+    }
+}
+
+/// The running result of one query, before it is divided by its sum.
+#[derive(Clone, Copy)]
+struct State<'a> {
+    /// The largest score so far, in units of log2.
+    max: f32,
+    /// The sum of `2^(score - max)`.
+    sum: f32,
+    /// The sum of the values weighted with the same, padded as in the cache.
+    values: &'a [f32],
+}

@@ -1,0 +1,264 @@
+//! Cutting attention into work items, and running them.
+
+use std::cmp::Reverse;
+use std::ops::Range;
+
+use super::page::Cache;
+use super::partial::{Combine, Countdown, Partials, finish};
+use super::scratch::AttentionScratch;
+use super::{AttnParams, Queries, State, TILE, narrow, wide};
+use crate::backend::cpu::isa::Isa;
+use crate::backend::cpu::kv::{KvLayout, PAGE_LEN, Span};
+use crate::backend::cpu::simd::{self, Kernel, Simd};
+use crate::{Error, Result};
+
+/// Items that a span should have at least, where it is long enough: several for each thread of a large machine.
+const SPAN_ITEMS: usize = 64;
+
+/// Positions in a split at least: fewer would not be worth the combination. A multiple of [`PAGE_LEN`].
+const SPLIT_LEN: usize = 2 * PAGE_LEN;
+
+/// Packed queries from which the wide kernel is faster.
+const WIDE_FROM: usize = 9;
+
+/// Packed queries of one key-value head of one span.
+#[derive(Debug)]
+struct Tile {
+    span: usize,
+    kv_head: usize,
+    first: usize,
+    count: usize,
+    /// The positions that at least one of the queries sees.
+    positions: Range<usize>,
+    splits: usize,
+    /// Positions in a split: a multiple of [`PAGE_LEN`], counted from the page that the positions start in.
+    split_len: usize,
+    /// Where its partial results start.
+    partials: usize,
+    finished: Countdown,
+}
+
+impl Tile {
+    fn split(&self, split: usize) -> Range<usize> {
+        let first_page = self.positions.start / PAGE_LEN * PAGE_LEN;
+        let start = first_page + split * self.split_len;
+        start.max(self.positions.start)..start.saturating_add(self.split_len).min(self.positions.end)
+    }
+}
+
+/// The work of an attention op over a batch, as items that may run in any order and at the same time. It depends on
+/// the shapes only, and for each span on its own only: neither the number of threads nor what else is in the batch
+/// changes a result.
+#[derive(Debug)]
+pub(crate) struct AttentionPlan<'a> {
+    params: AttnParams,
+    layout: KvLayout,
+    spans: &'a [Span<'a>],
+    tiles: Vec<Tile>,
+    /// For each item its tile and split, longest first.
+    items: Vec<(u32, u32)>,
+    partials: Partials,
+    /// Rows that the batch must have.
+    rows: usize,
+}
+
+impl<'a> AttentionPlan<'a> {
+    /// A plan, which holds for every layer with these parameters and this layout.
+    ///
+    /// # Errors
+    /// `InvalidInput` where parameters and layout do not agree, or the block table of a span is too short.
+    pub(crate) fn new(params: &AttnParams, layout: &KvLayout, spans: &'a [Span<'a>]) -> Result<Self> {
+        let agree = params.kv_heads == layout.kv_heads
+            && params.k_dim == layout.keys.dim
+            && params.v_dim == layout.values.dim
+            && params.heads > 0
+            && params.heads.is_multiple_of(params.kv_heads);
+        if !agree {
+            return Err(Error::invalid_input(format!(
+                "attention of {} heads over {} with keys of {} and values of {} numbers does not fit a cache of {} \
+                 heads with {} and {}",
+                params.heads,
+                params.kv_heads,
+                params.k_dim,
+                params.v_dim,
+                layout.kv_heads,
+                layout.keys.dim,
+                layout.values.dim
+            )));
+        }
+        let mut plan = Self {
+            params: *params,
+            layout: *layout,
+            spans,
+            tiles: vec![],
+            items: vec![],
+            partials: Partials::new(0),
+            rows: 0,
+        };
+        let mut partials = 0;
+        for (index, span) in spans.iter().enumerate() {
+            span.check()?;
+            plan.rows = plan.rows.max(span.first_row + span.rows);
+            plan.add_tiles(index, &mut partials);
+        }
+        plan.partials = Partials::new(partials);
+        for (index, tile) in plan.tiles.iter().enumerate() {
+            plan.items.extend((0..tile.splits).map(|split| (index as u32, split as u32)));
+        }
+        // The longest first: what is left at the end, when threads run out of work, is then short.
+        let cost = |&(tile, split): &(u32, u32)| {
+            let tile = &plan.tiles[tile as usize];
+            tile.split(split as usize).len() * tile.count
+        };
+        let mut items = std::mem::take(&mut plan.items);
+        items.sort_by_key(|item| Reverse(cost(item)));
+        plan.items = items;
+        Ok(plan)
+    }
+
+    fn add_tiles(&mut self, index: usize, partials: &mut usize) {
+        let (params, span) = (self.params, &self.spans[index]);
+        let group = params.group();
+        let packed = span.rows * group;
+        let tiles = packed.div_ceil(TILE) * params.kv_heads;
+        for first in (0..packed).step_by(TILE) {
+            let count = TILE.min(packed - first);
+            let (first_row, last_row) = (first / group, (first + count - 1) / group);
+            let positions = params.visible(span, first_row).start..params.visible(span, last_row).end;
+            let pages = positions.end.div_ceil(PAGE_LEN) - positions.start / PAGE_LEN;
+            let wanted = SPAN_ITEMS.div_ceil(tiles);
+            let split_len = (pages.div_ceil(wanted) * PAGE_LEN).max(SPLIT_LEN);
+            // A query that sees nothing still has an output.
+            let splits = (pages * PAGE_LEN).div_ceil(split_len).max(1);
+            for kv_head in 0..params.kv_heads {
+                let offset = *partials;
+                if splits > 1 {
+                    *partials += splits * count * Partials::stride(self.layout.values.padded);
+                }
+                self.tiles.push(Tile {
+                    span: index,
+                    kv_head,
+                    first,
+                    count,
+                    positions: positions.clone(),
+                    splits,
+                    split_len,
+                    partials: offset,
+                    finished: Countdown::default(),
+                });
+            }
+        }
+    }
+
+    /// How many items there are.
+    pub(crate) fn items(&self) -> usize {
+        self.items.len()
+    }
+
+    /// Computes one item: `q` holds `[rows][heads * k_dim]` numbers and `out` `[rows][heads * v_dim]`, of which each
+    /// item writes its own part (rows that are in no span are left alone). Every item is to be run once for each layer.
+    ///
+    /// # Panics
+    /// Where `q` or `out` is too short, or `item` is not below [`items`](Self::items).
+    ///
+    /// # Safety
+    /// - Each page that holds a position which a query of the batch sees is valid for reads of
+    ///   `layer_offset + layout.bytes()` bytes and initialized; all positions up to the last of each span have been
+    ///   stored, and nobody writes to them meanwhile.
+    /// - `out` is valid for writes, and nobody else accesses it until all items have been run, but for other items.
+    /// - No item is run twice at the same time, and the items of another layer only when all of one have been run.
+    pub(crate) unsafe fn run_item(
+        &self,
+        isa: Isa,
+        layer_offset: usize,
+        item: usize,
+        q: &[f32],
+        out: *mut [f32],
+        scratch: &mut AttentionScratch,
+    ) {
+        let (tile, split) = self.items[item];
+        let tile = &self.tiles[tile as usize];
+        assert!(q.len() >= self.rows * self.params.heads * self.params.k_dim);
+        assert!(out.len() >= self.rows * self.params.heads * self.params.v_dim);
+        let span = &self.spans[tile.span];
+        let (first, count, kv_head) = (tile.first, tile.count, tile.kv_head);
+        let queries = Queries { params: &self.params, span, kv_head, first, count, q };
+        let cache = Cache { layout: &self.layout, layer_offset, span, kv_head };
+        simd::run(isa, Item { plan: self, tile, split: split as usize, queries, cache, out, scratch });
+        if tile.splits > 1 && tile.finished.finished_last(tile.splits) {
+            let v_padded = self.layout.values.padded;
+            let stride = Partials::stride(v_padded);
+            for m in 0..count {
+                let [sum] = scratch.buffers([v_padded]);
+                // SAFETY: all splits of the tile were finished before this, and the buffer is this thread's; the
+                // output of the query is no other item's.
+                unsafe {
+                    let combine = Combine {
+                        partials: &self.partials,
+                        offset: tile.partials + m * stride,
+                        stride: count * stride,
+                        splits: tile.splits,
+                        v_padded,
+                        sum: std::slice::from_raw_parts_mut(sum, v_padded),
+                        out: output(out, &queries, m),
+                    };
+                    simd::run(isa, combine);
+                }
+            }
+        }
+    }
+}
+
+/// The output of a packed query.
+///
+/// # Safety
+/// `out` is valid for writes and long enough for the batch, and nobody else accesses the output of this query.
+#[inline(always)]
+unsafe fn output<'a>(out: *mut [f32], queries: &Queries, m: usize) -> &'a mut [f32] {
+    let dim = queries.params.v_dim;
+    // SAFETY: the caller's promise.
+    unsafe { std::slice::from_raw_parts_mut(out.cast::<f32>().add(queries.batch_index(m) * dim), dim) }
+}
+
+/// An item as resolved by [`AttentionPlan::run_item`], whose caller's promises hold.
+pub(super) struct Item<'a> {
+    plan: &'a AttentionPlan<'a>,
+    tile: &'a Tile,
+    split: usize,
+    pub(super) queries: Queries<'a>,
+    pub(super) cache: Cache<'a>,
+    out: *mut [f32],
+    pub(super) scratch: &'a mut AttentionScratch,
+}
+
+impl Item<'_> {
+    pub(super) fn positions(&self) -> Range<usize> {
+        self.tile.split(self.split)
+    }
+
+    /// Takes the final state of a query.
+    #[inline(always)]
+    pub(super) fn emit<S: Simd>(&self, s: S, m: usize, state: State) {
+        let tile = self.tile;
+        if tile.splits == 1 {
+            // SAFETY: `run_item`'s caller promises that `out` is valid, its size was checked, and no other item has
+            // this query.
+            finish(s, state, unsafe { output(self.out, &self.queries, m) });
+        } else {
+            let index = self.split * tile.count + m;
+            // SAFETY: only this item writes to the place of this query and split, and nobody reads before it is done.
+            unsafe {
+                self.plan.partials.write(tile.partials + index * Partials::stride(state.values.len()), state);
+            }
+        }
+    }
+}
+
+impl Kernel for Item<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        if self.queries.count < WIDE_FROM { narrow::run(s, self) } else { wide::run(s, self) }
+    }
+}

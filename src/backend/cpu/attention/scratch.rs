@@ -1,0 +1,35 @@
+//! Memory that a thread works in.
+
+/// Working memory of one thread, kept from item to item: grows to what the largest needs.
+#[derive(Debug, Default)]
+pub(crate) struct AttentionScratch {
+    lines: Vec<Line>,
+}
+
+/// A cache line.
+#[derive(Debug, Clone, Copy)]
+#[repr(align(64))]
+struct Line(#[allow(dead_code)] [f32; Line::LEN]);
+
+impl Line {
+    const LEN: usize = 16;
+}
+
+impl AttentionScratch {
+    /// One buffer for each length, in `f32`, aligned to cache lines; they hold any numbers. The pointers are valid
+    /// for reads and writes, apart from each other, until the next call.
+    pub(super) fn buffers<const N: usize>(&mut self, lengths: [usize; N]) -> [*mut f32; N] {
+        let lines = lengths.map(|len| len.div_ceil(Line::LEN));
+        let total = lines.iter().sum();
+        if self.lines.len() < total {
+            self.lines.resize(total, Line([0.0; Line::LEN]));
+        }
+        let start: *mut f32 = self.lines.as_mut_ptr().cast();
+        let mut offset = 0;
+        lines.map(|lines| {
+            let buffer = start.wrapping_add(offset * Line::LEN);
+            offset += lines;
+            buffer
+        })
+    }
+}

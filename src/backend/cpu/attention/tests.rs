@@ -1,0 +1,453 @@
+//! Attention against the textbook formula in `f64`, over a cache as the store kernels wrote it.
+
+use super::*;
+use crate::backend::KvType;
+use crate::backend::cpu::isa::Isa;
+use crate::backend::cpu::kv::{KvLayout, PAGE_LEN, Q8_BLOCK, Rows, StorePlan};
+
+/// Uniform numbers (xorshift64*).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        (self.next() >> 33) as usize % n
+    }
+
+    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len())]
+    }
+
+    /// Numbers in -`limit` to `limit`.
+    fn vec(&mut self, len: usize, limit: f32) -> Vec<f32> {
+        (0..len).map(|_| ((self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0) * limit).collect()
+    }
+}
+
+/// Pages of one sequence. What is never stored is NaN, so that reading it shows.
+struct Sequence {
+    memory: Vec<Vec<u64>>,
+    pages: Vec<*mut u8>,
+    /// Rows already stored before the span.
+    past: usize,
+    rows: usize,
+}
+
+const LAYER_OFFSET: usize = 192;
+
+impl Sequence {
+    fn new(layout: &KvLayout, past: usize, rows: usize) -> Self {
+        let words = (LAYER_OFFSET + layout.bytes()) / 8;
+        let mut memory: Vec<_> = (0..(past + rows).div_ceil(PAGE_LEN)).map(|_| vec![u64::MAX; words]).collect();
+        let pages = memory.iter_mut().map(|page| page.as_mut_ptr().cast()).collect();
+        Self { memory, pages, past, rows }
+    }
+
+    fn span(&self, first_row: usize) -> Span<'_> {
+        Span { first_row, rows: self.rows, first_pos: self.past, pages: &self.pages }
+    }
+
+    /// A row of keys or values as stored, decoded one number at a time.
+    fn row(&self, layout: &KvLayout, rows: &Rows, head: usize, position: usize) -> Vec<f64> {
+        let page: &[u8] = bytemuck::cast_slice(&self.memory[position / PAGE_LEN]);
+        let layer = &page[LAYER_OFFSET..];
+        let slot = position % PAGE_LEN;
+        let f16 = |at: usize| f64::from(half::f16::from_le_bytes([layer[at], layer[at + 1]]).to_f32());
+        let (data, scales) = (rows.row(head, slot), rows.scales(head, slot));
+        let number = |d: usize| match layout.kv_type {
+            KvType::F32 => f64::from(f32::from_le_bytes(layer[data + d * 4..][..4].try_into().unwrap())),
+            KvType::F16 => f16(data + d * 2),
+            KvType::Q8_0 => f64::from(layer[data + d] as i8) * f16(scales + d / Q8_BLOCK * 2),
+        };
+        (0..rows.dim).map(number).collect()
+    }
+}
+
+fn params(heads: usize, kv_heads: usize, k_dim: usize, v_dim: usize) -> AttnParams {
+    let scale = 1.0 / (k_dim as f32).sqrt();
+    AttnParams { heads, kv_heads, k_dim, v_dim, scale, window: None, softcap: None, causal: true }
+}
+
+/// Attention of one query by its definition.
+fn expected(p: &AttnParams, layout: &KvLayout, seq: &Sequence, row: usize, head: usize, q: &[f32]) -> Vec<f64> {
+    let kv_head = head / (p.heads / p.kv_heads);
+    let position = seq.past + row;
+    let sees = |other: usize| {
+        (!p.causal || other <= position) && p.window.is_none_or(|w| other as i64 > position as i64 - w as i64)
+    };
+    let mut scores = vec![];
+    for other in (0..seq.past + seq.rows).filter(|&other| sees(other)) {
+        let key = seq.row(layout, &layout.keys, kv_head, other);
+        let dot: f64 = q.iter().zip(key).map(|(&q, k)| f64::from(q) * k).sum();
+        let score = dot * f64::from(p.scale);
+        scores.push((other, p.softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())));
+    }
+    let max = scores.iter().map(|s| s.1).fold(f64::NEG_INFINITY, f64::max);
+    let sum: f64 = scores.iter().map(|s| (s.1 - max).exp()).sum();
+    let mut out = vec![0.0; p.v_dim];
+    for (other, score) in scores {
+        let value = seq.row(layout, &layout.values, kv_head, other);
+        for (out, v) in out.iter_mut().zip(value) {
+            *out += (score - max).exp() / sum * v;
+        }
+    }
+    out
+}
+
+/// Stores a batch and attends to it, the items in the order that `threads` threads might take them.
+struct Batch {
+    params: AttnParams,
+    layout: KvLayout,
+    sequences: Vec<Sequence>,
+    q: Vec<f32>,
+}
+
+impl Batch {
+    /// Sequences of `(past, rows)`, the past stored first, as an earlier batch.
+    fn new(isa: Isa, params: AttnParams, kv_type: KvType, shapes: &[(usize, usize)], random: &mut Random) -> Self {
+        let layout = KvLayout::for_layer(kv_type, params.kv_heads, params.k_dim, params.v_dim).unwrap();
+        let sequences: Vec<_> = shapes.iter().map(|&(past, rows)| Sequence::new(&layout, past, rows)).collect();
+        let rows: usize = shapes.iter().map(|s| s.1).sum();
+        for past in [true, false] {
+            let mut first_row = 0;
+            let mut spans = vec![];
+            for seq in &sequences {
+                let (rows, first_pos) = if past { (seq.past, 0) } else { (seq.rows, seq.past) };
+                spans.push(Span { first_row, rows, first_pos, pages: &seq.pages });
+                first_row += rows;
+            }
+            let k = random.vec(first_row * params.kv_heads * params.k_dim, 2.0);
+            let v = random.vec(first_row * params.kv_heads * params.v_dim, 1.0);
+            let plan = StorePlan::new(&layout, &spans).unwrap();
+            for item in 0..plan.items() {
+                // SAFETY: the pages are this test's, and large enough.
+                unsafe { plan.run_item(isa, LAYER_OFFSET, item, &k, &v) };
+            }
+        }
+        let q = random.vec(rows * params.heads * params.k_dim, 3.0);
+        Self { params, layout, sequences, q }
+    }
+
+    fn spans(&self) -> Vec<Span<'_>> {
+        let mut first_row = 0;
+        let mut spans = vec![];
+        for seq in &self.sequences {
+            spans.push(seq.span(first_row));
+            first_row += seq.rows;
+        }
+        spans
+    }
+
+    fn out_len(&self) -> usize {
+        self.q.len() / self.params.k_dim * self.params.v_dim
+    }
+
+    fn run(&self, isa: Isa) -> Vec<f32> {
+        let spans = self.spans();
+        let plan = AttentionPlan::new(&self.params, &self.layout, &spans).unwrap();
+        let mut out = vec![f32::NAN; self.out_len()];
+        let mut scratch = AttentionScratch::default();
+        for item in 0..plan.items() {
+            // SAFETY: everything is this test's, stored and large enough, and items run one by one.
+            unsafe { plan.run_item(isa, LAYER_OFFSET, item, &self.q, &mut out[..], &mut scratch) };
+        }
+        out
+    }
+
+    /// Compares every output with the definition.
+    fn check(&self, isa: Isa, what: &str) {
+        let out = self.run(isa);
+        let mut first_row = 0;
+        for (index, seq) in self.sequences.iter().enumerate() {
+            for row in 0..seq.rows {
+                for head in 0..self.params.heads {
+                    let at = (first_row + row) * self.params.heads + head;
+                    let q = &self.q[at * self.params.k_dim..][..self.params.k_dim];
+                    let expected = expected(&self.params, &self.layout, seq, row, head, q);
+                    let got = &out[at * self.params.v_dim..][..self.params.v_dim];
+                    for (d, (&got, expected)) in got.iter().zip(expected).enumerate() {
+                        let error = (f64::from(got) - expected).abs();
+                        assert!(error < 1e-5, "{what}: {got} for {expected} in span {index} {row} {head} {d}");
+                    }
+                }
+            }
+            first_row += seq.rows;
+        }
+    }
+}
+
+macro_rules! for_each_isa {
+    ($($test:ident)*) => { $(
+        #[test]
+        fn $test() {
+            for isa in Isa::available() {
+                super::$test(isa);
+            }
+        }
+    )* };
+}
+
+mod each {
+    use super::Isa;
+    for_each_isa! {
+        random_batches decode prompt windows softcap bidirectional odd_dimensions many_heads_to_one
+        nothing_visible large_scores order_of_items pages_that_a_window_left
+    }
+}
+
+/// Prints the speed of one thread on the instruction set that `WAVELM_CPU` names, as the sum of the best times of all items (so that other
+/// processes matter little): `cargo test --release --lib attention_speed -- --ignored --nocapture`.
+#[test]
+#[ignore = "measures"]
+fn attention_speed() {
+    let shape = |heads, kv_heads, dim| params(heads, kv_heads, dim, dim);
+    let models = [("9/3 x 64", shape(9, 3, 64)), ("32/8 x 128", shape(32, 8, 128)), ("4/1 x 256", shape(4, 1, 256))];
+    let isa = Isa::best();
+    for (name, params) in models {
+        for kv_type in TYPES {
+            // The third is as much memory as 24 layers take.
+            for (past, rows, sequences) in [(2048, 1, 1), (0, 512, 1), (2048, 1, 24)] {
+                let batch = Batch::new(isa, params, kv_type, &vec![(past, rows); sequences], &mut Random(14));
+                let spans = batch.spans();
+                let plan = AttentionPlan::new(&params, &batch.layout, &spans).unwrap();
+                let mut out = vec![0.0; batch.out_len()];
+                let mut scratch = AttentionScratch::default();
+                let mut best = vec![f64::INFINITY; plan.items()];
+                for _ in 0..5 {
+                    for (item, best) in best.iter_mut().enumerate() {
+                        let start = std::time::Instant::now();
+                        // SAFETY: as in `Batch::run`.
+                        unsafe { plan.run_item(isa, LAYER_OFFSET, item, &batch.q, &mut out[..], &mut scratch) };
+                        *best = best.min(start.elapsed().as_secs_f64());
+                    }
+                }
+                let time: f64 = best.iter().sum();
+                let seen = (0..rows).map(|row| past + row + 1).sum::<usize>() * sequences;
+                let flop = 4 * seen * params.heads * params.k_dim;
+                let bytes = batch.layout.bytes() as f64 / PAGE_LEN as f64 * ((past + rows) * sequences) as f64;
+                println!(
+                    "{isa:?} {name} {kv_type:?} {past}+{rows} x {sequences}: {:.1} us, {:.1} GFLOP/s, {:.1} GB/s",
+                    time * 1e6,
+                    flop as f64 / time / 1e9,
+                    bytes / time / 1e9
+                );
+            }
+        }
+    }
+}
+
+const TYPES: [KvType; 3] = [KvType::F32, KvType::F16, KvType::Q8_0];
+
+fn random_batches(isa: Isa) {
+    let mut random = Random(0x5eed);
+    for case in 0..60 {
+        let kv_heads = random.pick(&[1, 2, 3]);
+        let group = random.pick(&[1, 2, 3, 4, 5, 7]);
+        let dims = random.pick(&[(8, 8), (64, 64), (80, 80), (72, 40), (96, 128)]);
+        let mut p = params(kv_heads * group, kv_heads, dims.0, dims.1);
+        p.window = random.pick(&[None, None, Some(1), Some(17), Some(64), Some(100)]);
+        p.softcap = random.pick(&[None, None, Some(2.0)]);
+        p.causal = random.below(5) != 0;
+        let mut shapes = vec![];
+        for _ in 0..1 + random.below(4) {
+            let rows = random.pick(&[1, 1, 1, 2, 3, 13, 64, 70]);
+            shapes.push((random.pick(&[0, 1, 5, 63, 64, 65, 127, 200]), rows));
+        }
+        let kv_type = random.pick(&TYPES);
+        let batch = Batch::new(isa, p, kv_type, &shapes, &mut random);
+        batch.check(isa, &format!("{isa:?} case {case}: {p:?} {kv_type:?} {shapes:?}"));
+    }
+}
+
+fn decode(isa: Isa) {
+    let mut random = Random(1);
+    for kv_type in TYPES {
+        for past in [0, 1, 63, 64, 127, 128, 129, 700] {
+            Batch::new(isa, params(9, 3, 64, 64), kv_type, &[(past, 1)], &mut random)
+                .check(isa, &format!("{isa:?} {kv_type:?} {past}"));
+        }
+    }
+}
+
+fn prompt(isa: Isa) {
+    let mut random = Random(2);
+    for kv_type in TYPES {
+        for (past, rows) in [(0, 33), (0, 150), (30, 101), (64, 64)] {
+            Batch::new(isa, params(9, 3, 64, 64), kv_type, &[(past, rows)], &mut random)
+                .check(isa, &format!("{isa:?} {kv_type:?} {past} {rows}"));
+        }
+    }
+}
+
+fn windows(isa: Isa) {
+    let mut random = Random(3);
+    for window in [1, 2, 31, 63, 64, 65, 128, 1000] {
+        let p = AttnParams { window: Some(window), ..params(4, 2, 32, 32) };
+        let shapes = [(0, 150), (300, 1), (200, 40)];
+        Batch::new(isa, p, KvType::F16, &shapes, &mut random).check(isa, &format!("{isa:?} window {window}"));
+    }
+}
+
+fn softcap(isa: Isa) {
+    let mut random = Random(4);
+    for cap in [0.5, 50.0] {
+        let p = AttnParams { softcap: Some(cap), ..params(8, 4, 32, 32) };
+        Batch::new(isa, p, KvType::F16, &[(100, 1), (10, 50)], &mut random).check(isa, &format!("{isa:?} cap {cap}"));
+    }
+}
+
+fn bidirectional(isa: Isa) {
+    let mut random = Random(5);
+    let p = AttnParams { causal: false, ..params(4, 4, 64, 64) };
+    Batch::new(isa, p, KvType::F32, &[(0, 70), (0, 5), (0, 1)], &mut random).check(isa, &format!("{isa:?}"));
+}
+
+fn odd_dimensions(isa: Isa) {
+    let mut random = Random(6);
+    for kv_type in TYPES {
+        for (k_dim, v_dim) in [(1, 1), (7, 3), (72, 72), (80, 80), (96, 96), (112, 112), (192, 128), (256, 256)] {
+            Batch::new(isa, params(2, 1, k_dim, v_dim), kv_type, &[(90, 1), (0, 20)], &mut random)
+                .check(isa, &format!("{isa:?} {kv_type:?} {k_dim} {v_dim}"));
+        }
+    }
+}
+
+/// Tiles begin in the middle of a group.
+fn many_heads_to_one(isa: Isa) {
+    let mut random = Random(7);
+    for heads in [8, 9, 16, 71, 128] {
+        Batch::new(isa, params(heads, 1, 64, 64), KvType::F16, &[(66, 1), (5, 3)], &mut random)
+            .check(isa, &format!("{isa:?} {heads}"));
+    }
+}
+
+fn nothing_visible(isa: Isa) {
+    let p = AttnParams { window: Some(0), ..params(2, 2, 32, 32) };
+    let batch = Batch::new(isa, p, KvType::F16, &[(64, 1), (100, 30)], &mut Random(8));
+    assert!(batch.run(isa).iter().all(|&x| x == 0.0));
+}
+
+/// Scores beyond the range of `exp` in f32.
+fn large_scores(isa: Isa) {
+    let mut random = Random(9);
+    let p = AttnParams { scale: 30.0, ..params(3, 1, 16, 16) };
+    let batch = Batch::new(isa, p, KvType::F32, &[(300, 1), (20, 40)], &mut random);
+    let out = batch.run(isa);
+    assert!(out.iter().all(|x| x.abs() <= 1.0), "a weighted mean of values within -1 to 1");
+}
+
+/// The order of items, and the layers that went before, change nothing.
+fn order_of_items(isa: Isa) {
+    let mut random = Random(10);
+    let batch = Batch::new(isa, params(6, 2, 64, 64), KvType::F16, &[(900, 1), (70, 80), (500, 2)], &mut random);
+    let in_order = batch.run(isa);
+    let spans = batch.spans();
+    let plan = AttentionPlan::new(&batch.params, &batch.layout, &spans).unwrap();
+    for round in 0..3 {
+        let mut items: Vec<_> = (0..plan.items()).collect();
+        for i in (1..items.len()).rev() {
+            items.swap(i, random.below(i + 1));
+        }
+        let mut out = vec![f32::NAN; batch.out_len()];
+        let mut scratch = [AttentionScratch::default(), AttentionScratch::default()];
+        for item in items {
+            // SAFETY: as in `Batch::run`.
+            unsafe {
+                plan.run_item(isa, LAYER_OFFSET, item, &batch.q, &mut out[..], &mut scratch[random.below(2)]);
+            }
+        }
+        assert!(out == in_order, "{isa:?} round {round}");
+    }
+}
+
+/// Pages before the window may be gone.
+fn pages_that_a_window_left(isa: Isa) {
+    let p = AttnParams { window: Some(70), ..params(4, 2, 64, 64) };
+    let mut batch = Batch::new(isa, p, KvType::Q8_0, &[(400, 1), (300, 40)], &mut Random(11));
+    let complete = batch.run(isa);
+    batch.sequences[0].pages[..5].fill(std::ptr::null_mut());
+    batch.sequences[1].pages[..3].fill(std::ptr::null_mut());
+    assert!(batch.run(isa) == complete);
+}
+
+/// Real threads, each with its own scratch, racing for items.
+#[test]
+fn threads_agree() {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    struct Shared(*mut [f32]);
+    // SAFETY: the items write to different parts.
+    unsafe impl Sync for Shared {}
+
+    let isa = Isa::best();
+    let batch = Batch::new(isa, params(6, 2, 64, 64), KvType::F16, &[(1500, 1), (0, 90)], &mut Random(12));
+    let alone = batch.run(isa);
+    let spans = batch.spans();
+    let plan = AttentionPlan::new(&batch.params, &batch.layout, &spans).unwrap();
+    for threads in [2, 5] {
+        let mut out = vec![f32::NAN; batch.out_len()];
+        let shared = Shared(&mut out[..]);
+        let next = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| {
+                    let shared = &shared;
+                    let mut scratch = AttentionScratch::default();
+                    loop {
+                        let item = next.fetch_add(1, Ordering::Relaxed);
+                        if item >= plan.items() {
+                            break;
+                        }
+                        // SAFETY: each item is run by one thread, once; `out` outlives the scope.
+                        unsafe { plan.run_item(isa, LAYER_OFFSET, item, &batch.q, shared.0, &mut scratch) };
+                    }
+                });
+            }
+        });
+        assert!(out == alone, "{threads} threads");
+    }
+}
+
+/// A sequence's result is the same whatever else is in the batch.
+#[test]
+fn spans_do_not_affect_each_other() {
+    let isa = Isa::best();
+    let together = Batch::new(isa, params(6, 2, 64, 64), KvType::F16, &[(700, 1), (0, 90), (20, 1)], &mut Random(13));
+    let all = together.run(isa);
+    let spans = together.spans();
+    let plan = AttentionPlan::new(&together.params, &together.layout, &spans[1..2]).unwrap();
+    let mut out = vec![0.0; all.len()];
+    for item in 0..plan.items() {
+        let scratch = &mut AttentionScratch::default();
+        // SAFETY: as in `Batch::run`.
+        unsafe { plan.run_item(isa, LAYER_OFFSET, item, &together.q, &mut out[..], scratch) };
+    }
+    let rows = 6 * 64..6 * 64 * 91;
+    assert!(out[rows.clone()] == all[rows]);
+    assert!(out[..6 * 64].iter().all(|&x| x == 0.0), "rows of no span are left alone");
+}
+
+#[test]
+fn inconsistent_shapes_are_refused() {
+    let layout = KvLayout::for_layer(KvType::F16, 2, 64, 64).unwrap();
+    let pages = [std::ptr::null_mut(); 2];
+    let span = Span { first_row: 0, rows: 1, first_pos: 127, pages: &pages };
+    assert!(AttentionPlan::new(&params(4, 2, 64, 64), &layout, &[span]).is_ok());
+    for wrong in [params(3, 2, 64, 64), params(0, 2, 64, 64), params(4, 4, 64, 64), params(4, 2, 32, 64)] {
+        assert!(AttentionPlan::new(&wrong, &layout, &[span]).is_err(), "{wrong:?}");
+    }
+    for wrong in [
+        Span { first_pos: 128, ..span },
+        Span { first_pos: usize::MAX, ..span },
+        Span { first_row: usize::MAX, ..span },
+        Span { rows: 2, ..span },
+    ] {
+        assert!(AttentionPlan::new(&params(4, 2, 64, 64), &layout, &[wrong]).is_err(), "{wrong:?}");
+        assert!(StorePlan::new(&layout, &[wrong]).is_err(), "{wrong:?}");
+    }
+}

@@ -1,0 +1,439 @@
+//! One forward pass: the team walks the steps of the plan.
+
+use super::CpuBackend;
+use super::attention::{AttentionPlan, AttnParams};
+use super::kv::{Span, StorePlan};
+use super::matmul::{self, Input, Matrix, OutPtr, QuantRows, ROW_STEP};
+use super::ops;
+use super::plan::{MatMul, RowOp, Step};
+use super::workspace::{Floats, Member, Workspace};
+use crate::backend::{Batch, Canceller, Wanted};
+use crate::model::Precision;
+use crate::model::program::{AttentionInfo, Buf, RowKind, Weight};
+use crate::tokenizer::TokenId;
+use crate::{Error, ErrorKind, Result, quant};
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+/// Rows of a chain of row operations that a thread takes at once, at most.
+const ROW_ITEM: usize = 8;
+/// Items of a matrix step for each thread, so that a slow thread does not hold up the others.
+const ITEMS_PER_THREAD: usize = 6;
+
+/// Runs the program of `backend` on `batch`; the logits are then in the workspace.
+pub(super) fn run(
+    backend: &CpuBackend,
+    batch: &Batch<'_>,
+    cancel: &Canceller,
+    workspace: &mut Workspace,
+) -> Result<()> {
+    let (rows, outputs) = (batch.tokens(), batch.outputs());
+    workspace.reserve(&backend.program, &backend.plan, rows, outputs, backend.team.threads())?;
+    workspace.place(backend, batch);
+
+    let tokens: Vec<TokenId> = batch.spans.iter().flat_map(|s| s.tokens).copied().collect();
+    let tables = page_tables(backend, batch)?;
+    let mut first_row = 0;
+    let spans: Vec<Span<'_>> = batch
+        .spans
+        .iter()
+        .zip(&tables)
+        .map(|(span, pages)| {
+            let rows = span.tokens.len();
+            first_row += rows;
+            Span { first_row: first_row - rows, rows, first_pos: span.first_pos, pages }
+        })
+        .collect();
+
+    let Workspace { buffers, quant, angles, wanted, members, progress } = workspace;
+    let pass = Pass {
+        backend,
+        rows,
+        outputs,
+        tokens: &tokens,
+        buffers: buffers.iter_mut().map(|b| SharedBuf { start: b.as_mut_ptr(), len: b.as_slice().len() }).collect(),
+        quant,
+        angles,
+        wanted,
+        kv: KvPlans::new(backend, &spans)?,
+    };
+    let steps = pass.steps()?;
+    let items: Vec<usize> = steps.iter().map(Work::items).collect();
+    // The first error of any item; the steps after it are not run.
+    let failed = Mutex::new(None);
+    let stop = || cancel.is_cancelled() || failed.lock().is_ok_and(|f| f.is_some());
+    let whole = backend.team.walk(progress, &items, &stop, |member, step, item| {
+        let (Some(work), Some(member)) = (steps.get(step), members.get(member)) else { return };
+        let mut member = member.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(e) = pass.run_item(work, item, &mut member) {
+            failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(e);
+        }
+    });
+    if let Some(e) = failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        return Err(e);
+    }
+    if whole { Ok(()) } else { Err(Error::new(ErrorKind::Cancelled, "the session was cancelled")) }
+}
+
+/// The addresses of each sequence's pages.
+fn page_tables(backend: &CpuBackend, batch: &Batch<'_>) -> Result<Vec<Vec<*mut u8>>> {
+    let table = |pages| {
+        backend
+            .pages
+            .addresses(pages)
+            .ok_or_else(|| Error::new(ErrorKind::Device, "a page of the cache has no memory: a bug in wavelm"))
+    };
+    batch.spans.iter().map(|s| table(s.pages)).collect()
+}
+
+impl Workspace {
+    /// Where the rows of the batch are: angles of their positions, and which rows are wanted.
+    fn place(&mut self, backend: &CpuBackend, batch: &Batch<'_>) {
+        let positions = || batch.spans.iter().flat_map(|s| s.first_pos..s.first_pos + s.tokens.len());
+        for (angles, rope) in self.angles.iter_mut().zip(&backend.program.ropes) {
+            let pairs = rope.inv_freq.len();
+            for (row, position) in angles.as_mut_slice().chunks_exact_mut(pairs * 2).zip(positions()) {
+                let (cos, sin) = row.split_at_mut(pairs);
+                rope.angles(position, cos, sin);
+            }
+        }
+        self.wanted.clear();
+        let mut row = 0;
+        for span in batch.spans {
+            let n = span.tokens.len();
+            match span.wanted {
+                Wanted::None => {}
+                Wanted::Last => self.wanted.extend((row..row + n).last()),
+                Wanted::All => self.wanted.extend(row..row + n),
+            }
+            row += n;
+        }
+    }
+}
+
+/// A buffer that the threads of a pass share.
+#[derive(Clone, Copy)]
+struct SharedBuf {
+    start: *mut f32,
+    len: usize,
+}
+
+/// What a pass reads and writes.
+struct Pass<'a> {
+    backend: &'a CpuBackend,
+    /// Rows of buffers over tokens, and over outputs.
+    rows: usize,
+    outputs: usize,
+    tokens: &'a [TokenId],
+    buffers: Vec<SharedBuf>,
+    quant: &'a [Option<QuantRows>],
+    angles: &'a [Floats],
+    wanted: &'a [usize],
+    kv: KvPlans<'a>,
+}
+
+// SAFETY: the pointers of `buffers` are the only part that is not `Sync`. The items of a step write to parts of the
+// buffers that no other item of the step reads or writes: items of row chains to rows of their own, products to weight
+// rows of their own in buffers that none of the step's products reads, attention to outputs of its own. Steps follow
+// each other only when all items are done (see `Team::walk`).
+unsafe impl Sync for Pass<'_> {}
+
+/// How the batch's spans are stored and attended over; layers of the same shape share a plan.
+struct KvPlans<'a> {
+    stores: Vec<StorePlan<'a>>,
+    attentions: Vec<(AttnParams, AttentionPlan<'a>)>,
+    /// For each layer its place in `stores`.
+    store_of_layer: Vec<usize>,
+}
+
+impl<'a> KvPlans<'a> {
+    fn new(backend: &CpuBackend, spans: &'a [Span<'a>]) -> Result<Self> {
+        let mut layouts = Vec::new();
+        let mut plans = Self { stores: Vec::new(), attentions: Vec::new(), store_of_layer: Vec::new() };
+        for (layout, _) in &backend.layers {
+            let known = layouts.iter().position(|l| l == layout);
+            plans.store_of_layer.push(known.unwrap_or(layouts.len()));
+            if known.is_none() {
+                layouts.push(*layout);
+                plans.stores.push(StorePlan::new(layout, spans)?);
+            }
+        }
+        for step in &backend.plan.steps {
+            if let Step::Attention { layer, info, .. } = step
+                && let Some((layout, _)) = backend.layers.get(*layer)
+                && plans.attention(&params(info)).is_none()
+            {
+                let params = params(info);
+                plans.attentions.push((params, AttentionPlan::new(&params, layout, spans)?));
+            }
+        }
+        Ok(plans)
+    }
+
+    fn attention(&self, params: &AttnParams) -> Option<&AttentionPlan<'a>> {
+        self.attentions.iter().find(|(p, _)| p == params).map(|(_, plan)| plan)
+    }
+}
+
+fn params(info: &AttentionInfo) -> AttnParams {
+    AttnParams {
+        heads: info.heads,
+        kv_heads: info.kv_heads,
+        k_dim: info.head_dim,
+        v_dim: info.value_dim,
+        scale: info.scale,
+        window: info.window,
+        softcap: info.softcap,
+        causal: true,
+    }
+}
+
+/// A step of the plan, cut into items for this pass.
+enum Work<'p> {
+    Rows { ops: &'p [RowOp], rows: usize, per_item: usize },
+    MatMuls { rows: usize, products: Vec<Product<'p>>, items: Vec<(usize, Range<usize>)> },
+    StoreKv { plan: &'p StorePlan<'p>, offset: usize, k: Buf, v: Buf },
+    Attention { plan: &'p AttentionPlan<'p>, offset: usize, q: Buf, out: Buf },
+}
+
+/// A matrix product with its weights at hand.
+struct Product<'p> {
+    op: &'p MatMul,
+    matrix: Matrix<'p>,
+    bias: Option<&'p [f32]>,
+}
+
+impl Work<'_> {
+    fn items(&self) -> usize {
+        match self {
+            Work::Rows { rows, per_item, .. } => rows.div_ceil(*per_item),
+            Work::MatMuls { rows: 0, .. } => 0,
+            Work::MatMuls { items, .. } => items.len(),
+            Work::StoreKv { plan, .. } => plan.items(),
+            Work::Attention { plan, .. } => plan.items(),
+        }
+    }
+}
+
+impl Pass<'_> {
+    fn rows(&self, kind: RowKind) -> usize {
+        match kind {
+            RowKind::Tokens => self.rows,
+            RowKind::Outputs => self.outputs,
+        }
+    }
+
+    fn columns(&self, buf: Buf) -> usize {
+        self.backend.program.buffers.get(buf.0).map_or(0, |b| b.columns)
+    }
+
+    /// Cuts the plan's steps into items.
+    fn steps(&self) -> Result<Vec<Work<'_>>> {
+        self.backend.plan.steps.iter().map(|step| self.work(step)).collect()
+    }
+
+    fn work<'p>(&'p self, step: &'p Step) -> Result<Work<'p>> {
+        let threads = self.backend.team.threads();
+        let bug = |what: &str| Error::new(ErrorKind::Device, format!("{what}: a bug in wavelm"));
+        let offset = |layer: usize| self.backend.layers.get(layer).map_or(0, |l| l.1);
+        match step {
+            Step::Rows { kind, ops } => {
+                let rows = self.rows(*kind);
+                Ok(Work::Rows { ops, rows, per_item: rows.div_ceil(threads * 2).clamp(1, ROW_ITEM) })
+            }
+            Step::MatMuls { kind, products } => {
+                let products = products.iter().map(|p| self.product(p)).collect::<Result<Vec<_>>>()?;
+                let total: usize = products.iter().map(|p| p.matrix.rows()).sum();
+                let per_item = total.div_ceil(threads * ITEMS_PER_THREAD).next_multiple_of(ROW_STEP);
+                let mut items = Vec::new();
+                for (i, product) in products.iter().enumerate() {
+                    let rows = product.matrix.rows();
+                    items.extend((0..rows).step_by(per_item).map(|from| (i, from..rows.min(from + per_item))));
+                }
+                Ok(Work::MatMuls { rows: self.rows(*kind), items, products })
+            }
+            Step::StoreKv { layer, k, v } => {
+                let plan = self.kv.store_of_layer.get(*layer).and_then(|&i| self.kv.stores.get(i));
+                let plan = plan.ok_or_else(|| bug("a cache layer has no plan"))?;
+                Ok(Work::StoreKv { plan, offset: offset(*layer), k: *k, v: *v })
+            }
+            Step::Attention { layer, q, out, info } => {
+                let plan = self.kv.attention(&params(info)).ok_or_else(|| bug("an attention has no plan"))?;
+                Ok(Work::Attention { plan, offset: offset(*layer), q: *q, out: *out })
+            }
+        }
+    }
+
+    fn product<'p>(&'p self, op: &'p MatMul) -> Result<Product<'p>> {
+        let bias = op.bias.and_then(|b| self.backend.vectors.get(b.0)).map(Vec::as_slice);
+        Ok(Product { op, matrix: self.matrix(op.weight)?, bias })
+    }
+
+    fn matrix(&self, weight: Weight) -> Result<Matrix<'_>> {
+        let info = self.backend.program.weights.get(weight.0);
+        let info = info.ok_or_else(|| Error::new(ErrorKind::Device, "a weight is not known: a bug in wavelm"))?;
+        let data = self.backend.gguf.data(&info.tensor);
+        Matrix::new(info.tensor.tensor_type(), data, info.rows, info.columns)
+    }
+
+    fn vector(&self, weight: Weight) -> &[f32] {
+        self.backend.vectors.get(weight.0).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// The first `rows` rows of a buffer.
+    ///
+    /// # Safety
+    /// No item that runs at the same time writes there.
+    unsafe fn read(&self, buf: Buf, rows: Range<usize>) -> &[f32] {
+        // SAFETY: the caller's promise; `part` checks the bounds.
+        unsafe {
+            let (start, len) = self.part(buf, rows);
+            std::slice::from_raw_parts(start, len)
+        }
+    }
+
+    /// The same, to write.
+    ///
+    /// # Safety
+    /// No item that runs at the same time reads or writes there, and this one holds no other slice of it.
+    #[allow(clippy::mut_from_ref)] // the buffers are shared through pointers; the caller keeps the parts apart
+    unsafe fn write(&self, buf: Buf, rows: Range<usize>) -> &mut [f32] {
+        // SAFETY: the caller's promise; `part` checks the bounds.
+        unsafe {
+            let (start, len) = self.part(buf, rows);
+            std::slice::from_raw_parts_mut(start, len)
+        }
+    }
+
+    fn part(&self, buf: Buf, rows: Range<usize>) -> (*mut f32, usize) {
+        let columns = self.columns(buf);
+        let Some(shared) = self.buffers.get(buf.0) else { return (std::ptr::dangling_mut(), 0) };
+        let (start, end) = (rows.start * columns, rows.end * columns);
+        assert!(start <= end && end <= shared.len, "rows {rows:?} of a buffer of {} numbers", shared.len);
+        (shared.start.wrapping_add(start), end - start)
+    }
+
+    fn run_item(&self, work: &Work<'_>, item: usize, member: &mut Member) -> Result<()> {
+        match work {
+            Work::Rows { ops, rows, per_item } => {
+                for row in item * per_item..((item + 1) * per_item).min(*rows) {
+                    for op in *ops {
+                        self.row_op(op, row)?;
+                    }
+                }
+                Ok(())
+            }
+            Work::MatMuls { rows, products, items } => match items.get(item) {
+                Some((product, range)) => match products.get(*product) {
+                    Some(product) => self.multiply(product, *rows, range.clone(), member),
+                    None => Ok(()),
+                },
+                None => Ok(()),
+            },
+            Work::StoreKv { plan, offset, k, v } => {
+                // SAFETY: the items of this step only read the buffers. The pages are those of the batch's sequences,
+                // which the callers of the backend hold and have made writable; each item writes positions of its own.
+                unsafe {
+                    let (k, v) = (self.read(*k, 0..self.rows), self.read(*v, 0..self.rows));
+                    plan.run_item(self.backend.isa, *offset, item, k, v);
+                }
+                Ok(())
+            }
+            Work::Attention { plan, offset, q, out } => {
+                let (start, len) = self.part(*out, 0..self.rows);
+                // SAFETY: `q` is only read in this step, and `out` only written by this step's items, each its own
+                // part. All positions that a query sees are stored: those of the batch by the step before, all others
+                // by passes before. Sequences that share a page do not write to it.
+                unsafe {
+                    let q = self.read(*q, 0..self.rows);
+                    let out = std::ptr::slice_from_raw_parts_mut(start, len);
+                    plan.run_item(self.backend.isa, *offset, item, q, out, &mut member.attention);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn multiply(&self, product: &Product<'_>, rows: usize, range: Range<usize>, member: &mut Member) -> Result<()> {
+        let Product { op, matrix, bias } = product;
+        let (start, len) = self.part(op.out, 0..rows);
+        // SAFETY: `x` is only read in this step; of `out` this item writes the columns of `range` alone, through the
+        // pointer.
+        unsafe {
+            let out = OutPtr::from_raw(start, len, matrix.rows());
+            let x = self.read(op.x, 0..rows);
+            if self.backend.precision == Precision::Reference {
+                return matmul::matmul_f32(matrix, x, rows, range, out, *bias, &mut member.matmul);
+            }
+            member.matmul.reserve(rows, matrix.cols())?;
+            let input = match matmul::input_kind(matrix.ty()) {
+                matmul::InputKind::F32 => Input::F32(x),
+                matmul::InputKind::Quant => match self.quant.get(op.x.0) {
+                    Some(Some(q)) => Input::Quant(q),
+                    _ => return Err(Error::new(ErrorKind::Device, "activations are not quantized: a bug in wavelm")),
+                },
+            };
+            matmul::matmul(self.backend.isa, matrix, input, rows, range, out, *bias, &mut member.matmul);
+        }
+        Ok(())
+    }
+
+    fn row_op(&self, op: &RowOp, row: usize) -> Result<()> {
+        let isa = self.backend.isa;
+        let one = row..row + 1;
+        // SAFETY: an item's row operations touch its own rows alone, one after the other, and never one buffer through
+        // two slices.
+        unsafe {
+            match op {
+                RowOp::Embed { table, out } => self.embed(*table, row, self.write(*out, one))?,
+                RowOp::Scale { x, by } => ops::scale(isa, *by, self.write(*x, one)),
+                RowOp::RmsNorm { x, weight, eps, out } => {
+                    let (columns, weight) = (self.columns(*x), self.vector(*weight));
+                    if x == out {
+                        ops::rms_norm_in_place(isa, self.write(*x, one), columns, weight, *eps);
+                    } else {
+                        let (x, out) = (self.read(*x, one.clone()), self.write(*out, one));
+                        ops::rms_norm(isa, x, columns, weight, *eps, out);
+                    }
+                }
+                RowOp::HeadNorm { x, weight, eps } => {
+                    let weight = self.vector(*weight);
+                    ops::rms_norm_in_place(isa, self.write(*x, one), weight.len(), weight, *eps);
+                }
+                RowOp::Rope { x, rope, head_dim } => self.rotate(self.write(*x, one), *rope, *head_dim, row),
+                RowOp::Glu { gate, up, act } => {
+                    ops::glu(isa, *act, self.write(*gate, one.clone()), self.read(*up, one));
+                }
+                RowOp::Add { x, y } => ops::add(isa, self.read(*y, one.clone()), self.write(*x, one)),
+                RowOp::Softcap { x, cap } => ops::softcap(isa, *cap, self.write(*x, one)),
+                RowOp::Gather { x, out } => {
+                    let from = self.wanted.get(row).copied().unwrap_or(0);
+                    self.write(*out, one).copy_from_slice(self.read(*x, from..from + 1));
+                }
+                RowOp::Quantize { x } => {
+                    if let Some(Some(quant)) = self.quant.get(x.0) {
+                        matmul::quantize_rows(isa, self.read(*x, one.clone()), one, quant);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn embed(&self, table: Weight, row: usize, out: &mut [f32]) -> Result<()> {
+        let table = self.matrix(table)?;
+        let token = self.tokens.get(row).map_or(0, |&t| t as usize);
+        if token >= table.rows() {
+            return Err(Error::invalid_input(format!("token {token} is not in the vocabulary of {}", table.rows())));
+        }
+        quant::dequantize(table.ty(), table.row(token), out)
+    }
+
+    fn rotate(&self, x: &mut [f32], rope: usize, head_dim: usize, row: usize) {
+        let (Some(rope), Some(angles)) = (self.backend.program.ropes.get(rope), self.angles.get(rope)) else { return };
+        let pairs = rope.inv_freq.len();
+        let Some(angles) = angles.as_slice().get(row * pairs * 2..(row + 1) * pairs * 2) else { return };
+        let (cos, sin) = angles.split_at(pairs);
+        ops::rope(self.backend.isa, rope.style, x, x.len() / head_dim, head_dim, cos, sin);
+    }
+}

@@ -1,0 +1,138 @@
+//! Where the keys and values of a layer lie in a page of the cache.
+
+mod store;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use store::StorePlan;
+
+use crate::backend::KvType;
+use crate::{Error, Result};
+
+pub(crate) use crate::backend::kv::PAGE_LEN;
+
+/// Numbers in a block of [`KvType::Q8_0`], which share a scale.
+pub(crate) const Q8_BLOCK: usize = 32;
+
+/// Bytes that the offset of each head's keys and values is a multiple of: a cache line.
+const ALIGN: usize = 64;
+
+/// The keys, or the values, of all heads of one layer in a page: for each head `PAGE_LEN` rows of elements, and for
+/// Q8_0 then the half-precision scales, `PAGE_LEN` rows of one for each block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Rows {
+    /// Numbers in a row that the model knows of.
+    pub(crate) dim: usize,
+    /// Numbers in a row as stored; those beyond `dim` are zero. A multiple of 16, and of the block for Q8_0.
+    pub(crate) padded: usize,
+    /// Bytes in a row.
+    pub(crate) row_bytes: usize,
+    /// Scales for a row: zero for types without.
+    pub(crate) blocks: usize,
+    /// Bytes from one head to the next.
+    head_bytes: usize,
+    /// Offset of the first head in the layer.
+    start: usize,
+}
+
+impl Rows {
+    fn new(kv_type: KvType, heads: usize, dim: usize, start: usize) -> Option<Self> {
+        let (multiple, bytes) = match kv_type {
+            KvType::F32 => (16, 4),
+            KvType::F16 => (16, 2),
+            KvType::Q8_0 => (Q8_BLOCK, 1),
+        };
+        let padded = dim.checked_next_multiple_of(multiple)?;
+        let blocks = if kv_type == KvType::Q8_0 { padded / Q8_BLOCK } else { 0 };
+        let row_bytes = padded.checked_mul(bytes)?;
+        let row_bytes_and_scales = row_bytes.checked_add(blocks * 2)?;
+        let head_bytes = row_bytes_and_scales.checked_mul(PAGE_LEN)?.checked_next_multiple_of(ALIGN)?;
+        // The sum of the offset and all heads is what `end` computes.
+        start.checked_add(head_bytes.checked_mul(heads)?)?;
+        Some(Self { dim, padded, row_bytes, blocks, head_bytes, start })
+    }
+
+    fn end(&self, heads: usize) -> usize {
+        self.start + heads * self.head_bytes
+    }
+
+    /// Offset in the layer of the row of a position within the page.
+    pub(crate) fn row(&self, head: usize, slot: usize) -> usize {
+        self.start + head * self.head_bytes + slot * self.row_bytes
+    }
+
+    /// Offset in the layer of the scales of a position within the page.
+    pub(crate) fn scales(&self, head: usize, slot: usize) -> usize {
+        self.start + head * self.head_bytes + PAGE_LEN * self.row_bytes + slot * self.blocks * 2
+    }
+}
+
+/// Bytes and offsets of one layer in a page: the keys of all heads, then their values. A page holds [`PAGE_LEN`]
+/// consecutive positions of one sequence for all layers, each at an offset that the owner of the pages chooses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct KvLayout {
+    pub(crate) kv_type: KvType,
+    pub(crate) kv_heads: usize,
+    pub(crate) keys: Rows,
+    pub(crate) values: Rows,
+}
+
+impl KvLayout {
+    /// The layout for keys of `k_dim` and values of `v_dim` numbers a head.
+    ///
+    /// # Errors
+    /// `InvalidInput` where a number is zero or the size overflows.
+    pub(crate) fn for_layer(kv_type: KvType, kv_heads: usize, k_dim: usize, v_dim: usize) -> Result<Self> {
+        let layout = || {
+            let keys = Rows::new(kv_type, kv_heads, k_dim, 0)?;
+            let values = Rows::new(kv_type, kv_heads, v_dim, keys.end(kv_heads))?;
+            (kv_heads > 0 && k_dim > 0 && v_dim > 0).then_some(Self { kv_type, kv_heads, keys, values })
+        };
+        layout().ok_or_else(|| {
+            Error::invalid_input(format!(
+                "a key-value cache cannot have {kv_heads} heads with keys of {k_dim} and values of {v_dim} numbers"
+            ))
+        })
+    }
+
+    /// Bytes of the layer in a page: a multiple of 64.
+    pub(crate) fn bytes(&self) -> usize {
+        self.values.end(self.kv_heads)
+    }
+}
+
+/// Consecutive rows of a batch that belong to one sequence.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Span<'a> {
+    /// The first row in the batch.
+    pub(crate) first_row: usize,
+    /// How many rows.
+    pub(crate) rows: usize,
+    /// Position in the sequence of the first row; the others follow one by one. A position is also the place in the
+    /// cache.
+    pub(crate) first_pos: usize,
+    /// The block table of the sequence: page `p` holds the positions from `p * PAGE_LEN` on.
+    pub(crate) pages: &'a [*mut u8],
+}
+
+// SAFETY: a span only names pages. Only unsafe functions access them, and their callers promise what makes it sound.
+unsafe impl Send for Span<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for Span<'_> {}
+
+impl Span<'_> {
+    /// Checks that rows and positions do not overflow and that the block table reaches to the last position.
+    pub(crate) fn check(&self) -> Result<()> {
+        let end = self.first_pos.checked_add(self.rows);
+        let last_row = self.first_row.checked_add(self.rows);
+        match (end, last_row) {
+            (Some(end), Some(_)) if end <= self.pages.len().saturating_mul(PAGE_LEN) => Ok(()),
+            _ => Err(Error::invalid_input(format!(
+                "{} rows from position {} on do not fit a cache of {} pages of {PAGE_LEN} positions",
+                self.rows,
+                self.first_pos,
+                self.pages.len()
+            ))),
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! Passes over a whole row of logits, for the sampler.
+//!
+//! One body per pass, compiled for each instruction set: the results are the same to the bit, because maxima and
+//! integer sums do not depend on the order, and each element's arithmetic is the same in every width.
+
+use super::isa::Isa;
+use crate::sampler::math::{WEIGHT_BITS_OF_ZERO, weight_bits};
+
+/// How many logits share a peak.
+pub(crate) const BLOCK: usize = 64;
+
+/// Independent lanes of the maximum of a block, and of a sum: enough to keep the widest registers busy.
+const MAX_LANES: usize = 16;
+const SUM_LANES: usize = 32;
+
+/// Writes the largest logit of each [`BLOCK`] to `peaks` and returns the largest of all. NaN counts as -∞, as does an
+/// empty row.
+pub(crate) fn peaks(logits: &[f32], peaks: &mut Vec<f32>) -> f32 {
+    peaks_with(Isa::best(), logits, peaks)
+}
+
+fn peaks_with(isa: Isa, logits: &[f32], peaks: &mut Vec<f32>) -> f32 {
+    peaks.clear();
+    match isa {
+        Isa::Scalar => peaks_body(logits, peaks),
+        // SAFETY: a value of this variant exists only where the processor has AVX2.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => unsafe { peaks_avx2(logits, peaks) },
+        // SAFETY: a value of this variant exists only where the processor has AVX-512 F, BW, DQ and VL.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => unsafe { peaks_avx512(logits, peaks) },
+    }
+}
+
+/// The sum of the [weights](crate::sampler::math::weight) of `(logit - best) / temperature` over all logits that are
+/// at least `floor`; NaN weighs nothing. `best` must be the largest logit, and the row no longer than
+/// [`MAX_VOCABULARY`](crate::sampler::math::MAX_VOCABULARY), or the sum wraps.
+pub(crate) fn total(logits: &[f32], best: f32, temperature: f32, floor: f32) -> u64 {
+    total_with(Isa::best(), logits, best, temperature, floor)
+}
+
+fn total_with(isa: Isa, logits: &[f32], best: f32, temperature: f32, floor: f32) -> u64 {
+    match isa {
+        Isa::Scalar => total_body(logits, best, temperature, floor),
+        // SAFETY: a value of this variant exists only where the processor has AVX2.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => unsafe { total_avx2(logits, best, temperature, floor) },
+        // SAFETY: a value of this variant exists only where the processor has AVX-512 F, BW, DQ and VL.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => unsafe { total_avx512(logits, best, temperature, floor) },
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn peaks_avx2(logits: &[f32], peaks: &mut Vec<f32>) -> f32 {
+    peaks_body(logits, peaks)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn peaks_avx512(logits: &[f32], peaks: &mut Vec<f32>) -> f32 {
+    peaks_body(logits, peaks)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn total_avx2(logits: &[f32], best: f32, temperature: f32, floor: f32) -> u64 {
+    total_body(logits, best, temperature, floor)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn total_avx512(logits: &[f32], best: f32, temperature: f32, floor: f32) -> u64 {
+    total_body(logits, best, temperature, floor)
+}
+
+#[inline(always)]
+fn peaks_body(logits: &[f32], peaks: &mut Vec<f32>) -> f32 {
+    // A comparison with NaN is false and keeps the other one, unlike f32::max it is one instruction.
+    #[inline(always)]
+    fn larger(a: f32, b: f32) -> f32 {
+        if a > b { a } else { b }
+    }
+    let mut best = f32::NEG_INFINITY;
+    for block in logits.chunks(BLOCK) {
+        let mut lanes = [f32::NEG_INFINITY; MAX_LANES];
+        let (groups, rest) = block.as_chunks::<MAX_LANES>();
+        for group in groups {
+            for (lane, &logit) in lanes.iter_mut().zip(group) {
+                *lane = larger(logit, *lane);
+            }
+        }
+        let peak = lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |peak, &logit| larger(logit, peak));
+        best = larger(peak, best);
+        peaks.push(peak);
+    }
+    best
+}
+
+#[inline(always)]
+fn total_body(logits: &[f32], best: f32, temperature: f32, floor: f32) -> u64 {
+    if temperature == 1.0 && floor == f32::NEG_INFINITY {
+        // The most frequent case by far, and a third faster without the division. NaN and -∞ weigh nothing anyway.
+        sum(logits, |logit| logit - best)
+    } else {
+        sum(logits, |logit| if logit >= floor { (logit - best) / temperature } else { f32::NEG_INFINITY })
+    }
+}
+
+/// The sum of the weights of `distance(logit)`.
+#[inline(always)]
+fn sum(logits: &[f32], distance: impl Fn(f32) -> f32) -> u64 {
+    let mut lanes = [0u64; SUM_LANES];
+    let (groups, rest) = logits.as_chunks::<SUM_LANES>();
+    for group in groups {
+        for (lane, &logit) in lanes.iter_mut().zip(group) {
+            *lane = lane.wrapping_add(weight_bits(distance(logit)));
+        }
+    }
+    let lanes = lanes.iter().fold(0u64, |sum, &lane| sum.wrapping_add(lane));
+    let sum = rest.iter().fold(lanes, |sum, &logit| sum.wrapping_add(weight_bits(distance(logit))));
+    sum.wrapping_sub((logits.len() as u64).wrapping_mul(WEIGHT_BITS_OF_ZERO))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sampler::math::{UNIT, weight};
+    use crate::sampler::tests::random_logits;
+
+    #[test]
+    fn every_instruction_set_returns_the_same_bits() {
+        for len in [0, 1, 15, 16, 63, 64, 65, 1000, 32_001] {
+            let mut row = random_logits(len as u64, len, 8.0);
+            for (i, logit) in row.iter_mut().enumerate() {
+                match i % 97 {
+                    13 => *logit = f32::NAN,
+                    57 => *logit = f32::NEG_INFINITY,
+                    _ => (),
+                }
+            }
+            let expected_peaks: Vec<f32> =
+                row.chunks(BLOCK).map(|block| block.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b))).collect();
+            let expected_best = expected_peaks.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b));
+            for isa in Isa::available() {
+                let mut found = vec![1.0];
+                assert_eq!(peaks_with(isa, &row, &mut found), expected_best, "{isa:?}");
+                assert_eq!(found, expected_peaks, "{isa:?}");
+                for (temperature, floor) in [(1.0, f32::NEG_INFINITY), (0.7, 0.0), (30.0, -5.0)] {
+                    let kept = row.iter().filter(|&&logit| logit >= floor);
+                    let expected: u64 = kept.map(|&logit| weight((logit - expected_best) / temperature)).sum();
+                    assert_eq!(total_with(isa, &row, expected_best, temperature, floor), expected, "{isa:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_total_of_equal_logits_is_their_number() {
+        assert_eq!(total(&[3.0; 100], 3.0, 1.0, f32::NEG_INFINITY), 100 * UNIT);
+    }
+}

@@ -1,0 +1,91 @@
+//! Operations on each number of a buffer.
+
+use crate::backend::cpu::isa::Isa;
+use crate::backend::cpu::simd::{self, Kernel, Simd, load_up_to, math, store_up_to};
+
+/// `out += x`.
+pub(crate) fn add(isa: Isa, x: &[f32], out: &mut [f32]) {
+    assert_eq!(x.len(), out.len());
+    simd::run(isa, Add { x, out });
+}
+
+struct Add<'a> {
+    x: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl Kernel for Add<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let len = self.x.len().min(self.out.len());
+        for i in (0..len).step_by(S::LANES) {
+            // SAFETY: no more than what is left of both slices.
+            unsafe {
+                let out = self.out.as_mut_ptr().add(i);
+                let sum = s.add(load_up_to(s, out, len - i), load_up_to(s, self.x.as_ptr().add(i), len - i));
+                store_up_to(s, out, len - i, sum);
+            }
+        }
+    }
+}
+
+/// `x *= factor`.
+pub(crate) fn scale(isa: Isa, factor: f32, x: &mut [f32]) {
+    simd::run(isa, Map { x, function: Scale(factor) });
+}
+
+/// `x = cap · tanh(x / cap)`, which keeps magnitudes below `cap`.
+pub(crate) fn softcap(isa: Isa, cap: f32, x: &mut [f32]) {
+    simd::run(isa, Map { x, function: Softcap(cap) });
+}
+
+/// A function of one number.
+pub(super) trait Function: Copy {
+    /// Its value for each lane; `#[inline(always)]`.
+    fn of<S: Simd>(self, s: S, x: S::V) -> S::V;
+}
+
+/// Replaces each number by its function.
+struct Map<'a, F> {
+    x: &'a mut [f32],
+    function: F,
+}
+
+impl<F: Function> Kernel for Map<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let len = self.x.len();
+        for i in (0..len).step_by(S::LANES) {
+            // SAFETY: no more than what is left of the slice.
+            unsafe {
+                let x = self.x.as_mut_ptr().add(i);
+                store_up_to(s, x, len - i, self.function.of(s, load_up_to(s, x, len - i)));
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Scale(f32);
+
+impl Function for Scale {
+    #[inline(always)]
+    fn of<S: Simd>(self, s: S, x: S::V) -> S::V {
+        s.mul(x, s.splat(self.0))
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Softcap(f32);
+
+impl Function for Softcap {
+    #[inline(always)]
+    fn of<S: Simd>(self, s: S, x: S::V) -> S::V {
+        let cap = s.splat(self.0);
+        s.mul(math::tanh(s, s.div(x, cap)), cap)
+    }
+}

@@ -1,0 +1,91 @@
+//! Rotary position embedding (Su et al., RoFormer, 2021).
+
+use crate::backend::cpu::isa::Isa;
+use crate::backend::cpu::simd::{self, Kernel, Simd, load_up_to, store_up_to};
+use crate::model::rope::RopeStyle;
+
+/// Rotates in place the first `n_rot` numbers of each of the `heads` heads of each row of `x`,
+/// `[rows][heads * head_dim]`. `cos` and `sin` have `n_rot / 2` numbers for each row: those of its position.
+pub(crate) fn rope(isa: Isa, style: RopeStyle, x: &mut [f32], heads: usize, head_dim: usize, cos: &[f32], sin: &[f32]) {
+    let columns = heads * head_dim;
+    assert!(columns > 0 && x.len().is_multiple_of(columns) && cos.len() == sin.len());
+    let rows = x.len() / columns;
+    if rows == 0 {
+        return;
+    }
+    let pairs = cos.len() / rows;
+    assert!(cos.len().is_multiple_of(rows) && 2 * pairs <= head_dim);
+    simd::run(isa, Rope { style, x, heads, head_dim, pairs, cos, sin });
+}
+
+/// Only made by [`rope`], which has checked the sizes.
+struct Rope<'a> {
+    style: RopeStyle,
+    x: &'a mut [f32],
+    heads: usize,
+    head_dim: usize,
+    pairs: usize,
+    cos: &'a [f32],
+    sin: &'a [f32],
+}
+
+impl Kernel for Rope<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for (row, x) in self.x.chunks_exact_mut(self.heads * self.head_dim).enumerate() {
+            let cos = &self.cos[row * self.pairs..][..self.pairs];
+            let sin = &self.sin[row * self.pairs..][..self.pairs];
+            for head in x.chunks_exact_mut(self.head_dim) {
+                match self.style {
+                    RopeStyle::Norm => rotate_interleaved(s, head, cos, sin),
+                    RopeStyle::Neox => rotate_halves(s, head, cos, sin),
+                }
+            }
+        }
+    }
+}
+
+/// Rotates the points `(a, b)`.
+#[inline(always)]
+fn rotate<S: Simd>(s: S, a: S::V, b: S::V, cos: S::V, sin: S::V) -> (S::V, S::V) {
+    (s.sub(s.mul(a, cos), s.mul(b, sin)), s.fma(a, sin, s.mul(b, cos)))
+}
+
+#[inline(always)]
+fn rotate_halves<S: Simd>(s: S, head: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let pairs = cos.len().min(sin.len()).min(head.len() / 2);
+    for i in (0..pairs).step_by(S::LANES) {
+        let left = pairs - i;
+        // SAFETY: no more than what is left of the tables and of each half.
+        unsafe {
+            let (first, second) = (head.as_mut_ptr().add(i), head.as_mut_ptr().add(pairs + i));
+            let (a, b) = (load_up_to(s, first, left), load_up_to(s, second, left));
+            let (cos, sin) = (load_up_to(s, cos.as_ptr().add(i), left), load_up_to(s, sin.as_ptr().add(i), left));
+            let (a, b) = rotate(s, a, b, cos, sin);
+            store_up_to(s, first, left, a);
+            store_up_to(s, second, left, b);
+        }
+    }
+}
+
+#[inline(always)]
+fn rotate_interleaved<S: Simd>(s: S, head: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let pairs = cos.len().min(sin.len()).min(head.len() / 2);
+    for i in (0..pairs).step_by(S::LANES) {
+        let left = pairs - i;
+        // SAFETY: no more than what is left of the tables and of the pairs, which two vectors hold.
+        unsafe {
+            let first = head.as_mut_ptr().add(2 * i);
+            let second = first.wrapping_add(S::LANES);
+            let beyond = (2 * left).saturating_sub(S::LANES);
+            let (a, b) = s.deinterleave(load_up_to(s, first, 2 * left), load_up_to(s, second, beyond));
+            let (cos, sin) = (load_up_to(s, cos.as_ptr().add(i), left), load_up_to(s, sin.as_ptr().add(i), left));
+            let (a, b) = rotate(s, a, b, cos, sin);
+            let (low, high) = s.interleave(a, b);
+            store_up_to(s, first, 2 * left, low);
+            store_up_to(s, second, beyond, high);
+        }
+    }
+}

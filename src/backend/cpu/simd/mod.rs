@@ -1,0 +1,177 @@
+//! Vectors of `f32` for every instruction set: an algorithm is written once, generic over [`Simd`], as a [`Kernel`],
+//! and [`run`] compiles it for each [`Isa`].
+//!
+//! A value of a `Simd` type is the proof that the processor has the instructions, so that arithmetic is safe to call;
+//! only what touches memory through pointers is not. Everything generic on the way from [`run`] to the instructions is
+//! `#[inline(always)]`: what is not inlined into the function with the target features is compiled without them. A
+//! kernel that is used in several places is better [called](Simd::call) than inlined into each.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+pub(crate) mod math;
+mod portable;
+#[cfg(test)]
+mod tests;
+
+use super::isa::Isa;
+
+/// Vectors of [`LANES`](Simd::LANES) `f32`.
+///
+/// `max` and `min` return the second operand where either is NaN, as the x86 instructions do.
+pub(crate) trait Simd: Copy {
+    /// One vector.
+    type V: Copy;
+    /// Numbers in a vector: a divisor of 16.
+    const LANES: usize;
+    /// Rows of a register tile of `ROWS` × 3 vectors: 4 or 8.
+    const ROWS: usize;
+    /// Queries whose dot products with four keys are accumulated in registers at once: 1 to 4.
+    const QUERIES: usize;
+
+    /// Runs a kernel as a function of its own.
+    fn call<K: Kernel>(self, kernel: K) -> K::Output;
+
+    /// All lanes `x`.
+    fn splat(self, x: f32) -> Self::V;
+
+    /// # Safety
+    /// `p` is valid for reads of `LANES` numbers; no alignment is needed, here and below.
+    unsafe fn load(self, p: *const f32) -> Self::V;
+    /// # Safety
+    /// `p` is valid for writes of `LANES` numbers.
+    unsafe fn store(self, p: *mut f32, v: Self::V);
+    /// The first `n` < `LANES` numbers; zero in the other lanes.
+    ///
+    /// # Safety
+    /// `p` is valid for reads of `n` numbers.
+    unsafe fn load_part(self, p: *const f32, n: usize) -> Self::V;
+    /// Stores the first `n` < `LANES` lanes.
+    ///
+    /// # Safety
+    /// `p` is valid for writes of `n` numbers.
+    unsafe fn store_part(self, p: *mut f32, n: usize, v: Self::V);
+    /// Half-precision numbers.
+    ///
+    /// # Safety
+    /// `p` is valid for reads of `LANES` 16-bit numbers.
+    unsafe fn load_f16(self, p: *const u16) -> Self::V;
+    /// Rounds to half precision, to nearest even.
+    ///
+    /// # Safety
+    /// `p` is valid for writes of `LANES` 16-bit numbers.
+    unsafe fn store_f16(self, p: *mut u16, v: Self::V);
+    /// 8-bit integers.
+    ///
+    /// # Safety
+    /// `p` is valid for reads of `LANES` bytes.
+    unsafe fn load_i8(self, p: *const i8) -> Self::V;
+    /// Rounds lanes within -128 to 127 to 8-bit integers, to nearest even.
+    ///
+    /// # Safety
+    /// `p` is valid for writes of `LANES` bytes.
+    unsafe fn store_i8(self, p: *mut i8, v: Self::V);
+
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b + c`, in one rounding where the processor has it.
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// The nearest integer, for magnitudes below 2^22.
+    fn round(self, v: Self::V) -> Self::V;
+    /// `v * 2^n` for integers `n` from -127 to 127; zero for -127.
+    fn scale_by_power(self, v: Self::V, n: Self::V) -> Self::V;
+    /// `v` in lanes with `lo <= at < hi`, else `other`.
+    fn select_within(self, at: Self::V, lo: Self::V, hi: Self::V, v: Self::V, other: Self::V) -> Self::V;
+
+    /// The sum of the lanes.
+    fn sum(self, v: Self::V) -> f32;
+    /// The largest lane.
+    fn largest(self, v: Self::V) -> f32;
+    /// The sums of the lanes of four vectors.
+    fn sum4(self, v: [Self::V; 4]) -> [f32; 4];
+    /// The even and the odd elements of `a` followed by `b`.
+    fn deinterleave(self, a: Self::V, b: Self::V) -> (Self::V, Self::V);
+    /// Undoes [`deinterleave`](Simd::deinterleave).
+    fn interleave(self, even: Self::V, odd: Self::V) -> (Self::V, Self::V);
+}
+
+/// An algorithm that is generic over the vectors. `run`, and all that it calls, must be `#[inline(always)]`.
+pub(crate) trait Kernel {
+    type Output;
+    fn run<S: Simd>(self, s: S) -> Self::Output;
+}
+
+/// Runs the kernel as compiled for the instruction set.
+pub(crate) fn run<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
+    match isa {
+        Isa::Scalar => portable::run(kernel),
+        // SAFETY: a value of this variant is only made where the processor has the features (see `Isa`).
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => unsafe { avx2::run(kernel) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => unsafe { avx512::run(kernel) },
+    }
+}
+
+/// Asks for the cache line at `p`, which need not be a valid address, to be brought near.
+#[inline(always)]
+pub(crate) fn prefetch(p: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch does not fault, whatever the address; SSE is part of x86-64.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(p.cast())
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
+
+/// The first `n` numbers, or all lanes where `n` is as many or more; zero in the other lanes.
+///
+/// # Safety
+/// `p` is valid for reads of the smaller of `n` and `LANES` numbers.
+#[inline(always)]
+pub(crate) unsafe fn load_up_to<S: Simd>(s: S, p: *const f32, n: usize) -> S::V {
+    // SAFETY: the caller's promise.
+    unsafe { if n >= S::LANES { s.load(p) } else { s.load_part(p, n) } }
+}
+
+/// Stores the first `n` lanes, or all where `n` is as many or more.
+///
+/// # Safety
+/// `p` is valid for writes of the smaller of `n` and `LANES` numbers.
+#[inline(always)]
+pub(crate) unsafe fn store_up_to<S: Simd>(s: S, p: *mut f32, n: usize, v: S::V) {
+    // SAFETY: the caller's promise.
+    unsafe { if n >= S::LANES { s.store(p, v) } else { s.store_part(p, n, v) } }
+}
+
+/// Transposes a square of `LANES` rows of `LANES` numbers; `from_row` and `to_row` are numbers from one row to the next.
+///
+/// # Safety
+/// `from` is valid for reads and `to` for writes of all rows.
+#[inline(always)]
+pub(crate) unsafe fn transpose<S: Simd>(s: S, from: *const f32, from_row: usize, to: *mut f32, to_row: usize) {
+    // An index of an element is the bits of its row, then those of its column. Interleaving the first half of the rows
+    // with the second rotates them by one (Stone, Parallel Processing with the Perfect Shuffle, 1971).
+    let mut rows = [s.splat(0.0); 16];
+    for (i, row) in rows.iter_mut().enumerate().take(S::LANES) {
+        // SAFETY: the caller's promise.
+        *row = unsafe { s.load(from.add(i * from_row)) };
+    }
+    for _ in 0..S::LANES.ilog2() {
+        let before = rows;
+        for i in 0..S::LANES / 2 {
+            (rows[2 * i], rows[2 * i + 1]) = s.interleave(before[i], before[i + S::LANES / 2]);
+        }
+    }
+    for (i, row) in rows.into_iter().enumerate().take(S::LANES) {
+        // SAFETY: the caller's promise.
+        unsafe { s.store(to.add(i * to_row), row) };
+    }
+}

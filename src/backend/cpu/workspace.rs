@@ -1,0 +1,94 @@
+//! The buffers of one forward pass, kept between passes.
+
+use super::matmul::{QuantRows, Scratch};
+use super::plan::Plan;
+use super::team::Progress;
+use crate::model::program::{Program, RowKind};
+use crate::{Error, ErrorKind, Result};
+use std::sync::Mutex;
+
+/// A growable buffer of `f32`.
+#[derive(Default)]
+pub(super) struct Floats(Vec<f32>);
+
+impl Floats {
+    /// Makes room for `len` values; those that are there keep theirs.
+    pub(super) fn reserve(&mut self, len: usize) -> Result<()> {
+        if let Some(more) = len.checked_sub(self.0.len()) {
+            self.0.try_reserve_exact(more).map_err(|e| {
+                Error::new(ErrorKind::OutOfMemory, format!("no memory for a buffer of {len} numbers")).with_source(e)
+            })?;
+            self.0.resize(len, 0.0);
+        }
+        Ok(())
+    }
+
+    pub(super) fn as_slice(&self) -> &[f32] {
+        &self.0
+    }
+
+    pub(super) fn as_mut_slice(&mut self) -> &mut [f32] {
+        &mut self.0
+    }
+
+    pub(super) fn as_mut_ptr(&mut self) -> *mut f32 {
+        self.0.as_mut_ptr()
+    }
+}
+
+/// What a thread of the team has for itself.
+#[derive(Default)]
+pub(super) struct Member {
+    pub(super) matmul: Scratch,
+    pub(super) attention: super::attention::AttentionScratch,
+}
+
+/// All that a pass writes to, besides the cache.
+#[derive(Default)]
+pub(super) struct Workspace {
+    /// The buffers of the program.
+    pub(super) buffers: Vec<Floats>,
+    /// Their int8 forms, where the plan uses them.
+    pub(super) quant: Vec<Option<QuantRows>>,
+    /// For each rotary embedding, cosines and then sines of each row of tokens.
+    pub(super) angles: Vec<Floats>,
+    /// For each row of outputs, its row of tokens.
+    pub(super) wanted: Vec<usize>,
+    pub(super) members: Vec<Mutex<Member>>,
+    pub(super) progress: Progress,
+}
+
+impl Workspace {
+    /// Makes room for a pass of `tokens` rows of tokens and `outputs` rows of outputs by `threads` threads.
+    pub(super) fn reserve(
+        &mut self,
+        program: &Program,
+        plan: &Plan,
+        tokens: usize,
+        outputs: usize,
+        threads: usize,
+    ) -> Result<()> {
+        self.buffers.resize_with(program.buffers.len(), Floats::default);
+        self.quant.resize_with(program.buffers.len(), || None);
+        for (i, info) in program.buffers.iter().enumerate() {
+            let rows = match info.rows {
+                RowKind::Tokens => tokens,
+                RowKind::Outputs => outputs,
+            };
+            if let Some(buffer) = self.buffers.get_mut(i) {
+                buffer.reserve(rows * info.columns)?;
+            }
+            if plan.quantized.get(i).copied().unwrap_or(false)
+                && let Some(quant) = self.quant.get_mut(i)
+            {
+                quant.get_or_insert_with(QuantRows::new).reserve(rows, info.columns)?;
+            }
+        }
+        self.angles.resize_with(program.ropes.len(), Floats::default);
+        for (angles, rope) in self.angles.iter_mut().zip(&program.ropes) {
+            angles.reserve(tokens * rope.inv_freq.len() * 2)?;
+        }
+        self.members.resize_with(threads.max(self.members.len()), Mutex::default);
+        Ok(())
+    }
+}

@@ -1,0 +1,130 @@
+//! Split sets: a model in files named `…-00001-of-0000N.gguf`, each of which says which part it is.
+
+use super::parse::{Parsed, parse};
+use super::storage::Storage;
+use super::{TensorInfo, show};
+use crate::{Error, ErrorKind, Result};
+use std::path::{Path, PathBuf};
+
+/// One file of a model.
+#[derive(Debug)]
+pub(super) struct Part {
+    pub path: PathBuf,
+    pub storage: Storage,
+}
+
+/// Opens a file and, where it says that it is one of several, all others in its directory. Returns the parts in order,
+/// and what the first one says, with the tensors of all.
+pub(super) fn open(path: &Path) -> Result<(Vec<Part>, Parsed)> {
+    let (part, parsed) = open_part(path, 0)?;
+    let Some((index, count)) = place_in_set(&parsed).map_err(|error| error.in_file(path))? else {
+        return Ok((vec![part], parsed));
+    };
+    let stem = stem_of_set(path, index, count).map_err(|error| error.in_file(path))?;
+
+    // The file that was named is opened a second time as a part: mapping is cheap, and every part goes the same way.
+    drop((part, parsed));
+    let mut parts = Vec::new();
+    let mut first: Option<Parsed> = None;
+    for i in 0..count {
+        let part_path = path.with_file_name(part_name(stem, i, count));
+        let (part, mut parsed) = open_part(&part_path, i)
+            .map_err(|error| if part_path.exists() { error } else { missing(&part_path, i, count, error) })?;
+        let place = place_in_set(&parsed).map_err(|error| error.in_file(&part_path))?;
+        if place != Some((i, count)) {
+            let found = match place {
+                Some((index, count)) => format!("part {} of {count}", index + 1),
+                None => "no part of a split model".to_string(),
+            };
+            let message = format!("its name is that of part {} of {count}, but it says that it is {found}", i + 1);
+            return Err(Error::invalid_file(message).in_file(&part_path));
+        }
+        match &mut first {
+            Some(first) => first.tensors.append(&mut parsed.tensors),
+            None => first = Some(parsed),
+        }
+        parts.push(part);
+    }
+    let all = first.ok_or_else(|| Error::invalid_file("a split model has no parts").in_file(path))?;
+    check_total(&all).map_err(|error| error.in_file(path))?;
+    Ok((parts, all))
+}
+
+fn open_part(path: &Path, index: usize) -> Result<(Part, Parsed)> {
+    let storage = Storage::map(path).map_err(|error| error.in_file(path))?;
+    let parsed = parse(storage.bytes(), index).map_err(|error| error.in_file(path))?;
+    Ok((Part { path: path.to_path_buf(), storage }, parsed))
+}
+
+fn missing(path: &Path, index: usize, count: usize, error: Error) -> Error {
+    let message = format!(
+        "this is part {} of {count} of the model, and it is missing: put all parts into one directory",
+        index + 1
+    );
+    Error::new(ErrorKind::Io, message).with_source(error).in_file(path)
+}
+
+/// Which part a file says it is (from 0), and of how many; `None` for a file that is whole.
+fn place_in_set(parsed: &Parsed) -> Result<Option<(usize, usize)>> {
+    let count = parsed.metadata.usize("split.count")?.unwrap_or(1);
+    let index = parsed.metadata.usize("split.no")?;
+    if count <= 1 {
+        return match index {
+            None | Some(0) => Ok(None),
+            Some(index) => Err(Error::invalid_file(format!("split.no is {index}, but split.count is {count}"))),
+        };
+    }
+    if count > 99_999 {
+        return Err(Error::invalid_file(format!("split.count is {count}; at most 99999 parts are possible")));
+    }
+    match index {
+        Some(index) if index < count => Ok(Some((index, count))),
+        Some(index) => Err(Error::invalid_file(format!("split.no is {index}, but split.count is {count}"))),
+        None => Err(Error::invalid_file(format!("split.count is {count}, but split.no is missing"))),
+    }
+}
+
+/// The name of part `index` (from 0) of `count`.
+fn part_name(stem: &str, index: usize, count: usize) -> String {
+    format!("{stem}-{:05}-of-{count:05}.gguf", index + 1)
+}
+
+/// What the names of all parts start with, taken from the name of one of them.
+fn stem_of_set(path: &Path, index: usize, count: usize) -> Result<&str> {
+    let ending = part_name("", index, count);
+    path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(ending.as_str())).ok_or_else(
+        || {
+            Error::invalid_file(format!(
+                "this is part {} of {count} of a model, so its name must end in {ending} for the others to be found",
+                index + 1
+            ))
+        },
+    )
+}
+
+fn check_total(all: &Parsed) -> Result<()> {
+    match all.metadata.usize("split.tensors.count")? {
+        Some(total) if total != all.tensors.len() => Err(Error::invalid_file(format!(
+            "split.tensors.count is {total}, but the parts hold {} tensors",
+            all.tensors.len()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Positions of the tensors sorted by name, once no name appears twice in the model.
+pub(super) fn index_tensors(tensors: &[TensorInfo]) -> Result<Vec<usize>> {
+    super::sorted_by_name(tensors, |tensor| &tensor.name)
+        .map_err(|name| Error::invalid_file(format!("tensor {} appears twice", show(name))))
+}
+
+/// Refuses a part of a split set, where there is no directory to find the others in.
+pub(super) fn check_whole(parsed: &Parsed) -> Result<()> {
+    match place_in_set(parsed)? {
+        None => Ok(()),
+        Some((index, count)) => Err(Error::invalid_file(format!(
+            "this is part {} of {count} of a model: open it by its path, so that the other parts are found",
+            index + 1
+        ))),
+    }
+}

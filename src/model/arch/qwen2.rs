@@ -1,0 +1,36 @@
+//! Qwen2 (Yang et al. 2024): Llama's shape with biases on queries, keys and values, and rotary embeddings on halves.
+
+use super::{Buffers, attention, feed_forward, output, queries_keys_values};
+use crate::Result;
+use crate::gguf::Gguf;
+use crate::model::config::Config;
+use crate::model::program::{Activation, Builder, Op, Program};
+use crate::model::rope::RopeStyle;
+
+pub(super) fn program(gguf: &Gguf, c: &Config) -> Result<Program> {
+    let mut b = Builder::new(gguf, &c.arch);
+    let mut buf = Buffers::new(&mut b, c);
+    let scale = c.attention_scale(gguf.metadata())?;
+    let rope = b.rope(c.rope(RopeStyle::Neox, None));
+
+    let table = b.matrix("token_embd.weight", c.embed, c.vocab)?;
+    b.op(Op::Embed { table, out: buf.x });
+    for i in 0..c.layers {
+        let t = |name: &str| format!("blk.{i}.{name}");
+
+        b.rms_norm(buf.x, &t("attn_norm.weight"), c.norm_eps, buf.h)?;
+        queries_keys_values(&mut b, &buf, i)?;
+        attention(&mut b, c, &buf, rope, scale, None);
+        if i + 1 == c.layers {
+            buf.keep_outputs(&mut b, c);
+        }
+        b.linear(buf.attn, &t("attn_output"), buf.y)?;
+        b.op(Op::Add { x: buf.x, y: buf.y });
+
+        b.rms_norm(buf.x, &t("ffn_norm.weight"), c.norm_eps, buf.h)?;
+        feed_forward(&mut b, &buf, i, Activation::Silu)?;
+        b.op(Op::Add { x: buf.x, y: buf.y });
+    }
+    output(&mut b, c, &buf, None)?;
+    Ok(b.build(c.vocab))
+}

@@ -1,0 +1,212 @@
+//! [`Model`]: a GGUF file, ready to run.
+
+mod arch;
+mod config;
+mod options;
+pub(crate) mod program;
+pub(crate) mod rope;
+
+pub use options::{LoadOptions, MemoryEstimate, Precision, Progress};
+
+use crate::backend::Backend;
+use crate::chat::{ChatOptions, ChatTemplate, Message};
+use crate::device::{Device, DeviceReport};
+use crate::gguf::Gguf;
+use crate::session::{Prompt, Session, SessionOptions};
+use crate::tokenizer::{EncodeOptions, Tokenizer};
+use crate::{Error, Result};
+use config::Config;
+use program::Program;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+/// A loaded model: weights, tokenizer, chat template and the device that runs it.
+///
+/// Cloning is cheap (the clones share everything), and a model may be used from any number of threads. What is
+/// particular to one conversation is in a [`Session`].
+#[derive(Clone)]
+pub struct Model(Arc<Inner>);
+
+struct Inner {
+    gguf: Arc<Gguf>,
+    config: Config,
+    program: Arc<Program>,
+    tokenizer: Tokenizer,
+    template: Result<ChatTemplate, Arc<Error>>,
+    backend: Box<dyn Backend>,
+    report: DeviceReport,
+    context: usize,
+}
+
+impl Model {
+    /// Loads a model with the default [options](Self::options): the best usable device, the context length that the
+    /// model was trained for.
+    ///
+    /// # Errors
+    /// What is wrong with the file, or why it cannot be run.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        Self::options().load(path)
+    }
+
+    /// Options for loading: device, threads, context length, cache type, progress, …
+    pub fn options() -> LoadOptions {
+        LoadOptions::new()
+    }
+
+    fn load_with(options: &mut LoadOptions, gguf: Gguf) -> Result<Self> {
+        let path = gguf.path().to_path_buf();
+        Self::build(options, gguf).map_err(|e| if path.as_os_str().is_empty() { e } else { e.in_file(&path) })
+    }
+
+    fn build(options: &mut LoadOptions, gguf: Gguf) -> Result<Self> {
+        let gguf = Arc::new(gguf);
+        let config = Config::read(&gguf)?;
+        let program = Arc::new(arch::program(&gguf, &config)?);
+        let tokenizer = Tokenizer::from_metadata(gguf.metadata())?;
+        if tokenizer.vocab_len() > config.vocab {
+            return Err(Error::invalid_file(format!(
+                "the tokenizer has {} tokens, but tensor token_embd.weight only {} rows",
+                tokenizer.vocab_len(),
+                config.vocab
+            )));
+        }
+        let template = ChatTemplate::from_metadata(gguf.metadata()).map_err(Arc::new);
+        if let Err(e) = &template {
+            log::warn!("{}: the chat template is unusable: {e}", gguf.path().display());
+        }
+        let context = options.context.unwrap_or(config.context);
+        options.prefetch(&gguf)?;
+        let (backend, report) = options.open_backend(&gguf, &program, &config)?;
+        log::info!("{}: {}, {}", gguf.path().display(), config.arch, backend.describe());
+        Ok(Self(Arc::new(Inner { gguf, config, program, tokenizer, template, backend, report, context })))
+    }
+
+    /// A new session with the default [options](SessionOptions).
+    ///
+    /// # Errors
+    /// None today; a device may report that it has no memory left.
+    pub fn session(&self) -> Result<Session> {
+        self.session_with(SessionOptions::default())
+    }
+
+    /// A new session.
+    ///
+    /// # Errors
+    /// `InvalidInput` where an option is out of range.
+    pub fn session_with(&self, options: SessionOptions) -> Result<Session> {
+        Session::new(self.clone(), options)
+    }
+
+    /// The tokenizer of the file.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.0.tokenizer
+    }
+
+    /// The chat template of the file, or the built-in one for its kind where it has none.
+    ///
+    /// # Errors
+    /// `Template` where the file's template is broken.
+    pub fn chat_template(&self) -> Result<&ChatTemplate> {
+        self.0.template.as_ref().map_err(|e| Error::new(e.kind(), e.to_string()).with_source(Arc::clone(e)))
+    }
+
+    /// The prompt that asks the model for the next message of a conversation, by the model's own chat template.
+    ///
+    /// Text of the messages never turns into special tokens, whatever it contains.
+    ///
+    /// # Errors
+    /// `Template` where the template is broken or refuses the conversation.
+    pub fn chat_prompt(&self, messages: &[Message]) -> Result<Prompt> {
+        self.chat_prompt_with(messages, &ChatOptions::default())
+    }
+
+    /// [`chat_prompt`](Self::chat_prompt) with options: tools, variables of the template, …
+    ///
+    /// # Errors
+    /// As [`chat_prompt`](Self::chat_prompt).
+    pub fn chat_prompt_with(&self, messages: &[Message], options: &ChatOptions) -> Result<Prompt> {
+        let rendered = self.chat_template()?.render(messages, options)?;
+        Prompt::from_rendered(&self.0.tokenizer, &rendered)
+    }
+
+    /// Tokenizes text as a prompt, with the special tokens at the start that the file asks for. Text that looks like a
+    /// special token stays text.
+    ///
+    /// # Errors
+    /// `InvalidInput` where the vocabulary cannot express the text.
+    pub fn prompt(&self, text: &str) -> Result<Prompt> {
+        let tokens = self.0.tokenizer.encode(text, EncodeOptions::default())?;
+        Ok(Prompt::from_tokens(tokens))
+    }
+
+    /// The longest context that a session of this model may have, in tokens.
+    pub fn context_len(&self) -> usize {
+        self.0.context
+    }
+
+    /// The context length that the model was trained for, in tokens.
+    pub fn trained_context_len(&self) -> usize {
+        self.0.config.context
+    }
+
+    /// Tokens in the vocabulary: the length of a row of logits.
+    pub fn vocab_len(&self) -> usize {
+        self.0.config.vocab
+    }
+
+    /// The architecture, as the file names it: `llama`, `qwen2`, …
+    pub fn architecture(&self) -> &str {
+        &self.0.config.arch
+    }
+
+    /// The name that the file gives the model.
+    pub fn name(&self) -> Option<&str> {
+        self.0.gguf.metadata().str("general.name").ok().flatten()
+    }
+
+    /// The file: metadata and tensors.
+    pub fn gguf(&self) -> &Gguf {
+        &self.0.gguf
+    }
+
+    /// Which device runs the model, and why others do not.
+    pub fn device_report(&self) -> &DeviceReport {
+        &self.0.report
+    }
+
+    /// The device that runs the model.
+    pub fn device(&self) -> Device {
+        self.0.report.device()
+    }
+
+    /// How many threads compute, the calling one included.
+    pub fn threads(&self) -> usize {
+        self.0.backend.threads()
+    }
+
+    /// The forward pass as text, an operation a line: for debugging models.
+    pub fn program(&self) -> impl fmt::Display + '_ {
+        &*self.0.program
+    }
+
+    /// Bytes of weights that are read to generate one token: the measure of decoding speed.
+    pub fn bytes_per_token(&self) -> u64 {
+        self.0.program.bytes_per_token()
+    }
+
+    pub(crate) fn backend(&self) -> &dyn Backend {
+        &*self.0.backend
+    }
+}
+
+impl fmt::Debug for Model {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Model")
+            .field("path", &self.0.gguf.path())
+            .field("architecture", &self.0.config.arch)
+            .field("context_len", &self.0.context)
+            .field("device", &self.0.report.device())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,261 @@
+//! How a model is loaded.
+
+use super::config::Config;
+use super::program::Program;
+use super::{Model, arch};
+use crate::backend::{Backend, cpu};
+use crate::device::{Device, DeviceReport};
+use crate::gguf::Gguf;
+use crate::{Error, ErrorKind, KvType, Result};
+use std::fmt;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+
+/// How exactly the forward pass is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Precision {
+    /// Quantized weights are multiplied with activations quantized to 8 bits: fast, and as exact as the weights.
+    #[default]
+    Fast,
+    /// Weights are dequantized, and everything is computed in `f32`: slow, for tests and comparisons. The cache is kept
+    /// in `f32` as well.
+    Reference,
+}
+
+/// How far loading has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Progress {
+    /// Bytes of tensors that are ready.
+    pub bytes: u64,
+    /// Bytes of all tensors.
+    pub total_bytes: u64,
+}
+
+impl Progress {
+    /// Between 0 and 1.
+    pub fn fraction(&self) -> f64 {
+        if self.total_bytes == 0 { 1.0 } else { self.bytes as f64 / self.total_bytes as f64 }
+    }
+
+    /// What a callback returns to let the loading go on.
+    pub fn go_on(&self) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+
+    /// What a callback returns to give up; loading then ends with an error of the kind
+    /// [`Cancelled`](ErrorKind::Cancelled).
+    pub fn cancel(&self) -> ControlFlow<()> {
+        ControlFlow::Break(())
+    }
+}
+
+/// The memory that a model needs, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MemoryEstimate {
+    /// The weights: on the CPU pages of the mapped file, which the system may drop and read again.
+    pub weights: u64,
+    /// The cache of one session whose context is full.
+    pub kv_cache: u64,
+    /// Buffers of a forward pass over a prompt.
+    pub buffers: u64,
+}
+
+impl MemoryEstimate {
+    /// All of it, with one session.
+    pub fn total(&self) -> u64 {
+        self.weights.saturating_add(self.kv_cache).saturating_add(self.buffers)
+    }
+}
+
+type OnProgress = Box<dyn FnMut(Progress) -> ControlFlow<()> + Send>;
+
+/// Options for loading a [`Model`]; made by [`Model::options`].
+///
+/// ```no_run
+/// # fn main() -> wavelm::Result<()> {
+/// use wavelm::{Device, KvType, Model};
+/// let model = Model::options().device(Device::Cpu).threads(4).context(8192).kv_type(KvType::Q8_0).load("model.gguf")?;
+/// # Ok(())
+/// # }
+/// ```
+#[must_use]
+pub struct LoadOptions {
+    device: Device,
+    threads: Option<usize>,
+    pool: Option<Arc<rayon::ThreadPool>>,
+    pub(super) context: Option<usize>,
+    kv_type: KvType,
+    precision: Precision,
+    on_progress: Option<OnProgress>,
+}
+
+impl LoadOptions {
+    pub(super) fn new() -> Self {
+        Self {
+            device: Device::Auto,
+            threads: None,
+            pool: None,
+            context: None,
+            kv_type: KvType::default(),
+            precision: Precision::default(),
+            on_progress: None,
+        }
+    }
+
+    /// Which device runs the model. Default: [`Device::Auto`].
+    pub fn device(mut self, device: Device) -> Self {
+        self.device = device;
+        self
+    }
+
+    /// How many threads compute, the calling one included. Default: `$WAVELM_THREADS`, else the number of physical
+    /// cores that this process may use.
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = Some(threads);
+        self
+    }
+
+    /// Computes on the caller's pool instead of one that the model owns. [`threads`](Self::threads) is then ignored.
+    pub fn pool(mut self, pool: Arc<rayon::ThreadPool>) -> Self {
+        self.pool = Some(pool);
+        self
+    }
+
+    /// The longest context of a session, in tokens. Default: what the model was trained for. Memory for the cache is
+    /// taken as sessions grow, not in advance.
+    pub fn context(mut self, tokens: usize) -> Self {
+        self.context = Some(tokens);
+        self
+    }
+
+    /// How keys and values are cached. Default: [`KvType::F16`].
+    pub fn kv_type(mut self, kv_type: KvType) -> Self {
+        self.kv_type = kv_type;
+        self
+    }
+
+    /// How exactly the forward pass is computed. Default: [`Precision::Fast`].
+    pub fn precision(mut self, precision: Precision) -> Self {
+        self.precision = precision;
+        self
+    }
+
+    /// Calls `callback` while the weights are brought into memory. Without a callback the weights are only mapped, and
+    /// read when first used; with one they are read while loading.
+    pub fn on_progress(mut self, callback: impl FnMut(Progress) -> ControlFlow<()> + Send + 'static) -> Self {
+        self.on_progress = Some(Box::new(callback));
+        self
+    }
+
+    /// Loads the model at `path`; of a split model, any part.
+    ///
+    /// # Errors
+    /// What is wrong with the file, an option or the device.
+    pub fn load(self, path: impl AsRef<Path>) -> Result<Model> {
+        self.check()?;
+        let gguf = Gguf::open(path)?;
+        self.load_gguf(gguf)
+    }
+
+    /// Loads a model that is already parsed, for example from memory.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_gguf(mut self, gguf: Gguf) -> Result<Model> {
+        self.check()?;
+        Model::load_with(&mut self, gguf)
+    }
+
+    /// How much memory the model at `path` would take with these options, without loading it.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn estimate(&self, path: impl AsRef<Path>) -> Result<MemoryEstimate> {
+        self.check()?;
+        let gguf = Gguf::open(path)?;
+        let estimate = || {
+            let config = Config::read(&gguf)?;
+            let program = arch::program(&gguf, &config)?;
+            let context = self.context.unwrap_or(config.context);
+            Ok(MemoryEstimate {
+                weights: gguf.tensors().iter().map(|t| t.size()).sum(),
+                kv_cache: cpu::kv_bytes(&program, self.effective_kv_type(), context),
+                buffers: cpu::buffer_bytes(&program),
+            })
+        };
+        estimate().map_err(|e: Error| e.in_file(gguf.path()))
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.threads == Some(0) {
+            return Err(Error::invalid_input("0 threads were asked for; use at least 1"));
+        }
+        if self.context == Some(0) {
+            return Err(Error::invalid_input("a context of 0 tokens was asked for; use at least 1"));
+        }
+        Ok(())
+    }
+
+    fn effective_kv_type(&self) -> KvType {
+        match self.precision {
+            Precision::Reference => KvType::F32,
+            Precision::Fast => self.kv_type,
+        }
+    }
+
+    /// Reads all tensors in, if somebody watches.
+    pub(super) fn prefetch(&mut self, gguf: &Gguf) -> Result<()> {
+        let Some(callback) = &mut self.on_progress else { return Ok(()) };
+        let total_bytes = gguf.tensors().iter().map(|t| t.size()).sum();
+        let mut bytes = 0;
+        let mut tell = |bytes| match callback(Progress { bytes, total_bytes }) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(Error::new(ErrorKind::Cancelled, "loading was cancelled by the caller")),
+        };
+        tell(0)?;
+        for tensor in gguf.tensors() {
+            const STEP: usize = 16 << 20;
+            for part in gguf.data(tensor).chunks(STEP) {
+                // One byte of each memory page makes the system read the page.
+                std::hint::black_box(part.iter().step_by(4096).fold(0u8, |sum, &b| sum.wrapping_add(b)));
+                bytes += part.len() as u64;
+                tell(bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Chooses the device and loads the program there.
+    pub(super) fn open_backend(
+        &mut self,
+        gguf: &Arc<Gguf>,
+        program: &Arc<Program>,
+        _config: &Config,
+    ) -> Result<(Box<dyn Backend>, DeviceReport)> {
+        let report = DeviceReport::choose(self.device)?;
+        let options = cpu::CpuOptions {
+            threads: self.threads,
+            pool: self.pool.take(),
+            kv_type: self.effective_kv_type(),
+            precision: self.precision,
+        };
+        let backend = cpu::CpuBackend::new(Arc::clone(gguf), Arc::clone(program), options)?;
+        Ok((Box::new(backend), report))
+    }
+}
+
+impl fmt::Debug for LoadOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LoadOptions")
+            .field("device", &self.device)
+            .field("threads", &self.threads)
+            .field("context", &self.context)
+            .field("kv_type", &self.kv_type)
+            .field("precision", &self.precision)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,344 @@
+//! The candidates for the next token in rank order, of which only as many are sorted as are asked for.
+
+use super::math::weight;
+use crate::backend::cpu::logits::{self, BLOCK};
+
+/// A token and its logit as one integer, whose order is the rank: the higher logit first, of equals the lower id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Candidate(u64);
+
+impl Candidate {
+    /// What every candidate with a finite logit ranks up to.
+    const LAST: Self = Self::new(u32::MAX, f32::MIN);
+
+    /// `logit` must not be NaN.
+    #[inline]
+    pub(super) const fn new(token: u32, logit: f32) -> Self {
+        // The sum makes +0 of -0, which are equal. The bits of positive floats then order as integers do; those of
+        // negative ones in reverse.
+        let bits = (logit + 0.0).to_bits();
+        let ascending = if bits >> 31 == 0 { bits | 1 << 31 } else { !bits };
+        Self((!ascending as u64) << 32 | token as u64)
+    }
+
+    pub(super) fn token(self) -> u32 {
+        self.0 as u32
+    }
+
+    pub(super) fn logit(self) -> f32 {
+        let ascending = !((self.0 >> 32) as u32);
+        f32::from_bits(if ascending >> 31 == 1 { ascending ^ 1 << 31 } else { !ascending })
+    }
+}
+
+/// How many candidates are sorted before it is known how many are needed: most draws need no more.
+const FIRST: usize = 256;
+
+/// A histogram of the distances to the best logit, for a search among more candidates than the [`FIRST`]: so many
+/// buckets to a distance of 1, …
+const BUCKETS_PER_UNIT: f32 = 64.0;
+/// … and up to a distance of 32, where weights have been 0 for a while.
+const BUCKETS: usize = 2048;
+
+/// The buffers of a [`Ranking`] and what it starts from, kept from token to token.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Buffers {
+    /// The largest score of each block, from [`logits::peaks`].
+    pub(super) peaks: Vec<f32>,
+    ranked: Vec<Candidate>,
+}
+
+/// The candidates among `scores`, which have no +∞. Scores of -∞ and NaN are no candidates.
+pub(super) struct Ranking<'a> {
+    scores: &'a [f32],
+    buffers: &'a mut Buffers,
+    /// Where not `complete`: the candidates are those that rank up to this one, …
+    last: Candidate,
+    /// … and `buffers.ranked` has the first ones of them, sorted. Where `complete`, it has all candidates.
+    complete: bool,
+    /// The total at a temperature of 1 of all of `scores`, where it is known.
+    total: Option<u64>,
+}
+
+impl<'a> Ranking<'a> {
+    /// All of `scores`, whose peaks are already in `buffers`, and whose total at a temperature of 1 may be known.
+    pub(super) fn new(scores: &'a [f32], buffers: &'a mut Buffers, total: Option<u64>) -> Self {
+        buffers.ranked.clear();
+        Self { scores, buffers, last: Candidate::LAST, complete: false, total }
+    }
+
+    /// The first candidates, sorted: all of them, or [`FIRST`].
+    fn first(&mut self) -> &[Candidate] {
+        if !self.complete && self.buffers.ranked.is_empty() {
+            self.load(FIRST);
+        }
+        &self.buffers.ranked
+    }
+
+    /// The logit of the best candidate, which all weights are relative to; -∞ if there is none.
+    pub(super) fn best(&mut self) -> f32 {
+        self.first().first().map_or(f32::NEG_INFINITY, |candidate| candidate.logit())
+    }
+
+    /// All candidates, sorted.
+    pub(super) fn all(&mut self) -> &[Candidate] {
+        if !self.complete {
+            self.load(self.scores.len());
+        }
+        &self.buffers.ranked
+    }
+
+    /// Keeps the first `count` candidates.
+    pub(super) fn keep(&mut self, count: usize) {
+        if !self.complete {
+            self.load(count);
+        }
+        self.buffers.ranked.truncate(count);
+        self.complete = true;
+    }
+
+    /// Keeps the candidates that rank up to `last`.
+    pub(super) fn keep_to(&mut self, last: Candidate) {
+        self.last = self.last.min(last);
+        let count = self.buffers.ranked.partition_point(|candidate| *candidate <= last);
+        if count < self.buffers.ranked.len() {
+            self.buffers.ranked.truncate(count);
+            self.complete = true;
+        }
+    }
+
+    /// Keeps the candidates whose logit is at least `floor`.
+    pub(super) fn keep_from(&mut self, floor: f32) {
+        self.keep_to(Candidate::new(u32::MAX, floor.max(f32::MIN)));
+    }
+
+    /// Replaces the candidates by those of them that `keep` accepts, given their rank.
+    pub(super) fn retain(&mut self, mut keep: impl FnMut(usize) -> bool) {
+        self.all();
+        let mut rank = 0;
+        self.buffers.ranked.retain(|_| {
+            rank += 1;
+            keep(rank - 1)
+        });
+    }
+
+    /// The sum of the weights of all candidates at a temperature.
+    pub(super) fn total(&mut self, temperature: f32) -> u64 {
+        let best = self.best();
+        let weight = |logit: f32| weight((logit - best) / temperature);
+        if self.complete {
+            return self.buffers.ranked.iter().map(|candidate| weight(candidate.logit())).sum();
+        }
+        if self.last == Candidate::LAST {
+            let known = self.total.filter(|_| temperature == 1.0);
+            return known.unwrap_or_else(|| logits::total(self.scores, best, temperature, f32::NEG_INFINITY));
+        }
+        let floor = self.last.logit();
+        let behind = self.scores.get((self.last.token() as usize).saturating_add(1)..).unwrap_or_default();
+        let equals = behind.iter().filter(|&&score| score == floor).count() as u64;
+        logits::total(self.scores, best, temperature, floor) - equals * weight(floor)
+    }
+
+    /// The first candidate with which the weights at a temperature, cumulated in rank order, reach `target`; `None` if
+    /// all together do not.
+    pub(super) fn find(&mut self, target: u64, temperature: f32) -> Option<Candidate> {
+        let best = self.best();
+        let distance = |logit: f32| (best - logit) / temperature;
+        let mut sum = 0;
+        let mut reaches = |candidate: &Candidate| {
+            sum += weight(-distance(candidate.logit()));
+            sum >= target
+        };
+        if let Some(found) = self.first().iter().copied().find(&mut reaches) {
+            return Some(found);
+        }
+        if self.complete {
+            return None;
+        }
+        // All candidates go by their distance into buckets, whose order is then the order of ranks; only the bucket in
+        // which the target is reached needs to be sorted.
+        let bucket = |logit: f32| ((distance(logit) * BUCKETS_PER_UNIT) as usize).min(BUCKETS - 1);
+        let mut masses = [0u64; BUCKETS];
+        self.each(|candidate| {
+            if let Some(mass) = masses.get_mut(bucket(candidate.logit())) {
+                *mass += weight(-distance(candidate.logit()));
+            }
+        });
+        let mut sum = 0;
+        let crossing = masses.iter().position(|mass| {
+            sum += mass;
+            sum >= target
+        })?;
+        sum -= masses.get(crossing)?;
+        let mut crossed = Vec::new();
+        self.each(|candidate| {
+            if bucket(candidate.logit()) == crossing {
+                crossed.push(candidate);
+            }
+        });
+        crossed.sort_unstable();
+        crossed.into_iter().find(|candidate| {
+            sum += weight(-distance(candidate.logit()));
+            sum >= target
+        })
+    }
+
+    /// Calls `visit` with every candidate, in the order of tokens. Not for a `complete` ranking.
+    #[inline]
+    fn each(&self, mut visit: impl FnMut(Candidate)) {
+        let floor = self.last.logit();
+        for (index, (block, &peak)) in self.scores.chunks(BLOCK).zip(&self.buffers.peaks).enumerate() {
+            // False for NaN, and for -∞ as the floor is finite
+            if peak >= floor {
+                for (token, &score) in ((index * BLOCK) as u32..).zip(block) {
+                    if score >= floor {
+                        let candidate = Candidate::new(token, score);
+                        if candidate <= self.last {
+                            visit(candidate);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sorts the first `count` candidates.
+    fn load(&mut self, count: usize) {
+        let mut ranked = std::mem::take(&mut self.buffers.ranked);
+        ranked.clear();
+        // With the count-th highest peak as the threshold, `count` blocks hold a score that reaches it: what the
+        // first `count` candidates have is at least that. Few blocks need to be looked into.
+        let last = self.last;
+        if 0 < count && count < self.buffers.peaks.len() {
+            ranked.extend(self.buffers.peaks.iter().map(|&peak| Candidate::new(u32::MAX, peak)));
+            self.last = last.min(*ranked.select_nth_unstable(count - 1).1);
+            ranked.clear();
+        }
+        self.each(|candidate| ranked.push(candidate));
+        self.last = last;
+        self.complete = ranked.len() < count || count >= self.scores.len();
+        if ranked.len() > count {
+            ranked.select_nth_unstable(count);
+            ranked.truncate(count);
+        }
+        ranked.sort_unstable();
+        self.buffers.ranked = ranked;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sampler::tests::random_logits;
+
+    fn ranking<'a>(scores: &'a [f32], buffers: &'a mut Buffers) -> Ranking<'a> {
+        logits::peaks(scores, &mut buffers.peaks);
+        Ranking::new(scores, buffers, None)
+    }
+
+    fn naive(scores: &[f32], limit: usize, floor: f32) -> Vec<(u32, f32)> {
+        let mut all: Vec<(u32, f32)> = (0..).zip(scores.iter().copied()).collect();
+        all.retain(|&(_, score)| score >= floor && score > f32::NEG_INFINITY);
+        all.sort_by(|a, b| b.1.partial_cmp(&a.1).unwrap().then(a.0.cmp(&b.0)));
+        all.truncate(limit);
+        all
+    }
+
+    fn pairs(candidates: &[Candidate]) -> Vec<(u32, f32)> {
+        candidates.iter().map(|c| (c.token(), c.logit())).collect()
+    }
+
+    #[test]
+    fn a_candidate_keeps_its_token_and_logit_and_orders_by_rank() {
+        let logits = [f32::MAX, 3.5, 3.25, f32::MIN_POSITIVE, 0.0, -1e-45, -3.25, f32::MIN];
+        for pair in logits.windows(2) {
+            assert!(Candidate::new(9, pair[0]) < Candidate::new(1, pair[1]));
+            assert!(Candidate::new(1, pair[0]) < Candidate::new(9, pair[0]));
+            let candidate = Candidate::new(u32::MAX, pair[1]);
+            assert_eq!((candidate.token(), candidate.logit()), (u32::MAX, pair[1]));
+        }
+        assert!(Candidate::new(1, -0.0) < Candidate::new(2, 0.0));
+    }
+
+    #[test]
+    fn any_part_of_the_ranking_equals_a_full_sort() {
+        for (seed, len) in [(1, 1), (2, 63), (3, 64), (4, 65), (5, 1000), (6, 40_000)] {
+            // Coarse logits have many ties, -∞ and NaN among them
+            for step in [0.0, 0.5, 1000.0] {
+                let mut scores = random_logits(seed, len, 4.0);
+                if step > 0.0 {
+                    scores.iter_mut().for_each(|score| *score = (*score / step).floor() * step);
+                }
+                for (i, score) in scores.iter_mut().enumerate().skip(1) {
+                    match i % 7 {
+                        0 => *score = f32::NEG_INFINITY,
+                        3 => *score = f32::NAN,
+                        _ => (),
+                    }
+                }
+                let mut buffers = Buffers::default();
+                for limit in [1, 2, 40, 700, len] {
+                    for floor in [f32::NEG_INFINITY, -1.0, 2.0, 1e9] {
+                        let expected = naive(&scores, limit, floor);
+                        let mut one = ranking(&scores, &mut buffers);
+                        one.keep(limit);
+                        one.keep_from(floor);
+                        assert!(pairs(one.all()) == expected);
+                        let mut other = ranking(&scores, &mut buffers);
+                        other.best();
+                        other.keep_from(floor);
+                        other.keep(limit);
+                        assert!(pairs(other.all()) == expected);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Flat enough, and with enough ties, that most searches have to go into the buckets.
+    fn flat_scores() -> Vec<f32> {
+        random_logits(11, 5000, 1.5).iter().map(|score| (score * 16.0).floor() / 16.0).collect()
+    }
+
+    #[test]
+    fn the_total_is_the_same_however_it_is_summed() {
+        let scores = flat_scores();
+        let mut buffers = Buffers::default();
+        let sorted = ranking(&scores, &mut buffers).all().to_vec();
+        for last in [Candidate::LAST, sorted[300], sorted[301], sorted[2500], sorted[4999]] {
+            for temperature in [1.0, 0.3, 40.0] {
+                let mut ranking = ranking(&scores, &mut buffers);
+                ranking.keep_to(last);
+                let swept = ranking.total(temperature);
+                assert!(!ranking.complete);
+                ranking.all();
+                assert_eq!(ranking.total(temperature), swept);
+            }
+        }
+    }
+
+    #[test]
+    fn a_search_finds_what_a_walk_over_all_finds() {
+        let scores = flat_scores();
+        let mut buffers = Buffers::default();
+        let sorted = ranking(&scores, &mut buffers).all().to_vec();
+        for last in [Candidate::LAST, sorted[10], sorted[700], sorted[4000]] {
+            for temperature in [1.0, 0.1, 3.0, 1e20] {
+                let mut ranking = ranking(&scores, &mut buffers);
+                ranking.keep_to(last);
+                let total = ranking.total(temperature);
+                for part in 0..=64 {
+                    let target = (total / 64 * part).max(1);
+                    let mut sum = 0;
+                    let expected = sorted.iter().find(|candidate| {
+                        sum += weight((candidate.logit() - sorted[0].logit()) / temperature);
+                        sum >= target
+                    });
+                    assert_eq!(ranking.find(target, temperature).as_ref(), expected);
+                }
+                assert!(ranking.find(total, temperature).is_some_and(|found| found <= last));
+                assert_eq!(ranking.find(total + 1, temperature), None);
+            }
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! One generation's state: the seed, the step and the tokens that the penalties look at.
+
+use std::borrow::Cow;
+
+use super::math::{MAX_VOCABULARY, UNIT, ln};
+use super::penalties::History;
+use super::philox::uniform;
+use super::ranking::{Buffers, Ranking};
+use super::{Sampler, steps};
+use crate::backend::cpu::logits::{self, BLOCK};
+use crate::{Error, Result};
+
+/// A chosen token.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Choice {
+    /// The token's id.
+    pub token: u32,
+    /// The natural logarithm of the probability that the model gave to the token: the log-softmax of the logits before
+    /// any step of the sampler.
+    pub logprob: f32,
+    /// The most likely tokens before any step of the sampler, the best first, as many as
+    /// [`top_logprobs`](super::SamplerBuilder::top_logprobs) asked for and have a finite logit.
+    pub top_logprobs: Vec<TokenLogprob>,
+}
+
+/// A token and the logarithm of its probability.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub struct TokenLogprob {
+    /// The token's id.
+    pub token: u32,
+    /// The natural logarithm of the token's probability.
+    pub logprob: f32,
+}
+
+/// The state of one generation, made by [`Sampler::start`]. A clone goes on to draw the same random numbers.
+#[derive(Debug, Clone)]
+pub struct SamplerState {
+    sampler: Sampler,
+    seed: u64,
+    /// How many tokens were sampled: the counter of the random numbers.
+    step: u64,
+    history: History,
+    buffers: Buffers,
+    /// The logits after bias and penalties, where there are any.
+    scores: Vec<f32>,
+}
+
+impl SamplerState {
+    pub(super) fn new(sampler: Sampler, seed: u64, prompt: &[u32]) -> Self {
+        let window = if sampler.has_penalties() { sampler.penalty_window } else { 0 };
+        let history = History::new(window, prompt);
+        Self { sampler, seed, step: 0, history, buffers: Buffers::default(), scores: Vec::new() }
+    }
+
+    /// The seed in use: with [`SamplerBuilder::seed`](super::SamplerBuilder::seed) it repeats this generation.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// Chooses the next token from the model's logits, one per token of the vocabulary, and counts it as part of the
+    /// text.
+    ///
+    /// # Errors
+    /// `InvalidInput` where there is nothing to choose from (no logits, none above -∞, or all of those banned), where
+    /// a bias is for a token without a logit, and for more than 8,388,608 logits. The state is then as it was before.
+    pub fn sample(&mut self, logits: &[f32]) -> Result<Choice> {
+        let Self { sampler, buffers, .. } = self;
+        if logits.len() > MAX_VOCABULARY {
+            return Err(Error::invalid_input(format!(
+                "there are {} logits to sample from, but at most {MAX_VOCABULARY} are possible",
+                logits.len()
+            )));
+        }
+        if logits.is_empty() {
+            return Err(Error::invalid_input(
+                "there are no logits to sample from; run the model on at least one token",
+            ));
+        }
+        let mut best = logits::peaks(logits, &mut buffers.peaks);
+        let logits = if best == f32::INFINITY {
+            let mut finite = logits.to_vec();
+            best = make_finite(&mut finite, buffers);
+            Cow::Owned(finite)
+        } else {
+            Cow::Borrowed(logits)
+        };
+        if best == f32::NEG_INFINITY {
+            return Err(Error::invalid_input(format!(
+                "none of the {} logits is a number above -inf; check the model file and the tokens that it was given",
+                logits.len()
+            )));
+        }
+        let total = logits::total(&logits, best, 1.0, f32::NEG_INFINITY);
+        let log_total = ln(total as f64 / UNIT as f64);
+        let logprob = |logit: f32| (f64::from(logit) - f64::from(best) - log_total) as f32;
+
+        let mut top_logprobs = Vec::new();
+        if sampler.top_logprobs > 0 {
+            let mut ranking = Ranking::new(&logits, buffers, None);
+            ranking.keep(sampler.top_logprobs);
+            let top = ranking.all().iter();
+            top_logprobs.extend(top.map(|c| TokenLogprob { token: c.token(), logprob: logprob(c.logit()) }));
+        }
+
+        let token = self.choose(&logits, best, total)?;
+        self.step += 1;
+        self.history.push(token);
+        let logit = logits.get(token as usize).copied().unwrap_or(f32::NEG_INFINITY);
+        Ok(Choice { token, logprob: logprob(logit), top_logprobs })
+    }
+
+    /// All steps, on logits without +∞, whose peaks are in the buffers. `best` is the highest of them, and `total` the
+    /// total of the weights at a temperature of 1.
+    fn choose(&mut self, logits: &[f32], best: f32, total: u64) -> Result<u32> {
+        let Self { sampler, buffers, scores, history, .. } = self;
+        let (logits, best, total) = if sampler.biases.is_empty() && history.is_empty() {
+            (logits, best, Some(total))
+        } else {
+            scores.clear();
+            scores.extend_from_slice(logits);
+            add_biases(scores, &sampler.biases)?;
+            history.penalize(scores, sampler);
+            let mut best = logits::peaks(scores, &mut buffers.peaks);
+            if best == f32::INFINITY {
+                // A sum or product of large numbers overflowed.
+                best = make_finite(scores, buffers);
+            }
+            (&scores[..], best, None)
+        };
+        let nothing = || {
+            Error::invalid_input(
+                "every token with a logit above -inf is banned by the sampler's biases; allow at least one of them",
+            )
+        };
+        if best == f32::NEG_INFINITY {
+            return Err(nothing());
+        }
+        if sampler.temperature == 0.0 {
+            return first_of(logits, &buffers.peaks, best).ok_or_else(nothing);
+        }
+        let mut ranking = Ranking::new(logits, buffers, total);
+        steps::narrow(&mut ranking, sampler);
+        let random = uniform(self.seed, self.step);
+        steps::draw(&mut ranking, sampler.temperature, random).map(|drawn| drawn.token()).ok_or_else(nothing)
+    }
+}
+
+/// Replaces +∞ by the largest finite number, and returns that, the highest of the new peaks.
+fn make_finite(logits: &mut [f32], buffers: &mut Buffers) -> f32 {
+    for logit in logits.iter_mut().filter(|logit| **logit == f32::INFINITY) {
+        *logit = f32::MAX;
+    }
+    logits::peaks(logits, &mut buffers.peaks)
+}
+
+/// Adds each bias to its token's logit.
+fn add_biases(logits: &mut [f32], biases: &[(u32, f32)]) -> Result<()> {
+    let count = logits.len();
+    for &(token, bias) in biases {
+        let logit = logits.get_mut(token as usize).ok_or_else(|| {
+            Error::invalid_input(format!(
+                "the sampler has a bias or ban for token {token}, but the model has only the tokens 0 to {}",
+                count.saturating_sub(1)
+            ))
+        })?;
+        *logit += bias;
+    }
+    Ok(())
+}
+
+/// The first token whose logit is `best`, the highest of the peaks.
+fn first_of(logits: &[f32], peaks: &[f32], best: f32) -> Option<u32> {
+    let start = peaks.iter().position(|&peak| peak == best)? * BLOCK;
+    let within = logits.get(start..)?.iter().position(|&logit| logit == best)?;
+    Some((start + within) as u32)
+}

@@ -1,0 +1,89 @@
+//! The steps that narrow the candidates down, and the draw from what is left.
+
+use super::Sampler;
+use super::math::{UNIT, ln, weight};
+use super::ranking::{Candidate, Ranking};
+
+/// Top-k, typical, top-p and min-p, in this order.
+pub(super) fn narrow(ranking: &mut Ranking, sampler: &Sampler) {
+    if sampler.top_k > 0 {
+        ranking.keep(sampler.top_k);
+    }
+    if sampler.typical < 1.0 {
+        typical(ranking, sampler.typical);
+    }
+    // Both of the others keep the first so many candidates, and min-p asks only for the best one: its cut can be made
+    // first, if the total is the one from before, and top-p then has less to search.
+    let total = (sampler.top_p < 1.0).then(|| ranking.total(1.0));
+    if sampler.min_p > 0.0 {
+        min_p(ranking, sampler.min_p);
+    }
+    if let Some(total) = total {
+        top_p(ranking, sampler.top_p, total);
+    }
+}
+
+/// Locally typical sampling (Meister, Pimentel, Wiher and Cotterell, 2022): keeps the smallest set of a mass of at
+/// least `mass` whose surprisals, `-ln p`, are the closest to their expectation, the entropy.
+fn typical(ranking: &mut Ranking, mass: f32) {
+    let best = ranking.best();
+    let total = ranking.total(1.0);
+    let candidates = ranking.all();
+    let log_total = ln(total as f64 / UNIT as f64);
+    let distance = |candidate: &Candidate| candidate.logit() - best;
+    // -Σ p ln p with ln p = distance - log_total; the sum is made in rank order.
+    let mean_distance = candidates
+        .iter()
+        .map(|candidate| (weight(distance(candidate)), distance(candidate)))
+        .filter(|&(weight, _)| weight > 0)
+        .fold(0.0, |sum, (weight, distance)| sum + weight as f64 / total as f64 * f64::from(distance));
+    let entropy = log_total - mean_distance;
+    let mut by_oddity: Vec<(f64, usize)> = candidates
+        .iter()
+        .map(|candidate| (log_total - f64::from(distance(candidate)) - entropy).abs())
+        .zip(0..)
+        .collect();
+    by_oddity.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+
+    let target = share(mass, total);
+    let mut kept = vec![false; candidates.len()];
+    let mut sum = 0;
+    for (_, rank) in by_oddity {
+        if let (Some(candidate), Some(kept)) = (candidates.get(rank), kept.get_mut(rank)) {
+            sum += weight(distance(candidate));
+            *kept = true;
+        }
+        if sum >= target {
+            break;
+        }
+    }
+    ranking.retain(|rank| kept.get(rank).copied().unwrap_or(false));
+}
+
+/// Nucleus sampling (Holtzman, Buys, Du, Forbes and Choi, 2019): keeps the smallest set of the best candidates that
+/// has at least the share `mass` of `total`, and at least one.
+fn top_p(ranking: &mut Ranking, mass: f32, total: u64) {
+    if let Some(last) = ranking.find(share(mass, total), 1.0) {
+        ranking.keep_to(last);
+    }
+}
+
+/// Min-p (Nguyen, Baker, Neo, Roush, Kirsch and Shwartz-Ziv, 2024): keeps the candidates that are at least `ratio`
+/// times as likely as the best one.
+fn min_p(ranking: &mut Ranking, ratio: f32) {
+    let floor = f64::from(ranking.best()) + ln(f64::from(ratio));
+    ranking.keep_from(floor as f32);
+}
+
+/// The part `fraction` of `total`, rounded up, and at least 1.
+fn share(fraction: f32, total: u64) -> u64 {
+    ((f64::from(fraction) * total as f64).ceil() as u64).max(1)
+}
+
+/// Draws a candidate at a temperature: the one in whose part of the cumulated weights, in rank order, the fraction
+/// `random / 2^64` of their total falls. `None` if there are no candidates.
+pub(super) fn draw(ranking: &mut Ranking, temperature: f32, random: u64) -> Option<Candidate> {
+    let total = ranking.total(temperature);
+    let before = ((u128::from(random) * u128::from(total)) >> 64) as u64;
+    ranking.find(before + 1, temperature)
+}

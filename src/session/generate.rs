@@ -1,0 +1,265 @@
+//! [`Generation`]: the stream of what a model says.
+
+use super::{Prompt, Session};
+use crate::backend::Logits;
+use crate::sampler::{Choice, Sampler, SamplerState, TokenLogprob};
+use crate::tokenizer::{Decoder, TokenId};
+use crate::{Error, Result};
+use std::time::{Duration, Instant};
+
+/// Why a generation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StopReason {
+    /// The model drew a token that ends its turn or the text.
+    EndOfGeneration,
+    /// As many tokens as were asked for.
+    MaxTokens,
+    /// One of the stop texts was generated; it is not part of the pieces.
+    StopText,
+    /// An error, which the stream has returned.
+    Error,
+}
+
+/// What one step of a generation yields.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Piece {
+    text: String,
+    choice: Option<Choice>,
+}
+
+impl Piece {
+    /// Whole characters that became certain with this token; empty while a character or a stop text may be unfinished.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// The token; `None` for a last piece that only brings held-back text.
+    pub fn token(&self) -> Option<TokenId> {
+        self.choice.as_ref().map(|c| c.token)
+    }
+
+    /// The natural logarithm of the token's probability under the model, before any step of the sampler.
+    pub fn logprob(&self) -> Option<f32> {
+        self.choice.as_ref().map(|c| c.logprob)
+    }
+
+    /// The most probable tokens at this place, best first; as many as
+    /// [`SamplerBuilder::top_logprobs`](crate::sampler::SamplerBuilder::top_logprobs) asked for.
+    pub fn top_logprobs(&self) -> &[TokenLogprob] {
+        self.choice.as_ref().map(|c| c.top_logprobs.as_slice()).unwrap_or_default()
+    }
+}
+
+/// How long a generation took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Those of them that were cached already.
+    pub reused_tokens: usize,
+    /// Time to evaluate the others.
+    pub prompt_time: Duration,
+    /// Tokens drawn so far, without the one that ended the generation.
+    pub generated_tokens: usize,
+    /// Time since the prompt was evaluated, without the time the caller took.
+    pub generation_time: Duration,
+}
+
+/// A running generation: an iterator over [`Piece`]s. Dropping it stops the work; the session keeps what was evaluated.
+///
+/// After an error the iterator ends; the session remains usable.
+pub struct Generation<'s> {
+    session: &'s mut Session,
+    state: SamplerState,
+    decoder: Decoder,
+    logits: Option<Box<dyn Logits>>,
+    /// Drawn but not evaluated yet.
+    pending: Option<TokenId>,
+    stop: StopTexts,
+    left: usize,
+    reason: Option<StopReason>,
+    stats: Stats,
+}
+
+impl<'s> Generation<'s> {
+    pub(super) fn start(session: &'s mut Session, prompt: &Prompt, sampler: &Sampler) -> Result<Self> {
+        let began = Instant::now();
+        let state = sampler.start(prompt.tokens());
+        let decoder = session.model.tokenizer().decoder();
+        let (logits, reused_tokens) = session.set_context(prompt.tokens())?;
+        let prompt_time = began.elapsed();
+        let stats = Stats { prompt_tokens: prompt.len(), reused_tokens, prompt_time, ..Stats::default() };
+        Ok(Self {
+            session,
+            state,
+            decoder,
+            logits: Some(logits),
+            pending: None,
+            stop: StopTexts::default(),
+            left: usize::MAX,
+            reason: None,
+            stats,
+        })
+    }
+
+    /// Ends after `n` tokens.
+    #[must_use]
+    pub fn max_tokens(mut self, n: usize) -> Self {
+        self.left = n;
+        self
+    }
+
+    /// Ends where `text` is generated; may be called for several texts.
+    #[must_use]
+    pub fn stop_at(mut self, text: impl Into<String>) -> Self {
+        self.stop.add(text.into());
+        self
+    }
+
+    /// The seed of the sampler: the given one, or the one that was made up.
+    pub fn seed(&self) -> u64 {
+        self.state.seed()
+    }
+
+    /// Why the generation ended; `None` while it goes on.
+    pub fn stop_reason(&self) -> Option<StopReason> {
+        self.reason
+    }
+
+    /// Counts and times so far.
+    pub fn stats(&self) -> Stats {
+        self.stats
+    }
+
+    /// Generates to the end and returns the whole text.
+    ///
+    /// # Errors
+    /// The first error of the stream.
+    pub fn text(&mut self) -> Result<String> {
+        let mut text = String::new();
+        for piece in self {
+            text.push_str(piece?.text());
+        }
+        Ok(text)
+    }
+
+    fn step(&mut self) -> Result<Option<Piece>> {
+        if self.left == 0 {
+            return Ok(self.finish(StopReason::MaxTokens));
+        }
+        if let Some(token) = self.pending.take() {
+            self.logits = Some(self.session.push(token)?);
+        }
+        if self.session.canceller.take() {
+            return Err(Error::new(crate::ErrorKind::Cancelled, "the session was cancelled"));
+        }
+        let Some(logits) = self.logits.as_mut() else { return Ok(None) };
+        let choice = logits.sample(0, &mut self.state)?;
+        self.logits = None;
+        if self.session.model.tokenizer().is_end_of_generation(choice.token) {
+            return Ok(self.finish(StopReason::EndOfGeneration));
+        }
+        self.left -= 1;
+        self.pending = Some(choice.token);
+        self.stats.generated_tokens += 1;
+        let (text, stopped) = self.stop.push(self.decoder.push(choice.token));
+        if stopped {
+            self.reason = Some(StopReason::StopText);
+        }
+        Ok(Some(Piece { text, choice: Some(choice) }))
+    }
+
+    /// Ends the generation; where text was held back, a last piece brings it.
+    fn finish(&mut self, reason: StopReason) -> Option<Piece> {
+        self.reason = Some(reason);
+        let (mut text, stopped) = self.stop.push(self.decoder.flush());
+        if stopped {
+            self.reason = Some(StopReason::StopText);
+        } else {
+            text.push_str(&self.stop.take());
+        }
+        (!text.is_empty()).then_some(Piece { text, choice: None })
+    }
+}
+
+impl Iterator for Generation<'_> {
+    type Item = Result<Piece>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.reason.is_some() {
+            return None;
+        }
+        let began = Instant::now();
+        let step = self.step();
+        self.stats.generation_time += began.elapsed();
+        step.inspect_err(|_| self.reason = Some(StopReason::Error)).transpose()
+    }
+}
+
+impl std::iter::FusedIterator for Generation<'_> {}
+
+/// Looks for the stop texts in a stream, holding back what may be the beginning of one.
+#[derive(Debug, Default)]
+struct StopTexts {
+    texts: Vec<String>,
+    held: String,
+}
+
+impl StopTexts {
+    fn add(&mut self, text: String) {
+        if !text.is_empty() {
+            self.texts.push(text);
+        }
+    }
+
+    /// Takes new text; returns what is certain, and whether a stop text was found behind it.
+    fn push(&mut self, text: &str) -> (String, bool) {
+        self.held.push_str(text);
+        if let Some(at) = self.texts.iter().filter_map(|t| self.held.find(t.as_str())).min() {
+            let mut certain = std::mem::take(&mut self.held);
+            certain.truncate(at);
+            return (certain, true);
+        }
+        let begins_here = |at: &usize| {
+            let tail = self.held.get(*at..).unwrap_or_default();
+            self.texts.iter().any(|t| t.starts_with(tail))
+        };
+        let keep_from = self.held.char_indices().map(|(at, _)| at).find(begins_here).unwrap_or(self.held.len());
+        let held = self.held.split_off(keep_from);
+        (std::mem::replace(&mut self.held, held), false)
+    }
+
+    /// What is held back: no stop text after all.
+    fn take(&mut self) -> String {
+        std::mem::take(&mut self.held)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stop_texts_are_found_across_pieces_and_never_shown() {
+        let mut stop = StopTexts::default();
+        stop.add("\n\nUser:".into());
+        stop.add("END".into());
+        assert_eq!(stop.push("Hi\n"), ("Hi".into(), false));
+        assert_eq!(stop.push("there\n\nUs"), ("\nthere".into(), false));
+        assert_eq!(stop.push("ual"), ("\n\nUsual".into(), false));
+        assert_eq!(stop.push(" E"), (" ".into(), false));
+        assert_eq!(stop.push("Néé"), ("ENéé".into(), false));
+        assert_eq!(stop.push("\n\nUser: x END"), (String::new(), true));
+        assert_eq!(stop.take(), "");
+    }
+
+    #[test]
+    fn held_text_is_not_lost() {
+        let mut stop = StopTexts::default();
+        stop.add("abc".into());
+        assert_eq!(stop.push("xab"), ("x".into(), false));
+        assert_eq!(stop.take(), "ab");
+    }
+}

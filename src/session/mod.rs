@@ -1,0 +1,319 @@
+//! [`Session`]: one conversation with a model, and the cache of what was said.
+
+mod generate;
+mod prompt;
+
+pub use generate::{Generation, Piece, Stats, StopReason};
+pub use prompt::Prompt;
+
+use crate::backend::kv::KvSequence;
+use crate::backend::{Batch, Canceller, Logits, Span, Wanted};
+use crate::model::Model;
+use crate::sampler::Sampler;
+use crate::tokenizer::TokenId;
+use crate::{Error, ErrorKind, Result};
+use std::fmt;
+
+/// What happens when a session's context is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum ContextPolicy {
+    /// An error of the kind [`ContextFull`](ErrorKind::ContextFull). Nothing is lost: what was generated so far is in
+    /// the session.
+    #[default]
+    Error,
+    /// The oldest half of what follows the first `keep` tokens is forgotten, and the rest evaluated anew: generation
+    /// goes on without end, with a pause at each slide.
+    Slide {
+        /// How many tokens at the start are never forgotten: a system prompt, say.
+        keep: usize,
+    },
+}
+
+/// Options of a [`Session`].
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct SessionOptions {
+    /// The longest context in tokens; `None` for the [model's](Model::context_len).
+    pub context: Option<usize>,
+    /// What happens when the context is full.
+    pub when_full: ContextPolicy,
+}
+
+impl SessionOptions {
+    /// Sets the longest context, in tokens.
+    #[must_use]
+    pub fn context(mut self, tokens: usize) -> Self {
+        self.context = Some(tokens);
+        self
+    }
+
+    /// Sets what happens when the context is full.
+    #[must_use]
+    pub fn when_full(mut self, policy: ContextPolicy) -> Self {
+        self.when_full = policy;
+        self
+    }
+}
+
+/// One conversation: the tokens that the model has seen and the cache that belongs to them.
+///
+/// A session is `Send` and borrows nothing. Many sessions of one model may work at the same time, from any threads.
+pub struct Session {
+    model: Model,
+    kv: KvSequence,
+    /// The evaluated tokens: exactly those that the cache holds.
+    tokens: Vec<TokenId>,
+    context: usize,
+    when_full: ContextPolicy,
+    canceller: Canceller,
+}
+
+impl Session {
+    pub(crate) fn new(model: Model, options: SessionOptions) -> Result<Self> {
+        let context = options.context.unwrap_or(model.context_len());
+        if context == 0 || context > model.context_len() {
+            return Err(Error::invalid_input(format!(
+                "a context of {context} tokens was asked for, but the model was loaded with {}; load it with a larger \
+                 one (LoadOptions::context)",
+                model.context_len()
+            )));
+        }
+        if let ContextPolicy::Slide { keep } = options.when_full
+            && keep.saturating_add(2) > context
+        {
+            return Err(Error::invalid_input(format!(
+                "a context of {context} tokens cannot slide and keep the first {keep}; keep at most {}",
+                context.saturating_sub(2)
+            )));
+        }
+        let kv = KvSequence::new(model.backend().kv_pool());
+        let canceller = Canceller::default();
+        Ok(Self { model, kv, tokens: Vec::new(), context, when_full: options.when_full, canceller })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The tokens that are evaluated and cached.
+    pub fn tokens(&self) -> &[TokenId] {
+        &self.tokens
+    }
+
+    /// How many tokens are cached.
+    pub fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Whether nothing is cached.
+    pub fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+
+    /// The longest context of this session, in tokens.
+    pub fn context_len(&self) -> usize {
+        self.context
+    }
+
+    /// What stops this session from another thread, also in the middle of a prompt.
+    pub fn canceller(&self) -> Canceller {
+        self.canceller.clone()
+    }
+
+    /// Forgets all but the first `len` tokens.
+    pub fn truncate(&mut self, len: usize) {
+        if len < self.tokens.len() {
+            self.tokens.truncate(len);
+            self.kv.truncate(len);
+        }
+    }
+
+    /// Forgets everything and gives the cache's memory back.
+    pub fn clear(&mut self) {
+        self.tokens.clear();
+        self.kv.truncate(0);
+    }
+
+    /// A second session with the same past. Both share the cache until one of them writes, so this is cheap.
+    pub fn fork(&self) -> Self {
+        Self {
+            model: self.model.clone(),
+            kv: self.kv.fork(self.tokens.len()),
+            tokens: self.tokens.clone(),
+            context: self.context,
+            when_full: self.when_full,
+            canceller: Canceller::default(),
+        }
+    }
+
+    /// Makes `prompt` the whole context, and generates what follows.
+    ///
+    /// The longest beginning of `prompt` that is still cached is not evaluated again, so that a conversation is
+    /// continued by passing the whole of it, a little longer each time. The prompt is evaluated before this returns.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a prompt without tokens or with unknown ones, `ContextFull` where it does not fit,
+    /// `Cancelled`, and what the device reports. The session then holds what was evaluated so far.
+    pub fn generate(&mut self, prompt: &Prompt, sampler: &Sampler) -> Result<Generation<'_>> {
+        Generation::start(self, prompt, sampler)
+    }
+
+    /// Makes `prompt` the whole context without generating: to evaluate a long prompt ahead of its use.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate).
+    pub fn feed(&mut self, prompt: &Prompt) -> Result<()> {
+        self.set_context(prompt.tokens()).map(|_| ())
+    }
+
+    /// Appends `tokens` to the context and hands the logits at each of them to `each`: its index in `tokens` and a row
+    /// of [`vocab_len`](Model::vocab_len) values that say what may follow it.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate), and those of `each`.
+    pub fn logits(&mut self, tokens: &[TokenId], mut each: impl FnMut(usize, &[f32]) -> Result<()>) -> Result<()> {
+        self.check(tokens)?;
+        if self.tokens.len() + tokens.len() > self.context {
+            return Err(self.context_full(self.tokens.len() + tokens.len()));
+        }
+        let limits = self.model.backend().limits();
+        let mut first = 0;
+        for chunk in tokens.chunks(limits.tokens.min(limits.outputs)) {
+            let mut logits = self.pass(chunk, Wanted::All)?;
+            for i in 0..chunk.len() {
+                each(first + i, logits.row(i)?)?;
+            }
+            first += chunk.len();
+        }
+        Ok(())
+    }
+
+    /// Makes `tokens` the context, evaluating only what is not cached; the logits are those of the last token.
+    fn set_context(&mut self, tokens: &[TokenId]) -> Result<(Box<dyn Logits>, usize)> {
+        self.check(tokens)?;
+        let shortened;
+        let tokens = match self.when_full {
+            _ if tokens.len() <= self.context => tokens,
+            ContextPolicy::Error => return Err(self.context_full(tokens.len())),
+            ContextPolicy::Slide { keep } => {
+                shortened = slide(tokens, keep, self.context);
+                &shortened
+            }
+        };
+        let common = self.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count();
+        // The last token is evaluated in any case: its logits are what is wanted.
+        let reused = common.min(tokens.len().saturating_sub(1));
+        self.truncate(reused);
+        let fresh = tokens.get(reused..).unwrap_or_default();
+        Ok((self.extend(fresh)?, reused))
+    }
+
+    /// Appends one token, sliding the context where it is full and that was asked for.
+    fn push(&mut self, token: TokenId) -> Result<Box<dyn Logits>> {
+        if self.tokens.len() < self.context {
+            return self.extend(&[token]);
+        }
+        match self.when_full {
+            ContextPolicy::Error => Err(self.context_full(self.tokens.len() + 1)),
+            ContextPolicy::Slide { keep } => {
+                let mut all = self.tokens.clone();
+                all.push(token);
+                let all = slide(&all, keep, self.context);
+                Ok(self.set_context(&all)?.0)
+            }
+        }
+    }
+
+    /// Evaluates `tokens`, at least one, after the cached ones.
+    fn extend(&mut self, tokens: &[TokenId]) -> Result<Box<dyn Logits>> {
+        let most = self.model.backend().limits().tokens;
+        let last_chunk = tokens.len().saturating_sub(1) / most * most;
+        let (before, last) = tokens.split_at_checked(last_chunk).unwrap_or((&[], tokens));
+        for chunk in before.chunks(most) {
+            self.pass(chunk, Wanted::None)?;
+        }
+        self.pass(last, Wanted::Last)
+    }
+
+    /// One pass of the backend over tokens that follow the cached ones.
+    fn pass(&mut self, tokens: &[TokenId], wanted: Wanted) -> Result<Box<dyn Logits>> {
+        if self.canceller.take() {
+            return Err(Error::new(ErrorKind::Cancelled, "the session was cancelled"));
+        }
+        let first_pos = self.tokens.len();
+        let ran = self.kv.prepare(first_pos, first_pos + tokens.len()).and_then(|()| {
+            let spans = [Span { tokens, first_pos, pages: self.kv.pages(), wanted }];
+            self.model.backend().run(&Batch { spans: &spans }, &self.canceller)
+        });
+        match ran {
+            Ok(logits) => {
+                self.tokens.extend_from_slice(tokens);
+                Ok(logits)
+            }
+            Err(e) => {
+                if e.kind() == ErrorKind::Cancelled {
+                    self.canceller.take();
+                }
+                self.kv.truncate(first_pos);
+                Err(e)
+            }
+        }
+    }
+
+    fn check(&self, tokens: &[TokenId]) -> Result<()> {
+        if tokens.is_empty() {
+            return Err(Error::invalid_input("the prompt has no tokens; give it at least one"));
+        }
+        let vocab = self.model.vocab_len();
+        match tokens.iter().find(|&&t| t as usize >= vocab) {
+            Some(token) => {
+                Err(Error::invalid_input(format!("token {token} is not in the vocabulary, which has {vocab} tokens")))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn context_full(&self, wanted: usize) -> Error {
+        Error::new(
+            ErrorKind::ContextFull,
+            format!(
+                "{wanted} tokens do not fit the context of {}; load the model with a longer context, shorten the \
+                 prompt, or ask for a sliding context (SessionOptions::when_full)",
+                self.context
+            ),
+        )
+    }
+}
+
+/// The first `keep` tokens and the newest of the others: as many as leave half of the context that is not kept free.
+fn slide(tokens: &[TokenId], keep: usize, context: usize) -> Vec<TokenId> {
+    let keep = keep.min(tokens.len());
+    let newest = (context.saturating_sub(keep) / 2).max(1);
+    let from = tokens.len().saturating_sub(newest).max(keep);
+    tokens.iter().take(keep).chain(tokens.iter().skip(from)).copied().collect()
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("len", &self.tokens.len())
+            .field("context_len", &self.context)
+            .field("when_full", &self.when_full)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sliding_keeps_the_start_and_the_newest() {
+        let tokens: Vec<TokenId> = (0..10).collect();
+        assert_eq!(slide(&tokens, 2, 8), [0, 1, 7, 8, 9]);
+        assert_eq!(slide(&tokens, 0, 8), [6, 7, 8, 9]);
+        assert_eq!(slide(&tokens, 6, 8), [0, 1, 2, 3, 4, 5, 9]);
+    }
+}

@@ -1,0 +1,537 @@
+//! The vocabulary: token texts, kinds and roles, as the file gives them and as llama.cpp completes them.
+
+use super::index::{Index, NONE, Strings};
+use super::special::{Special, Trie};
+use super::{TokenId, TokenKind, bytes_of_letters};
+use crate::gguf::Metadata;
+use crate::{Error, Result};
+
+pub(super) const TOKENS: &str = "tokenizer.ggml.tokens";
+pub(super) const SCORES: &str = "tokenizer.ggml.scores";
+const TOKEN_TYPES: &str = "tokenizer.ggml.token_type";
+
+/// U+2581, the space of SentencePiece.
+const LOWER_BLOCK: char = '\u{2581}';
+
+/// How normal tokens are written in the file.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Spelling {
+    /// Each byte is one of GPT-2's 256 letters.
+    ByteLetters,
+    /// UTF-8 with U+2581 for a space; single bytes are `<0x00>` to `<0xFF>`.
+    LowerBlock,
+}
+
+/// The ids of tokens with a role.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SpecialIds {
+    /// Beginning of a text.
+    pub bos: Option<TokenId>,
+    /// End of a text.
+    pub eos: Option<TokenId>,
+    /// End of a turn in a chat.
+    pub eot: Option<TokenId>,
+    /// End of a message that expects an answer from a tool.
+    pub eom: Option<TokenId>,
+    /// Anything that the vocabulary cannot spell.
+    pub unk: Option<TokenId>,
+    /// Between two texts.
+    pub sep: Option<TokenId>,
+    /// Fills up a batch.
+    pub pad: Option<TokenId>,
+    /// A masked token.
+    pub mask: Option<TokenId>,
+    /// Before the text that precedes a gap (fill in the middle).
+    pub fim_prefix: Option<TokenId>,
+    /// Before the text that follows a gap.
+    pub fim_suffix: Option<TokenId>,
+    /// Before the text that fills a gap.
+    pub fim_middle: Option<TokenId>,
+    /// Fills up a batch of gaps.
+    pub fim_pad: Option<TokenId>,
+    /// Before the name of a repository.
+    pub fim_repo: Option<TokenId>,
+    /// Between files of a repository.
+    pub fim_separator: Option<TokenId>,
+}
+
+/// What a token is, besides its [`TokenKind`].
+#[derive(Clone, Copy)]
+struct Token {
+    kind: TokenKind,
+    /// A control token that is part of the answer nevertheless.
+    visible: bool,
+}
+
+/// All tokens.
+pub(super) struct Vocab {
+    texts: Strings,
+    /// What each token stands for in text.
+    pieces: Strings,
+    tokens: Vec<Token>,
+    /// From pieces to the tokens that plain text may become.
+    index: Index,
+    inside: BytePairs,
+    /// All special tokens, and those that are found in text even where special tokens are not.
+    special: Trie,
+    user_defined: Trie,
+    special_list: Vec<TokenId>,
+    pub(super) ids: SpecialIds,
+    /// Tokens that end an answer, sorted.
+    end_of_generation: Vec<TokenId>,
+}
+
+/// A set of pairs of bytes.
+struct BytePairs(Box<[u64; 1024]>);
+
+impl BytePairs {
+    fn new() -> Self {
+        Self(Box::new([0; 1024]))
+    }
+
+    /// Adds all neighbours in `bytes`.
+    fn insert_all(&mut self, bytes: &[u8]) {
+        for (&first, &second) in bytes.iter().zip(bytes.iter().skip(1)) {
+            self.0[usize::from(first) * 4 + usize::from(second) / 64] |= 1 << (second % 64);
+        }
+    }
+
+    #[inline]
+    fn contains(&self, first: u8, second: u8) -> bool {
+        self.0[usize::from(first) * 4 + usize::from(second) / 64] >> (second % 64) & 1 == 1
+    }
+}
+
+impl Vocab {
+    /// Reads the vocabulary; `defaults` are roles for which the file need not name a token.
+    pub(super) fn new(metadata: &Metadata, spelling: Spelling, defaults: SpecialIds) -> Result<Self> {
+        let list = metadata.strings(TOKENS)?.ok_or_else(|| missing(TOKENS, "vocabulary"))?;
+        let count = list.len();
+        let bytes: usize = list.iter().map(str::len).sum();
+        if count == 0 {
+            return Err(Error::invalid_file(format!("{TOKENS} is empty: there is no vocabulary")));
+        }
+        if count >= NONE as usize || bytes >= u32::MAX as usize {
+            return Err(Error::invalid_file(format!("{TOKENS} is too large: {count} tokens of {bytes} bytes in all")));
+        }
+
+        let mut tokens = vec![Token { kind: TokenKind::Normal, visible: false }; count];
+        if let Some(types) = metadata.ints(TOKEN_TYPES)? {
+            same_length(TOKEN_TYPES, types.len(), count)?;
+            for (token, &number) in tokens.iter_mut().zip(&types) {
+                token.kind = TokenKind::from_number(number);
+            }
+        }
+
+        let mut texts = Strings::with_capacity(count, bytes);
+        for text in list.iter() {
+            texts.push_with(|out| out.extend_from_slice(text.as_bytes()));
+        }
+
+        let mut vocab = Self {
+            texts,
+            pieces: Strings::with_capacity(count, bytes),
+            tokens,
+            index: Index::with_capacity(count),
+            inside: BytePairs::new(),
+            special: Trie::default(),
+            user_defined: Trie::default(),
+            special_list: Vec::new(),
+            ids: defaults,
+            end_of_generation: Vec::new(),
+        };
+        vocab.read_ids(metadata)?;
+        vocab.find_roles_by_text(list.iter());
+        vocab.spell(list.iter(), spelling);
+        vocab.collect_specials(metadata)?;
+        Ok(vocab)
+    }
+
+    fn read_ids(&mut self, metadata: &Metadata) -> Result<()> {
+        let count = self.len();
+        let ids = &mut self.ids;
+        for default in [&mut ids.bos, &mut ids.eos, &mut ids.unk] {
+            *default = default.filter(|&id| (id as usize) < count);
+        }
+        // Whether a wrong id is an error: without these, text begins or ends in the wrong place. The others are often
+        // wrong in files that work well otherwise, and are then as good as not given.
+        let needed = true;
+        for (key, id, needed) in [
+            ("bos_token_id", &mut ids.bos, needed),
+            ("eos_token_id", &mut ids.eos, needed),
+            ("eot_token_id", &mut ids.eot, needed),
+            ("eom_token_id", &mut ids.eom, needed),
+            ("unknown_token_id", &mut ids.unk, needed),
+            ("seperator_token_id", &mut ids.sep, !needed),
+            ("padding_token_id", &mut ids.pad, !needed),
+            ("mask_token_id", &mut ids.mask, !needed),
+            // Names of older files first, so that the newer ones win.
+            ("prefix_token_id", &mut ids.fim_prefix, !needed),
+            ("suffix_token_id", &mut ids.fim_suffix, !needed),
+            ("middle_token_id", &mut ids.fim_middle, !needed),
+        ] {
+            read_id(metadata, key, id, needed, count)?;
+        }
+        for (key, id) in [
+            ("fim_pre_token_id", &mut ids.fim_prefix),
+            ("fim_suf_token_id", &mut ids.fim_suffix),
+            ("fim_mid_token_id", &mut ids.fim_middle),
+            ("fim_pad_token_id", &mut ids.fim_pad),
+            ("fim_rep_token_id", &mut ids.fim_repo),
+            ("fim_sep_token_id", &mut ids.fim_separator),
+        ] {
+            read_id(metadata, key, id, !needed, count)?;
+        }
+        Ok(())
+    }
+
+    /// Files rarely say which tokens end a turn, so these are known by their texts.
+    fn find_roles_by_text<'a>(&mut self, texts: impl Iterator<Item = &'a str>) {
+        // What the file itself says about fill-in-the-middle counts before what texts suggest.
+        let mut by_text: [Option<(usize, TokenId)>; ROLES.len()] = Default::default();
+        let mut ends = Vec::new();
+        for (id, text) in texts.enumerate() {
+            if !text.starts_with(['<', '[', '_', LOWER_BLOCK]) || text.len() > LONGEST_ROLE_TEXT {
+                continue;
+            }
+            let id = id as TokenId;
+            for (found, role) in by_text.iter_mut().zip(ROLES) {
+                if let Some(rank) = role.iter().position(|known| *known == text)
+                    && found.is_none_or(|(best, _)| rank < best)
+                {
+                    *found = Some((rank, id));
+                }
+            }
+            if END_OF_GENERATION.contains(&text) {
+                ends.push(id);
+            }
+            if HARMONY.contains(&text)
+                && let Some(token) = self.tokens.get_mut(id as usize)
+            {
+                *token = Token { kind: TokenKind::Control, visible: true };
+            }
+        }
+        let ids = &mut self.ids;
+        let roles = [
+            &mut ids.eot,
+            &mut ids.eom,
+            &mut ids.fim_prefix,
+            &mut ids.fim_suffix,
+            &mut ids.fim_middle,
+            &mut ids.fim_pad,
+            &mut ids.fim_repo,
+            &mut ids.fim_separator,
+        ];
+        let mut control = ends.clone();
+        for (role, found) in roles.into_iter().zip(by_text) {
+            if role.is_none()
+                && let Some((_, id)) = found
+            {
+                *role = Some(id);
+                control.push(id);
+            }
+        }
+        for id in control {
+            self.make_control(id);
+        }
+        let ids = &self.ids;
+        ends.extend([ids.eos, ids.eot, ids.eom, ids.fim_pad, ids.fim_repo, ids.fim_separator].into_iter().flatten());
+        ends.sort_unstable();
+        ends.dedup();
+
+        let end = |text: &str| ends.iter().copied().find(|&id| self.texts.get(id) == Some(text.as_bytes()));
+        let has = |text: &str| end(text).is_some();
+        // In OpenAI's harmony format and in Solar's, <|end|> ends a message and not the answer.
+        let messages = (has("<|call|>") || has("<|calls|>")) && (has("<|return|>") || has("<|flush|>"));
+        let message_end = if messages { end("<|end|>") } else { None };
+        // Gemma 4 and PLaMo have an ordinary token </s>.
+        let ordinary = if has("<|tool_response>") || has("<|plamo:eos|>") { end("</s>") } else { None };
+        ends.retain(|&id| Some(id) != message_end && Some(id) != ordinary);
+        for (id, kind) in [(message_end, TokenKind::Control), (ordinary, TokenKind::Normal)] {
+            if let Some(token) = id.and_then(|id| self.tokens.get_mut(id as usize)) {
+                *token = Token { kind, visible: true };
+            }
+        }
+        self.end_of_generation = ends;
+    }
+
+    fn make_control(&mut self, id: TokenId) {
+        if let Some(token) = self.tokens.get_mut(id as usize)
+            && token.kind != TokenKind::Control
+        {
+            log::debug!("token {id} looks like a control token and is made one");
+            token.kind = TokenKind::Control;
+        }
+    }
+
+    /// Fills in what each token stands for, and the index of those that plain text may become.
+    fn spell<'a>(&mut self, texts: impl Iterator<Item = &'a str>, spelling: Spelling) {
+        for (id, (text, token)) in texts.zip(&self.tokens).enumerate() {
+            // Whether the piece is what the token is found by, when plain text is encoded.
+            let mut findable = !text.is_empty();
+            self.pieces.push_with(|out| match (token.kind, spelling) {
+                (TokenKind::Byte, _) if byte_of(text).is_some() => {
+                    out.extend(byte_of(text));
+                    findable = false;
+                }
+                (TokenKind::Control | TokenKind::Unknown, _) => {
+                    out.extend_from_slice(text.as_bytes());
+                    findable = false;
+                }
+                (TokenKind::UserDefined, _) => {
+                    out.extend_from_slice(text.as_bytes());
+                    findable &= match spelling {
+                        Spelling::ByteLetters => text.bytes().all(|byte| byte.is_ascii_graphic()),
+                        Spelling::LowerBlock => !text.contains([' ', LOWER_BLOCK]),
+                    };
+                }
+                (_, Spelling::ByteLetters) => {
+                    let start = out.len();
+                    if !bytes_of_letters(text, out) {
+                        out.truncate(start);
+                        out.extend_from_slice(text.as_bytes());
+                        findable = false;
+                    }
+                }
+                (_, Spelling::LowerBlock) => {
+                    // A literal space is never in the text to look up, where it would be U+2581.
+                    findable &= !text.contains(' ');
+                    for (i, part) in text.split(LOWER_BLOCK).enumerate() {
+                        if i > 0 {
+                            out.push(b' ');
+                        }
+                        out.extend_from_slice(part.as_bytes());
+                    }
+                }
+            });
+            if findable {
+                self.index.insert(&self.pieces, id as u32);
+                self.inside.insert_all(self.pieces.get(id as u32).unwrap_or_default());
+            }
+        }
+    }
+
+    fn collect_specials(&mut self, metadata: &Metadata) -> Result<()> {
+        let strip = Strip::of(metadata)?;
+        self.special_list =
+            (0..self.len() as u32).filter(|&id| self.kind(id).is_some_and(TokenKind::is_special)).collect();
+        let trie = |wanted: fn(TokenKind) -> bool| {
+            let ids = self.special_list.iter().filter(|&&id| self.kind(id).is_some_and(wanted));
+            Trie::new(ids.map(|&id| {
+                let text = self.texts.get(id).unwrap_or_default();
+                Special { text, id, strip_left: strip.left(text), strip_right: strip.right(text) }
+            }))
+        };
+        (self.special, self.user_defined) = (trie(TokenKind::is_special), trie(|kind| kind == TokenKind::UserDefined));
+        Ok(())
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    pub(super) fn kind(&self, id: TokenId) -> Option<TokenKind> {
+        self.tokens.get(id as usize).map(|token| token.kind)
+    }
+
+    pub(super) fn text(&self, id: TokenId) -> Option<&str> {
+        self.texts.get(id).and_then(|text| std::str::from_utf8(text).ok())
+    }
+
+    /// What the token stands for in text, whatever its kind.
+    pub(super) fn piece(&self, id: TokenId) -> Option<&[u8]> {
+        self.pieces.get(id)
+    }
+
+    /// What the token adds to a text: nothing for control tokens unless `special`, nor for tokens without meaning.
+    pub(super) fn rendered(&self, id: TokenId, special: bool) -> &[u8] {
+        let Some(token) = self.tokens.get(id as usize) else { return &[] };
+        let shown = match token.kind {
+            TokenKind::Normal | TokenKind::UserDefined | TokenKind::Byte => true,
+            TokenKind::Control | TokenKind::Unknown => special || token.visible,
+            TokenKind::Unused => false,
+        };
+        if shown { self.pieces.get(id).unwrap_or_default() } else { &[] }
+    }
+
+    /// The token that plain text of these bytes may become, or [`NONE`].
+    #[inline]
+    pub(super) fn find(&self, piece: &[u8]) -> u32 {
+        self.index.get(&self.pieces, piece)
+    }
+
+    /// Whether a token that [`find`](Self::find) finds has these two bytes next to each other. No merge ever reaches
+    /// across two bytes that are in no token, so that text can be cut between them.
+    #[inline]
+    pub(super) fn joins(&self, first: u8, second: u8) -> bool {
+        self.inside.contains(first, second)
+    }
+
+    /// The special tokens to look for in text.
+    pub(super) fn specials(&self, parse_special: bool) -> &Trie {
+        if parse_special { &self.special } else { &self.user_defined }
+    }
+
+    pub(super) fn special_list(&self) -> &[TokenId] {
+        &self.special_list
+    }
+
+    pub(super) fn is_end_of_generation(&self, id: TokenId) -> bool {
+        self.end_of_generation.binary_search(&id).is_ok()
+    }
+
+    pub(super) fn end_of_generation(&self) -> &[TokenId] {
+        &self.end_of_generation
+    }
+}
+
+fn read_id(metadata: &Metadata, key: &str, id: &mut Option<TokenId>, needed: bool, count: usize) -> Result<()> {
+    let key = format!("tokenizer.ggml.{key}");
+    // A few files have -1 for "none".
+    let Some(value) = metadata.i64(&key)? else { return Ok(()) };
+    match u32::try_from(value) {
+        Ok(value) if (value as usize) < count => *id = Some(value),
+        _ if needed && value != -1 && value != i64::from(u32::MAX) => {
+            return Err(Error::invalid_file(format!("{key} is {value}, but there are only {count} tokens")));
+        }
+        _ => log::warn!("{key} is {value}, but there are only {count} tokens; it is ignored"),
+    }
+    Ok(())
+}
+
+/// The byte of a token like `<0x0A>`.
+pub(super) fn byte_of(text: &str) -> Option<u8> {
+    let digits = text.strip_prefix("<0x")?.strip_suffix('>')?;
+    if digits.len() != 2 || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return None;
+    }
+    u8::from_str_radix(digits, 16).ok()
+}
+
+pub(super) fn missing(key: &str, what: &str) -> Error {
+    Error::invalid_file(format!("the key {key} is missing: the file has no {what}"))
+}
+
+pub(super) fn same_length(key: &str, length: usize, tokens: usize) -> Result<()> {
+    if length == tokens {
+        return Ok(());
+    }
+    Err(Error::invalid_file(format!("{key} has {length} elements, but {TOKENS} has {tokens}")))
+}
+
+/// Which special tokens take the white space around them. Files do not say so; llama.cpp knows these models.
+enum Strip {
+    Nothing,
+    LeftOf(&'static str),
+    /// Phi-3: white space after most special tokens.
+    Phi3,
+}
+
+impl Strip {
+    fn of(metadata: &Metadata) -> Result<Self> {
+        let name = metadata.str("general.name")?.unwrap_or_default().to_ascii_lowercase();
+        let pre = metadata.str("tokenizer.ggml.pre")?.unwrap_or_default();
+        Ok(if ["jina-v2-de", "jina-v2-es", "jina-v2-code"].iter().any(|known| pre.contains(known)) {
+            Self::LeftOf("<mask>")
+        } else if name.contains("phi-3") || name.contains("phi3") {
+            Self::Phi3
+        } else if name.contains("modern-bert") {
+            Self::LeftOf("[MASK]")
+        } else {
+            Self::Nothing
+        })
+    }
+
+    fn left(&self, text: &[u8]) -> bool {
+        matches!(self, Self::LeftOf(token) if token.as_bytes() == text)
+    }
+
+    fn right(&self, text: &[u8]) -> bool {
+        matches!(self, Self::Phi3) && !matches!(text, b"<unk>" | b"<s>" | b"<|endoftext|>")
+    }
+}
+
+/// Texts of tokens by their role, most telling first: end of turn, end of message, fill-in-the-middle prefix, suffix,
+/// middle, padding, repository and file separator.
+const ROLES: [&[&str]; 8] = [
+    &[
+        "<|eot_id|>",
+        "<|im_end|>",
+        "<|end|>",
+        "<end_of_turn>",
+        "<end_of_utterance>",
+        "<EOT>",
+        "_<EOT>",
+        "[EOT]",
+        "<｜end▁of▁sentence｜>",
+        "<|endoftext|>",
+        "<|end_of_text|>",
+    ],
+    &["<|eom_id|>"],
+    &[
+        "<|fim_prefix|>",
+        "<fim-prefix>",
+        "<fim_prefix>",
+        "<｜fim▁begin｜>",
+        "<PRE>",
+        "▁<PRE>",
+        "<|code_prefix|>",
+        "<|prefix|>",
+    ],
+    &[
+        "<|fim_suffix|>",
+        "<fim-suffix>",
+        "<fim_suffix>",
+        "<｜fim▁hole｜>",
+        "<SUF>",
+        "▁<SUF>",
+        "<|code_suffix|>",
+        "<|suffix|>",
+    ],
+    &[
+        "<|fim_middle|>",
+        "<fim-middle>",
+        "<fim_middle>",
+        "<｜fim▁end｜>",
+        "<MID>",
+        "▁<MID>",
+        "<|code_middle|>",
+        "<|middle|>",
+    ],
+    &["<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"],
+    &["<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"],
+    &["<|file_sep|>"],
+];
+
+/// Texts of tokens that end an answer.
+const END_OF_GENERATION: [&str; 22] = [
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<|flush|>",
+    "<|calls|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "</s>",
+    "<|eom_id|>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "<|end_of_text|>",
+    "<end_of_utterance>",
+    "<eos>",
+    "<turn|>",
+    "<|tool_response>",
+    "<｜end▁of▁sentence｜>",
+    "[e~[",
+];
+
+/// Control tokens of OpenAI's harmony format that give an answer its structure, and are shown for that.
+const HARMONY: [&str; 4] = ["<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"];
+
+/// No text of a role is longer.
+const LONGEST_ROLE_TEXT: usize = 32;
