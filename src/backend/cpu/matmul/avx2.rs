@@ -4,7 +4,7 @@ use super::activations::{self, QuantizeJob};
 use super::driver::{Correction, Dots, Kernels};
 use super::float::{self, FloatFormat};
 use super::formats::{Format, Kind};
-use super::simd::{Ahead, MAGIC, Rows, Simd, kernels};
+use super::simd::{MAGIC, Rows, Simd, kernels};
 use super::tile::{self, Tile};
 use std::arch::x86_64::*;
 
@@ -150,11 +150,6 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn mul_add(self, a: __m256, b: __m256, c: __m256) -> __m256 {
         unsafe { _mm256_fmadd_ps(a, b, c) }
-    }
-
-    #[inline(always)]
-    fn prefetch(self, at: *const u8) {
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
     }
 
     #[inline(always)]

@@ -6,7 +6,7 @@
 //! whatever else is computed with it: other tokens, other rows, on however many threads.
 
 use super::activations::{self, SUM_GROUP};
-use super::simd::{Ahead, Rows, Simd};
+use super::simd::{Rows, Simd};
 use super::tile::{SLICE, Tile};
 use super::{Matrix, OutPtr, Scratch};
 use crate::gguf::TensorType;
@@ -17,8 +17,8 @@ pub(super) const TILE_ROWS: usize = 32;
 /// Tokens that a tile is multiplied with at once, at most.
 const MAX_TOKENS: usize = 6;
 
-/// Unpacks columns (the first, and how many) of the rows of a tile, and meanwhile fetches as many bytes ahead.
-pub(super) type Unpack = unsafe fn(Rows, Ahead, usize, usize, &mut Tile);
+/// Unpacks columns (the first, and how many) of the rows of a tile.
+pub(super) type Unpack = unsafe fn(Rows, usize, usize, &mut Tile);
 /// Multiplies a tile with a certain number of tokens.
 pub(super) type Multiply = unsafe fn(&Dots<'_>);
 
@@ -108,22 +108,17 @@ pub(super) unsafe fn run(
     // Slices of about the same length.
     let blocks = w.cols / kernels.block;
     let slice = blocks.div_ceil(w.cols.div_ceil(kernels.slice).max(1)).max(1) * kernels.block;
-    for row in rows.clone().step_by(kernels.rows) {
-        let count = kernels.rows.min(rows.end - row);
-        let bias = bias.map(|bias| &bias[row..row + count]);
+    for places in tiles(kernels.rows, x.n, &rows) {
+        let first = places.first;
         for column in (0..w.cols.max(1)).step_by(slice) {
             let columns = slice.min(w.cols - column);
             // SAFETY: the columns are within the rows, and no more than a slice.
             unsafe {
-                // While the rows of this tile are read side by side, those of the next are fetched one after the other.
-                let next = (row + kernels.rows) * w.row_bytes + kernels.rows * w.bytes(column);
-                let goes_on = next + kernels.rows * w.bytes(columns) <= rows.end * w.row_bytes;
-                let ahead = Ahead { from: w.data.as_ptr().wrapping_add(if goes_on { next } else { 0 }), goes_on };
-                if row + kernels.rows <= w.rows {
-                    let rows = Rows { first: w.row(row).as_ptr(), stride: w.row_bytes };
-                    (kernels.unpack)(rows, ahead, column, columns, tile);
+                if first + (kernels.rows - 1) * places.step < w.rows {
+                    let rows = Rows { first: w.row(first).as_ptr(), stride: places.step * w.row_bytes };
+                    (kernels.unpack)(rows, column, columns, tile);
                 } else {
-                    (kernels.unpack)(last_rows.copy(w, row, column, columns), ahead, 0, columns, tile);
+                    (kernels.unpack)(last_rows.copy(w, first, column, columns), 0, columns, tile);
                 }
             }
             let mut token = 0;
@@ -133,7 +128,7 @@ pub(super) unsafe fn run(
                 let tokens = left.div_ceil(left.div_ceil(kernels.dots.len()));
                 // SAFETY: the tokens and columns are within the activations, the tokens and rows within the output.
                 unsafe {
-                    let to = out.element(token, row);
+                    let to = out.element(token, first);
                     let mut dots = Dots {
                         tile,
                         columns,
@@ -150,13 +145,13 @@ pub(super) unsafe fn run(
                     if column > 0 {
                         (dots.before, dots.before_stride) = (to, out.stride);
                     } else if let Some(bias) = bias {
-                        dots.before = bias.as_ptr();
+                        dots.before = bias.as_ptr().add(first);
                     }
                     let multiply = kernels.dots[tokens - 1];
-                    if count == kernels.rows {
+                    if places.count == kernels.rows && places.step == 1 {
                         multiply(&dots);
                     } else {
-                        multiply_some_rows(multiply, dots, tokens, count);
+                        multiply_apart(multiply, dots, tokens, &places, bias.is_none() && column == 0);
                     }
                 }
                 token += tokens;
@@ -165,26 +160,55 @@ pub(super) unsafe fn run(
     }
 }
 
-/// Multiplies a tile of which only `count` rows are to be written.
+/// Which rows a tile has.
+struct Places {
+    first: usize,
+    /// From one row to the next.
+    step: usize,
+    /// How many of them are to be written: the first ones.
+    count: usize,
+}
+
+/// The tiles that rows are taken apart to.
+///
+/// Where there are few tokens, reading the weights is what takes time, and memory is fastest where each lane reads on and
+/// on, far from the others. So the rows of a tile are then as far apart as can be.
+fn tiles(tile_rows: usize, tokens: usize, rows: &Range<usize>) -> impl Iterator<Item = Places> {
+    const FEW_TOKENS: usize = 8;
+    let step = if tokens <= FEW_TOKENS { rows.len() / tile_rows } else { 0 };
+    let rest = rows.start + step * tile_rows..rows.end;
+    let apart = (rows.start..rows.start + step).map(move |first| Places { first, step, count: tile_rows });
+    let end = rest.end;
+    let side_by_side =
+        rest.step_by(tile_rows).map(move |first| Places { first, step: 1, count: tile_rows.min(end - first) });
+    apart.chain(side_by_side)
+}
+
+/// Multiplies a tile whose rows are not all to be written, or not one after the other. `no_bias` says that what the
+/// products are added to are zeros.
 ///
 /// # Safety
-/// As for `multiply`, but for the rows that are not written.
-unsafe fn multiply_some_rows(multiply: Multiply, mut dots: Dots<'_>, tokens: usize, count: usize) {
+/// As for `multiply`, with the rows at their places.
+unsafe fn multiply_apart(multiply: Multiply, mut dots: Dots<'_>, tokens: usize, places: &Places, no_bias: bool) {
     let mut before = [0.0; TILE_ROWS * MAX_TOKENS];
     let mut products = [0.0; TILE_ROWS * MAX_TOKENS];
     let (out, out_stride) = (dots.out, dots.out_stride);
-    // SAFETY: `count` rows of the tokens can be read and written, and the arrays have room for all rows.
+    // SAFETY: the rows to be written can be read and written, and the arrays have room for all rows.
     unsafe {
-        for t in 0..tokens {
-            let from = dots.before.add(t * dots.before_stride);
-            from.copy_to_nonoverlapping(before.as_mut_ptr().add(t * TILE_ROWS), count);
+        if !no_bias {
+            for (t, to) in before.chunks_exact_mut(TILE_ROWS).enumerate().take(tokens) {
+                for (r, to) in to.iter_mut().enumerate().take(places.count) {
+                    *to = *dots.before.add(t * dots.before_stride + r * places.step);
+                }
+            }
         }
         (dots.before, dots.before_stride) = (before.as_ptr(), TILE_ROWS);
         (dots.out, dots.out_stride) = (products.as_mut_ptr(), TILE_ROWS);
         multiply(&dots);
-        for t in 0..tokens {
-            let from = products.as_ptr().add(t * TILE_ROWS);
-            from.copy_to_nonoverlapping(out.add(t * out_stride), count);
+        for (t, from) in products.chunks_exact(TILE_ROWS).enumerate().take(tokens) {
+            for (r, from) in from.iter().enumerate().take(places.count) {
+                *out.add(t * out_stride + r * places.step) = *from;
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 //! activations.
 
 use super::driver::Dots;
-use super::simd::{Ahead, MAX_LANES, Rows, Simd, unroll};
+use super::simd::{MAX_LANES, Rows, Simd, unroll};
 use super::tile::{self, Tile};
 
 /// Columns of a slice at most: as much memory as for quantized weights.
@@ -58,7 +58,6 @@ impl FloatFormat for Bf16 {
 pub(super) unsafe fn unpack<S: Simd, F: FloatFormat, const VECTORS: usize>(
     s: S,
     rows: Rows,
-    _: Ahead,
     column: usize,
     columns: usize,
     tile: &mut Tile,

@@ -4,7 +4,7 @@ use super::activations::{self, QuantizeJob};
 use super::driver::{Correction, Dots, Kernels};
 use super::float::{self, FloatFormat};
 use super::formats::{Format, Kind};
-use super::simd::{Ahead, Rows, Simd, kernels};
+use super::simd::{Rows, Simd, kernels};
 use super::tile::{self, Tile};
 use std::array;
 
@@ -148,9 +148,6 @@ impl Simd for Scalar {
         // Not `f32::mul_add`: a target without the instruction would call a function for each.
         array::from_fn(|i| a[i] * b[i] + c[i])
     }
-
-    #[inline(always)]
-    fn prefetch(self, _: *const u8) {}
 
     #[inline(always)]
     unsafe fn load(self, from: *const i32) -> Int {

@@ -32,29 +32,6 @@ impl Rows {
     }
 }
 
-/// Memory that will be needed soon, to be fetched to a cache piece by piece.
-#[derive(Clone, Copy)]
-pub(super) struct Ahead {
-    /// Where the next piece starts.
-    pub(super) from: *const u8,
-    /// Whether there is more than that.
-    pub(super) goes_on: bool,
-}
-
-impl Ahead {
-    /// Asks for the next `bytes`.
-    #[inline(always)]
-    pub(super) fn fetch<S: Simd>(&mut self, s: S, bytes: usize) {
-        const LINE: usize = 64;
-        let mut at = 0;
-        while at < bytes {
-            s.prefetch(self.from.wrapping_add(at));
-            at += LINE;
-        }
-        self.from = self.from.wrapping_add(if self.goes_on { bytes } else { 0 });
-    }
-}
-
 /// Vectors of [`LANES`](Self::LANES) 32-bit lanes. An `Int` is also seen as four bytes a lane, first byte lowest.
 pub(super) trait Simd: Copy {
     /// 32-bit lanes in a vector: rows that are worked on together.
@@ -121,8 +98,6 @@ pub(super) trait Simd: Copy {
     /// `a * b + c`, rounded once where the instruction set can.
     fn mul_add(self, a: Self::Float, b: Self::Float, c: Self::Float) -> Self::Float;
 
-    /// Asks for a cache line, which will be needed soon. Any address is allowed.
-    fn prefetch(self, at: *const u8);
     /// Reads one vector.
     ///
     /// # Safety
@@ -177,9 +152,9 @@ macro_rules! kernels {
     ($simd:ident, $proof:expr, vectors: $vectors:literal, tokens: [$($tokens:literal)*] $(, $features:literal)?) => {
         fn quant_kernels<F: Format>(self) -> Kernels {
             $(#[target_feature(enable = $features)])?
-            unsafe fn unpack<F: Format>(rows: Rows, ahead: Ahead, column: usize, columns: usize, tile: &mut Tile) {
+            unsafe fn unpack<F: Format>(rows: Rows, column: usize, columns: usize, tile: &mut Tile) {
                 // SAFETY: the caller's promise.
-                unsafe { tile::unpack::<$simd, F, $vectors>($proof, rows, ahead, column, columns, tile) }
+                unsafe { tile::unpack::<$simd, F, $vectors>($proof, rows, column, columns, tile) }
             }
 
             $(#[target_feature(enable = $features)])?
@@ -206,9 +181,9 @@ macro_rules! kernels {
 
         fn float_kernels<F: FloatFormat>(self) -> Kernels {
             $(#[target_feature(enable = $features)])?
-            unsafe fn unpack<F: FloatFormat>(rows: Rows, ahead: Ahead, column: usize, columns: usize, tile: &mut Tile) {
+            unsafe fn unpack<F: FloatFormat>(rows: Rows, column: usize, columns: usize, tile: &mut Tile) {
                 // SAFETY: the caller's promise.
-                unsafe { float::unpack::<$simd, F, $vectors>($proof, rows, ahead, column, columns, tile) }
+                unsafe { float::unpack::<$simd, F, $vectors>($proof, rows, column, columns, tile) }
             }
 
             $(#[target_feature(enable = $features)])?

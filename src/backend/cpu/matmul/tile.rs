@@ -3,7 +3,7 @@
 use super::activations::{self, SUM_GROUP};
 use super::driver::{Dots, TILE_ROWS};
 use super::formats::{Format, Kind, Unpacked};
-use super::simd::{Ahead, Rows, Simd, unroll};
+use super::simd::{Rows, Simd, unroll};
 
 /// Columns of a slice at most: a multiple of every format's block.
 pub(super) const SLICE: usize = 512;
@@ -35,7 +35,6 @@ impl Tile {
 pub(super) unsafe fn unpack<S: Simd, F: Format, const VECTORS: usize>(
     s: S,
     rows: Rows,
-    mut ahead: Ahead,
     column: usize,
     columns: usize,
     tile: &mut Tile,
@@ -56,7 +55,6 @@ pub(super) unsafe fn unpack<S: Simd, F: Format, const VECTORS: usize>(
                 );
                 F::unpack(s, rows, (column + at) / block * block_bytes, out);
             }
-            ahead.fetch(s, S::LANES * block_bytes);
             at += block;
         }
     }
