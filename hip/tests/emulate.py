@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs the machine code of every kernel in an emulator of AMD's instruction sets, and compares with numpy.
 
-    RUN_HSACO=…/run_hsaco.py TINYGRAD=…/tinygrad emulate.py [--objects DIR] [--targets gfx1100,…] [--kernels REGEX]
+    RUN_HSACO=run_hsaco.py TINYGRAD=tinygrad emulate.py [--objects DIR] [--targets gfx1100,…] [--kernels REGEX]
                                                             [--table FILE]
 
 RUN_HSACO is a module with a class CodeObject(path) whose launch(name, grid=, block=, args=) executes one kernel of an
@@ -358,7 +358,8 @@ def main():
                 print(f"{kernel:28} {target:10} {text} ({time.time() - start:.1f} s)", flush=True)
     if options.table:
         lines = [f"| kernel | {' | '.join(targets)} |", f"|---|{'---|' * len(targets)}"]
-        lines += [f"| {kernel} | {' | '.join(row.get(t, '') for t in targets)} |" for kernel, row in sorted(results.items())]
+        for kernel, row in sorted(results.items()):
+            lines.append(f"| {kernel} | {' | '.join(row.get(t, '') for t in targets)} |")
         pathlib.Path(options.table).write_text("\n".join(lines) + "\n")
     if unchecked:
         failed.append(f"kernels without a check: {', '.join(sorted(unchecked))}")

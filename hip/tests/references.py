@@ -118,7 +118,8 @@ def weights_of(name, b):
         scales, mins = six_bits(b[:, 4:16])
         return groups(half(b, 0), scales) * q - groups(half(b, 2), mins)
     ql, qh = b[:, :128], b[:, 128:192]
-    q = over_halves(lambda h, j: (ql[:, 64 * h + 32 * (j % 2) :][:, :32] >> (4 * (j // 2)) & 15) | quarters(qh, h, j) << 4)
+    low = over_halves(lambda h, j: ql[:, 64 * h + 32 * (j % 2) :][:, :32] >> (4 * (j // 2)) & 15)
+    q = low | over_halves(lambda h, j: quarters(qh, h, j)) << 4
     return groups(half(b, 208), b[:, 192:208].view(np.int8)) * (q.astype(np.float32) - 32)
 
 
@@ -155,7 +156,9 @@ def norm(x, weight, eps):
 def rotated(x, angles, neox):
     """x [tokens][heads][columns], rotated by angles [tokens][2 * pairs], cosines first."""
     pairs = angles.shape[1] // 2
-    first, second = (slice(0, pairs), slice(pairs, 2 * pairs)) if neox else (slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2))
+    first, second = slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2)
+    if neox:
+        first, second = slice(0, pairs), slice(pairs, 2 * pairs)
     cosine, sine = angles[:, None, :pairs], angles[:, None, pairs:]
     out = x.copy()
     out[..., first] = x[..., first] * cosine - x[..., second] * sine
@@ -290,7 +293,8 @@ class Sampling:
     """Rows of logits with different settings, and what is drawn from them."""
 
     def __init__(self, rng, size):
-        settings = [(0.0, 0, 1.0, 0.0), (0.8, 40, 0.95, 0.05), (1.0, 0, 0.9, 0.0), (4.0, 0, 1.0, 0.0), (2.0, 400, 1.0, 0.01)]
+        settings = [(0.0, 0, 1.0, 0.0), (0.8, 40, 0.95, 0.05), (1.0, 0, 0.9, 0.0), (4.0, 0, 1.0, 0.0),
+                    (2.0, 400, 1.0, 0.01)]
         self.size, count = size, len(settings)
         self.rows = np.zeros(count, ROW)
         self.logits = (rng.standard_normal((count, size)) * 2).astype(np.float32)

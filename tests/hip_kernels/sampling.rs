@@ -117,7 +117,7 @@ fn logits(random: &mut Random, vocabulary: usize, spread: f32, step: f32, odd: b
     logits
 }
 
-const STEPS: usize = 4;
+const STEPS: usize = 2;
 
 fn check(sim: &Sim, vocabulary: usize, spread: f32, step: f32, odd: bool) {
     let mut random = Random::new(vocabulary as u64);
@@ -199,7 +199,7 @@ fn the_same_tokens_are_drawn_as_on_the_cpu() {
         for vocabulary in [1, 62, 64, 1000, 5003] {
             check(sim, vocabulary, 3.0, 0.0, false);
         }
-        check(sim, 30_011, 2.0, 0.0, true);
+        check(sim, 20_011, 2.0, 0.0, true);
     }
 }
 
