@@ -43,7 +43,8 @@ fn use_tokenizer(tokenizer: &Tokenizer, text: &str, lossless: bool) {
         }
         pieces.push_str(decoder.flush());
         assert_eq!(pieces, whole);
-        if plain && lossless {
+        // SentencePiece writes spaces as U+2581, so that the two cannot be told apart.
+        if plain && lossless && !text.contains('\u{2581}') {
             assert_eq!(whole, text);
         }
     }
