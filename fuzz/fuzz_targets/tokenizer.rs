@@ -26,11 +26,12 @@ fn vocabularies() -> &'static [(Tokenizer, Metadata)] {
     })
 }
 
-fn use_tokenizer(tokenizer: &Tokenizer, text: &str, lossless: bool) {
+fn use_tokenizer(tokenizer: &Tokenizer, text: &str, sane: bool) {
     for (add_special, parse_special) in [(false, false), (true, false), (true, true)] {
         let Ok(tokens) = tokenizer.encode(text, EncodeOptions { add_special, parse_special }) else { continue };
         let plain = !add_special && !parse_special;
-        if plain {
+        // A damaged vocabulary may call any token a control token.
+        if plain && sane {
             for &token in &tokens {
                 assert_ne!(tokenizer.token_kind(token), Some(TokenKind::Control), "{text:?} became a control token");
             }
@@ -44,7 +45,7 @@ fn use_tokenizer(tokenizer: &Tokenizer, text: &str, lossless: bool) {
         pieces.push_str(decoder.flush());
         assert_eq!(pieces, whole);
         // SentencePiece writes spaces as U+2581, so that the two cannot be told apart.
-        if plain && lossless && !text.contains('\u{2581}') {
+        if plain && sane && !text.contains('\u{2581}') {
             assert_eq!(whole, text);
         }
     }
