@@ -9,7 +9,7 @@ mod reference;
 use reference::{Distributions, ReferenceLogits, continuations, fixture, log_softmax};
 use std::io::Write;
 use std::path::PathBuf;
-use wavelm::{ErrorKind, KvType, Model, Precision};
+use wavelm::{ErrorKind, Model, Precision, Prompt};
 
 /// Fixtures of architectures that are refused so far.
 const REFUSED: &[&str] = &["llama-moe", "qwen3moe", "gemma2", "phi3", "granite", "olmo2", "starcoder2"];
@@ -31,14 +31,19 @@ fn worst(model: &Model, want: &ReferenceLogits) -> f32 {
     assert_eq!(model.vocab_len(), want.vocab);
     let mut worst = 0.0f32;
     let mut session = model.session().expect("a session");
+    // What comes before the first position that is kept needs no logits, and computing them takes the longest.
+    let first = want.positions.first().map_or(0, |p| p.index);
+    if first > 0 {
+        session.feed(&Prompt::from_tokens(&want.tokens[..first])).expect("a prompt");
+    }
     let check = |i: usize, row: &[f32]| {
-        if let Some(position) = want.positions.iter().find(|p| p.index == i) {
+        if let Some(position) = want.positions.iter().find(|p| p.index == first + i) {
             let difference = want.difference(position, row);
             worst = if difference <= worst { worst } else { difference };
         }
         Ok(())
     };
-    session.logits(&want.tokens, check).expect("logits");
+    session.logits(&want.tokens[first..], check).expect("logits");
     worst
 }
 
@@ -149,28 +154,40 @@ fn compare(model: &Model, want: &Distributions) -> Agreement {
     }
 }
 
-/// Bounds: what two sets of kernels of llama.cpp itself differ by is in tests/fixtures/README.md.
-fn agrees_over_the_text(file: &str, dist: &str, kv: KvType, top1: f64, divergence: f64) {
+/// The least share of positions with the same best token, and the most that divergence and perplexity may differ. What
+/// two sets of kernels of llama.cpp differ by is in tests/fixtures/README.md: its perplexities of Gemma 3 spread over
+/// 0.6 %, so there only the run in f32, which is closest to the truth, can be held to 0.5 %.
+struct Bounds {
+    top1: f64,
+    divergence: f64,
+    perplexity: f64,
+}
+
+fn agrees_over_the_text(file: &str, dist: &str, bounds: Bounds) {
     let Some(path) = real_model(file) else { return };
-    let model = Model::options().threads(2).context(512).kv_type(kv).load(path).expect(file);
-    let agreement = compare(&model, &Distributions::open(&fixture(dist)));
-    let Agreement { top1: same, divergence: kl, perplexity } = agreement;
-    println!("{dist}: {:.2} % same best token, divergence {kl:.5}, perplexity x {perplexity:.4}", same * 100.0);
-    assert!(same >= top1, "{dist}: only {same} of the best tokens are the same");
-    assert!(kl <= divergence, "{dist}: the divergence is {kl}");
-    assert!((perplexity - 1.0).abs() < 0.005, "{dist}: perplexity is {perplexity} times the recorded one");
+    let model = load(path, Precision::Fast).expect(file);
+    let Agreement { top1, divergence, perplexity } = compare(&model, &Distributions::open(&fixture(dist)));
+    println!("{dist}: {:.2} % same best token, divergence {divergence:.5}, perplexity x {perplexity:.4}", top1 * 100.0);
+    assert!(top1 >= bounds.top1, "{dist}: only {top1} of the best tokens are the same");
+    assert!(divergence <= bounds.divergence, "{dist}: the divergence is {divergence}");
+    let change = (perplexity - 1.0).abs();
+    assert!(change <= bounds.perplexity, "{dist}: perplexity is {perplexity} times the recorded one");
 }
 
 #[test]
 fn smollm2_agrees_over_the_text() {
-    agrees_over_the_text(SMOLLM2, "parity/smollm2.dist", KvType::F16, 0.95, 0.004);
-    agrees_over_the_text(SMOLLM2, "parity/smollm2-f32.dist", KvType::F16, 0.95, 0.003);
+    let bounds = Bounds { top1: 0.95, divergence: 0.0035, perplexity: 0.005 };
+    agrees_over_the_text(SMOLLM2, "parity/smollm2.dist", bounds);
+    let bounds = Bounds { top1: 0.95, divergence: 0.0025, perplexity: 0.005 };
+    agrees_over_the_text(SMOLLM2, "parity/smollm2-f32.dist", bounds);
 }
 
 #[test]
 fn gemma3_agrees_over_the_text() {
-    agrees_over_the_text(GEMMA3, "parity/gemma3.dist", KvType::F16, 0.94, 0.006);
-    agrees_over_the_text(GEMMA3, "parity/gemma3-f32.dist", KvType::F16, 0.94, 0.005);
+    let bounds = Bounds { top1: 0.94, divergence: 0.005, perplexity: 0.01 };
+    agrees_over_the_text(GEMMA3, "parity/gemma3.dist", bounds);
+    let bounds = Bounds { top1: 0.95, divergence: 0.0035, perplexity: 0.005 };
+    agrees_over_the_text(GEMMA3, "parity/gemma3-f32.dist", bounds);
 }
 
 fn continues_greedily(file: &str, greedy: &str) {

@@ -25,6 +25,7 @@ pub(crate) use plan::AttentionPlan;
 pub(crate) use scratch::AttentionScratch;
 
 use super::kv::Span;
+use super::simd::{Simd, load_up_to};
 
 /// Packed queries in a tile: a multiple of the width of a register tile of every instruction set.
 const TILE: usize = 96;
@@ -118,6 +119,25 @@ impl<'a> Queries<'a> {
         let visible = self.visible(m);
         let end = visible.end.clamp(tile.start, tile.end);
         visible.start.clamp(tile.start, end) - tile.start..end - tile.start
+    }
+}
+
+impl Queries<'_> {
+    /// Writes the query, multiplied by `scale`, to `padded` numbers, those beyond its own zero.
+    ///
+    /// # Safety
+    /// `out` is valid for writes of `padded` numbers, a multiple of the lanes.
+    #[inline(always)]
+    unsafe fn write_scaled<S: Simd>(&self, s: S, m: usize, scale: f32, padded: usize, out: *mut f32) {
+        let query = self.query(m);
+        for d in (0..padded).step_by(S::LANES) {
+            // SAFETY: no more than what is left of the query; the caller's promise for `out`.
+            unsafe {
+                let left = query.len().saturating_sub(d);
+                let x = load_up_to(s, query.as_ptr().add(d.min(query.len())), left);
+                s.store(out.add(d), s.mul(x, s.splat(scale)));
+            }
+        }
     }
 }
 

@@ -54,11 +54,7 @@ pub(super) fn run<S: Simd>(s: S, item: Item) {
     // caller: only rows that the queries see are read.
     unsafe {
         for m in 0..count {
-            let query = item.queries.query(m);
-            let row = q.add(m * k_padded);
-            for d in 0..k_padded {
-                *row.add(d) = query.get(d).map_or(0.0, |x| x * scale);
-            }
+            item.queries.write_scaled(s, m, scale, k_padded, q.add(m * k_padded));
             *max.add(m) = LOWEST;
             *sum.add(m) = 0.0;
             for d in 0..v_padded {

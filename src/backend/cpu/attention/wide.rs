@@ -11,7 +11,7 @@ use super::plan::Item;
 use super::{LOWEST, State};
 use crate::backend::KvType;
 use crate::backend::cpu::kv::PAGE_LEN;
-use crate::backend::cpu::simd::{Kernel, Simd, math};
+use crate::backend::cpu::simd::{Kernel, Simd, math, transpose};
 
 /// Vectors of queries in a register tile.
 const VECTORS: usize = 3;
@@ -43,21 +43,22 @@ pub(super) fn run<S: Simd>(s: S, item: Item) {
     let columns = blocks * width;
     let (keys, values) = (item.cache.layout.keys, item.cache.layout.values);
     let (k_padded, v_padded) = (keys.padded, values.padded);
-    let [q, sums, k_f32, v_f32, scores, max, sum, rescale, from, to, row, k_scales, v_scales] = item.scratch.buffers([
-        columns * k_padded,
-        columns * v_padded,
-        PAGE_LEN * k_padded,
-        PAGE_LEN * v_padded,
-        PAGE_LEN * width,
-        columns,
-        columns,
-        width,
-        width,
-        width,
-        v_padded,
-        Cache::scales_len(&keys),
-        Cache::scales_len(&values),
-    ]);
+    let [q, sums, k_f32, v_f32, scores, max, sum, rescale, from, to, rows, k_scales, v_scales] =
+        item.scratch.buffers([
+            columns * k_padded,
+            columns * v_padded,
+            PAGE_LEN * k_padded,
+            PAGE_LEN * v_padded,
+            PAGE_LEN * width,
+            columns,
+            columns,
+            width,
+            width,
+            width,
+            S::LANES * k_padded.max(v_padded),
+            Cache::scales_len(&keys),
+            Cache::scales_len(&values),
+        ]);
     let (scale, cap) = item.queries.params.factors();
     // SAFETY: all accesses are within the lengths just asked for, and within pages by the promise of `run_item`'s
     // caller: only rows that the queries see are read.
@@ -72,18 +73,22 @@ pub(super) fn run<S: Simd>(s: S, item: Item) {
             from,
             to,
         };
-        for m in 0..columns {
-            let (block, column) = (block(m / width), m % width);
-            let query = if m < count { item.queries.query(m) } else { &[] };
-            for d in 0..k_padded {
-                *block.q.add(d * width + column) = query.get(d).map_or(0.0, |x| x * scale);
+        for first in (0..columns).step_by(S::LANES) {
+            let (block, column) = (block(first / width), first % width);
+            for lane in 0..S::LANES {
+                let row = rows.add(lane * k_padded);
+                match first + lane < count {
+                    true => item.queries.write_scaled(s, first + lane, scale, k_padded, row),
+                    false => row.write_bytes(0, k_padded),
+                }
             }
-            *block.max.add(column) = LOWEST;
-            *block.sum.add(column) = 0.0;
+            for d in (0..k_padded).step_by(S::LANES) {
+                transpose(s, rows.add(d), k_padded, block.q.add(d * width + column), width);
+            }
+            s.store(block.max.add(column), s.splat(LOWEST));
+            s.store(block.sum.add(column), s.splat(0.0));
         }
-        for i in 0..columns * v_padded {
-            *sums.add(i) = 0.0;
-        }
+        sums.write_bytes(0, columns * v_padded);
         let mut positions = item.positions();
         while !positions.is_empty() {
             let page = first_page(positions.clone());
@@ -101,13 +106,16 @@ pub(super) fn run<S: Simd>(s: S, item: Item) {
             }
             positions.start = page.end;
         }
-        for m in 0..count {
-            let (block, column) = (block(m / width), m % width);
-            for d in 0..v_padded {
-                *row.add(d) = *block.values.add(d * width + column);
+        for first in (0..count).step_by(S::LANES) {
+            let (block, column) = (block(first / width), first % width);
+            for d in (0..v_padded).step_by(S::LANES) {
+                transpose(s, block.values.add(d * width + column), width, rows.add(d), v_padded);
             }
-            let values = std::slice::from_raw_parts(row.cast_const(), v_padded);
-            item.emit(s, m, State { max: *block.max.add(column), sum: *block.sum.add(column), values });
+            for lane in 0..S::LANES.min(count - first) {
+                let values = std::slice::from_raw_parts(rows.add(lane * v_padded).cast_const(), v_padded);
+                let (max, sum) = (*block.max.add(column + lane), *block.sum.add(column + lane));
+                item.emit(s, first + lane, State { max, sum, values });
+            }
         }
     }
 }

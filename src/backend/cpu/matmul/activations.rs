@@ -49,7 +49,7 @@ impl QuantRows {
     /// # Errors
     /// `InvalidInput` where `cols` is not a multiple of 32; `OutOfMemory`.
     pub(crate) fn reserve(&mut self, rows: usize, cols: usize) -> Result<()> {
-        if cols % GROUP != 0 {
+        if !cols.is_multiple_of(GROUP) {
             return Err(Error::invalid_input(format!(
                 "rows of {cols} activations cannot be quantized: the length must be a multiple of {GROUP}"
             )));

@@ -71,7 +71,7 @@ impl Simd for Avx2 {
     fn spread_bits(self, a: __m256i, nibble: u32) -> __m256i {
         // The byte that holds the nibble to all bytes of its lane; then each byte tests a bit of its own.
         let byte = (nibble / 2) as i32 * 0x0101_0101;
-        let bits = if nibble % 2 == 0 { 0x0804_0201_u32 } else { 0x8040_2010 };
+        let bits = if nibble.is_multiple_of(2) { 0x0804_0201_u32 } else { 0x8040_2010 };
         unsafe {
             let lanes =
                 _mm256_setr_epi32(0, 0x0404_0404, 0x0808_0808, 0x0c0c_0c0c, 0, 0x0404_0404, 0x0808_0808, 0x0c0c_0c0c);

@@ -72,7 +72,7 @@ impl Simd for Avx512 {
         // The byte that holds the nibble to all bytes of its lane; then each byte tests a bit of its own.
         let byte = (nibble / 2) as i32 * 0x0101_0101;
         let lanes = unsafe { _mm512_set4_epi32(0x0c0c_0c0c, 0x0808_0808, 0x0404_0404, 0) };
-        let bits = if nibble % 2 == 0 { 0x0804_0201_u32 } else { 0x8040_2010 };
+        let bits = if nibble.is_multiple_of(2) { 0x0804_0201_u32 } else { 0x8040_2010 };
         unsafe {
             let bytes = _mm512_shuffle_epi8(a, _mm512_or_si512(lanes, _mm512_set1_epi32(byte)));
             let set = _mm512_test_epi8_mask(bytes, _mm512_set1_epi32(bits as i32));

@@ -80,8 +80,11 @@ impl<'a> Matrix<'a> {
         if !quant::is_supported(ty) {
             return Err(Error::unsupported(format!("there are no kernels for weights of type {ty:?}")));
         }
-        let row_bytes =
-            if cols % ty.block_len() == 0 { (cols / ty.block_len()).checked_mul(ty.block_bytes()) } else { None };
+        let row_bytes = if cols.is_multiple_of(ty.block_len()) {
+            (cols / ty.block_len()).checked_mul(ty.block_bytes())
+        } else {
+            None
+        };
         match row_bytes {
             Some(row_bytes) if row_bytes.checked_mul(rows) == Some(data.len()) => {
                 Ok(Self { ty, data, rows, cols, row_bytes })

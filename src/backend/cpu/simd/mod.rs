@@ -150,3 +150,28 @@ pub(crate) unsafe fn store_up_to<S: Simd>(s: S, p: *mut f32, n: usize, v: S::V) 
     // SAFETY: the caller's promise.
     unsafe { if n >= S::LANES { s.store(p, v) } else { s.store_part(p, n, v) } }
 }
+
+/// Transposes a square of `LANES` rows of `LANES` numbers; `from_row` and `to_row` are numbers from one row to the next.
+///
+/// # Safety
+/// `from` is valid for reads and `to` for writes of all rows.
+#[inline(always)]
+pub(crate) unsafe fn transpose<S: Simd>(s: S, from: *const f32, from_row: usize, to: *mut f32, to_row: usize) {
+    // An index of an element is the bits of its row, then those of its column. Interleaving the first half of the rows
+    // with the second rotates them by one (Stone, Parallel Processing with the Perfect Shuffle, 1971).
+    let mut rows = [s.splat(0.0); 16];
+    for (i, row) in rows.iter_mut().enumerate().take(S::LANES) {
+        // SAFETY: the caller's promise.
+        *row = unsafe { s.load(from.add(i * from_row)) };
+    }
+    for _ in 0..S::LANES.ilog2() {
+        let before = rows;
+        for i in 0..S::LANES / 2 {
+            (rows[2 * i], rows[2 * i + 1]) = s.interleave(before[i], before[i + S::LANES / 2]);
+        }
+    }
+    for (i, row) in rows.into_iter().enumerate().take(S::LANES) {
+        // SAFETY: the caller's promise.
+        unsafe { s.store(to.add(i * to_row), row) };
+    }
+}

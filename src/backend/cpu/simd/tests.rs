@@ -57,6 +57,14 @@ impl Kernel for Operations {
         assert_eq!(get(odd), both.iter().copied().skip(1).step_by(2).collect::<Vec<_>>());
         let (low, high) = s.interleave(even, odd);
         assert_eq!((get(low), get(high)), (a.clone(), b.clone()));
+        let square: Vec<f32> = (0..n * (n + 1)).map(|i| i as f32).collect();
+        let mut transposed = vec![-1.0; n * (n + 2)];
+        // SAFETY: `n` rows, one after the other with one number and two between them.
+        unsafe { transpose(s, square.as_ptr(), n + 1, transposed.as_mut_ptr(), n + 2) };
+        for (i, &x) in transposed.iter().enumerate() {
+            let (row, column) = (i / (n + 2), i % (n + 2));
+            assert_eq!(x, if column < n { square[column * (n + 1) + row] } else { -1.0 });
+        }
         for part in 0..n {
             let mut out = vec![9.0; n];
             // SAFETY: `part` is less than a vector, which both are as long as.

@@ -1,0 +1,65 @@
+// What works on each number by itself. Grid ceil(elements / 256) where not said otherwise.
+//
+// add(x, y, elements): x += y
+// scale(x, by, elements): x *= by
+// softcap(x, cap, elements): x = cap * tanh(x / cap)
+// glu_silu, glu_gelu (gate, up, out, q, groups, elements): act(gate) * up, to `out` (f32, may be gate or up) and, quantized
+//   as in activations.h, to `q` and `groups`, each where not null. GELU is its approximation by tanh.
+// gather_rows(x, rows, out, columns): out[i] = x[rows[i]]; grid (ceil(columns / 256), number of rows)
+
+#include "activations.h"
+
+#define ELEMENT_THREADS 256
+
+DEVICE u64 element() { return (u64)block_x() * ELEMENT_THREADS + thread_x(); }
+
+KERNEL(add, ELEMENT_THREADS, (f32 *x, const f32 *y, u64 elements)) {
+  u64 i = element();
+  if (i < elements) x[i] += y[i];
+}
+
+KERNEL(scale, ELEMENT_THREADS, (f32 *x, f32 by, u64 elements)) {
+  u64 i = element();
+  if (i < elements) x[i] *= by;
+}
+
+KERNEL(softcap, ELEMENT_THREADS, (f32 *x, f32 cap, u64 elements)) {
+  u64 i = element();
+  if (i < elements) x[i] = cap * tanh_fast(x[i] / cap);
+}
+
+struct Silu {
+  static MEMBER f32 apply(f32 x) { return x * sigmoid(x); }
+};
+
+// x / 2 * (1 + tanh u) with u = √(2/π) (x + 0.044715 x³) (Hendrycks and Gimpel, 2016); (1 + tanh u) / 2 is sigmoid 2u.
+struct Gelu {
+  static MEMBER f32 apply(f32 x) {
+    const f32 SQRT_8_OVER_PI = 1.5957691f;
+    return x * sigmoid(SQRT_8_OVER_PI * mul_add(0.044715f * x * x, x, x));
+  }
+};
+
+template <class Activation>
+DEVICE void glu(const f32 *gate, const f32 *up, f32 *out, i8 *q, u32 *groups, u64 elements) {
+  u64 i = element();
+  bool active = i < elements;
+  f32 value = active ? Activation::apply(gate[i]) * up[i] : 0.0f;
+  if (out && active) out[i] = value;
+  if (q) store_quantized(value, i, active, q, groups);
+}
+
+KERNEL(glu_silu, ELEMENT_THREADS,
+       (const f32 *gate, const f32 *up, f32 *out, i8 *q, u32 *groups, u64 elements)) {
+  glu<Silu>(gate, up, out, q, groups, elements);
+}
+
+KERNEL(glu_gelu, ELEMENT_THREADS,
+       (const f32 *gate, const f32 *up, f32 *out, i8 *q, u32 *groups, u64 elements)) {
+  glu<Gelu>(gate, up, out, q, groups, elements);
+}
+
+KERNEL(gather_rows, ELEMENT_THREADS, (const f32 *x, const u32 *rows, f32 *out, u32 columns)) {
+  u32 column = block_x() * ELEMENT_THREADS + thread_x();
+  if (column < columns) out[(u64)block_y() * columns + column] = x[(u64)rows[block_y()] * columns + column];
+}

@@ -1,0 +1,255 @@
+// What the kernels need from the machine, for three kinds of machine:
+//
+// - AMD GPUs: clang alone (`-x hip`, no ROCm headers or device libraries), hipcc and hipRTC;
+// - NVIDIA GPUs: clang to PTX (`-x cuda`, no CUDA headers);
+// - the host: any C++17 compiler, for the simulator in sim/, which runs the threads of a block as fibers.
+//
+// Kernels are one-dimensional blocks of a size that the source fixes (see KERNEL), so that no kernel depends on hidden
+// arguments. WAVE is the number of lanes that run in lockstep: 32 on RDNA and NVIDIA, 64 on CDNA and GCN.
+#pragma once
+
+#if defined(__AMDGCN__)
+#define GPU_AMD 1
+#elif defined(__NVPTX__)
+#define GPU_NVIDIA 1
+#else
+#define GPU_HOST 1
+#endif
+
+typedef unsigned char u8;
+typedef signed char i8;
+typedef unsigned short u16;
+typedef short i16;
+typedef unsigned int u32;
+typedef int i32;
+typedef unsigned long long u64;
+typedef long long i64;
+typedef float f32;
+typedef double f64;
+
+// For loads and stores of 8 and 16 bytes, whatever the memory holds; addresses are multiples of the size.
+typedef u32 u32x2 __attribute__((vector_size(8), may_alias));
+typedef u32 u32x4 __attribute__((vector_size(16), may_alias));
+typedef f32 f32x4 __attribute__((vector_size(16), may_alias));
+typedef u16 u16_alias __attribute__((may_alias));
+typedef u32 u32_alias __attribute__((may_alias));
+
+// Products and sums are fused only where the source says so (mul_add): results are then the same on all machines, and
+// the sampler's equal the CPU's.
+#if defined(__clang__)
+#pragma clang fp contract(off)
+#endif
+
+#if GPU_AMD
+#if defined(__GFX9__)
+#define WAVE 64
+#else
+#define WAVE 32
+#endif
+#elif GPU_NVIDIA
+#define WAVE 32
+#elif !defined(WAVE)
+#error "the simulator's wave size is missing: -DWAVE=32 or -DWAVE=64"
+#endif
+
+// ------------------------------------------------------------------------------------------------ keywords
+
+#if GPU_HOST
+#include "sim/simulator.h"
+
+#define DEVICE static inline
+#define MEMBER inline
+#define SHARED static
+#define UNROLL
+#define UNROLL_BY(n)
+// KERNEL(name, threads of a block, (parameters)) { body }
+#define KERNEL(name, threads, parameters)                                                                              \
+  extern "C" void name parameters;                                                                                     \
+  static sim::Registration registration_of_##name(#name, threads, &name);                                              \
+  extern "C" void name parameters
+#else
+#define DEVICE static __attribute__((device, always_inline)) inline
+#define MEMBER __attribute__((device, always_inline)) inline
+#define SHARED static __attribute__((shared))
+#define UNROLL _Pragma("unroll")
+#define PRAGMA(text) _Pragma(#text)
+// For long loops, which compilers would unroll until registers do not suffice.
+#define UNROLL_BY(n) PRAGMA(unroll n)
+#if GPU_AMD
+#define KERNEL(name, threads, parameters)                                                                              \
+  extern "C" __attribute__((global, amdgpu_flat_work_group_size(threads, threads))) void name parameters
+#else
+#define KERNEL(name, threads, parameters)                                                                              \
+  extern "C" __attribute__((global, launch_bounds(threads))) void name parameters
+#endif
+#endif
+
+// ------------------------------------------------------------------------------------------------ threads
+
+#if GPU_AMD
+DEVICE u32 thread_x() { return __builtin_amdgcn_workitem_id_x(); }
+DEVICE u32 block_x() { return __builtin_amdgcn_workgroup_id_x(); }
+DEVICE u32 block_y() { return __builtin_amdgcn_workgroup_id_y(); }
+DEVICE u32 block_z() { return __builtin_amdgcn_workgroup_id_z(); }
+
+// All threads of the block get here before one goes on, and see what the others wrote.
+DEVICE void barrier() {
+  __builtin_amdgcn_fence(__ATOMIC_RELEASE, "workgroup");
+  __builtin_amdgcn_s_barrier();
+  __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup");
+}
+
+DEVICE u32 shuffle_from(u32 value, u32 lane) { return (u32)__builtin_amdgcn_ds_bpermute((int)(lane * 4), (int)value); }
+#elif GPU_NVIDIA
+DEVICE u32 thread_x() { return __nvvm_read_ptx_sreg_tid_x(); }
+DEVICE u32 block_x() { return __nvvm_read_ptx_sreg_ctaid_x(); }
+DEVICE u32 block_y() { return __nvvm_read_ptx_sreg_ctaid_y(); }
+DEVICE u32 block_z() { return __nvvm_read_ptx_sreg_ctaid_z(); }
+
+DEVICE void barrier() { __syncthreads(); }
+
+DEVICE u32 shuffle_from(u32 value, u32 lane) {
+  return (u32)__nvvm_shfl_sync_idx_i32(0xffffffffu, (int)value, (int)lane, 31);
+}
+#else
+DEVICE u32 thread_x() { return sim::thread; }
+DEVICE u32 block_x() { return sim::block[0]; }
+DEVICE u32 block_y() { return sim::block[1]; }
+DEVICE u32 block_z() { return sim::block[2]; }
+DEVICE void barrier() { sim::barrier(); }
+DEVICE u32 shuffle_from(u32 value, u32 lane) { return sim::shuffle(value, lane); }
+#endif
+
+DEVICE u32 lane_id() { return thread_x() % WAVE; }
+DEVICE u32 wave_id() { return thread_x() / WAVE; }
+
+// ------------------------------------------------------------------------------------------------ bits
+
+DEVICE u32 bits_of(f32 value) { return __builtin_bit_cast(u32, value); }
+DEVICE f32 f32_of(u32 bits) { return __builtin_bit_cast(f32, bits); }
+DEVICE u64 bits_of(f64 value) { return __builtin_bit_cast(u64, value); }
+DEVICE f64 f64_of(u64 bits) { return __builtin_bit_cast(f64, bits); }
+
+template <class T> DEVICE T smaller(T a, T b) { return a < b ? a : b; }
+template <class T> DEVICE T larger(T a, T b) { return a > b ? a : b; }
+
+DEVICE u32 ceil_div(u32 a, u32 b) { return (a + b - 1) / b; }
+DEVICE u32 round_up(u32 a, u32 b) { return ceil_div(a, b) * b; }
+
+#if GPU_HOST
+DEVICE f32 f16_to_f32(u16 bits) { return sim::f16_to_f32(bits); }
+DEVICE u16 f32_to_f16(f32 value) { return sim::f32_to_f16(value); }
+#else
+DEVICE f32 f16_to_f32(u16 bits) { return (f32) __builtin_bit_cast(_Float16, bits); }
+// The nearest half, ties to even; too large values become infinite.
+DEVICE u16 f32_to_f16(f32 value) { return __builtin_bit_cast(u16, (_Float16)value); }
+#endif
+DEVICE f32 bf16_to_f32(u16 bits) { return f32_of((u32)bits << 16); }
+
+// ------------------------------------------------------------------------------------------------ arithmetic
+
+DEVICE f32 mul_add(f32 a, f32 b, f32 c) { return __builtin_fmaf(a, b, c); }
+DEVICE f32 absolute(f32 x) { return f32_of(bits_of(x) & 0x7fffffffu); }
+DEVICE f32 square_root(f32 x) { return __builtin_sqrtf(x); }
+DEVICE f64 round_toward_infinity(f64 x) { return __builtin_ceil(x); }
+
+// 2^x with a relative error of about 1e-7; 0 where the result is below the normal range.
+#if GPU_AMD
+DEVICE f32 exp2_fast(f32 x) { return __builtin_amdgcn_exp2f(x); }
+#elif GPU_NVIDIA
+DEVICE f32 exp2_fast(f32 x) { return __nvvm_ex2_approx_ftz_f(x); }
+#else
+DEVICE f32 exp2_fast(f32 x) { return x < -126.0f ? 0.0f : __builtin_exp2f(x); }
+#endif
+
+DEVICE f32 exp_fast(f32 x) { return exp2_fast(x * 1.44269504f); }
+DEVICE f32 sigmoid(f32 x) { return 1.0f / (1.0f + exp_fast(-x)); }
+DEVICE f32 tanh_fast(f32 x) {
+  if (absolute(x) < 0.25f) {
+    // The difference below would cancel; five terms of the series leave an error of 1e-8.
+    f32 y = x * x;
+    f32 sum = mul_add(mul_add(mul_add(62.0f / 2835.0f, y, -17.0f / 315.0f), y, 2.0f / 15.0f), y, -1.0f / 3.0f);
+    return mul_add(x * y, sum, x);
+  }
+  return 1.0f - 2.0f / (exp_fast(2.0f * x) + 1.0f);
+}
+
+// sum + the dot product of four pairs of signed bytes
+#if GPU_AMD && (defined(__GFX11__) || defined(__GFX12__))
+DEVICE i32 dot4(u32 a, u32 b, i32 sum) { return __builtin_amdgcn_sudot4(true, (int)a, true, (int)b, sum, false); }
+#elif GPU_AMD && (defined(__gfx906__) || defined(__gfx908__) || defined(__gfx90a__) || defined(__gfx940__) ||         \
+                  defined(__gfx941__) || defined(__gfx942__) || defined(__gfx950__) || defined(__gfx1011__) ||         \
+                  defined(__gfx1012__) || defined(__gfx1030__) || defined(__gfx1031__) || defined(__gfx1032__) ||      \
+                  defined(__gfx1033__) || defined(__gfx1034__) || defined(__gfx1035__) || defined(__gfx1036__) ||      \
+                  defined(__gfx10_3_generic__) || defined(__gfx9_4_generic__))
+DEVICE i32 dot4(u32 a, u32 b, i32 sum) { return __builtin_amdgcn_sdot4((int)a, (int)b, sum, false); }
+#elif GPU_NVIDIA
+DEVICE i32 dot4(u32 a, u32 b, i32 sum) {
+  i32 result;
+  asm("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(sum));
+  return result;
+}
+#else
+DEVICE i32 dot4(u32 a, u32 b, i32 sum) {
+  for (u32 i = 0; i < 32; i += 8) sum += (i32)(i8)(a >> i) * (i32)(i8)(b >> i);
+  return sum;
+}
+#endif
+
+// The dot product of 16 pairs of signed bytes.
+DEVICE i32 dot16(const u32 *a, u32x4 b) {
+  return dot4(a[0], b[0], dot4(a[1], b[1], dot4(a[2], b[2], dot4(a[3], b[3], 0))));
+}
+
+// ------------------------------------------------------------------------------------------------ waves and blocks
+
+// All lanes of a wave call these together. `width` is a power of two up to WAVE: lanes of the same aligned group of
+// that many get the same result.
+
+DEVICE f32 shuffle_xor(f32 value, u32 mask) { return f32_of(shuffle_from(bits_of(value), lane_id() ^ mask)); }
+DEVICE u32 shuffle_xor(u32 value, u32 mask) { return shuffle_from(value, lane_id() ^ mask); }
+DEVICE i32 shuffle_xor(i32 value, u32 mask) { return (i32)shuffle_from((u32)value, lane_id() ^ mask); }
+DEVICE u64 shuffle_xor(u64 value, u32 mask) {
+  return (u64)shuffle_xor((u32)(value >> 32), mask) << 32 | shuffle_xor((u32)value, mask);
+}
+
+template <class T> DEVICE T wave_sum(T value, u32 width = WAVE) {
+  UNROLL for (u32 mask = width / 2; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
+  return value;
+}
+template <class T> DEVICE T wave_max(T value, u32 width = WAVE) {
+  UNROLL for (u32 mask = width / 2; mask > 0; mask /= 2) value = larger(shuffle_xor(value, mask), value);
+  return value;
+}
+
+// All threads of the block call these together. `scratch` is shared memory for THREADS / WAVE values, and free again
+// after the next barrier.
+template <u32 THREADS, class T> DEVICE T block_sum(T value, T *scratch) {
+  value = wave_sum(value);
+  if (lane_id() == 0) scratch[wave_id()] = value;
+  barrier();
+  value = scratch[0];
+  UNROLL for (u32 wave = 1; wave < THREADS / WAVE; wave++) value += scratch[wave];
+  return value;
+}
+template <u32 THREADS, class T> DEVICE T block_max(T value, T *scratch) {
+  value = wave_max(value);
+  if (lane_id() == 0) scratch[wave_id()] = value;
+  barrier();
+  value = scratch[0];
+  UNROLL for (u32 wave = 1; wave < THREADS / WAVE; wave++) value = larger(value, scratch[wave]);
+  return value;
+}
+
+// Adds to a number in shared memory and returns what it was.
+template <class T> DEVICE T shared_add(T *sum, T value) {
+#if GPU_AMD
+  return __hip_atomic_fetch_add(sum, value, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_WORKGROUP);
+#elif GPU_NVIDIA
+  return __atomic_fetch_add(sum, value, __ATOMIC_RELAXED);
+#else
+  T before = *sum;
+  *sum += value;
+  return before;
+#endif
+}

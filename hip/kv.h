@@ -1,0 +1,82 @@
+// The paged cache of keys and values. A page holds 64 consecutive positions of one sequence for all layers; pages lie in
+// one pool, and each sequence has a table of the numbers of its pages. Within a page, a layer is, at an offset that the
+// host chooses, for the keys and then for the values: for each key-value head 64 rows of elements, and for q8_0 then the
+// scales (f16), 64 rows of one for each block of 32. Rows are padded with zeros to a multiple of 16 (32 for q8_0)
+// elements, heads to a multiple of 64 bytes: the layout of the CPU's cache.
+#pragma once
+
+#include "gpu.h"
+
+#define PAGE_LEN 64
+#define KV_BLOCK 32
+
+struct KvF32 {
+  static constexpr u32 PADDING = 16, BYTES = 4;
+  static constexpr bool SCALES = false;
+};
+struct KvF16 {
+  static constexpr u32 PADDING = 16, BYTES = 2;
+  static constexpr bool SCALES = false;
+};
+struct KvQ8 {
+  static constexpr u32 PADDING = KV_BLOCK, BYTES = 1;
+  static constexpr bool SCALES = true;
+};
+
+#define KV_TYPES(STAMP)                                                                                                \
+  STAMP(f32, KvF32)                                                                                                    \
+  STAMP(f16, KvF16)                                                                                                    \
+  STAMP(q8_0, KvQ8)
+
+// Elements of a row as stored.
+template <class T> DEVICE u32 kv_padded(u32 dim) { return round_up(dim, T::PADDING); }
+
+// Bytes from one head to the next.
+template <class T> DEVICE u32 kv_head_bytes(u32 dim) {
+  u32 padded = kv_padded<T>(dim), row = padded * T::BYTES + (T::SCALES ? padded / KV_BLOCK * 2 : 0);
+  return round_up(PAGE_LEN * row, 64);
+}
+
+// Eight elements of row `slot` of a head that starts at `head`, from element `i` on, a multiple of 8.
+template <class T> DEVICE void kv_load8(const u8 *head, u32 padded, u32 slot, u32 i, f32 *out);
+
+template <> MEMBER void kv_load8<KvF32>(const u8 *head, u32 padded, u32 slot, u32 i, f32 *out) {
+  const u8 *from = head + (slot * padded + i) * 4;
+  f32x4 low = *(const f32x4 *)from, high = *(const f32x4 *)(from + 16);
+  UNROLL for (u32 k = 0; k < 4; k++) out[k] = low[k], out[k + 4] = high[k];
+}
+
+template <> MEMBER void kv_load8<KvF16>(const u8 *head, u32 padded, u32 slot, u32 i, f32 *out) {
+  u32x4 all = *(const u32x4 *)(head + (slot * padded + i) * 2);
+  UNROLL for (u32 k = 0; k < 4; k++) {
+    out[2 * k] = f16_to_f32((u16)all[k]);
+    out[2 * k + 1] = f16_to_f32((u16)(all[k] >> 16));
+  }
+}
+
+template <> MEMBER void kv_load8<KvQ8>(const u8 *head, u32 padded, u32 slot, u32 i, f32 *out) {
+  u32x2 all = *(const u32x2 *)(head + slot * padded + i);
+  const u8 *scales = head + PAGE_LEN * padded;
+  f32 scale = f16_to_f32(*(const u16_alias *)(scales + (slot * (padded / KV_BLOCK) + i / KV_BLOCK) * 2));
+  UNROLL for (u32 k = 0; k < 8; k++) out[k] = scale * (f32)(i8)(all[k / 4] >> (k % 4 * 8));
+}
+
+// Four elements, from a multiple of 4 on.
+template <class T> DEVICE void kv_load4(const u8 *head, u32 padded, u32 slot, u32 i, f32 *out);
+
+template <> MEMBER void kv_load4<KvF32>(const u8 *head, u32 padded, u32 slot, u32 i, f32 *out) {
+  f32x4 all = *(const f32x4 *)(head + (slot * padded + i) * 4);
+  UNROLL for (u32 k = 0; k < 4; k++) out[k] = all[k];
+}
+
+template <> MEMBER void kv_load4<KvF16>(const u8 *head, u32 padded, u32 slot, u32 i, f32 *out) {
+  u32x2 all = *(const u32x2 *)(head + (slot * padded + i) * 2);
+  UNROLL for (u32 k = 0; k < 4; k++) out[k] = f16_to_f32((u16)(all[k / 2] >> (k % 2 * 16)));
+}
+
+template <> MEMBER void kv_load4<KvQ8>(const u8 *head, u32 padded, u32 slot, u32 i, f32 *out) {
+  u32 all = *(const u32_alias *)(head + slot * padded + i);
+  const u8 *scales = head + PAGE_LEN * padded;
+  f32 scale = f16_to_f32(*(const u16_alias *)(scales + (slot * (padded / KV_BLOCK) + i / KV_BLOCK) * 2));
+  UNROLL for (u32 k = 0; k < 4; k++) out[k] = scale * (f32)(i8)(all >> (k * 8));
+}

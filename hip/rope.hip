@@ -1,0 +1,115 @@
+// Rotary position embeddings (Su et al., 2021), and storing keys and values in the cache.
+//
+// The host computes the cosines and sines: `angles` is [..][2 * pairs], cosines first, and `angle_rows` says which of
+// its rows is for which token (or null: its own). Pair i of a head is columns (2i, 2i + 1), or (i, i + pairs) where
+// `neox` is 1; the columns from 2 * pairs on stay.
+//
+// rope(x, angles, angle_rows, heads, head_dim, pairs, neox): in place, x [tokens][heads][head_dim].
+//   Grid (heads, tokens).
+//
+// store_kv_<type>(q, k, v, angles, angle_rows, pool, table, token_tables, positions, heads, kv_heads, k_dim, v_dim,
+//                 pairs, neox, table_len, layer_offset, page_bytes):
+//   rotates q [tokens][heads][k_dim] in place, and appends k [tokens][kv_heads][k_dim], rotated, and v
+//   [tokens][kv_heads][v_dim] to the cache of a layer. A token's position is positions[token], its page table is row
+//   token_tables[token] of `table` [..][table_len]. With `angles` null, nothing is rotated. With heads 0, q is not
+//   touched. For f16, magnitudes beyond 65504 are stored as that. Grid (heads + 2 * kv_heads, tokens).
+
+#include "kv.h"
+
+#define ROPE_THREADS 64
+
+DEVICE void rotate_head(f32 *x, const f32 *angles, u32 pairs, u32 neox) {
+  for (u32 i = thread_x(); i < pairs; i += ROPE_THREADS) {
+    u32 first = neox ? i : 2 * i, second = neox ? i + pairs : 2 * i + 1;
+    f32 a = x[first], b = x[second], cosine = angles[i], sine = angles[pairs + i];
+    x[first] = a * cosine - b * sine;
+    x[second] = a * sine + b * cosine;
+  }
+}
+
+// Element `i` of a head after the rotation.
+DEVICE f32 rotated(const f32 *x, u32 i, const f32 *angles, u32 pairs, u32 neox) {
+  if (!angles || i >= 2 * pairs) return x[i];
+  u32 pair = neox ? i % pairs : i / 2;
+  bool is_first = neox ? i < pairs : i % 2 == 0;
+  f32 other = x[neox ? (is_first ? i + pairs : i - pairs) : i ^ 1];
+  f32 cosine = angles[pair], sine = angles[pairs + pair];
+  return is_first ? x[i] * cosine - other * sine : other * sine + x[i] * cosine;
+}
+
+DEVICE const f32 *angles_of(const f32 *angles, const u32 *angle_rows, u32 token, u32 pairs) {
+  return angles ? angles + (u64)(angle_rows ? angle_rows[token] : token) * 2 * pairs : nullptr;
+}
+
+KERNEL(rope, ROPE_THREADS,
+       (f32 *x, const f32 *angles, const u32 *angle_rows, u32 heads, u32 head_dim, u32 pairs, u32 neox)) {
+  u32 head = block_x(), token = block_y();
+  rotate_head(x + ((u64)token * heads + head) * head_dim, angles_of(angles, angle_rows, token, pairs), pairs, neox);
+}
+
+template <class T> DEVICE void store_element(u8 *head, u32 padded, u32 slot, u32 i, f32 value);
+
+template <> MEMBER void store_element<KvF32>(u8 *head, u32 padded, u32 slot, u32 i, f32 value) {
+  if (i < padded) *(f32 *)(head + (slot * padded + i) * 4) = value;
+}
+
+template <> MEMBER void store_element<KvF16>(u8 *head, u32 padded, u32 slot, u32 i, f32 value) {
+  const f32 LARGEST = 65504.0f;
+  f32 clamped = value > LARGEST ? LARGEST : value < -LARGEST ? -LARGEST : value;
+  if (i < padded) *(u16_alias *)(head + (slot * padded + i) * 2) = f32_to_f16(clamped);
+}
+
+// 32 lanes store a block together.
+template <> MEMBER void store_element<KvQ8>(u8 *head, u32 padded, u32 slot, u32 i, f32 value) {
+  f32 largest = wave_max(absolute(value), KV_BLOCK);
+  u16 scale = f32_to_f16(smaller(largest / 127.0f, 65504.0f));
+  // Divided by the scale as it will be read.
+  f32 step = f16_to_f32(scale), inverse = step > 0.0f ? 1.0f / step : 0.0f;
+  f32 q = value * inverse;
+  q = q > 127.0f ? 127.0f : q < -127.0f ? -127.0f : q;
+  if (i >= padded) return;
+  const f32 ROUND = 12582912.0f;
+  head[slot * padded + i] = (u8)(bits_of(q + ROUND) - bits_of(ROUND));
+  u8 *scales = head + PAGE_LEN * padded;
+  if (i % KV_BLOCK == 0) *(u16_alias *)(scales + (slot * (padded / KV_BLOCK) + i / KV_BLOCK) * 2) = scale;
+}
+
+template <class T>
+DEVICE void store_kv(f32 *q, const f32 *k, const f32 *v, const f32 *angles, const u32 *angle_rows, u8 *pool,
+                     const u32 *table, const u32 *token_tables, const u32 *positions, u32 heads, u32 kv_heads,
+                     u32 k_dim, u32 v_dim, u32 pairs, u32 neox, u32 table_len, u64 layer_offset, u64 page_bytes) {
+  u32 head = block_x(), token = block_y();
+  const f32 *turn = angles_of(angles, angle_rows, token, pairs);
+  if (head < heads) {
+    if (turn) rotate_head(q + ((u64)token * heads + head) * k_dim, turn, pairs, neox);
+    return;
+  }
+  head -= heads;
+  bool is_key = head < kv_heads;
+  u32 position = positions[token], dim = is_key ? k_dim : v_dim;
+  u32 page = table[(u64)token_tables[token] * table_len + position / PAGE_LEN];
+  u8 *layer = pool + page * page_bytes + layer_offset;
+  if (!is_key) {
+    head -= kv_heads;
+    layer += (u64)kv_heads * kv_head_bytes<T>(k_dim);
+    turn = nullptr;
+  }
+  layer += (u64)head * kv_head_bytes<T>(dim);
+  const f32 *from = (is_key ? k : v) + ((u64)token * kv_heads + head) * dim;
+  u32 padded = kv_padded<T>(dim);
+  // Whole waves go on, because they store blocks together.
+  for (u32 first = 0; first < padded; first += ROPE_THREADS) {
+    u32 i = first + thread_x();
+    store_element<T>(layer, padded, position % PAGE_LEN, i, i < dim ? rotated(from, i, turn, pairs, neox) : 0.0f);
+  }
+}
+
+#define STAMP(name, type)                                                                                              \
+  KERNEL(store_kv_##name, ROPE_THREADS,                                                                                \
+         (f32 * q, const f32 *k, const f32 *v, const f32 *angles, const u32 *angle_rows, u8 *pool, const u32 *table,   \
+          const u32 *token_tables, const u32 *positions, u32 heads, u32 kv_heads, u32 k_dim, u32 v_dim, u32 pairs,     \
+          u32 neox, u32 table_len, u64 layer_offset, u64 page_bytes)) {                                                \
+    store_kv<type>(q, k, v, angles, angle_rows, pool, table, token_tables, positions, heads, kv_heads, k_dim, v_dim,   \
+                   pairs, neox, table_len, layer_offset, page_bytes);                                                  \
+  }
+KV_TYPES(STAMP)

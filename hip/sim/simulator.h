@@ -1,0 +1,49 @@
+// The host side of gpu.h: threads of a block as fibers, with barriers and wave operations that all threads reach.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+namespace sim {
+
+// The thread within the block, and the block, that run now.
+extern unsigned int thread;
+extern unsigned int block[3];
+
+// As on a GPU, all threads of the block have to call it; a launch where some do not ends with an error.
+void barrier();
+
+// The value that lane `lane` of the wave passes. All lanes of the wave call it together.
+unsigned int shuffle(unsigned int value, unsigned int lane);
+
+float f16_to_f32(unsigned short bits);
+unsigned short f32_to_f16(float value);
+
+typedef void (*Thunk)(void *function, void **arguments);
+
+struct Kernel {
+  const char *name;
+  unsigned int threads;
+  unsigned int parameters;
+  void *function;
+  Thunk thunk;
+};
+
+void add_kernel(const Kernel &kernel);
+
+template <class... P, size_t... I>
+void call(void (*function)(P...), void **arguments, std::index_sequence<I...>) {
+  function(*static_cast<P *>(arguments[I])...);
+}
+
+struct Registration {
+  template <class... P> Registration(const char *name, unsigned int threads, void (*function)(P...)) {
+    Thunk thunk = [](void *function, void **arguments) {
+      call(reinterpret_cast<void (*)(P...)>(function), arguments, std::index_sequence_for<P...>());
+    };
+    add_kernel({name, threads, sizeof...(P), reinterpret_cast<void *>(function), thunk});
+  }
+};
+
+} // namespace sim

@@ -1,0 +1,411 @@
+//! Rotary embeddings, the paged cache and attention over it.
+
+use crate::args;
+use crate::common::{Random, assert_near};
+use crate::sim::{Buffer, Sim, sims};
+use half::f16;
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum KvType {
+    F32,
+    F16,
+    Q8,
+}
+
+const KV_TYPES: [(KvType, &str); 3] = [(KvType::F32, "f32"), (KvType::F16, "f16"), (KvType::Q8, "q8_0")];
+
+impl KvType {
+    fn padded(self, dim: usize) -> usize {
+        dim.next_multiple_of(if self == Self::Q8 { 32 } else { 16 })
+    }
+
+    /// Bytes of a head in a page.
+    fn head_bytes(self, dim: usize) -> usize {
+        let padded = self.padded(dim);
+        let row = match self {
+            Self::F32 => padded * 4,
+            Self::F16 => padded * 2,
+            Self::Q8 => padded + padded / 32 * 2,
+        };
+        (64 * row).next_multiple_of(64)
+    }
+
+    /// The bytes that a row is stored as, its scales, and the numbers that these stand for.
+    fn store(self, x: &[f32]) -> (Vec<u8>, Vec<u8>, Vec<f32>) {
+        let mut x = x.to_vec();
+        x.resize(self.padded(x.len()), 0.0);
+        match self {
+            Self::F32 => (bytemuck::cast_slice(&x).to_vec(), Vec::new(), x),
+            Self::F16 => {
+                let halves: Vec<f16> = x.iter().map(|x| f16::from_f32(x.clamp(-65504.0, 65504.0))).collect();
+                let bytes = halves.iter().flat_map(|h| h.to_le_bytes()).collect();
+                (bytes, Vec::new(), halves.into_iter().map(f16::to_f32).collect())
+            }
+            Self::Q8 => {
+                let (mut bytes, mut scales, mut values) = (Vec::new(), Vec::new(), Vec::new());
+                for block in x.chunks(32) {
+                    let max = block.iter().fold(0.0_f32, |max, x| max.max(x.abs()));
+                    let scale = f16::from_f32((max / 127.0).min(65504.0));
+                    let step = scale.to_f32();
+                    let inverse = if step > 0.0 { 1.0 / step } else { 0.0 };
+                    scales.extend(scale.to_le_bytes());
+                    for x in block {
+                        let q = (x * inverse).clamp(-127.0, 127.0).round_ties_even();
+                        bytes.push(q as i8 as u8);
+                        values.push(q * step);
+                    }
+                }
+                (bytes, scales, values)
+            }
+        }
+    }
+}
+
+/// Angles as the host computes them: cosines, then sines.
+fn angles(rows: usize, pairs: usize, random: &mut Random) -> Vec<f32> {
+    let angles: Vec<f32> = (0..rows * pairs).map(|_| random.normal()).collect();
+    angles.chunks(pairs.max(1)).flat_map(|row| row.iter().map(|a| a.cos()).chain(row.iter().map(|a| a.sin()))).collect()
+}
+
+/// Rotates a head.
+fn rotate(x: &mut [f32], angles: &[f32], neox: bool) {
+    let pairs = angles.len() / 2;
+    for i in 0..pairs {
+        let (a, b) = if neox { (i, i + pairs) } else { (2 * i, 2 * i + 1) };
+        let (cosine, sine) = (angles[i], angles[pairs + i]);
+        (x[a], x[b]) = (x[a] * cosine - x[b] * sine, x[a] * sine + x[b] * cosine);
+    }
+}
+
+#[test]
+fn rotations_are_exact() {
+    let mut random = Random::new(20);
+    for sim in sims() {
+        for (heads, dim, pairs) in [(3, 64, 32), (1, 80, 20), (2, 256, 128)] {
+            for neox in [false, true] {
+                let (tokens, rows) = (3, 5);
+                let turns = angles(rows, pairs, &mut random);
+                let row_of: Vec<u32> = (0..tokens).map(|_| random.below(rows) as u32).collect();
+                let mut x = random.normals(tokens * heads * dim);
+                let memory = Buffer::new(&x);
+                sim.launch(
+                    "rope",
+                    [heads, tokens, 1],
+                    args![&memory, &Buffer::new(&turns), &Buffer::new(&row_of), heads, dim, pairs, usize::from(neox)],
+                );
+                for (i, head) in x.chunks_mut(dim).enumerate() {
+                    rotate(head, &turns[row_of[i / heads] as usize * 2 * pairs..][..2 * pairs], neox);
+                }
+                assert_eq!(memory.read::<f32>(), x, "{heads} heads of {dim}, neox {neox}");
+            }
+        }
+    }
+}
+
+/// What an attention layer is.
+#[derive(Clone, Copy, Debug)]
+struct Layer {
+    ty: KvType,
+    heads: usize,
+    kv_heads: usize,
+    k_dim: usize,
+    v_dim: usize,
+    window: usize,
+    softcap: f32,
+}
+
+const LAYER_OFFSET: usize = 192;
+
+impl Layer {
+    fn page_bytes(&self) -> usize {
+        LAYER_OFFSET + self.kv_heads * (self.ty.head_bytes(self.k_dim) + self.ty.head_bytes(self.v_dim)) + 64
+    }
+
+    /// The bytes and scales of a row in a page: offsets.
+    fn row(&self, is_key: bool, head: usize, slot: usize) -> (usize, usize) {
+        let dim = if is_key { self.k_dim } else { self.v_dim };
+        let start = if is_key { 0 } else { self.kv_heads * self.ty.head_bytes(self.k_dim) };
+        let head = LAYER_OFFSET + start + head * self.ty.head_bytes(dim);
+        let padded = self.ty.padded(dim);
+        let bytes = match self.ty {
+            KvType::F32 => 4,
+            KvType::F16 => 2,
+            KvType::Q8 => 1,
+        };
+        (head + slot * padded * bytes, head + 64 * padded + slot * padded / 32 * 2)
+    }
+}
+
+/// Sequences in a cache, stored by the kernel, and what their keys and values are.
+struct Cache {
+    layer: Layer,
+    pool: Buffer,
+    table: Buffer,
+    table_len: usize,
+    /// For each sequence, position and head: keys and values as stored.
+    keys: Vec<Vec<Vec<f32>>>,
+    values: Vec<Vec<Vec<f32>>>,
+}
+
+/// The tokens of all sequences from `first` on, as (sequence, position).
+fn tokens_of(lengths: &[usize], first: impl Fn(usize) -> usize) -> Vec<(usize, usize)> {
+    lengths.iter().enumerate().flat_map(|(s, &len)| (first(s)..len).map(move |p| (s, p))).collect()
+}
+
+fn columns<T>(tokens: &[(usize, usize)], f: impl Fn(&(usize, usize)) -> T) -> Vec<T> {
+    tokens.iter().map(f).collect()
+}
+
+/// Stores sequences of these lengths, and checks each byte that was stored.
+fn fill(sim: &Sim, layer: Layer, lengths: &[usize], random: &mut Random) -> Cache {
+    let Layer { ty, heads, kv_heads, k_dim, v_dim, .. } = layer;
+    let name = KV_TYPES.iter().find(|(t, _)| *t == ty).unwrap().1;
+    let table_len = lengths.iter().map(|len| len.div_ceil(64)).max().unwrap() + 1;
+    // Pages in a random order; entries that are not needed name none.
+    let pages: usize = lengths.iter().map(|len| len.div_ceil(64)).sum();
+    let mut free: Vec<u32> = (0..pages as u32 + 2).collect();
+    let mut table = vec![u32::MAX; lengths.len() * table_len];
+    for (s, len) in lengths.iter().enumerate() {
+        for page in 0..len.div_ceil(64) {
+            table[s * table_len + page] = free.swap_remove(random.below(free.len()));
+        }
+    }
+    let tokens = tokens_of(lengths, |_| 0);
+    let n = tokens.len();
+    let (mut q, k, v) =
+        (random.normals(n * heads * k_dim), random.normals(n * kv_heads * k_dim), random.normals(n * kv_heads * v_dim));
+    let (pairs, neox) = (k_dim / 4, kv_heads % 2 == 1);
+    let turns = angles(n, pairs, random);
+    let (pool, q_memory) = (Buffer::unset::<u8>((pages + 2) * layer.page_bytes()), Buffer::new(&q));
+    let cache_table = Buffer::new(&table);
+    sim.launch(
+        &format!("store_kv_{name}"),
+        [heads + 2 * kv_heads, n, 1],
+        args![
+            &q_memory,
+            &Buffer::new(&k),
+            &Buffer::new(&v),
+            &Buffer::new(&turns),
+            None::<&Buffer>,
+            &pool,
+            &cache_table,
+            &Buffer::new(&columns(&tokens, |t| t.0 as u32)),
+            &Buffer::new(&columns(&tokens, |t| t.1 as u32)),
+            heads,
+            kv_heads,
+            k_dim,
+            v_dim,
+            pairs,
+            usize::from(neox),
+            table_len,
+            LAYER_OFFSET as u64,
+            layer.page_bytes() as u64,
+        ],
+    );
+
+    let angles_of = |token: usize| &turns[token * 2 * pairs..][..2 * pairs];
+    for (i, head) in q.chunks_mut(k_dim).enumerate() {
+        rotate(head, angles_of(i / heads), neox);
+    }
+    assert_eq!(q_memory.read::<f32>(), q);
+    let stored = pool.read::<u8>();
+    let mut cache = Cache {
+        layer,
+        pool,
+        table: cache_table,
+        table_len,
+        keys: vec![Vec::new(); lengths.len()],
+        values: vec![Vec::new(); lengths.len()],
+    };
+    let mut written = 0;
+    for (token, &(s, p)) in tokens.iter().enumerate() {
+        for (is_key, dim, source) in [(true, k_dim, &k), (false, v_dim, &v)] {
+            for head in 0..kv_heads {
+                let mut row = source[(token * kv_heads + head) * dim..][..dim].to_vec();
+                if is_key {
+                    rotate(&mut row, angles_of(token), neox);
+                }
+                let (bytes, scales, values) = ty.store(&row);
+                let page = table[s * table_len + p / 64] as usize * layer.page_bytes();
+                let (at, scales_at) = layer.row(is_key, head, p % 64);
+                assert_eq!(stored[page + at..][..bytes.len()], bytes, "{layer:?}, position {p}, head {head}");
+                assert_eq!(stored[page + scales_at..][..scales.len()], scales, "{layer:?}, position {p}, head {head}");
+                written += bytes.len() + scales.len();
+                if is_key { &mut cache.keys[s] } else { &mut cache.values[s] }.push(values);
+            }
+        }
+    }
+    let poison = stored.iter().filter(|&&byte| byte == 0x7f).count();
+    assert!(poison >= stored.len() - written, "something else was written");
+    cache
+}
+
+impl Cache {
+    /// The result for one head of a token, in f64.
+    fn attend(&self, q: &[f32], head: usize, (sequence, position): (usize, usize), scale: f32) -> Vec<f64> {
+        let Layer { heads, kv_heads, v_dim, window, softcap, .. } = self.layer;
+        let kv_head = head / (heads / kv_heads);
+        let start = if window > 0 { (position + 1).saturating_sub(window) } else { 0 };
+        let (keys, values) = (&self.keys[sequence], &self.values[sequence]);
+        let scores: Vec<f64> = (start..=position)
+            .map(|p| {
+                let dot: f64 = q
+                    .iter()
+                    .zip(&keys[p * kv_heads + kv_head])
+                    .map(|(&q, &k)| f64::from(q) * f64::from(k))
+                    .sum::<f64>();
+                let (score, cap) = (dot * f64::from(scale), f64::from(softcap));
+                if cap > 0.0 { cap * (score / cap).tanh() } else { score }
+            })
+            .collect();
+        let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let weights: Vec<f64> = scores.iter().map(|score| (score - max).exp()).collect();
+        let sum: f64 = weights.iter().sum();
+        let mut out = vec![0.0; v_dim];
+        for (p, weight) in (start..).zip(weights) {
+            for (out, &v) in out.iter_mut().zip(&values[p * kv_heads + kv_head]) {
+                *out += weight / sum * f64::from(v);
+            }
+        }
+        out
+    }
+}
+
+fn layer(heads: usize, kv_heads: usize, k_dim: usize, v_dim: usize, window: usize, softcap: f32) -> Layer {
+    Layer { ty: KvType::F16, heads, kv_heads, k_dim, v_dim, window, softcap }
+}
+
+#[test]
+fn attention_of_few_queries_is_right() {
+    let mut random = Random::new(21);
+    let layers = [
+        layer(9, 3, 64, 64, 0, 0.0),
+        layer(4, 1, 128, 128, 0, 0.0),
+        layer(2, 2, 80, 48, 40, 0.0),
+        layer(14, 2, 64, 64, 0, 5.0),
+        layer(16, 1, 256, 256, 70, 0.0),
+        layer(3, 1, 20, 512, 1, 2.0),
+    ];
+    for sim in sims() {
+        for (i, layer) in layers.into_iter().enumerate() {
+            for (ty, name) in KV_TYPES {
+                let layer = Layer { ty, ..layer };
+                let Layer { heads, kv_heads, k_dim, v_dim, window, softcap, .. } = layer;
+                let cache = fill(sim, layer, &[1, 64, 65, 200], &mut random);
+                let tokens = [(0, 0), (1, 63), (2, 64), (3, 199), (3, 100)];
+                let q = random.normals(tokens.len() * heads * k_dim);
+                let (scale, group) = (1.0 / (k_dim as f32).sqrt(), heads / kv_heads);
+                let expected: Vec<f64> = q
+                    .chunks(k_dim)
+                    .enumerate()
+                    .flat_map(|(i, q)| cache.attend(q, i % heads, tokens[i / heads], scale))
+                    .collect();
+                for splits in [1, 2, 5] {
+                    let n = [1, 4, 8][(i + splits) % 3];
+                    let kernel = format!("attend_decode_{name}_{n}");
+                    let out = Buffer::unset::<f32>(tokens.len() * heads * v_dim);
+                    let partials = Buffer::unset::<f32>(tokens.len() * heads * splits * (v_dim + 2));
+                    sim.launch(
+                        &kernel,
+                        [kv_heads * group.div_ceil(n), tokens.len(), splits],
+                        args![
+                            &Buffer::new(&q),
+                            &cache.pool,
+                            &cache.table,
+                            &Buffer::new(&columns(&tokens, |t| t.0 as u32)),
+                            &Buffer::new(&columns(&tokens, |t| t.1 as u32)),
+                            &out,
+                            &partials,
+                            heads,
+                            kv_heads,
+                            k_dim,
+                            v_dim,
+                            scale,
+                            softcap,
+                            window,
+                            cache.table_len,
+                            splits,
+                            LAYER_OFFSET as u64,
+                            layer.page_bytes() as u64,
+                        ],
+                    );
+                    if splits > 1 {
+                        sim.launch(
+                            "attend_combine",
+                            [heads, tokens.len(), 1],
+                            args![&partials, &out, heads, v_dim, splits],
+                        );
+                    }
+                    let what = format!("wave {}, {kernel}, {splits} splits, {layer:?}", sim.wave);
+                    assert_near(&out.read::<f32>(), &expected, &[1.0], 1e-5, &what);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_of_prompts_is_right() {
+    let mut random = Random::new(22);
+    let layers = [
+        layer(9, 3, 64, 64, 0, 0.0),
+        layer(4, 1, 128, 128, 30, 0.0),
+        layer(2, 2, 80, 48, 0, 3.0),
+        layer(33, 1, 24, 40, 0, 0.0),
+        layer(4, 2, 256, 256, 0, 0.0),
+    ];
+    for sim in sims() {
+        for (i, layer) in layers.into_iter().enumerate() {
+            for (ty, name) in KV_TYPES {
+                let layer = Layer { ty, ..layer };
+                let Layer { heads, kv_heads, k_dim, v_dim, window, softcap, .. } = layer;
+                let lengths = [20, 130];
+                let cache = fill(sim, layer, &lengths, &mut random);
+                // The first sequence is new; the second had a prompt before.
+                let tokens = tokens_of(&lengths, |s| [0, 75][s]);
+                let (scale, group) = (1.0 / (k_dim as f32).sqrt(), heads / kv_heads);
+                let heads_in_tile = group.min(32);
+                let mut tiles: Vec<[u32; 2]> = Vec::new();
+                for range in [0..20, 20..75_usize] {
+                    let step = 32 / heads_in_tile;
+                    tiles.extend(range.clone().step_by(step).map(|t| [t as u32, step.min(range.end - t) as u32]));
+                }
+                let q = random.normals(tokens.len() * heads * k_dim);
+                let expected: Vec<f64> = q
+                    .chunks(k_dim)
+                    .enumerate()
+                    .flat_map(|(i, q)| cache.attend(q, i % heads, tokens[i / heads], scale))
+                    .collect();
+                let n = [2, 4, 8].into_iter().find(|n| 32 * n >= v_dim).unwrap();
+                let n = if i % 2 == 0 { n } else { 8 };
+                let kernel = format!("attend_prompt_{name}_{n}");
+                let out = Buffer::unset::<f32>(tokens.len() * heads * v_dim);
+                sim.launch(
+                    &kernel,
+                    [tiles.len(), kv_heads * group.div_ceil(heads_in_tile), 1],
+                    args![
+                        &Buffer::new(&q),
+                        &cache.pool,
+                        &cache.table,
+                        &Buffer::new(&columns(&tokens, |t| t.0 as u32)),
+                        &Buffer::new(&columns(&tokens, |t| t.1 as u32)),
+                        &Buffer::new(&tiles),
+                        &out,
+                        heads,
+                        kv_heads,
+                        k_dim,
+                        v_dim,
+                        scale,
+                        softcap,
+                        window,
+                        cache.table_len,
+                        LAYER_OFFSET as u64,
+                        layer.page_bytes() as u64,
+                    ],
+                );
+                let what = format!("wave {}, {kernel}, {layer:?}", sim.wave);
+                assert_near(&out.read::<f32>(), &expected, &[1.0], 1e-5, &what);
+            }
+        }
+    }
+}

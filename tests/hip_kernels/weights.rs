@@ -1,0 +1,252 @@
+//! Weights in device memory, and the kernels that read them: dequantization and products.
+
+use crate::args;
+use crate::common::{Random, assert_near};
+use crate::sim::{Buffer, Sim, sims};
+use wavelm::gguf::TensorType::{self, *};
+use wavelm::quant;
+
+const TYPES: [(TensorType, &str); 13] = [
+    (F32, "f32"),
+    (F16, "f16"),
+    (BF16, "bf16"),
+    (Q4_0, "q4_0"),
+    (Q4_1, "q4_1"),
+    (Q5_0, "q5_0"),
+    (Q5_1, "q5_1"),
+    (Q8_0, "q8_0"),
+    (Q2_K, "q2_k"),
+    (Q3_K, "q3_k"),
+    (Q4_K, "q4_k"),
+    (Q5_K, "q5_k"),
+    (Q6_K, "q6_k"),
+];
+
+fn is_float(ty: TensorType) -> bool {
+    matches!(ty, F32 | F16 | BF16)
+}
+
+/// The fields of a block, in the order of the planes: see hip/quant.h.
+fn fields(ty: TensorType) -> &'static [(usize, usize)] {
+    match ty {
+        F32 => &[(0, 4)],
+        F16 | BF16 => &[(0, 2)],
+        Q4_0 => &[(2, 16), (0, 2)],
+        Q4_1 => &[(4, 16), (0, 4)],
+        Q5_0 => &[(6, 16), (2, 4), (0, 2)],
+        Q5_1 => &[(8, 16), (4, 4), (0, 4)],
+        Q8_0 => &[(2, 32), (0, 2)],
+        Q2_K => &[(16, 64), (0, 16), (80, 4)],
+        Q3_K => &[(32, 64), (0, 32), (96, 12), (108, 2)],
+        Q4_K => &[(16, 128), (0, 16)],
+        Q5_K => &[(48, 128), (16, 32), (0, 16)],
+        Q6_K => &[(0, 128), (128, 64), (192, 16), (208, 2)],
+        _ => unreachable!("{ty:?}"),
+    }
+}
+
+/// The bytes of a tensor as device memory holds them.
+fn planar(ty: TensorType, data: &[u8]) -> Vec<u8> {
+    let mut planes = Vec::new();
+    for &(offset, len) in fields(ty) {
+        planes.resize(planes.len().next_multiple_of(256), 0xee);
+        planes.extend(data.chunks_exact(ty.block_bytes()).flat_map(|block| &block[offset..offset + len]));
+    }
+    planes
+}
+
+/// A random matrix: its device memory, and its weights.
+struct Matrix {
+    rows: usize,
+    columns: usize,
+    memory: Buffer,
+    weights: Vec<f32>,
+}
+
+fn matrix(ty: TensorType, rows: usize, columns: usize, random: &mut Random) -> Matrix {
+    let data = quant::quantize(ty, &random.normals(rows * columns)).unwrap();
+    let mut weights = vec![0.0; rows * columns];
+    quant::dequantize(ty, &data, &mut weights).unwrap();
+    Matrix { rows, columns, memory: Buffer::new(&planar(ty, &data)), weights }
+}
+
+#[test]
+fn planes_hold_every_byte_once() {
+    for (ty, _) in TYPES {
+        let mut bytes: Vec<usize> = fields(ty).iter().flat_map(|&(offset, len)| offset..offset + len).collect();
+        bytes.sort_unstable();
+        assert_eq!(bytes, (0..ty.block_bytes()).collect::<Vec<_>>(), "{ty:?}");
+    }
+}
+
+#[test]
+fn rows_dequantize_to_the_same_bits() {
+    let mut random = Random::new(1);
+    for sim in sims() {
+        for (ty, name) in TYPES {
+            for (rows, columns) in [(1, ty.block_len()), (7, 3 * ty.block_len()), (3, 1280)] {
+                let bytes = rows * columns / ty.block_len() * ty.block_bytes();
+                let data: Vec<u8> = (0..bytes).map(|_| random.bits() as u8).collect();
+                let mut expected = vec![0.0; rows * columns];
+                quant::dequantize(ty, &data, &mut expected).unwrap();
+                let w = Buffer::new(&planar(ty, &data));
+                // One id is beyond the last row.
+                let ids: Vec<u32> = (0..rows as u32 + 3).map(|i| (i * 5 + 2) % (rows as u32 + 1)).collect();
+                let per_thread = if is_float(ty) { 1 } else { 32 };
+                let kernel = format!("dequant_rows_{name}");
+                for ids in [None, Some(ids)] {
+                    let count = ids.as_ref().map_or(rows, Vec::len);
+                    let grid = [columns.div_ceil(per_thread * 128), count, 1];
+                    let out = Buffer::unset::<f32>(count * columns);
+                    let memory = ids.as_ref().map(|ids| Buffer::new(ids));
+                    sim.launch(&kernel, grid, args![&w, memory.as_ref(), &out, rows, columns]);
+                    for (i, row) in out.read::<f32>().chunks(columns).enumerate() {
+                        let id = ids.as_ref().map_or(i, |ids| ids[i] as usize);
+                        let expected = expected.get(id * columns..(id + 1) * columns);
+                        for (j, &found) in row.iter().enumerate() {
+                            let expected = expected.map_or(0.0, |row| row[j]);
+                            let same = found.to_bits() == expected.to_bits() || found.is_nan() && expected.is_nan();
+                            assert!(same, "{name}, row {id}, column {j}: {found}, expected {expected}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Quantized activations in device memory, and what they stand for.
+struct Activations {
+    q: Buffer,
+    groups: Buffer,
+    values: Vec<f32>,
+}
+
+/// The quantization of the CPU backend.
+fn quantize_reference(x: &[f32]) -> (Vec<i8>, Vec<[u32; 2]>) {
+    let mut q = Vec::new();
+    let mut groups = Vec::new();
+    for group in x.chunks(32) {
+        let max = f32::from_bits(group.iter().fold(0, |max, x| max.max(x.to_bits() & 0x7fff_ffff)));
+        let (scale, inverse) = if max < 1e-30 { (0.0, 0.0) } else { (max / 127.0, 127.0 / max) };
+        q.extend(group.iter().map(|x| (x * inverse).round_ties_even() as i8));
+        let sums = q[q.len() - 32..].chunks(16).map(|half| half.iter().map(|&q| i32::from(q)).sum::<i32>());
+        let sums: Vec<u32> = sums.map(|sum| u32::from(sum as i16 as u16)).collect();
+        groups.push([scale.to_bits(), sums[0] | sums[1] << 16]);
+    }
+    (q, groups)
+}
+
+fn activations(sim: &Sim, x: &[f32]) -> Activations {
+    let (q, groups) = (Buffer::unset::<i8>(x.len()), Buffer::unset::<[u32; 2]>(x.len() / 32));
+    let grid = [x.len().div_ceil(256), 1, 1];
+    sim.launch("quantize_q8", grid, args![&Buffer::new(x), &q, &groups, x.len() as u64]);
+    let scale = |i: usize| f32::from_bits(groups.read::<[u32; 2]>()[i / 32][0]);
+    let scales: Vec<f32> = (0..x.len() / 32).map(|i| scale(i * 32)).collect();
+    let values = q.read::<i8>().iter().enumerate().map(|(i, &q)| f32::from(q) * scales[i / 32]).collect();
+    Activations { q, groups, values }
+}
+
+#[test]
+fn activations_quantize_as_on_the_cpu() {
+    let mut random = Random::new(2);
+    for sim in sims() {
+        for groups in [1, 7, 8, 9, 40] {
+            let mut x = random.normals(groups * 32);
+            for (i, x) in x.iter_mut().enumerate() {
+                *x *= [1.0, 1e-35, 1e30, 0.0, 3e-3][i / 32 % 5];
+            }
+            if groups > 7 {
+                // Ties, and what is not finite.
+                x[..4].copy_from_slice(&[127.0, 0.5, 1.5, -2.5]);
+                (x[200], x[170]) = (f32::NAN, f32::INFINITY);
+            }
+            let found = activations(sim, &x);
+            let (q, expected) = quantize_reference(&x);
+            let found = (found.q.read::<i8>(), found.groups.read::<[u32; 2]>());
+            for (i, (f, e)) in found.1.iter().zip(&expected).enumerate() {
+                let scale = f32::from_bits(e[0]);
+                if scale.is_finite() {
+                    assert_eq!(f, e, "group {i}");
+                    assert_eq!(found.0[i * 32..][..32], q[i * 32..][..32], "group {i}");
+                } else {
+                    let found = f32::from_bits(f[0]);
+                    assert!(found.is_nan() == scale.is_nan() && !found.is_finite(), "group {i}: {found}");
+                }
+            }
+        }
+    }
+}
+
+/// `x wᵀ` in f64 for `count` rows of `x`, and the same of magnitudes.
+fn product(w: &[f32], x: &[f32], columns: usize) -> (Vec<f64>, Vec<f64>) {
+    let rows = x.chunks(columns).flat_map(|x| w.chunks(columns).map(move |w| (w, x)));
+    rows.map(|(w, x)| {
+        let products = || w.iter().zip(x).map(|(&w, &x)| f64::from(w) * f64::from(x));
+        (products().sum::<f64>(), products().map(f64::abs).sum::<f64>())
+    })
+    .unzip()
+}
+
+/// Launches a kernel that multiplies `w` with `count` columns, with and without an epilogue, and checks the result.
+fn check_product(sim: &Sim, kernel: &str, grid: [usize; 3], ty: TensorType, w: &Matrix, count: usize, seed: u64) {
+    let mut random = Random::new(seed);
+    let Matrix { rows, columns, .. } = *w;
+    let x = random.normals(count * columns);
+    let (bias, residual) = (random.normals(rows), random.normals(count * rows));
+    let (out, bias_memory) = (Buffer::new(&residual), Buffer::new(&bias));
+    let epilogue = seed % 2 == 1;
+    let (bias_arg, residual_arg) = if epilogue { (Some(&bias_memory), Some(&out)) } else { (None, None) };
+    let values = if is_float(ty) {
+        let x_memory = Buffer::new(&x);
+        let args = args![&w.memory, &x_memory, &out, bias_arg, residual_arg, rows, columns, count];
+        sim.launch(kernel, grid, args);
+        x
+    } else {
+        let x = activations(sim, &x);
+        let args = args![&w.memory, &x.q, &x.groups, &out, bias_arg, residual_arg, rows, columns, count];
+        sim.launch(kernel, grid, args);
+        x.values
+    };
+    let (mut expected, scale) = product(&w.weights, &values, columns);
+    if epilogue {
+        for (i, expected) in expected.iter_mut().enumerate() {
+            *expected += f64::from(bias[i % rows]) + f64::from(residual[i]);
+        }
+    }
+    let what = format!("wave {}, {kernel}, {rows} x {columns}, {count} columns", sim.wave);
+    let scale: Vec<f64> = scale.iter().map(|s| s + 1.0).collect();
+    assert_near(&out.read::<f32>(), &expected, &scale, 2e-6, &what);
+}
+
+#[test]
+fn products_with_few_columns_are_right() {
+    let mut random = Random::new(3);
+    for sim in sims() {
+        for (ty, name) in TYPES {
+            let odd_columns = if is_float(ty) { 37 } else { ty.block_len() };
+            for (rows, columns) in [(1, odd_columns), (9, 3 * ty.block_len().max(16)), (6, 1024)] {
+                let w = matrix(ty, rows, columns, &mut random);
+                for (n, count) in [(1, 1), (2, 2), (4, 3), (8, 5), (8, 8)] {
+                    let kernel = format!("matvec_{name}_{n}");
+                    check_product(sim, &kernel, [rows.div_ceil(4), 1, 1], ty, &w, count, random.bits());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn products_with_many_columns_are_right() {
+    let mut random = Random::new(4);
+    for sim in sims() {
+        for (ty, name) in TYPES {
+            let odd_columns = if is_float(ty) { 37 } else { ty.block_len() };
+            for (rows, columns, count) in [(1, odd_columns, 1), (70, 3 * odd_columns, 9), (64, 256, 129_usize)] {
+                let w = matrix(ty, rows, columns, &mut random);
+                let grid = [rows.div_ceil(64), count.div_ceil(64), 1];
+                check_product(sim, &format!("matmul_{name}"), grid, ty, &w, count, random.bits());
+            }
+        }
+    }
+}
