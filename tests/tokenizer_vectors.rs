@@ -270,6 +270,9 @@ fn edges_of_a_text() {
     assert_eq!(spm.decode(&tokens), "the");
     assert_eq!(spm.decode_with_special(&tokens), "<s> the");
     assert_eq!(spm.decoder().continuing().push(tokens[1]), " the");
+    assert_eq!(spm.decoder_after(&tokens).push(tokens[1]), " the");
+    assert_eq!(spm.decoder_after(&tokens[..1]).push(tokens[1]), "the");
+    assert_eq!(spm.decoder_after(&[]).push(tokens[1]), "the");
     assert_eq!(spm.decode(&spm.encode(" the", options).unwrap()), " the");
 }
 

@@ -295,6 +295,15 @@ impl Tokenizer {
         Decoder::new(self.clone())
     }
 
+    /// A decoder for tokens that follow `context`. It keeps a leading space where that continues a text, and removes it
+    /// where a text begins: after nothing or a control token.
+    pub fn decoder_after(&self, context: &[TokenId]) -> Decoder {
+        match context.last() {
+            Some(&last) if self.token_kind(last) != Some(TokenKind::Control) => self.decoder().continuing(),
+            _ => self.decoder(),
+        }
+    }
+
     /// How many tokens there are.
     pub fn vocab_len(&self) -> usize {
         self.inner.vocab.len()
@@ -409,7 +418,9 @@ fn decode_all(mut decoder: Decoder, tokens: &[TokenId]) -> String {
 fn byte_ids(vocab: &Vocab) -> [u32; 256] {
     let mut ids = std::array::from_fn(|byte| if byte < 0x80 { vocab.find(&[byte as u8]) } else { NONE });
     for id in 0..vocab.len() as u32 {
-        if let Some(byte) = vocab.text(id).and_then(vocab::byte_of) {
+        if let Some(byte) = vocab.text(id).and_then(vocab::byte_of)
+            && vocab.kind(id) != Some(TokenKind::Control)
+        {
             ids[usize::from(byte)] = id;
         }
     }
