@@ -30,7 +30,7 @@ fn main() -> wavelm::Result<()> {
         for &ty in &types {
             let mut line = format!("{:>6}", format!("{ty:?}"));
             for n in [512, 32, 4, 1] {
-                let (rows, cols) = (128, 2048);
+                let (rows, cols) = (64, 2048);
                 let weights = weights(ty, rows * cols)?;
                 let mut product = Product::new(isa, ty, &weights, rows, cols, n)?;
                 let time = best(Duration::from_millis(if isa == "scalar" { 50 } else { 300 }), || product.run());

@@ -43,7 +43,7 @@ def tool(variable, name):
 
 def flags(target):
     """The flags for a target, which is all that an object depends on beside the sources and the compiler."""
-    common = ["--cuda-device-only", "-O3", "-std=c++17", "-Wall", "-Wextra", "-Werror"]
+    common = ["--cuda-device-only", "-O3", "-ffp-contract=off", "-std=c++17", "-Wall", "-Wextra", "-Werror"]
     if target.startswith("sm_"):
         ptx = ["-Xclang", "-target-feature", "-Xclang", "+ptx70"]
         return ["-x", "cuda", f"--cuda-gpu-arch={target}", "-nocudainc", "-nocudalib", "-S", *ptx, *common]

@@ -73,9 +73,7 @@ pub(super) struct Vocab {
     /// From pieces to the tokens that plain text may become.
     index: Index,
     inside: BytePairs,
-    /// All special tokens, and those that are found in text even where special tokens are not.
     special: Trie,
-    user_defined: Trie,
     special_list: Vec<TokenId>,
     pub(super) ids: SpecialIds,
     /// Tokens that end an answer, sorted.
@@ -136,7 +134,6 @@ impl Vocab {
             index: Index::with_capacity(count),
             inside: BytePairs::new(),
             special: Trie::default(),
-            user_defined: Trie::default(),
             special_list: Vec::new(),
             ids: defaults,
             end_of_generation: Vec::new(),
@@ -316,14 +313,11 @@ impl Vocab {
         let strip = Strip::of(metadata)?;
         self.special_list =
             (0..self.len() as u32).filter(|&id| self.kind(id).is_some_and(TokenKind::is_special)).collect();
-        let trie = |wanted: fn(TokenKind) -> bool| {
-            let ids = self.special_list.iter().filter(|&&id| self.kind(id).is_some_and(wanted));
-            Trie::new(ids.map(|&id| {
-                let text = self.texts.get(id).unwrap_or_default();
-                Special { text, id, strip_left: strip.left(text), strip_right: strip.right(text) }
-            }))
-        };
-        (self.special, self.user_defined) = (trie(TokenKind::is_special), trie(|kind| kind == TokenKind::UserDefined));
+        self.special = Trie::new(self.special_list.iter().map(|&id| {
+            let text = self.texts.get(id).unwrap_or_default();
+            let anywhere = self.kind(id) == Some(TokenKind::UserDefined);
+            Special { text, id, anywhere, strip_left: strip.left(text), strip_right: strip.right(text) }
+        }));
         Ok(())
     }
 
@@ -369,8 +363,8 @@ impl Vocab {
     }
 
     /// The special tokens to look for in text.
-    pub(super) fn specials(&self, parse_special: bool) -> &Trie {
-        if parse_special { &self.special } else { &self.user_defined }
+    pub(super) fn specials(&self) -> &Trie {
+        &self.special
     }
 
     pub(super) fn special_list(&self) -> &[TokenId] {

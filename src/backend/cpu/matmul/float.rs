@@ -24,7 +24,7 @@ impl FloatFormat for F32 {
 
     #[inline(always)]
     fn element<S: Simd>(s: S, word: S::Int, _: usize) -> S::Float {
-        s.from_bits(word)
+        s.bits_to_float(word)
     }
 }
 
@@ -46,7 +46,7 @@ impl FloatFormat for Bf16 {
 
     #[inline(always)]
     fn element<S: Simd>(s: S, word: S::Int, i: usize) -> S::Float {
-        s.from_bits(if i == 0 { s.shl(word, 16) } else { s.and(word, s.splat(0xffff_0000_u32 as i32)) })
+        s.bits_to_float(if i == 0 { s.shl(word, 16) } else { s.and(word, s.splat(0xffff_0000_u32 as i32)) })
     }
 }
 
@@ -58,7 +58,7 @@ impl FloatFormat for Bf16 {
 pub(super) unsafe fn unpack<S: Simd, F: FloatFormat, const VECTORS: usize>(
     s: S,
     rows: Rows,
-    mut ahead: Ahead,
+    _: Ahead,
     column: usize,
     columns: usize,
     tile: &mut Tile,
@@ -68,7 +68,7 @@ pub(super) unsafe fn unpack<S: Simd, F: FloatFormat, const VECTORS: usize>(
         // SAFETY: the caller's promise.
         unsafe {
             let to = tile.q.as_mut_ptr().cast::<f32>().add(v * S::LANES);
-            unpack_rows::<S, F, VECTORS>(s, rows, &mut ahead, column, columns, to);
+            unpack_rows::<S, F, VECTORS>(s, rows, column, columns, to);
         }
     }
 }
@@ -81,7 +81,6 @@ pub(super) unsafe fn unpack<S: Simd, F: FloatFormat, const VECTORS: usize>(
 unsafe fn unpack_rows<S: Simd, F: FloatFormat, const VECTORS: usize>(
     s: S,
     rows: Rows,
-    ahead: &mut Ahead,
     column: usize,
     columns: usize,
     to: *mut f32,
@@ -97,7 +96,6 @@ unsafe fn unpack_rows<S: Simd, F: FloatFormat, const VECTORS: usize>(
                     s.store_float(to.add(column * VECTORS * S::LANES), F::element(s, v, i));
                 }
             }
-            ahead.fetch(s, S::LANES * step * bytes);
             at += step;
         }
         while at < columns {
