@@ -182,8 +182,9 @@ impl Tokenizer {
     /// # Errors
     /// `InvalidInput` for a text of 4 GiB or more.
     pub fn encode(&self, text: &str, options: EncodeOptions) -> Result<Vec<TokenId>> {
-        let everything = [0..text.len()];
-        self.encode_trusting(text, if options.parse_special { &everything[..] } else { &[] }, options.add_special)
+        let everything = 0..text.len();
+        let trusted = if options.parse_special { std::slice::from_ref(&everything) } else { &[] };
+        self.encode_trusting(text, trusted, options.add_special)
     }
 
     /// The tokens of a text in parts, of which each says whether control tokens are looked for in it
