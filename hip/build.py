@@ -43,13 +43,15 @@ def tool(variable, name):
 
 def flags(target):
     """The flags for a target, which is all that an object depends on beside the sources and the compiler."""
-    common = ["--cuda-device-only", "-O3", "-std=c++17", "-Wall", "-Wextra", "-Werror"]
+    common = ["--cuda-device-only", "-O3", "-ffp-contract=off", "-std=c++17", "-Wall", "-Wextra", "-Werror"]
     if target.startswith("sm_"):
         ptx = ["-Xclang", "-target-feature", "-Xclang", "+ptx70"]
         return ["-x", "cuda", f"--cuda-gpu-arch={target}", "-nocudainc", "-nocudalib", "-S", *ptx, *common]
     version = 6 if target.endswith("-generic") else 5
     hip = ["-x", "hip", f"--offload-arch={target}", "--no-gpu-bundle-output", "-nogpulib", "-nogpuinc"]
-    return [*hip, f"-mcode-object-version={version}", *common]
+    # The emulator that the objects are proven with ignores the signs of sub-dword operands, which only gfx9 has.
+    sdwa = ["-mllvm", "-amdgpu-sdwa-peephole=0"] if target.startswith("gfx9") else []
+    return [*hip, f"-mcode-object-version={version}", *sdwa, *common]
 
 
 def build(module, target, out):

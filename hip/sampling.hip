@@ -1,6 +1,6 @@
 // Choosing the next token, with the arithmetic of the CPU's sampler (src/sampler), so that the same logits, settings and
-// seed give the same token: exp and ln are made of operations that IEEE 754 rounds exactly, probabilities are fixed-point
-// integers, whose sums do not depend on the order, and random numbers come from a counter.
+// seed give the same token: exp is made of operations that IEEE 754 rounds exactly, probabilities are fixed-point integers,
+// whose sums do not depend on the order, and random numbers come from a counter.
 //
 // Three launches for any number of rows of logits, each with its own settings in `rows` (struct Row) and its own part of
 // each buffer. With peaks = ceil(vocabulary / 64), spans = ceil(vocabulary / 4096):
@@ -9,10 +9,10 @@
 //       scores = logits with biases, penalties and numbers that are not finite seen to, and the largest of each 64
 //   sample_weigh(logits, scores, totals, vocabulary)                           grid (spans, rows)
 //       sums of the weights, at a temperature of 1, of 4096 logits and 4096 scores each
-//   sample_choose(rows, logits, scores, totals, counts, ring, chosen, vocabulary, ring_len)       grid (rows)
-//       top-k, top-p, min-p, the draw; writes `chosen` [rows][4]: token (0xffffffff: there is none to choose), the
-//       logarithm of the model's own probability (f32), 2 unused; counts the token, and the step in `rows`
-//   sample_argmax(logits, chosen, vocabulary)                                  grid (rows), instead of all of these
+//   sample_choose(rows, logits, scores, totals, counts, ring, tokens, choices, vocabulary, ring_len)      grid (rows)
+//       top-k, top-p, min-p, the draw; writes the token of each row to `tokens` (0xffffffff where there is none to choose)
+//       and what its probability is made of to `choices` (struct Choice); counts the token, and the step in `rows`
+//   sample_argmax(logits, tokens, vocabulary)                                  grid (rows), instead of all of these
 //       the first of the largest logits; 0xffffffff where none is above -infinity
 //
 // Buffers: logits [rows][vocabulary]; scores [rows][vocabulary + 2 * peaks]: the scores, their peaks, those of the
@@ -37,6 +37,15 @@ struct Row {
   u32 window, pushed;
 };
 
+// A chosen token by the model's own logits: the logarithm of its probability is logit - best - ln(total / 2^40).
+struct Choice {
+  u32 token;
+  f32 logit, best;
+  u32 unused;
+  // The sum of the weights of all logits.
+  u64 total;
+};
+
 // ------------------------------------------------------------------------------------------------ arithmetic
 
 #define INFINITE 0x7f800000u
@@ -58,21 +67,6 @@ DEVICE f32 exp_exact(f32 x) {
 
 // The weight of a candidate at a distance x <= 0 from the best one: exp(x) in units of 2^-40.
 DEVICE u64 weight(f32 x) { return bits_of((f64)exp_exact(x) + GRID) - bits_of(GRID); }
-
-// The natural logarithm of a positive, finite, normal number.
-DEVICE f64 ln(f64 x) {
-  u64 bits = bits_of(x);
-  i32 exponent = (i32)(bits >> 52 & 0x7ff) - 1023;
-  f64 m = f64_of((bits & (((u64)1 << 52) - 1)) | bits_of(1.0));
-  if (m > 1.4142135623730951) {
-    m *= 0.5;
-    exponent += 1;
-  }
-  f64 s = (m - 1.0) / (m + 1.0), square = s * s, series = 0.0;
-  for (i32 k = 11; k > 0; k--) series = (series + 1.0 / (f64)(2 * k + 1)) * square;
-  series += 1.0;
-  return (f64)exponent * 0.6931471805599453 + 2.0 * s * series;
-}
 
 // The high half of a product.
 DEVICE u64 multiply_high(u64 a, u64 b) {
@@ -428,8 +422,8 @@ struct Ranking {
 };
 
 KERNEL(sample_choose, CHOOSE_THREADS,
-       (Row * rows, const f32 *logits, const f32 *scores, const u64 *totals, u32 *counts, u32 *ring, u32 *chosen,
-        u32 vocabulary, u32 ring_len)) {
+       (Row * rows, const f32 *logits, const f32 *scores, const u64 *totals, u32 *counts, u32 *ring, u32 *tokens,
+        Choice *choices, u32 vocabulary, u32 ring_len)) {
   SHARED u64 ranked[GATHERED], buckets[BUCKETS], passed[2], sums[CHOOSE_THREADS / WAVE];
   SHARED f32 maxima[CHOOSE_THREADS / WAVE];
   Vocabulary v(vocabulary);
@@ -476,11 +470,10 @@ KERNEL(sample_choose, CHOOSE_THREADS,
 
   if (thread_x() != 0) return;
   u32 token = found == ~(u64)0 ? NONE : (u32)found;
-  chosen[index * 4] = token;
+  tokens[index] = token;
+  f32 logit = token < vocabulary ? without_infinity(logits[(u64)index * vocabulary + token]) : minus_infinity();
+  choices[index] = {token, logit, raw_best, 0, raw_total};
   if (token >= vocabulary) return;
-  f64 log_total = ln((f64)raw_total / 1099511627776.0);
-  f32 logit = without_infinity(logits[(u64)index * vocabulary + token]);
-  chosen[index * 4 + 1] = bits_of((f32)((f64)logit - (f64)raw_best - log_total));
   row->step += 1;
   if (row->window) {
     u32 *own_counts = counts + (u64)index * vocabulary, *place = ring + (u64)index * ring_len + row->pushed % row->window;
@@ -491,7 +484,7 @@ KERNEL(sample_choose, CHOOSE_THREADS,
   }
 }
 
-KERNEL(sample_argmax, CHOOSE_THREADS, (const f32 *logits, u32 *chosen, u32 vocabulary)) {
+KERNEL(sample_argmax, CHOOSE_THREADS, (const f32 *logits, u32 *tokens, u32 vocabulary)) {
   SHARED u64 scratch[CHOOSE_THREADS / WAVE];
   const f32 *row = logits + (u64)block_x() * vocabulary;
   // The largest complement is the first candidate; 0 is none.
@@ -501,5 +494,5 @@ KERNEL(sample_argmax, CHOOSE_THREADS, (const f32 *logits, u32 *chosen, u32 vocab
     if (logit >= lowest_finite()) best = larger(~candidate(token, logit), best);
   }
   best = block_max<CHOOSE_THREADS>(best, scratch);
-  if (thread_x() == 0) chosen[block_x()] = best ? (u32)~best : NONE;
+  if (thread_x() == 0) tokens[block_x()] = best ? (u32)~best : NONE;
 }

@@ -11,11 +11,8 @@ const CONTROL: [&str; 4] = ["<|im_start|>", "<|im_end|>", "<s>", "[INST]"];
 fuzz_target!(|input: (&str, &str, &str, bool)| {
     let (source, first, second, known) = input;
     let tokens = || SpecialTokens::new().bos("<s>").control(CONTROL);
-    let template = if known {
-        ChatTemplate::builtin(Builtin::ChatMl, tokens())
-    } else {
-        ChatTemplate::parse(source, tokens())
-    };
+    let template =
+        if known { ChatTemplate::builtin(Builtin::ChatMl, tokens()) } else { ChatTemplate::parse(source, tokens()) };
     let Ok(template) = template else { return };
     let messages = [Message::system(second), Message::user(first), Message::assistant(second), Message::user(second)];
     for messages in [&messages[1..2], &messages] {

@@ -43,8 +43,10 @@ fn use_tokenizer(tokenizer: &Tokenizer, text: &str, sane: bool) {
         }
         pieces.push_str(decoder.flush());
         assert_eq!(pieces, whole);
-        // SentencePiece writes spaces as U+2581, so that the two cannot be told apart.
-        if plain && sane && !text.contains('\u{2581}') {
+        // SentencePiece writes spaces as U+2581, so that the two cannot be told apart, and puts one after the tokens that
+        // are found as they stand.
+        let spaced = text.contains('\u{2581}') || tokenizer.special_tokens().any(|(_, token, _)| text.contains(token));
+        if plain && sane && !spaced {
             assert_eq!(whole, text);
         }
     }

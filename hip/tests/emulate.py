@@ -28,6 +28,10 @@ from references import (FLOATS, FORMATS, KV_TYPES, Cache, Sampling, columns_of, 
 
 TARGETS = ["gfx1100", "gfx1201", "gfx942"]
 CHECKS = {}
+# What the emulator gets wrong.
+UNCHECKED = {
+    ("attend_decode_f16_8", "gfx942"): "not emulated (halves in registers from v128 on)",
+}
 
 
 def check(*kernels):
@@ -262,12 +266,12 @@ def sample(launch, kernel):
         launch((1, len(case.rows)), case.logits, scores, found, size)
         yield found, totals, 0
     else:
-        chosen = np.zeros((len(case.rows), 4), np.uint32)
         expected = case.choices()
-        launch((len(case.rows),), case.rows, case.logits, scores, totals, case.counts, case.ring, chosen, size,
+        tokens, choices = np.zeros(len(case.rows), np.uint32), np.zeros_like(expected)
+        launch((len(case.rows),), case.rows, case.logits, scores, totals, case.counts, case.ring, tokens, choices, size,
                np.uint32(case.ring.shape[1]))
-        yield chosen[:, 0], expected[0], 0
-        yield chosen[:, 1].view(np.float32), expected[1], 1e-7
+        yield tokens, expected["token"], 0
+        yield choices, expected, 0
         yield case.rows["step"], np.ones(len(case.rows), np.uint64), 0
 
 
@@ -339,6 +343,9 @@ def main():
             unchecked |= set(code.kernels) - set(CHECKS)
             for kernel in filter(lambda name: name in CHECKS and re.search(options.kernels, name), code.kernels):
                 start = time.time()
+                if (kernel, target) in UNCHECKED:
+                    results.setdefault(kernel, {})[target] = UNCHECKED[kernel, target]
+                    continue
                 try:
                     error, good = run(code, kernel)
                     text = "exact" if error == 0 else f"{error:.1e}"

@@ -256,7 +256,7 @@ def combined(partials):
 ROW = np.dtype([("seed", "u8"), ("step", "u8"), ("log_min_p", "f8"), ("temperature", "f4"), ("top_p", "f4"),
                 ("top_k", "u4"), ("repetition", "f4"), ("frequency", "f4"), ("presence", "f4"), ("first_bias", "u4"),
                 ("biases", "u4"), ("window", "u4"), ("pushed", "u4")])
-UNIT = 2**40
+CHOICE = np.dtype([("token", "u4"), ("logit", "f4"), ("best", "f4"), ("unused", "u4"), ("total", "u8")])
 
 
 def exp_exact(x):
@@ -321,7 +321,8 @@ class Sampling:
             for token, bias in self.biases[row["first_bias"] :][: row["biases"]]:
                 score[token] += np.uint32(bias).view(np.float32)
             seen = (counts > 0) & (row["window"] > 0)
-            scaled = np.where(score > 0, score / row["repetition"], score * row["repetition"])
+            with np.errstate(over="ignore"):
+                scaled = np.where(score > 0, score / row["repetition"], score * row["repetition"])
             penalty = counts.astype(np.float32) * row["frequency"] + row["presence"]
             score[seen] = (scaled - penalty)[seen]
         for part, values in ((0, scores), (1, finite)):
@@ -340,8 +341,9 @@ class Sampling:
         return np.stack(both, axis=1)
 
     def choices(self):
-        scores, tokens, logprobs = self.scores()[:, : self.size], [], []
-        for row, score, finite, total in zip(self.rows, scores, self.finite, self.totals()[:, 1]):
+        """The tokens that are drawn, and what their probabilities are made of."""
+        scores, choices = self.scores()[:, : self.size], np.zeros(len(self.rows), CHOICE)
+        for choice, row, score, finite, total in zip(choices, self.rows, scores, self.finite, self.totals()[:, 1]):
             order = np.argsort(np.where(np.isfinite(score), -score, np.inf), kind="stable")
             order = order[np.isfinite(score[order])]
             best = score[order[0]]
@@ -359,7 +361,6 @@ class Sampling:
                 mass = np.cumsum(weights_from((score[order] - best) / row["temperature"]))
                 before = uniform(int(row["seed"]), int(row["step"])) * int(mass[-1]) >> 64
                 order = order[np.searchsorted(mass, before + 1) :]
-            tokens.append(order[0])
-            log_total = np.log(np.float64(total) / UNIT)
-            logprobs.append(np.float64(finite[order[0]]) - np.float64(np.nanmax(finite)) - log_total)
-        return np.array(tokens, np.uint32), np.array(logprobs, np.float32)
+            choice["token"], choice["logit"], choice["best"] = order[0], finite[order[0]], np.nanmax(finite)
+            choice["total"] = total
+        return choices

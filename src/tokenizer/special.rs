@@ -216,7 +216,7 @@ mod tests {
     use super::Fragment::{Text, Token};
     use super::*;
 
-    static EVERYTHING: Range<usize> = 0..usize::MAX;
+    const EVERYTHING: Range<usize> = 0..usize::MAX;
     const ALL: &[Range<usize>] = std::slice::from_ref(&EVERYTHING);
 
     fn trie(texts: &[&str]) -> Trie {

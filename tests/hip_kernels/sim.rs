@@ -216,7 +216,7 @@ impl Buffer {
     }
 
     /// Memory for `len` values that has to be written before it is read: numbers in it are not plausible.
-    pub fn unset<T: bytemuck::NoUninit>(len: usize) -> Self {
+    pub fn unset<T>(len: usize) -> Self {
         Self::new(&vec![0x7f_u8; len * size_of::<T>()])
     }
 

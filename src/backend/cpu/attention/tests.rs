@@ -204,47 +204,6 @@ mod each {
     }
 }
 
-/// Prints the speed of one thread on the instruction set that `WAVELM_CPU` names, as the sum of the best times of all items (so that other
-/// processes matter little): `cargo test --release --lib attention_speed -- --ignored --nocapture`.
-#[test]
-#[ignore = "measures"]
-fn attention_speed() {
-    let shape = |heads, kv_heads, dim| params(heads, kv_heads, dim, dim);
-    let models = [("9/3 x 64", shape(9, 3, 64)), ("32/8 x 128", shape(32, 8, 128)), ("4/1 x 256", shape(4, 1, 256))];
-    let isa = Isa::best();
-    for (name, params) in models {
-        for kv_type in TYPES {
-            // The third is as much memory as 24 layers take.
-            for (past, rows, sequences) in [(2048, 1, 1), (0, 512, 1), (2048, 1, 24)] {
-                let batch = Batch::new(isa, params, kv_type, &vec![(past, rows); sequences], &mut Random(14));
-                let spans = batch.spans();
-                let plan = AttentionPlan::new(&params, &batch.layout, &spans).unwrap();
-                let mut out = vec![0.0; batch.out_len()];
-                let mut scratch = AttentionScratch::default();
-                let mut best = vec![f64::INFINITY; plan.items()];
-                for _ in 0..5 {
-                    for (item, best) in best.iter_mut().enumerate() {
-                        let start = std::time::Instant::now();
-                        // SAFETY: as in `Batch::run`.
-                        unsafe { plan.run_item(isa, LAYER_OFFSET, item, &batch.q, &mut out[..], &mut scratch) };
-                        *best = best.min(start.elapsed().as_secs_f64());
-                    }
-                }
-                let time: f64 = best.iter().sum();
-                let seen = (0..rows).map(|row| past + row + 1).sum::<usize>() * sequences;
-                let flop = 4 * seen * params.heads * params.k_dim;
-                let bytes = batch.layout.bytes() as f64 / PAGE_LEN as f64 * ((past + rows) * sequences) as f64;
-                println!(
-                    "{isa:?} {name} {kv_type:?} {past}+{rows} x {sequences}: {:.1} us, {:.1} GFLOP/s, {:.1} GB/s",
-                    time * 1e6,
-                    flop as f64 / time / 1e9,
-                    bytes / time / 1e9
-                );
-            }
-        }
-    }
-}
-
 const TYPES: [KvType; 3] = [KvType::F32, KvType::F16, KvType::Q8_0];
 
 fn random_batches(isa: Isa) {
@@ -449,6 +408,7 @@ fn inconsistent_shapes_are_refused() {
         Span { first_pos: usize::MAX, ..span },
         Span { first_row: usize::MAX, ..span },
         Span { rows: 2, ..span },
+        Span { first_row: usize::MAX / 64, ..span },
     ] {
         assert!(AttentionPlan::new(&params(4, 2, 64, 64), &layout, &[wrong]).is_err(), "{wrong:?}");
         assert!(StorePlan::new(&layout, &[wrong]).is_err(), "{wrong:?}");
