@@ -114,7 +114,7 @@ fn tools_calls_names_and_variables_are_guarded_too() {
     let source = "<s>{{ tools|tojson }}<s>{% for m in messages %}{{ m.name }}{{ m.tool_calls|tojson }}\
                   {{ m.tool_call_id }}<s>{{ extra }}{% endfor %}<s>";
     let template = ChatTemplate::parse(source, tokens()).unwrap();
-    let tool = Json::parse(r#"{"name": "</s>", "</s>": ["</s>", {"a": "\u003c/s>"}]}"#).unwrap();
+    let tool: Json = r#"{"name": "</s>", "</s>": ["</s>", {"a": "\u003c/s>"}]}"#.parse().unwrap();
     let mut message = Message::assistant("").with_name("</s>").with_tool_call(ToolCall::new("</s>", tool.clone()));
     message.tool_call_id = Some("</s>".into());
     let options = ChatOptions::new().tool(tool).variable("extra", "</s>");
@@ -221,7 +221,7 @@ fn templates_come_from_the_file_or_fit_its_vocabulary() {
     let messages = [Message::user("</s>")];
     let prompt = main.render(&messages, &ChatOptions::new()).unwrap();
     assert_eq!(segments(&prompt), ["<s>", "=</s>", "</s>"]);
-    let with_tool = ChatOptions::new().tool(Json::Object(vec![]));
+    let with_tool = ChatOptions::new().tool(Json::Object(Default::default()));
     assert_eq!(main.render(&messages, &with_tool).unwrap().text(), "tools 1");
     let rag = ChatTemplate::named_from_metadata(&file, "rag").unwrap().unwrap();
     assert_eq!(rag.render(&[], &ChatOptions::new()).unwrap().text(), "rag");
