@@ -260,7 +260,7 @@ fn edges_of_a_text() {
     assert_eq!(gemma.encode("", options).unwrap(), [1, 2]);
     assert_eq!(plain.encode("", options).unwrap(), [2]);
     for tokenizer in [&bpe, &spm, &gemma, &plain] {
-        assert_eq!(tokenizer.encode("", PLAIN).unwrap(), []);
+        assert!(tokenizer.encode("", PLAIN).unwrap().is_empty());
         assert_eq!(tokenizer.decode(&[]), "");
         assert_eq!(tokenizer.decode(&[u32::MAX, tokenizer.vocab_len() as u32]), "");
     }
