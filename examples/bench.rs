@@ -24,6 +24,9 @@ Usage: bench [OPTIONS]
       --json          a JSON object for each test, one a line
 ";
 
+/// More than any model's context; what is longer is a mistake.
+const MOST_TOKENS: usize = 1 << 24;
+
 fn main() -> ExitCode {
     run(&[HELP, MODEL_OPTIONS], bench)
 }
@@ -53,6 +56,9 @@ fn bench(cli: &mut Cli) -> Outcome {
     }
     let longest =
         tests.iter().map(|test| test.depth.saturating_add(test.len)).max().ok_or("there is nothing to measure")?;
+    if longest > MOST_TOKENS {
+        return Err(format!("a test of {longest} tokens is too long; the most are {MOST_TOKENS}").into());
+    }
     options.context.get_or_insert(longest);
 
     let model = options.load()?;

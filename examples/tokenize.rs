@@ -18,7 +18,7 @@ Usage: tokenize [OPTIONS] < TEXT
   -m, --model FILE  the GGUF file (its tensors are not used)
                     [default: $WAVELM_MODEL, else SmolLM2-135M-Instruct, fetched once and cached]
       --no-special  take the names of special tokens in the text for plain text
-      --no-bos      add neither BOS nor EOS, even if the file asks for it
+      --no-bos      add neither BOS nor EOS, even if the file asks for it; with --decode: keep them
       --json        write one JSON array
       --decode      the other way round: token ids on standard input (separated by anything but digits) to text
   -h, --help        this text
@@ -47,7 +47,8 @@ fn tokenize(cli: &mut Cli) -> Outcome {
     let tokenizer = Tokenizer::from_metadata(gguf.metadata()).map_err(|e| format!("{}: {e}", path.display()))?;
     let input = read_input()?;
     let output = if decode {
-        tokenizer.decode_with_special(&ids(&input, &tokenizer)?)
+        let ids = ids(&input, &tokenizer)?;
+        tokenizer.decode_with_special(if options.add_special { without_added(&ids, &tokenizer) } else { &ids })
     } else {
         let ids: Vec<String> = tokenizer.encode(&input, options)?.iter().map(TokenId::to_string).collect();
         if json { format!("[{}]\n", ids.join(", ")) } else { ids.iter().map(|id| format!("{id}\n")).collect() }
@@ -64,6 +65,17 @@ fn read_input() -> Outcome<String> {
     String::from_utf8(input).map_err(|error| {
         format!("standard input is not UTF-8: invalid from byte {} on", error.utf8_error().valid_up_to()).into()
     })
+}
+
+/// The tokens without the BOS and EOS that encoding adds.
+fn without_added<'a>(mut ids: &'a [TokenId], tokenizer: &Tokenizer) -> &'a [TokenId] {
+    if tokenizer.adds_bos() && ids.first().copied() == tokenizer.bos() {
+        ids = &ids[1..];
+    }
+    match ids.split_last() {
+        Some((last, rest)) if tokenizer.adds_eos() && Some(*last) == tokenizer.eos() => rest,
+        _ => ids,
+    }
 }
 
 /// The numbers in `text`, each of which must be a token.

@@ -1,6 +1,6 @@
 // Causal attention over the paged cache, softmax(softcap(scale * q kᵀ) + mask) v, with an online softmax in f32
-// (Milakov and Gimelshein, 2018; Dao et al., 2022). Query head h reads key-value head h / (heads / kv_heads); a query at
-// position p sees the positions up to p, and from p + 1 - window on where window is not 0. `softcap` 0 is none.
+// (Milakov and Gimelshein, 2018; Dao et al., 2022). Query head h reads key-value head h / (heads / kv_heads); a query
+// at position p sees the positions up to p, and from p + 1 - window on where window is not 0. `softcap` 0 is none.
 //
 // Parameters in common: q [tokens][heads][k_dim], out [tokens][heads][v_dim]; the cache as in kv.h and rope.hip.
 //
@@ -8,8 +8,8 @@
 //   share a key-value head (n = 1, 4, 8; the heads of a group that are left over are not stored) and one of `splits`
 //   parts of the positions (split-K; Dao et al., Flash-Decoding, 2023). k_dim and v_dim are at most 512.
 //   Grid (kv_heads * ceil(group / n), tokens, splits). With splits 1 it writes `out`, otherwise `partials`
-//   [tokens][heads][splits][v_dim + 2] f32, which attend_combine(partials, out, heads, v_dim, splits), grid (heads, tokens),
-//   combines.
+//   [tokens][heads][splits][v_dim + 2] f32, which attend_combine(partials, out, heads, v_dim, splits), grid (heads,
+//   tokens), combines.
 //
 // attend_prompt_<type>_<n>: for many queries of a sequence. A block takes a tile of 32 queries: `heads_in_tile` =
 //   min(group, 32) heads of up to 32 / heads_in_tile consecutive tokens, whose first and number are in `tiles` [..][2].
@@ -30,7 +30,8 @@ struct Shape {
 struct Scoring {
   f32 query_factor, cap;
   MEMBER Scoring(f32 scale, f32 softcap)
-      : query_factor(softcap > 0.0f ? scale / softcap : scale * LOG2_E), cap(softcap > 0.0f ? softcap * LOG2_E : 0.0f) {}
+      : query_factor(softcap > 0.0f ? scale / softcap : scale * LOG2_E),
+        cap(softcap > 0.0f ? softcap * LOG2_E : 0.0f) {}
   MEMBER f32 finish(f32 dot) const { return cap > 0.0f ? cap * tanh_fast(dot) : dot; }
 };
 
@@ -74,7 +75,8 @@ DEVICE void attend_decode(const f32 *q, const u8 *pool, const u32 *table, const 
   f32 values[N][4] = {};
 
   u32 end = positions[token] + 1, start = first_visible(positions[token], window);
-  u32 first_page = start / PAGE_LEN, pages = ceil_div(end, PAGE_LEN) - first_page, pages_of_split = ceil_div(pages, splits);
+  u32 first_page = start / PAGE_LEN, pages = ceil_div(end, PAGE_LEN) - first_page;
+  u32 pages_of_split = ceil_div(pages, splits);
   u32 page = first_page + smaller(split * pages_of_split, pages);
   u32 last_page = first_page + smaller((split + 1) * pages_of_split, pages);
   const u32 *numbers = table + (u64)token_tables[token] * table_len;

@@ -3,8 +3,8 @@
 // add(x, y, elements): x += y
 // scale(x, by, elements): x *= by
 // softcap(x, cap, elements): x = cap * tanh(x / cap)
-// glu_silu, glu_gelu (gate, up, out, q, groups, elements): act(gate) * up, to `out` (f32, may be gate or up) and, quantized
-//   as in activations.h, to `q` and `groups`, each where not null. GELU is its approximation by tanh.
+// glu_silu, glu_gelu (gate, up, out, q, groups, elements): act(gate) * up, to `out` (f32, may be gate or up) and,
+//   quantized as in activations.h, to `q` and `groups`, each where not null. GELU is its approximation by tanh.
 // gather_rows(x, rows, out, columns): out[i] = x[rows[i]]; grid (ceil(columns / 256), number of rows)
 
 #include "activations.h"

@@ -1,9 +1,9 @@
 // Products of a matrix with many columns of activations: prompts. Weights and activations go through shared memory in
 // tiles, integer dot products do the work.
 //
-// matmul_<type>(w, q, groups, out, bias, residual, rows, columns, count) for quantized types and matmul_<type>(w, x, out,
-// bias, residual, rows, columns, count) for f32, f16 and bf16: parameters and result as those of matvec.hip, for any
-// `count`. A block computes 64 rows of w for 64 columns: grid (ceil(rows / 64), ceil(count / 64)).
+// matmul_<type>(w, q, groups, out, bias, residual, rows, columns, count) for quantized types and matmul_<type>(w, x,
+// out, bias, residual, rows, columns, count) for f32, f16 and bf16: parameters and result as those of matvec.hip, for
+// any `count`. A block computes 64 rows of w for 64 columns: grid (ceil(rows / 64), ceil(count / 64)).
 
 #include "activations.h"
 #include "quant.h"

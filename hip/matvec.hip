@@ -1,13 +1,14 @@
-// Products of a matrix with 1 to 8 columns of activations: decoding, which reads every weight once and is bound by that.
+// Products of a matrix with 1 to 8 columns of activations: decoding, which reads every weight once and is bound by
+// that.
 //
 // matvec_<type>_<n>(w, q, groups, out, bias, residual, rows, columns, count) for quantized types, with activations
-// quantized as in activations.h, and matvec_<type>_<n>(w, x, out, bias, residual, rows, columns, count) for f32, f16 and
-// bf16, with f32 activations [count][columns]:
+// quantized as in activations.h, and matvec_<type>_<n>(w, x, out, bias, residual, rows, columns, count) for f32, f16
+// and bf16, with f32 activations [count][columns]:
 //
 //   out[c][row] = sum over k of w[row][k] * x[c][k], + bias[row] if bias, + residual[c][row] if residual
 //
-// for c < count <= n, with n = 1, 2, 4, 8. `residual` may be `out`. A wave computes a row, four waves make a block: grid
-// ceil(rows / 4), blocks of 4 * WAVE threads.
+// for c < count <= n, with n = 1, 2, 4, 8. `residual` may be `out`. A wave computes a row, four waves make a block:
+// grid ceil(rows / 4), blocks of 4 * WAVE threads.
 
 #include "activations.h"
 #include "quant.h"

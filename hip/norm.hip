@@ -2,8 +2,8 @@
 //
 // rms_norm(x, add, weight, out, q, groups, columns, eps): for each row of x [rows][columns]; where `add` is not null it
 // is added to x first, in place (the residual stream). The result goes to `out` (f32, may be x where nothing is added)
-// and, quantized as in activations.h, to `q` and `groups`, each where not null; for the latter `columns` is a multiple of
-// 32. Grid (rows).
+// and, quantized as in activations.h, to `q` and `groups`, each where not null; for the latter `columns` is a multiple
+// of 32. Grid (rows).
 //
 // head_norm(x, weight, heads, columns, eps): in place, for each of `heads` heads of `columns` columns, one after the
 // other in memory. A wave takes a head: grid ceil(heads / 4), blocks of 4 * WAVE threads.

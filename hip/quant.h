@@ -310,7 +310,10 @@ struct F16 {
   static MEMBER f32 load(const u8 *w, u64 i) { return f16_to_f32(((const u16_alias *)w)[i]); }
   static MEMBER void load8(const u8 *w, u64 i, f32 *out) {
     u32x4 all = load16(w + i * 2);
-    UNROLL for (u32 k = 0; k < 4; k++) out[2 * k] = f16_to_f32((u16)all[k]), out[2 * k + 1] = f16_to_f32((u16)(all[k] >> 16));
+    UNROLL for (u32 k = 0; k < 4; k++) {
+      out[2 * k] = f16_to_f32((u16)all[k]);
+      out[2 * k + 1] = f16_to_f32((u16)(all[k] >> 16));
+    }
   }
 };
 
@@ -319,7 +322,10 @@ struct BF16 {
   static MEMBER f32 load(const u8 *w, u64 i) { return bf16_to_f32(((const u16_alias *)w)[i]); }
   static MEMBER void load8(const u8 *w, u64 i, f32 *out) {
     u32x4 all = load16(w + i * 2);
-    UNROLL for (u32 k = 0; k < 4; k++) out[2 * k] = f32_of(all[k] << 16), out[2 * k + 1] = f32_of(all[k] & 0xffff0000u);
+    UNROLL for (u32 k = 0; k < 4; k++) {
+      out[2 * k] = f32_of(all[k] << 16);
+      out[2 * k + 1] = f32_of(all[k] & 0xffff0000u);
+    }
   }
 };
 

@@ -27,9 +27,9 @@ DEVICE void rotate_head(f32 *x, const f32 *angles, u32 pairs, u32 neox) {
   }
 }
 
-// Element `i` of a head after the rotation.
+// Element `i` of a head after the rotation of `pairs` pairs.
 DEVICE f32 rotated(const f32 *x, u32 i, const f32 *angles, u32 pairs, u32 neox) {
-  if (!angles || i >= 2 * pairs) return x[i];
+  if (i >= 2 * pairs) return x[i];
   u32 pair = neox ? i % pairs : i / 2;
   bool is_first = neox ? i < pairs : i % 2 == 0;
   f32 other = x[neox ? (is_first ? i + pairs : i - pairs) : i ^ 1];
@@ -37,14 +37,15 @@ DEVICE f32 rotated(const f32 *x, u32 i, const f32 *angles, u32 pairs, u32 neox) 
   return is_first ? x[i] * cosine - other * sine : other * sine + x[i] * cosine;
 }
 
-DEVICE const f32 *angles_of(const f32 *angles, const u32 *angle_rows, u32 token, u32 pairs) {
-  return angles ? angles + (u64)(angle_rows ? angle_rows[token] : token) * 2 * pairs : nullptr;
+// Where the angles of a token start.
+DEVICE u64 angles_at(const u32 *angle_rows, u32 token, u32 pairs) {
+  return (u64)(angle_rows ? angle_rows[token] : token) * 2 * pairs;
 }
 
 KERNEL(rope, ROPE_THREADS,
        (f32 *x, const f32 *angles, const u32 *angle_rows, u32 heads, u32 head_dim, u32 pairs, u32 neox)) {
   u32 head = block_x(), token = block_y();
-  rotate_head(x + ((u64)token * heads + head) * head_dim, angles_of(angles, angle_rows, token, pairs), pairs, neox);
+  rotate_head(x + ((u64)token * heads + head) * head_dim, angles + angles_at(angle_rows, token, pairs), pairs, neox);
 }
 
 template <class T> DEVICE void store_element(u8 *head, u32 padded, u32 slot, u32 i, f32 value);
@@ -74,33 +75,39 @@ template <> MEMBER void store_element<KvQ8>(u8 *head, u32 padded, u32 slot, u32 
   if (i % KV_BLOCK == 0) *(u16_alias *)(scales + (slot * (padded / KV_BLOCK) + i / KV_BLOCK) * 2) = scale;
 }
 
+// Stores a row of `dim` elements, of which `pairs` pairs are rotated.
+template <class T>
+DEVICE void store_row(const f32 *from, u32 dim, const f32 *angles, u32 pairs, u32 neox, u8 *head, u32 slot) {
+  u32 padded = kv_padded<T>(dim);
+  // Whole waves go on, because they store blocks together.
+  for (u32 first = 0; first < padded; first += ROPE_THREADS) {
+    u32 i = first + thread_x();
+    store_element<T>(head, padded, slot, i, i < dim ? rotated(from, i, angles, pairs, neox) : 0.0f);
+  }
+}
+
 template <class T>
 DEVICE void store_kv(f32 *q, const f32 *k, const f32 *v, const f32 *angles, const u32 *angle_rows, u8 *pool,
                      const u32 *table, const u32 *token_tables, const u32 *positions, u32 heads, u32 kv_heads,
                      u32 k_dim, u32 v_dim, u32 pairs, u32 neox, u32 table_len, u64 layer_offset, u64 page_bytes) {
   u32 head = block_x(), token = block_y();
-  const f32 *turn = angles_of(angles, angle_rows, token, pairs);
+  if (!angles) pairs = 0;
+  u64 turn = pairs ? angles_at(angle_rows, token, pairs) : 0;
   if (head < heads) {
-    if (turn) rotate_head(q + ((u64)token * heads + head) * k_dim, turn, pairs, neox);
+    rotate_head(q + ((u64)token * heads + head) * k_dim, angles + turn, pairs, neox);
     return;
   }
   head -= heads;
-  bool is_key = head < kv_heads;
-  u32 position = positions[token], dim = is_key ? k_dim : v_dim;
+  u32 position = positions[token], slot = position % PAGE_LEN;
   u32 page = table[(u64)token_tables[token] * table_len + position / PAGE_LEN];
   u8 *layer = pool + page * page_bytes + layer_offset;
-  if (!is_key) {
+  if (head < kv_heads) {
+    u8 *to = layer + (u64)head * kv_head_bytes<T>(k_dim);
+    store_row<T>(k + ((u64)token * kv_heads + head) * k_dim, k_dim, angles + turn, pairs, neox, to, slot);
+  } else {
     head -= kv_heads;
-    layer += (u64)kv_heads * kv_head_bytes<T>(k_dim);
-    turn = nullptr;
-  }
-  layer += (u64)head * kv_head_bytes<T>(dim);
-  const f32 *from = (is_key ? k : v) + ((u64)token * kv_heads + head) * dim;
-  u32 padded = kv_padded<T>(dim);
-  // Whole waves go on, because they store blocks together.
-  for (u32 first = 0; first < padded; first += ROPE_THREADS) {
-    u32 i = first + thread_x();
-    store_element<T>(layer, padded, position % PAGE_LEN, i, i < dim ? rotated(from, i, turn, pairs, neox) : 0.0f);
+    u8 *to = layer + (u64)kv_heads * kv_head_bytes<T>(k_dim) + (u64)head * kv_head_bytes<T>(v_dim);
+    store_row<T>(v + ((u64)token * kv_heads + head) * v_dim, v_dim, angles, 0, 0, to, slot);
   }
 }
 

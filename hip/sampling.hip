@@ -1,24 +1,25 @@
-// Choosing the next token, with the arithmetic of the CPU's sampler (src/sampler), so that the same logits, settings and
-// seed give the same token: exp and ln are made of operations that IEEE 754 rounds exactly, probabilities are fixed-point
+// Choosing the next token, with the arithmetic of the CPU's sampler (src/sampler), so that the same logits, settings
+// and seed give the same token: exp is made of operations that IEEE 754 rounds exactly, probabilities are fixed-point
 // integers, whose sums do not depend on the order, and random numbers come from a counter.
 //
-// Three launches for any number of rows of logits, each with its own settings in `rows` (struct Row) and its own part of
-// each buffer. With peaks = ceil(vocabulary / 64), spans = ceil(vocabulary / 4096):
+// Three launches for any number of rows of logits, each with its own settings in `rows` (struct Row) and its own part
+// of each buffer. With peaks = ceil(vocabulary / 64), spans = ceil(vocabulary / 4096):
 //
 //   sample_penalize(rows, logits, scores, biases, counts, vocabulary)          grid (ceil(vocabulary / 1024), rows)
 //       scores = logits with biases, penalties and numbers that are not finite seen to, and the largest of each 64
 //   sample_weigh(logits, scores, totals, vocabulary)                           grid (spans, rows)
 //       sums of the weights, at a temperature of 1, of 4096 logits and 4096 scores each
-//   sample_choose(rows, logits, scores, totals, counts, ring, chosen, vocabulary, ring_len)       grid (rows)
-//       top-k, top-p, min-p, the draw; writes `chosen` [rows][4]: token (0xffffffff: there is none to choose), the
-//       logarithm of the model's own probability (f32), 2 unused; counts the token, and the step in `rows`
-//   sample_argmax(logits, chosen, vocabulary)                                  grid (rows), instead of all of these
+//   sample_choose(rows, logits, scores, totals, counts, ring, tokens, choices, vocabulary, ring_len)      grid (rows)
+//       top-k, top-p, min-p, the draw; writes the token of each row to `tokens` (0xffffffff where there is none to
+//       choose) and what its probability is made of to `choices` (struct Choice); counts the token, and the step in
+//       `rows`
+//   sample_argmax(logits, tokens, vocabulary)                                  grid (rows), instead of all of these
 //       the first of the largest logits; 0xffffffff where none is above -infinity
 //
 // Buffers: logits [rows][vocabulary]; scores [rows][vocabulary + 2 * peaks]: the scores, their peaks, those of the
-// logits; totals [rows][2 * spans] u64; counts [rows][vocabulary] u32, how often each token is in the penalty window, and
-// ring [rows][ring_len] u32, the tokens of that window, both null where no row has penalties; biases: pairs of words,
-// token and f32, sorted by token.
+// logits; totals [rows][2 * spans] u64; counts [rows][vocabulary] u32, how often each token is in the penalty window,
+// and ring [rows][ring_len] u32, the tokens of that window, both null where no row has penalties; biases: pairs of
+// words, token and f32, sorted by token.
 
 #include "gpu.h"
 
@@ -35,6 +36,15 @@ struct Row {
   u32 first_bias, biases;
   // Of the ring: its length (0: tokens are not counted), and how many tokens went into it so far.
   u32 window, pushed;
+};
+
+// A chosen token by the model's own logits: the logarithm of its probability is logit - best - ln(total / 2^40).
+struct Choice {
+  u32 token;
+  f32 logit, best;
+  u32 unused;
+  // The sum of the weights of all logits.
+  u64 total;
 };
 
 // ------------------------------------------------------------------------------------------------ arithmetic
@@ -58,21 +68,6 @@ DEVICE f32 exp_exact(f32 x) {
 
 // The weight of a candidate at a distance x <= 0 from the best one: exp(x) in units of 2^-40.
 DEVICE u64 weight(f32 x) { return bits_of((f64)exp_exact(x) + GRID) - bits_of(GRID); }
-
-// The natural logarithm of a positive, finite, normal number.
-DEVICE f64 ln(f64 x) {
-  u64 bits = bits_of(x);
-  i32 exponent = (i32)(bits >> 52 & 0x7ff) - 1023;
-  f64 m = f64_of((bits & (((u64)1 << 52) - 1)) | bits_of(1.0));
-  if (m > 1.4142135623730951) {
-    m *= 0.5;
-    exponent += 1;
-  }
-  f64 s = (m - 1.0) / (m + 1.0), square = s * s, series = 0.0;
-  for (i32 k = 11; k > 0; k--) series = (series + 1.0 / (f64)(2 * k + 1)) * square;
-  series += 1.0;
-  return (f64)exponent * 0.6931471805599453 + 2.0 * s * series;
-}
 
 // The high half of a product.
 DEVICE u64 multiply_high(u64 a, u64 b) {
@@ -224,8 +219,8 @@ KERNEL(sample_weigh, WEIGH_THREADS,
 #define GATHERED 2048
 #define BUCKETS 256
 
-// The candidates of one row in rank order, the first of which are sorted in shared memory. All threads of the block call
-// each function together and get the same result.
+// The candidates of one row in rank order, the first of which are sorted in shared memory. All threads of the block
+// call each function together and get the same result.
 struct Ranking {
   const f32 *scores, *peaks;
   u32 vocabulary, peak_count;
@@ -239,6 +234,10 @@ struct Ranking {
   f32 best;
 
   MEMBER bool is_candidate(u32 token) const { return scores[token] >= lowest_finite(); }
+
+  MEMBER u64 weight_of(u64 candidate, f32 temperature) const {
+    return weight((logit_of(candidate) - best) / temperature);
+  }
 
   // In the order of ranks, the first candidate with which the sum of its and all weights before reaches `target`, where
   // weights are 1 if `temperature` is 0. Elements are `values` [..], whose index is the token, that rank up to `bound`.
@@ -385,7 +384,7 @@ struct Ranking {
   MEMBER u64 total(f32 temperature) {
     u64 sum = 0;
     if (complete) {
-      for (u32 i = thread_x(); i < count; i += CHOOSE_THREADS) sum += weight((logit_of(ranked[i]) - best) / temperature);
+      for (u32 i = thread_x(); i < count; i += CHOOSE_THREADS) sum += weight_of(ranked[i], temperature);
     } else {
       for (u32 token = thread_x(); token < vocabulary; token += CHOOSE_THREADS) {
         if (is_candidate(token) && candidate(token, scores[token]) <= last)
@@ -397,13 +396,14 @@ struct Ranking {
     return sum;
   }
 
-  // The first candidate with which the sum of the weights in rank order reaches `target`; all bits set if there is none.
+  // The first candidate with which the sum of the weights in rank order reaches `target`; all bits set if there is
+  // none.
   MEMBER u64 find(u64 target, f32 temperature) {
     // Each thread has neighbouring candidates.
     const u32 PER_THREAD = RANKED / CHOOSE_THREADS;
     u64 own = 0;
     u32 first = thread_x() * PER_THREAD;
-    for (u32 i = first; i < first + PER_THREAD && i < count; i++) own += weight((logit_of(ranked[i]) - best) / temperature);
+    for (u32 i = first; i < first + PER_THREAD && i < count; i++) own += weight_of(ranked[i], temperature);
     u64 before = wave_prefix(own);
     if (lane_id() == WAVE - 1) sums[wave_id()] = before;
     if (thread_x() == 0) passed[0] = ~(u64)0;
@@ -412,7 +412,7 @@ struct Ranking {
     for (u32 wave = 0; wave < wave_id(); wave++) before += sums[wave];
     if (before < target && target <= before + own) {
       for (u32 i = first;; i++) {
-        before += weight((logit_of(ranked[i]) - best) / temperature);
+        before += weight_of(ranked[i], temperature);
         if (before >= target) {
           passed[0] = ranked[i];
           break;
@@ -428,8 +428,8 @@ struct Ranking {
 };
 
 KERNEL(sample_choose, CHOOSE_THREADS,
-       (Row * rows, const f32 *logits, const f32 *scores, const u64 *totals, u32 *counts, u32 *ring, u32 *chosen,
-        u32 vocabulary, u32 ring_len)) {
+       (Row * rows, const f32 *logits, const f32 *scores, const u64 *totals, u32 *counts, u32 *ring, u32 *tokens,
+        Choice *choices, u32 vocabulary, u32 ring_len)) {
   SHARED u64 ranked[GATHERED], buckets[BUCKETS], passed[2], sums[CHOOSE_THREADS / WAVE];
   SHARED f32 maxima[CHOOSE_THREADS / WAVE];
   Vocabulary v(vocabulary);
@@ -476,14 +476,14 @@ KERNEL(sample_choose, CHOOSE_THREADS,
 
   if (thread_x() != 0) return;
   u32 token = found == ~(u64)0 ? NONE : (u32)found;
-  chosen[index * 4] = token;
+  tokens[index] = token;
+  f32 logit = token < vocabulary ? without_infinity(logits[(u64)index * vocabulary + token]) : minus_infinity();
+  choices[index] = {token, logit, raw_best, 0, raw_total};
   if (token >= vocabulary) return;
-  f64 log_total = ln((f64)raw_total / 1099511627776.0);
-  f32 logit = without_infinity(logits[(u64)index * vocabulary + token]);
-  chosen[index * 4 + 1] = bits_of((f32)((f64)logit - (f64)raw_best - log_total));
   row->step += 1;
   if (row->window) {
-    u32 *own_counts = counts + (u64)index * vocabulary, *place = ring + (u64)index * ring_len + row->pushed % row->window;
+    u32 *own_counts = counts + (u64)index * vocabulary;
+    u32 *place = ring + (u64)index * ring_len + row->pushed % row->window;
     if (row->pushed >= row->window && *place < vocabulary) own_counts[*place] -= 1;
     *place = token;
     own_counts[token] += 1;
@@ -491,7 +491,7 @@ KERNEL(sample_choose, CHOOSE_THREADS,
   }
 }
 
-KERNEL(sample_argmax, CHOOSE_THREADS, (const f32 *logits, u32 *chosen, u32 vocabulary)) {
+KERNEL(sample_argmax, CHOOSE_THREADS, (const f32 *logits, u32 *tokens, u32 vocabulary)) {
   SHARED u64 scratch[CHOOSE_THREADS / WAVE];
   const f32 *row = logits + (u64)block_x() * vocabulary;
   // The largest complement is the first candidate; 0 is none.
@@ -501,5 +501,5 @@ KERNEL(sample_argmax, CHOOSE_THREADS, (const f32 *logits, u32 *chosen, u32 vocab
     if (logit >= lowest_finite()) best = larger(~candidate(token, logit), best);
   }
   best = block_max<CHOOSE_THREADS>(best, scratch);
-  if (thread_x() == 0) chosen[block_x()] = best ? (u32)~best : NONE;
+  if (thread_x() == 0) tokens[block_x()] = best ? (u32)~best : NONE;
 }

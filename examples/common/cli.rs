@@ -20,7 +20,9 @@ pub fn run(help: &'static [&'static str], main: fn(&mut Cli) -> Outcome) -> Exit
         // Whoever reads standard output, `head` say, has seen enough.
         Err(error) if is_broken_pipe(&*error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", one_line(&error.to_string()));
+            // Errors about named files are texts that say so.
+            let about = if error.is::<io::Error>() { "cannot write to standard output: " } else { "" };
+            eprintln!("error: {about}{}", one_line(&error.to_string()));
             ExitCode::FAILURE
         }
     }

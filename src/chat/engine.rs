@@ -54,6 +54,16 @@ impl Engine {
         env.add_filter("from_json", |text: &str| tojson::from_json(text));
         env.add_filter("string", |value: &Value| python::text_of(value));
         env.add_filter("join", join);
+        // These take any value in Python, as text.
+        env.add_filter("upper", |value: &Value| python::text_of(value).map(|text| text.to_uppercase()));
+        env.add_filter("lower", |value: &Value| python::text_of(value).map(|text| text.to_lowercase()));
+        env.add_filter("trim", trim);
+        env.add_filter("int", |value: &Value, default: Option<Value>, base: Option<u32>| {
+            python::int(value, default, base)
+        });
+        env.add_filter("float", |value: &Value, default: Option<Value>| python::float(value, default));
+        env.add_test("iterable", python::is_iterable);
+        env.add_test("sequence", python::is_iterable);
         env.add_filter("indent", indent);
         env.add_filter("replace", |text: &Value, old: &Value, new: &Value, count: Option<usize>| {
             python::replace(&python::text_of(text)?, &python::text_of(old)?, &python::text_of(new)?, count)
@@ -176,14 +186,22 @@ fn strftime_now(state: &State<'_, '_>, format: &str) -> Result<String, minijinja
     text.ok_or_else(|| invalid(format!("strftime_now does not know a part of the format {format:?}")))
 }
 
-fn join(value: &Value, separator: Option<&Value>, attribute: Option<&Value>) -> Result<String, minijinja::Error> {
-    let separator = separator.map_or(Ok(String::new()), python::text_of)?;
+fn join(
+    value: &Value,
+    separator: Option<Value>,
+    attribute: Option<Value>,
+    kwargs: Kwargs,
+) -> Result<String, minijinja::Error> {
+    let separator = separator.map_or_else(|| kwargs.get::<Option<Value>>("d"), |separator| Ok(Some(separator)))?;
+    let attribute = attribute.map_or_else(|| kwargs.get::<Option<Value>>("attribute"), |name| Ok(Some(name)))?;
+    kwargs.assert_all_used()?;
+    let separator = separator.map_or(Ok(String::new()), |separator| python::text_of(&separator))?;
     let mut out = String::new();
     if value.is_undefined() {
         return Ok(out);
     }
     for (i, item) in value.try_iter()?.enumerate() {
-        let item = match attribute {
+        let item = match &attribute {
             Some(attribute) => item.get_item(attribute)?,
             None => item,
         };
@@ -194,6 +212,14 @@ fn join(value: &Value, separator: Option<&Value>, attribute: Option<&Value>) -> 
         }
     }
     Ok(out)
+}
+
+fn trim(value: &Value, chars: Option<&str>) -> Result<String, minijinja::Error> {
+    let text = python::text_of(value)?;
+    Ok(match chars {
+        Some(chars) => text.trim_matches(|c| chars.contains(c)).to_string(),
+        None => text.trim().to_string(),
+    })
 }
 
 /// Jinja's `indent`, whose width may also be the text to indent by.

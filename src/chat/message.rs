@@ -1,7 +1,7 @@
 //! Messages of a conversation.
 
-use super::json::Json;
-use super::tojson::to_value;
+use super::Json;
+use super::tojson::{texts, to_value};
 use minijinja::Value;
 use std::fmt;
 
@@ -180,7 +180,7 @@ impl Message {
         let calls = self
             .tool_calls
             .iter()
-            .flat_map(|call| call.arguments.texts().into_iter().chain(call.id.as_deref()).chain([call.name.as_str()]));
+            .flat_map(|call| texts(&call.arguments).into_iter().chain(call.id.as_deref()).chain([call.name.as_str()]));
         [self.role.as_str(), &self.content].into_iter().chain(optional).chain(calls)
     }
 }

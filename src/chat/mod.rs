@@ -31,7 +31,6 @@
 mod builtin;
 mod date;
 mod engine;
-mod json;
 mod marks;
 mod message;
 mod options;
@@ -41,10 +40,12 @@ mod special;
 mod tojson;
 
 pub use builtin::Builtin;
-pub use json::Json;
 pub use message::{Message, Role, ToolCall};
 pub use options::ChatOptions;
 pub use prompt::{RenderedPrompt, Segment};
+/// A JSON value, of which tools and variables of templates are made. Objects keep the order of their keys, since templates
+/// print them in it.
+pub use serde_json::Value as Json;
 pub use special::SpecialTokens;
 
 use crate::Result;
@@ -181,7 +182,7 @@ impl ChatTemplate {
     fn prepare(&self, messages: &[Message], options: &ChatOptions, density: Density) -> Result<Marked> {
         let inner = &self.inner;
         let data =
-            || options.tools.iter().chain(options.variables.iter().map(|(_, value)| value)).flat_map(Json::texts);
+            || options.tools.iter().chain(options.variables.iter().map(|(_, value)| value)).flat_map(tojson::texts);
         let texts = || messages.iter().flat_map(Message::texts).chain(data());
         let input = inner.source.len() + 64 * messages.len() + texts().map(str::len).sum::<usize>();
         let trusted = inner.tokens.all().chain([inner.source.as_str()]);

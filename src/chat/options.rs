@@ -1,6 +1,6 @@
 //! What a conversation is rendered with.
 
-use super::json::Json;
+use super::Json;
 use std::time::SystemTime;
 
 /// What a conversation is rendered with, besides its messages.
@@ -8,9 +8,9 @@ use std::time::SystemTime;
 /// ```
 /// use wavelm::chat::{ChatOptions, Json};
 ///
-/// let weather = Json::parse(r#"{"type": "function", "function": {"name": "weather", "description": "The weather"}}"#)?;
+/// let weather: Json = r#"{"type": "function", "function": {"name": "weather", "description": "The weather"}}"#.parse()?;
 /// let options = ChatOptions::new().tool(weather).variable("enable_thinking", false);
-/// # Ok::<(), wavelm::Error>(())
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChatOptions {

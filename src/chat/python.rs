@@ -153,6 +153,38 @@ fn invalid(message: &'static str) -> Error {
     Error::new(ErrorKind::InvalidOperation, message)
 }
 
+/// Jinja's `int`: what cannot be read is `default`.
+pub(super) fn int(value: &Value, default: Option<Value>, base: Option<u32>) -> Result<Value, Error> {
+    let base = base.unwrap_or(10);
+    if !(2..=36).contains(&base) {
+        return Err(invalid("the base of 'int' must lie between 2 and 36"));
+    }
+    let exact = match value.as_str() {
+        Some(text) => i64::from_str_radix(&text.trim().replace('_', ""), base).ok(),
+        None => value.as_i64().filter(|_| value.is_integer() || value.kind() == ValueKind::Bool),
+    };
+    let truncated = || float_of(value).map(f64::trunc).filter(|f| f.abs() < 9.2e18).map(|f| f as i64);
+    Ok(exact.or_else(truncated).map(Value::from).or(default).unwrap_or(Value::from(0)))
+}
+
+/// Jinja's `float`: what cannot be read is `default`.
+pub(super) fn float(value: &Value, default: Option<Value>) -> Value {
+    float_of(value).map(Value::from).or(default).unwrap_or(Value::from(0.0))
+}
+
+fn float_of(value: &Value) -> Option<f64> {
+    match value.as_str() {
+        Some(text) => text.trim().replace('_', "").parse().ok(),
+        None => f64::try_from(value.clone()).ok(),
+    }
+}
+
+/// Whether Python could loop over a value: `none` it could not.
+pub(super) fn is_iterable(value: &Value) -> bool {
+    use ValueKind::{Iterable, Map, Seq, String, Undefined};
+    matches!(value.kind(), Iterable | Map | Seq | String | Undefined)
+}
+
 /// Python's `s.replace(old, new, count)`.
 pub(super) fn replace(s: &str, old: &str, new: &str, count: Option<usize>) -> Result<String, Error> {
     let found = s.matches(old).take(count.unwrap_or(usize::MAX)).count();

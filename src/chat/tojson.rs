@@ -1,7 +1,7 @@
 //! The filter `tojson`, as Hugging Face defines it: Python's `json.dumps` without escapes for what is not ASCII, and
 //! without escapes for HTML. And the way back, [`from_json`].
 
-use super::json::Json;
+use super::Json;
 use super::python;
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Error, ErrorKind};
@@ -162,8 +162,20 @@ fn write_string(text: &str, ascii: bool, out: &mut String) {
 
 /// `text|from_json`, which some templates expect.
 pub(super) fn from_json(text: &str) -> Result<Value, Error> {
-    let json = Json::parse(text).map_err(|error| fail(error.to_string()))?;
+    let json = text.parse::<Json>().map_err(|error| fail(error.to_string()))?;
     Ok(to_value(&json, &mut str::to_string))
+}
+
+/// All strings and keys of a value.
+pub(super) fn texts(json: &Json) -> Vec<&str> {
+    match json {
+        Json::String(text) => vec![text],
+        Json::Array(items) => items.iter().flat_map(texts).collect(),
+        Json::Object(entries) => {
+            entries.into_iter().flat_map(|(key, value)| std::iter::once(key.as_str()).chain(texts(value))).collect()
+        }
+        _ => Vec::new(),
+    }
 }
 
 /// A value of the template language; all its texts, keys too, go through `map`.
@@ -171,12 +183,15 @@ pub(super) fn to_value(json: &Json, map: &mut dyn FnMut(&str) -> String) -> Valu
     match json {
         Json::Null => Value::from(()),
         Json::Bool(b) => Value::from(*b),
-        Json::Int(i) => Value::from(*i),
-        Json::Float(f) => Value::from(*f),
+        Json::Number(n) => match (n.as_i64(), n.as_u64()) {
+            (Some(i), _) => Value::from(i),
+            (None, Some(u)) => Value::from(u),
+            (None, None) => Value::from(n.as_f64()),
+        },
         Json::String(text) => Value::from(map(text)),
         Json::Array(items) => items.iter().map(|item| to_value(item, map)).collect::<Vec<_>>().into(),
         Json::Object(entries) => entries
-            .iter()
+            .into_iter()
             .map(|(key, value)| (map(key), to_value(value, map)))
             .collect::<Vec<_>>()
             .into_iter()

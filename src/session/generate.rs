@@ -87,7 +87,7 @@ impl<'s> Generation<'s> {
     pub(super) fn start(session: &'s mut Session, prompt: &Prompt, sampler: &Sampler) -> Result<Self> {
         let began = Instant::now();
         let state = sampler.start(prompt.tokens());
-        let decoder = session.model.tokenizer().decoder();
+        let decoder = session.model.tokenizer().decoder_after(prompt.tokens());
         let (logits, reused_tokens) = session.set_context(prompt.tokens())?;
         let prompt_time = began.elapsed();
         let stats = Stats { prompt_tokens: prompt.len(), reused_tokens, prompt_time, ..Stats::default() };

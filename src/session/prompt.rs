@@ -2,7 +2,7 @@
 
 use crate::Result;
 use crate::chat::RenderedPrompt;
-use crate::tokenizer::{EncodeOptions, TokenId, Tokenizer};
+use crate::tokenizer::{TokenId, Tokenizer};
 
 /// The tokens that a session's context begins with: a whole conversation, or plain text.
 ///
@@ -22,11 +22,8 @@ impl Prompt {
     /// Tokenizes a rendered chat template. The template has most often written the token for the beginning of the text
     /// itself; where it has not and the file asks for one, it is added.
     pub(crate) fn from_rendered(tokenizer: &Tokenizer, rendered: &RenderedPrompt) -> Result<Self> {
-        let mut tokens = Vec::new();
-        for segment in rendered.segments() {
-            let options = EncodeOptions { add_special: false, parse_special: segment.parse_special };
-            tokens.extend(tokenizer.encode(&segment.text, options)?);
-        }
+        let parts = rendered.segments().iter().map(|segment| (segment.text.as_str(), segment.parse_special));
+        let mut tokens = tokenizer.encode_parts(parts, false)?;
         if tokenizer.adds_bos()
             && let Some(bos) = tokenizer.bos()
             && tokens.first() != Some(&bos)

@@ -273,6 +273,7 @@ fn read_merges<'a>(list: impl ExactSizeIterator<Item = &'a str>, vocab: &Vocab, 
     let mut merges = Merges::with_capacity(list.len());
     let mut unknown = 0usize;
     let mut bytes = Vec::new();
+    let mut joined = NONE;
     for text in list {
         bytes.clear();
         // The first character belongs to the left token even where it is a space.
@@ -286,7 +287,10 @@ fn read_merges<'a>(list: impl ExactSizeIterator<Item = &'a str>, vocab: &Vocab, 
         let middle = bytes.len();
         let spelled = spelled && spell(right, spelling, &mut bytes);
         let (left, right) = bytes.split_at(middle);
-        let merge = Merge { left: vocab.find(left), right: vocab.find(right), joined: vocab.find(&bytes) };
+        // Merges mostly come in the order of the tokens that they make, which saves searching for these.
+        let near = [joined, joined.wrapping_add(1)].into_iter().find(|&near| vocab.is_found_for(&bytes, near));
+        joined = near.unwrap_or_else(|| vocab.find(&bytes));
+        let merge = Merge { left: vocab.find(left), right: vocab.find(right), joined };
         if !spelled || [merge.left, merge.right, merge.joined].contains(&NONE) {
             unknown += 1;
             continue;

@@ -90,15 +90,14 @@ impl Index {
         Self { slots: vec![EMPTY; slots], seed: seed(), longest: 0 }
     }
 
-    /// Adds string `number` of `strings`; a later one replaces an equal earlier one.
-    pub(super) fn insert(&mut self, strings: &Strings, number: u32) {
-        let Some(bytes) = strings.get(number) else { return };
+    /// Adds string `number` of `strings`. It replaces an equal one, whose number is returned; [`NONE`] otherwise.
+    pub(super) fn insert(&mut self, strings: &Strings, number: u32) -> u32 {
+        let Some(bytes) = strings.get(number) else { return NONE };
         self.longest = self.longest.max(bytes.len());
         let hash = hash(self.seed, bytes);
         let slot = self.find_slot(strings, bytes, hash);
-        if let Some(slot) = self.slots.get_mut(slot) {
-            *slot = hash >> 32 << 32 | u64::from(number);
-        }
+        let slot = self.slots.get_mut(slot);
+        slot.map_or(NONE, |slot| std::mem::replace(slot, hash >> 32 << 32 | u64::from(number)) as u32)
     }
 
     /// The number of the string `bytes`, or [`NONE`].
@@ -138,11 +137,14 @@ mod tests {
         let mut index = Index::with_capacity(texts.len());
         for (number, text) in texts.iter().enumerate() {
             strings.push_with(|out| out.extend_from_slice(text.as_bytes()));
-            index.insert(&strings, number as u32);
+            assert_eq!(index.insert(&strings, number as u32), NONE);
         }
         for (number, text) in texts.iter().enumerate() {
             assert_eq!(index.get(&strings, text.as_bytes()), number as u32);
         }
+        strings.push_with(|out| out.extend_from_slice(texts[7].as_bytes()));
+        assert_eq!(index.insert(&strings, 3000), 7);
+        assert_eq!(index.get(&strings, texts[7].as_bytes()), 3000);
         assert_eq!(index.get(&strings, b""), NONE);
         assert_eq!(index.get(&strings, b"3000"), NONE);
         assert_eq!(index.get(&strings, b"xyzxyzxyzxyzxyzxyzxyzxyzxyz"), NONE);

@@ -27,6 +27,7 @@ use crate::{Error, Result};
 use index::NONE;
 use pretokenizer::PreTokenizer;
 use special::Fragment;
+use std::ops::Range;
 use std::sync::Arc;
 use vocab::{Spelling, Vocab};
 
@@ -181,6 +182,38 @@ impl Tokenizer {
     /// # Errors
     /// `InvalidInput` for a text of 4 GiB or more.
     pub fn encode(&self, text: &str, options: EncodeOptions) -> Result<Vec<TokenId>> {
+        let everything = 0..text.len();
+        let trusted = if options.parse_special { std::slice::from_ref(&everything) } else { &[] };
+        self.encode_trusting(text, trusted, options.add_special)
+    }
+
+    /// The tokens of a text in parts, of which each says whether control tokens are looked for in it
+    /// ([`parse_special`](EncodeOptions::parse_special)). The parts are one text for everything else: words and tokens
+    /// may reach from one into the next.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a text of 4 GiB or more.
+    pub fn encode_parts<'a>(
+        &self,
+        parts: impl IntoIterator<Item = (&'a str, bool)>,
+        add_special: bool,
+    ) -> Result<Vec<TokenId>> {
+        let mut text = String::new();
+        let mut trusted: Vec<Range<usize>> = Vec::new();
+        for (part, parse_special) in parts {
+            let start = text.len();
+            text.push_str(part);
+            match trusted.last_mut() {
+                _ if !parse_special || part.is_empty() => {}
+                Some(last) if last.end == start => last.end = text.len(),
+                _ => trusted.push(start..text.len()),
+            }
+        }
+        self.encode_trusting(&text, &trusted, add_special)
+    }
+
+    /// Encodes a text in which control tokens are looked for in some ranges.
+    fn encode_trusting(&self, text: &str, trusted: &[Range<usize>], add_special: bool) -> Result<Vec<TokenId>> {
         let Inner { vocab, model, .. } = &*self.inner;
         // Room for a space before the text.
         if text.len() >= u32::MAX as usize {
@@ -188,11 +221,11 @@ impl Tokenizer {
         }
         // English has about four bytes to a token.
         let mut out = Vec::with_capacity(text.len() / 4 + 2);
-        if options.add_special && self.inner.add_bos {
+        if add_special && self.inner.add_bos {
             out.extend(vocab.ids.bos);
         }
         let before_text = out.len();
-        let fragments = vocab.specials(options.parse_special).split(text);
+        let fragments = vocab.specials().split(text, trusted);
         match model {
             Model::Bpe { bpe, plain_text } => {
                 let mut scratch = bpe::Scratch::default();
@@ -241,7 +274,7 @@ impl Tokenizer {
         if before_text == 1 && out.get(1).is_some_and(|&first| vocab.ids.bos == Some(first)) {
             log::warn!("the text begins with the BOS token, which the file has added once more");
         }
-        if options.add_special && self.inner.add_eos {
+        if add_special && self.inner.add_eos {
             out.extend(vocab.ids.eos);
         }
         Ok(out)
@@ -261,6 +294,15 @@ impl Tokenizer {
     /// A decoder for a stream of tokens.
     pub fn decoder(&self) -> Decoder {
         Decoder::new(self.clone())
+    }
+
+    /// A decoder for tokens that follow `context`. It keeps a leading space where that continues a text, and removes it
+    /// where a text begins: after nothing or a control token.
+    pub fn decoder_after(&self, context: &[TokenId]) -> Decoder {
+        match context.last() {
+            Some(&last) if self.token_kind(last) != Some(TokenKind::Control) => self.decoder().continuing(),
+            _ => self.decoder(),
+        }
     }
 
     /// How many tokens there are.
@@ -287,7 +329,7 @@ impl Tokenizer {
     pub fn token_id(&self, text: &str) -> Option<TokenId> {
         let vocab = &self.inner.vocab;
         let plain = || Some(vocab.find(text.as_bytes())).filter(|&token| token != NONE);
-        vocab.specials(true).get(text.as_bytes()).or_else(plain)
+        vocab.specials().get(text.as_bytes()).or_else(plain)
     }
 
     /// The ids of tokens with a role.
@@ -377,7 +419,9 @@ fn decode_all(mut decoder: Decoder, tokens: &[TokenId]) -> String {
 fn byte_ids(vocab: &Vocab) -> [u32; 256] {
     let mut ids = std::array::from_fn(|byte| if byte < 0x80 { vocab.find(&[byte as u8]) } else { NONE });
     for id in 0..vocab.len() as u32 {
-        if let Some(byte) = vocab.text(id).and_then(vocab::byte_of) {
+        if let Some(byte) = vocab.text(id).and_then(vocab::byte_of)
+            && vocab.kind(id) != Some(TokenKind::Control)
+        {
             ids[usize::from(byte)] = id;
         }
     }

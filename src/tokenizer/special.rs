@@ -14,6 +14,8 @@ pub(super) enum Fragment {
 pub(super) struct Special<'a> {
     pub(super) text: &'a [u8],
     pub(super) id: TokenId,
+    /// It is found in any text, not only where control tokens are looked for.
+    pub(super) anywhere: bool,
     /// White space before it belongs to it.
     pub(super) strip_left: bool,
     /// White space after it belongs to it.
@@ -32,6 +34,7 @@ pub(super) struct Trie {
 
 struct Node {
     byte: u8,
+    anywhere: bool,
     token: Option<TokenId>,
     first_child: u32,
     next_sibling: u32,
@@ -53,7 +56,7 @@ impl Trie {
             if special.text.is_empty() {
                 continue;
             }
-            trie.insert(special.text, special.id);
+            trie.insert(&special);
             if special.strip_left {
                 trie.strip_left.push(special.id);
             }
@@ -64,12 +67,12 @@ impl Trie {
         trie
     }
 
-    fn insert(&mut self, text: &[u8], id: TokenId) {
+    fn insert(&mut self, special: &Special<'_>) {
         if self.roots.is_empty() {
             self.roots = vec![NO_NODE; 256];
         }
         let mut at = NO_NODE;
-        for &byte in text {
+        for &byte in special.text {
             let first = match self.nodes.get(at as usize) {
                 Some(node) => node.first_child,
                 None => self.roots.get(usize::from(byte)).copied().unwrap_or(NO_NODE),
@@ -77,7 +80,7 @@ impl Trie {
             let mut child = self.child(first, byte);
             if child == NO_NODE {
                 child = self.nodes.len() as u32;
-                self.nodes.push(Node { byte, token: None, first_child: NO_NODE, next_sibling: first });
+                self.nodes.push(Node { byte, anywhere: false, token: None, first_child: NO_NODE, next_sibling: first });
                 match self.nodes.get_mut(at as usize) {
                     Some(node) => node.first_child = child,
                     None => self.roots[usize::from(byte)] = child,
@@ -86,7 +89,8 @@ impl Trie {
             at = child;
         }
         if let Some(node) = self.nodes.get_mut(at as usize) {
-            node.token = Some(id);
+            node.token = Some(special.id);
+            node.anywhere = special.anywhere;
         }
     }
 
@@ -103,28 +107,32 @@ impl Trie {
 
     /// The token whose text is exactly `text`.
     pub(super) fn get(&self, text: &[u8]) -> Option<TokenId> {
-        let (length, token) = self.longest(text, usize::MAX)?;
+        let (length, token) = self.longest(text, text.len(), usize::MAX)?;
         (length == text.len()).then_some(token)
     }
 
-    /// The longest token shorter than `below` that `text` starts with, and its length.
-    fn longest(&self, text: &[u8], below: usize) -> Option<(usize, TokenId)> {
+    /// The longest token shorter than `below` that `text` starts with, and its length. Control tokens must lie in the
+    /// first `trusted` bytes.
+    fn longest(&self, text: &[u8], trusted: usize, below: usize) -> Option<(usize, TokenId)> {
         let mut at = *self.roots.get(usize::from(*text.first()?))?;
         let mut found = None;
         for (length, &byte) in (1..below).zip(text) {
             at = if length == 1 { at } else { self.child(self.nodes.get(at as usize)?.first_child, byte) };
-            match self.nodes.get(at as usize) {
-                Some(node) => found = node.token.map(|token| (length, token)).or(found),
-                None => break,
+            let Some(node) = self.nodes.get(at as usize) else { break };
+            if let Some(token) = node.token
+                && (node.anywhere || length <= trusted)
+            {
+                found = Some((length, token));
             }
         }
         found
     }
 
     /// Splits `text` at the special tokens in it. Longer tokens are taken before shorter ones, wherever they are, and
-    /// equally long ones from left to right.
-    pub(super) fn split(&self, text: &str) -> Vec<Fragment> {
-        let mut taken = self.take(text.as_bytes());
+    /// equally long ones from left to right. Control tokens must lie in one of the `trusted` ranges, which are in order
+    /// and apart from each other.
+    pub(super) fn split(&self, text: &str, trusted: &[Range<usize>]) -> Vec<Fragment> {
+        let mut taken = self.take(text.as_bytes(), trusted);
         taken.sort_unstable_by_key(|taken| taken.start);
         let mut fragments = Vec::with_capacity(2 * taken.len() + 1);
         let mut pos = 0;
@@ -141,17 +149,23 @@ impl Trie {
         fragments
     }
 
-    fn take(&self, text: &[u8]) -> Vec<Taken> {
+    fn take(&self, text: &[u8], trusted: &[Range<usize>]) -> Vec<Taken> {
         let mut taken = Vec::new();
         if self.nodes.is_empty() {
             return taken;
         }
+        let longest = |start: usize, below: usize| {
+            // The first range that ends after the start.
+            let range = trusted.get(trusted.partition_point(|range| range.end <= start));
+            let trusted = range.filter(|range| range.start <= start).map_or(0, |range| range.end - start);
+            self.longest(text.get(start..).unwrap_or_default(), trusted, below)
+        };
         // Where the longest token at a position cannot be taken, because a longer one nearby was, the next shorter one
         // there gets its turn among those of its length.
         let mut by_length: std::collections::BTreeMap<usize, Vec<(usize, TokenId)>> = Default::default();
         for (start, &byte) in text.iter().enumerate() {
             if self.roots.get(usize::from(byte)) != Some(&NO_NODE)
-                && let Some((length, token)) = self.longest(&text[start..], usize::MAX)
+                && let Some((length, token)) = longest(start, usize::MAX)
             {
                 by_length.entry(length).or_default().push((start, token));
             }
@@ -170,7 +184,7 @@ impl Trie {
                 // What was taken before is at least as long, so that it covers one end of whatever it overlaps; white
                 // space that it took with it is next to it.
                 if !is_free(&occupied, start + length - 1) {
-                    if let Some((shorter, token)) = self.longest(text.get(start..).unwrap_or_default(), length) {
+                    if let Some((shorter, token)) = longest(start, length) {
                         by_length.entry(shorter).or_default().push((start, token));
                     }
                     continue;
@@ -202,10 +216,14 @@ mod tests {
     use super::Fragment::{Text, Token};
     use super::*;
 
+    const EVERYTHING: Range<usize> = 0..usize::MAX;
+    const ALL: &[Range<usize>] = std::slice::from_ref(&EVERYTHING);
+
     fn trie(texts: &[&str]) -> Trie {
         let special = |(id, text): (usize, &&'static str)| Special {
             text: text.as_bytes(),
             id: id as TokenId,
+            anywhere: text.starts_with("any"),
             strip_left: text.starts_with("<l"),
             strip_right: text.ends_with("r>"),
         };
@@ -215,21 +233,31 @@ mod tests {
 
     #[test]
     fn longer_tokens_go_first() {
-        assert_eq!(trie(&["bcde", "abc"]).split("abcde"), [Text(0..1), Token(0)]);
-        assert_eq!(trie(&["ab", "abc", "c"]).split("abcab"), [Token(1), Token(0)]);
-        assert_eq!(trie(&["ab", "ba"]).split("abab"), [Token(0), Token(0)]);
+        assert_eq!(trie(&["bcde", "abc"]).split("abcde", ALL), [Text(0..1), Token(0)]);
+        assert_eq!(trie(&["ab", "abc", "c"]).split("abcab", ALL), [Token(1), Token(0)]);
+        assert_eq!(trie(&["ab", "ba"]).split("abab", ALL), [Token(0), Token(0)]);
         // "abc" is blocked by the longer "cdef", and "ab" takes its place.
-        assert_eq!(trie(&["abc", "ab", "cdef"]).split("abcdef"), [Token(1), Token(2)]);
-        assert_eq!(trie(&["\n\n", "\n\n\n"]).split("\n\n\n\n\n\n\n\n"), [Token(1), Token(1), Token(0)]);
-        assert_eq!(trie(&[]).split("text"), [Text(0..4)]);
-        assert_eq!(trie(&["a"]).split(""), []);
+        assert_eq!(trie(&["abc", "ab", "cdef"]).split("abcdef", ALL), [Token(1), Token(2)]);
+        assert_eq!(trie(&["\n\n", "\n\n\n"]).split("\n\n\n\n\n\n\n\n", ALL), [Token(1), Token(1), Token(0)]);
+        assert_eq!(trie(&[]).split("text", ALL), [Text(0..4)]);
+        assert_eq!(trie(&["a"]).split("", ALL), []);
+    }
+
+    #[test]
+    fn control_tokens_are_found_in_trusted_text_only() {
+        let trie = trie(&["<a>", "any", "any>"]);
+        let text = "<a>any<a>any>";
+        assert_eq!(trie.split(text, ALL), [Token(0), Token(1), Token(0), Token(2)]);
+        assert_eq!(trie.split(text, &[]), [Text(0..3), Token(1), Text(6..9), Token(2)]);
+        assert_eq!(trie.split(text, &[0..3, 7..9]), [Token(0), Token(1), Text(6..9), Token(2)]);
+        assert_eq!(trie.split(text, &[0..2, 6..12]), [Text(0..3), Token(1), Token(0), Token(2)]);
     }
 
     #[test]
     fn white_space_is_stripped() {
-        assert_eq!(trie(&["<lr>"]).split("a \n<lr>\t b"), [Text(0..1), Token(0), Text(9..10)]);
-        assert_eq!(trie(&["<l>"]).split("a <l> b"), [Text(0..1), Token(0), Text(5..7)]);
-        assert_eq!(trie(&["<r>"]).split("<r> <r> "), [Token(0), Token(0)]);
+        assert_eq!(trie(&["<lr>"]).split("a \n<lr>\t b", ALL), [Text(0..1), Token(0), Text(9..10)]);
+        assert_eq!(trie(&["<l>"]).split("a <l> b", ALL), [Text(0..1), Token(0), Text(5..7)]);
+        assert_eq!(trie(&["<r>"]).split("<r> <r> ", ALL), [Token(0), Token(0)]);
     }
 
     #[test]

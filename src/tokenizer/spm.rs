@@ -3,7 +3,7 @@
 
 use super::index::NONE;
 use super::vocab::{SCORES, Vocab, same_length};
-use super::{TokenId, byte_ids};
+use super::{TokenId, TokenKind, byte_ids};
 use crate::Result;
 use crate::gguf::Metadata;
 use std::cmp::Reverse;
@@ -14,6 +14,8 @@ pub(super) struct Spm {
     scores: Vec<u32>,
     /// The token of each single byte, or [`NONE`].
     bytes: [u32; 256],
+    /// The token for characters that no tokens spell; no control token, which text must never become.
+    unk: Option<TokenId>,
 }
 
 /// A token so far, in the list of those of a text.
@@ -57,7 +59,8 @@ impl Spm {
             }
             None => Vec::new(),
         };
-        Ok(Self { scores, bytes: byte_ids(vocab) })
+        let unk = vocab.ids.unk.filter(|&unk| vocab.kind(unk) != Some(TokenKind::Control));
+        Ok(Self { scores, bytes: byte_ids(vocab), unk })
     }
 
     /// Appends the tokens of `text`, in which spaces are spaces.
@@ -191,18 +194,18 @@ impl Spm {
         }
     }
 
-    /// Appends a token or, for a character that was not merged, its token or those of its bytes.
+    /// Appends a token or, for a character that was not merged, its token, those of its bytes, or the unknown one.
     fn emit(&self, vocab: &Vocab, bytes: &[u8], token: u32, out: &mut Vec<TokenId>) {
         let token = if token == NONE { vocab.find(bytes) } else { token };
         if token != NONE {
             return out.push(token);
         }
         let bytes = if bytes == b" " { "\u{2581}".as_bytes() } else { bytes };
-        for &byte in bytes {
-            match self.bytes.get(usize::from(byte)) {
-                Some(&NONE) | None => out.extend(vocab.ids.unk),
-                Some(&token) => out.push(token),
-            }
+        let tokens = bytes.iter().map(|&byte| self.bytes.get(usize::from(byte)).copied().unwrap_or(NONE));
+        if tokens.clone().any(|token| token == NONE) {
+            out.extend(self.unk);
+        } else {
+            out.extend(tokens);
         }
     }
 }

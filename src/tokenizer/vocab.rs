@@ -62,6 +62,14 @@ struct Token {
     kind: TokenKind,
     /// A control token that is part of the answer nevertheless.
     visible: bool,
+    /// What [`Vocab::find`] finds for the token's piece is this token.
+    findable: bool,
+}
+
+impl Token {
+    fn new(kind: TokenKind, visible: bool) -> Self {
+        Self { kind, visible, findable: false }
+    }
 }
 
 /// All tokens.
@@ -73,9 +81,7 @@ pub(super) struct Vocab {
     /// From pieces to the tokens that plain text may become.
     index: Index,
     inside: BytePairs,
-    /// All special tokens, and those that are found in text even where special tokens are not.
     special: Trie,
-    user_defined: Trie,
     special_list: Vec<TokenId>,
     pub(super) ids: SpecialIds,
     /// Tokens that end an answer, sorted.
@@ -116,7 +122,7 @@ impl Vocab {
             return Err(Error::invalid_file(format!("{TOKENS} is too large: {count} tokens of {bytes} bytes in all")));
         }
 
-        let mut tokens = vec![Token { kind: TokenKind::Normal, visible: false }; count];
+        let mut tokens = vec![Token::new(TokenKind::Normal, false); count];
         if let Some(types) = metadata.ints(TOKEN_TYPES)? {
             same_length(TOKEN_TYPES, types.len(), count)?;
             for (token, &number) in tokens.iter_mut().zip(&types) {
@@ -136,7 +142,6 @@ impl Vocab {
             index: Index::with_capacity(count),
             inside: BytePairs::new(),
             special: Trie::default(),
-            user_defined: Trie::default(),
             special_list: Vec::new(),
             ids: defaults,
             end_of_generation: Vec::new(),
@@ -209,7 +214,7 @@ impl Vocab {
             if HARMONY.contains(&text)
                 && let Some(token) = self.tokens.get_mut(id as usize)
             {
-                *token = Token { kind: TokenKind::Control, visible: true };
+                *token = Token::new(TokenKind::Control, true);
             }
         }
         let ids = &mut self.ids;
@@ -250,7 +255,7 @@ impl Vocab {
         ends.retain(|&id| Some(id) != message_end && Some(id) != ordinary);
         for (id, kind) in [(message_end, TokenKind::Control), (ordinary, TokenKind::Normal)] {
             if let Some(token) = id.and_then(|id| self.tokens.get_mut(id as usize)) {
-                *token = Token { kind, visible: true };
+                *token = Token::new(kind, true);
             }
         }
         self.end_of_generation = ends;
@@ -267,7 +272,8 @@ impl Vocab {
 
     /// Fills in what each token stands for, and the index of those that plain text may become.
     fn spell<'a>(&mut self, texts: impl Iterator<Item = &'a str>, spelling: Spelling) {
-        for (id, (text, token)) in texts.zip(&self.tokens).enumerate() {
+        for (id, text) in (0..).zip(texts) {
+            let Some(token) = self.tokens.get_mut(id as usize) else { break };
             // Whether the piece is what the token is found by, when plain text is encoded.
             let mut findable = !text.is_empty();
             self.pieces.push_with(|out| match (token.kind, spelling) {
@@ -306,8 +312,12 @@ impl Vocab {
                 }
             });
             if findable {
-                self.index.insert(&self.pieces, id as u32);
-                self.inside.insert_all(self.pieces.get(id as u32).unwrap_or_default());
+                token.findable = true;
+                self.inside.insert_all(self.pieces.get(id).unwrap_or_default());
+                let replaced = self.index.insert(&self.pieces, id);
+                if let Some(other) = self.tokens.get_mut(replaced as usize) {
+                    other.findable = false;
+                }
             }
         }
     }
@@ -316,14 +326,11 @@ impl Vocab {
         let strip = Strip::of(metadata)?;
         self.special_list =
             (0..self.len() as u32).filter(|&id| self.kind(id).is_some_and(TokenKind::is_special)).collect();
-        let trie = |wanted: fn(TokenKind) -> bool| {
-            let ids = self.special_list.iter().filter(|&&id| self.kind(id).is_some_and(wanted));
-            Trie::new(ids.map(|&id| {
-                let text = self.texts.get(id).unwrap_or_default();
-                Special { text, id, strip_left: strip.left(text), strip_right: strip.right(text) }
-            }))
-        };
-        (self.special, self.user_defined) = (trie(TokenKind::is_special), trie(|kind| kind == TokenKind::UserDefined));
+        self.special = Trie::new(self.special_list.iter().map(|&id| {
+            let text = self.texts.get(id).unwrap_or_default();
+            let anywhere = self.kind(id) == Some(TokenKind::UserDefined);
+            Special { text, id, anywhere, strip_left: strip.left(text), strip_right: strip.right(text) }
+        }));
         Ok(())
     }
 
@@ -361,6 +368,12 @@ impl Vocab {
         self.index.get(&self.pieces, piece)
     }
 
+    /// Whether this is the token that [`find`](Self::find) finds for `piece`: faster than searching for it.
+    #[inline]
+    pub(super) fn is_found_for(&self, piece: &[u8], id: TokenId) -> bool {
+        self.tokens.get(id as usize).is_some_and(|token| token.findable) && self.pieces.get(id) == Some(piece)
+    }
+
     /// Whether a token that [`find`](Self::find) finds has these two bytes next to each other. No merge ever reaches
     /// across two bytes that are in no token, so that text can be cut between them.
     #[inline]
@@ -369,8 +382,8 @@ impl Vocab {
     }
 
     /// The special tokens to look for in text.
-    pub(super) fn specials(&self, parse_special: bool) -> &Trie {
-        if parse_special { &self.special } else { &self.user_defined }
+    pub(super) fn specials(&self) -> &Trie {
+        &self.special
     }
 
     pub(super) fn special_list(&self) -> &[TokenId] {

@@ -47,11 +47,12 @@ fn build(compiler: &str, wave: u32) -> Sim {
         files
     };
     let sources = list(&folder, &["hip"]);
-    let others = [list(&folder, &["h"]), list(&folder.join("sim"), &["h", "cpp"])].concat();
+    let simulator = list(&folder.join("sim"), &["cpp"]);
+    let headers = [list(&folder, &["h"]), list(&folder.join("sim"), &["h"])].concat();
     let flags = ["-x", "c++", "-std=c++17", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-fno-strict-aliasing"];
     let mut hasher = DefaultHasher::new();
     (compiler, flags, wave).hash(&mut hasher);
-    for file in sources.iter().chain(&others) {
+    for file in sources.iter().chain(&simulator).chain(&headers) {
         (file, std::fs::read(file).unwrap()).hash(&mut hasher);
     }
     // Unchanged sources are not built again.
@@ -61,7 +62,7 @@ fn build(compiler: &str, wave: u32) -> Sim {
         let unfinished = target.join(format!("hip-wave{wave}-{}.so", std::process::id()));
         let mut command = Command::new(compiler);
         command.args(flags).arg(format!("-DWAVE={wave}")).arg("-o").arg(&unfinished);
-        let output = command.args(&sources).arg(folder.join("sim/simulator.cpp")).output().unwrap();
+        let output = command.args(&sources).args(&simulator).output().unwrap();
         assert!(output.status.success(), "{compiler}: {}", String::from_utf8_lossy(&output.stderr));
         std::fs::rename(&unfinished, &library).unwrap();
     }
@@ -215,7 +216,7 @@ impl Buffer {
     }
 
     /// Memory for `len` values that has to be written before it is read: numbers in it are not plausible.
-    pub fn unset<T: bytemuck::NoUninit>(len: usize) -> Self {
+    pub fn unset<T>(len: usize) -> Self {
         Self::new(&vec![0x7f_u8; len * size_of::<T>()])
     }
 

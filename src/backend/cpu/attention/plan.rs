@@ -13,7 +13,7 @@ use crate::backend::cpu::simd::{self, Kernel, Simd};
 use crate::{Error, Result};
 
 /// Items that a span should have at least, where it is long enough: several for each thread of a large machine.
-const SPAN_ITEMS: usize = 64;
+const SPAN_ITEMS: usize = 32;
 
 /// Positions in a split at least: fewer would not be worth the combination. A multiple of [`PAGE_LEN`].
 const SPLIT_LEN: usize = 2 * PAGE_LEN;
@@ -56,7 +56,7 @@ pub(crate) struct AttentionPlan<'a> {
     spans: &'a [Span<'a>],
     tiles: Vec<Tile>,
     /// For each item its tile and split, longest first.
-    items: Vec<(u32, u32)>,
+    items: Vec<(usize, usize)>,
     partials: Partials,
     /// Rows that the batch must have.
     rows: usize,
@@ -97,18 +97,18 @@ impl<'a> AttentionPlan<'a> {
         };
         let mut partials = 0;
         for (index, span) in spans.iter().enumerate() {
-            span.check()?;
+            span.check(params.heads, params.k_dim.max(params.v_dim))?;
             plan.rows = plan.rows.max(span.first_row + span.rows);
             plan.add_tiles(index, &mut partials);
         }
         plan.partials = Partials::new(partials);
         for (index, tile) in plan.tiles.iter().enumerate() {
-            plan.items.extend((0..tile.splits).map(|split| (index as u32, split as u32)));
+            plan.items.extend((0..tile.splits).map(|split| (index, split)));
         }
         // The longest first: what is left at the end, when threads run out of work, is then short.
-        let cost = |&(tile, split): &(u32, u32)| {
-            let tile = &plan.tiles[tile as usize];
-            tile.split(split as usize).len() * tile.count
+        let cost = |&(tile, split): &(usize, usize)| {
+            let tile = &plan.tiles[tile];
+            tile.split(split).len() * tile.count
         };
         let mut items = std::mem::take(&mut plan.items);
         items.sort_by_key(|item| Reverse(cost(item)));
@@ -156,7 +156,8 @@ impl<'a> AttentionPlan<'a> {
     }
 
     /// Computes one item: `q` holds `[rows][heads * k_dim]` numbers and `out` `[rows][heads * v_dim]`, of which each
-    /// item writes its own part (rows that are in no span are left alone). Every item is to be run once for each layer.
+    /// item writes its own part (rows that are in no span are left alone). Every item is to be run once for each layer;
+    /// when some were not, the plan is not to be used again.
     ///
     /// # Panics
     /// Where `q` or `out` is too short, or `item` is not below [`items`](Self::items).
@@ -177,14 +178,14 @@ impl<'a> AttentionPlan<'a> {
         scratch: &mut AttentionScratch,
     ) {
         let (tile, split) = self.items[item];
-        let tile = &self.tiles[tile as usize];
+        let tile = &self.tiles[tile];
         assert!(q.len() >= self.rows * self.params.heads * self.params.k_dim);
         assert!(out.len() >= self.rows * self.params.heads * self.params.v_dim);
         let span = &self.spans[tile.span];
         let (first, count, kv_head) = (tile.first, tile.count, tile.kv_head);
         let queries = Queries { params: &self.params, span, kv_head, first, count, q };
         let cache = Cache { layout: &self.layout, layer_offset, span, kv_head };
-        simd::run(isa, Item { plan: self, tile, split: split as usize, queries, cache, out, scratch });
+        simd::run(isa, Item { plan: self, tile, split, queries, cache, out, scratch });
         if tile.splits > 1 && tile.finished.finished_last(tile.splits) {
             let v_padded = self.layout.values.padded;
             let stride = Partials::stride(v_padded);

@@ -53,19 +53,22 @@ impl Sequence {
         Span { first_row, rows: self.rows, first_pos: self.past, pages: &self.pages }
     }
 
-    /// A row of keys or values as stored, decoded one number at a time.
-    fn row(&self, layout: &KvLayout, rows: &Rows, head: usize, position: usize) -> Vec<f64> {
-        let page: &[u8] = bytemuck::cast_slice(&self.memory[position / PAGE_LEN]);
-        let layer = &page[LAYER_OFFSET..];
-        let slot = position % PAGE_LEN;
-        let f16 = |at: usize| f64::from(half::f16::from_le_bytes([layer[at], layer[at + 1]]).to_f32());
-        let (data, scales) = (rows.row(head, slot), rows.scales(head, slot));
-        let number = |d: usize| match layout.kv_type {
-            KvType::F32 => f64::from(f32::from_le_bytes(layer[data + d * 4..][..4].try_into().unwrap())),
-            KvType::F16 => f16(data + d * 2),
-            KvType::Q8_0 => f64::from(layer[data + d] as i8) * f16(scales + d / Q8_BLOCK * 2),
+    /// The keys or values of a head as stored, decoded one number at a time.
+    fn decode(&self, layout: &KvLayout, rows: &Rows, head: usize) -> Vec<Vec<f64>> {
+        let row = |position: usize| {
+            let page: &[u8] = bytemuck::cast_slice(&self.memory[position / PAGE_LEN]);
+            let layer = &page[LAYER_OFFSET..];
+            let slot = position % PAGE_LEN;
+            let f16 = |at: usize| f64::from(half::f16::from_le_bytes([layer[at], layer[at + 1]]).to_f32());
+            let (data, scales) = (rows.row(head, slot), rows.scales(head, slot));
+            let number = |d: usize| match layout.kv_type {
+                KvType::F32 => f64::from(f32::from_le_bytes(layer[data + d * 4..][..4].try_into().unwrap())),
+                KvType::F16 => f16(data + d * 2),
+                KvType::Q8_0 => f64::from(layer[data + d] as i8) * f16(scales + d / Q8_BLOCK * 2),
+            };
+            (0..rows.dim).map(number).collect()
         };
-        (0..rows.dim).map(number).collect()
+        (0..self.past + self.rows).map(row).collect()
     }
 }
 
@@ -74,17 +77,14 @@ fn params(heads: usize, kv_heads: usize, k_dim: usize, v_dim: usize) -> AttnPara
     AttnParams { heads, kv_heads, k_dim, v_dim, scale, window: None, softcap: None, causal: true }
 }
 
-/// Attention of one query by its definition.
-fn expected(p: &AttnParams, layout: &KvLayout, seq: &Sequence, row: usize, head: usize, q: &[f32]) -> Vec<f64> {
-    let kv_head = head / (p.heads / p.kv_heads);
-    let position = seq.past + row;
+/// Attention of a query at a position by its definition: over the keys and values of its head.
+fn expected(p: &AttnParams, position: usize, q: &[f32], keys: &[Vec<f64>], values: &[Vec<f64>]) -> Vec<f64> {
     let sees = |other: usize| {
         (!p.causal || other <= position) && p.window.is_none_or(|w| other as i64 > position as i64 - w as i64)
     };
     let mut scores = vec![];
-    for other in (0..seq.past + seq.rows).filter(|&other| sees(other)) {
-        let key = seq.row(layout, &layout.keys, kv_head, other);
-        let dot: f64 = q.iter().zip(key).map(|(&q, k)| f64::from(q) * k).sum();
+    for other in (0..keys.len()).filter(|&other| sees(other)) {
+        let dot: f64 = q.iter().zip(&keys[other]).map(|(&q, k)| f64::from(q) * k).sum();
         let score = dot * f64::from(p.scale);
         scores.push((other, p.softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())));
     }
@@ -92,9 +92,9 @@ fn expected(p: &AttnParams, layout: &KvLayout, seq: &Sequence, row: usize, head:
     let sum: f64 = scores.iter().map(|s| (s.1 - max).exp()).sum();
     let mut out = vec![0.0; p.v_dim];
     for (other, score) in scores {
-        let value = seq.row(layout, &layout.values, kv_head, other);
-        for (out, v) in out.iter_mut().zip(value) {
-            *out += (score - max).exp() / sum * v;
+        let weight = (score - max).exp() / sum;
+        for (out, v) in out.iter_mut().zip(&values[other]) {
+            *out += weight * v;
         }
     }
     out
@@ -164,14 +164,17 @@ impl Batch {
     fn check(&self, isa: Isa, what: &str) {
         let out = self.run(isa);
         let mut first_row = 0;
+        let AttnParams { heads, kv_heads, k_dim, v_dim, .. } = self.params;
         for (index, seq) in self.sequences.iter().enumerate() {
-            for row in 0..seq.rows {
-                for head in 0..self.params.heads {
-                    let at = (first_row + row) * self.params.heads + head;
-                    let q = &self.q[at * self.params.k_dim..][..self.params.k_dim];
-                    let expected = expected(&self.params, &self.layout, seq, row, head, q);
-                    let got = &out[at * self.params.v_dim..][..self.params.v_dim];
-                    for (d, (&got, expected)) in got.iter().zip(expected).enumerate() {
+            for head in 0..heads {
+                let kv_head = head / (heads / kv_heads);
+                let keys = seq.decode(&self.layout, &self.layout.keys, kv_head);
+                let values = seq.decode(&self.layout, &self.layout.values, kv_head);
+                for row in 0..seq.rows {
+                    let at = (first_row + row) * heads + head;
+                    let q = &self.q[at * k_dim..][..k_dim];
+                    let expected = expected(&self.params, seq.past + row, q, &keys, &values);
+                    for (d, (&got, expected)) in out[at * v_dim..][..v_dim].iter().zip(expected).enumerate() {
                         let error = (f64::from(got) - expected).abs();
                         assert!(error < 1e-5, "{what}: {got} for {expected} in span {index} {row} {head} {d}");
                     }
@@ -198,47 +201,6 @@ mod each {
     for_each_isa! {
         random_batches decode prompt windows softcap bidirectional odd_dimensions many_heads_to_one
         nothing_visible large_scores order_of_items pages_that_a_window_left
-    }
-}
-
-/// Prints the speed of one thread on the instruction set that `WAVELM_CPU` names, as the sum of the best times of all items (so that other
-/// processes matter little): `cargo test --release --lib attention_speed -- --ignored --nocapture`.
-#[test]
-#[ignore = "measures"]
-fn attention_speed() {
-    let shape = |heads, kv_heads, dim| params(heads, kv_heads, dim, dim);
-    let models = [("9/3 x 64", shape(9, 3, 64)), ("32/8 x 128", shape(32, 8, 128)), ("4/1 x 256", shape(4, 1, 256))];
-    let isa = Isa::best();
-    for (name, params) in models {
-        for kv_type in TYPES {
-            // The third is as much memory as 24 layers take.
-            for (past, rows, sequences) in [(2048, 1, 1), (0, 512, 1), (2048, 1, 24)] {
-                let batch = Batch::new(isa, params, kv_type, &vec![(past, rows); sequences], &mut Random(14));
-                let spans = batch.spans();
-                let plan = AttentionPlan::new(&params, &batch.layout, &spans).unwrap();
-                let mut out = vec![0.0; batch.out_len()];
-                let mut scratch = AttentionScratch::default();
-                let mut best = vec![f64::INFINITY; plan.items()];
-                for _ in 0..5 {
-                    for (item, best) in best.iter_mut().enumerate() {
-                        let start = std::time::Instant::now();
-                        // SAFETY: as in `Batch::run`.
-                        unsafe { plan.run_item(isa, LAYER_OFFSET, item, &batch.q, &mut out[..], &mut scratch) };
-                        *best = best.min(start.elapsed().as_secs_f64());
-                    }
-                }
-                let time: f64 = best.iter().sum();
-                let seen = (0..rows).map(|row| past + row + 1).sum::<usize>() * sequences;
-                let flop = 4 * seen * params.heads * params.k_dim;
-                let bytes = batch.layout.bytes() as f64 / PAGE_LEN as f64 * ((past + rows) * sequences) as f64;
-                println!(
-                    "{isa:?} {name} {kv_type:?} {past}+{rows} x {sequences}: {:.1} us, {:.1} GFLOP/s, {:.1} GB/s",
-                    time * 1e6,
-                    flop as f64 / time / 1e9,
-                    bytes / time / 1e9
-                );
-            }
-        }
     }
 }
 
@@ -446,6 +408,7 @@ fn inconsistent_shapes_are_refused() {
         Span { first_pos: usize::MAX, ..span },
         Span { first_row: usize::MAX, ..span },
         Span { rows: 2, ..span },
+        Span { first_row: usize::MAX / 64, ..span },
     ] {
         assert!(AttentionPlan::new(&params(4, 2, 64, 64), &layout, &[wrong]).is_err(), "{wrong:?}");
         assert!(StorePlan::new(&layout, &[wrong]).is_err(), "{wrong:?}");

@@ -121,11 +121,12 @@ unsafe impl Send for Span<'_> {}
 unsafe impl Sync for Span<'_> {}
 
 impl Span<'_> {
-    /// Checks that rows and positions do not overflow and that the block table reaches to the last position.
-    pub(crate) fn check(&self) -> Result<()> {
+    /// Checks that the block table reaches to the last position, and that the size of a batch with `heads * dim`
+    /// numbers in a row does not overflow.
+    pub(crate) fn check(&self, heads: usize, dim: usize) -> Result<()> {
         let end = self.first_pos.checked_add(self.rows);
-        let last_row = self.first_row.checked_add(self.rows);
-        match (end, last_row) {
+        let size = || self.first_row.checked_add(self.rows)?.checked_mul(heads)?.checked_mul(dim);
+        match (end, size()) {
             (Some(end), Some(_)) if end <= self.pages.len().saturating_mul(PAGE_LEN) => Ok(()),
             _ => Err(Error::invalid_input(format!(
                 "{} rows from position {} on do not fit a cache of {} pages of {PAGE_LEN} positions",

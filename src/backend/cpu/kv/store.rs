@@ -33,7 +33,7 @@ impl<'a> StorePlan<'a> {
         let mut items = Vec::new();
         let mut rows = 0;
         for (index, span) in spans.iter().enumerate() {
-            span.check()?;
+            span.check(layout.kv_heads, layout.keys.dim.max(layout.values.dim))?;
             items.extend((0..span.rows).step_by(ITEM_ROWS).map(|row| (index, row)));
             rows = rows.max(span.first_row + span.rows);
         }

@@ -173,11 +173,11 @@ fn quantize_group(x: &[f32; GROUP], q: &mut [i8; GROUP]) -> (f32, [i32; 2]) {
     // Numbers so small are zeros to the model, and their reciprocals could overflow.
     let (scale, inverse) = if max < 1e-30 { (0.0, 0.0) } else { (max / 127.0, 127.0 / max) };
     let mut sums = [0; 2];
-    for half in 0..2 {
+    for (half, sum) in sums.iter_mut().enumerate() {
         for i in half * SUM_GROUP..(half + 1) * SUM_GROUP {
             let rounded = (x[i] * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i8;
             q[i] = rounded;
-            sums[half] += i32::from(rounded);
+            *sum += i32::from(rounded);
         }
     }
     (scale, sums)

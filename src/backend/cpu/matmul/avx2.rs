@@ -48,11 +48,6 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn sub(self, a: __m256i, b: __m256i) -> __m256i {
-        unsafe { _mm256_sub_epi32(a, b) }
-    }
-
-    #[inline(always)]
     fn shl(self, a: __m256i, bits: u32) -> __m256i {
         unsafe { _mm256_sllv_epi32(a, _mm256_set1_epi32(bits as i32)) }
     }
@@ -133,7 +128,7 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn from_bits(self, a: __m256i) -> __m256 {
+    fn bits_to_float(self, a: __m256i) -> __m256 {
         unsafe { _mm256_castsi256_ps(a) }
     }
 

@@ -48,11 +48,6 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn sub(self, a: __m512i, b: __m512i) -> __m512i {
-        unsafe { _mm512_sub_epi32(a, b) }
-    }
-
-    #[inline(always)]
     fn shl(self, a: __m512i, bits: u32) -> __m512i {
         unsafe { _mm512_sllv_epi32(a, _mm512_set1_epi32(bits as i32)) }
     }
@@ -122,7 +117,7 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn from_bits(self, a: __m512i) -> __m512 {
+    fn bits_to_float(self, a: __m512i) -> __m512 {
         unsafe { _mm512_castsi512_ps(a) }
     }
 

@@ -24,7 +24,7 @@ impl FloatFormat for F32 {
 
     #[inline(always)]
     fn element<S: Simd>(s: S, word: S::Int, _: usize) -> S::Float {
-        s.from_bits(word)
+        s.bits_to_float(word)
     }
 }
 
@@ -46,7 +46,7 @@ impl FloatFormat for Bf16 {
 
     #[inline(always)]
     fn element<S: Simd>(s: S, word: S::Int, i: usize) -> S::Float {
-        s.from_bits(if i == 0 { s.shl(word, 16) } else { s.and(word, s.splat(0xffff_0000_u32 as i32)) })
+        s.bits_to_float(if i == 0 { s.shl(word, 16) } else { s.and(word, s.splat(0xffff_0000_u32 as i32)) })
     }
 }
 

@@ -52,11 +52,6 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    fn sub(self, a: Int, b: Int) -> Int {
-        array::from_fn(|i| a[i].wrapping_sub(b[i]))
-    }
-
-    #[inline(always)]
     fn shl(self, a: Int, bits: u32) -> Int {
         a.map(|a| a << (bits & 31))
     }
@@ -129,7 +124,7 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    fn from_bits(self, a: Int) -> Float {
+    fn bits_to_float(self, a: Int) -> Float {
         a.map(|a| f32::from_bits(a as u32))
     }
 

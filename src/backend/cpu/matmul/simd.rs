@@ -61,8 +61,6 @@ pub(super) trait Simd: Copy {
     fn and(self, a: Self::Int, b: Self::Int) -> Self::Int;
     /// Bitwise or.
     fn or(self, a: Self::Int, b: Self::Int) -> Self::Int;
-    /// Difference of lanes, wrapping.
-    fn sub(self, a: Self::Int, b: Self::Int) -> Self::Int;
     /// Shifts each lane left by less than 32 bits.
     fn shl(self, a: Self::Int, bits: u32) -> Self::Int;
     /// Shifts each lane right by less than 32 bits, zeros coming in.
@@ -90,7 +88,7 @@ pub(super) trait Simd: Copy {
     /// The f16 that the low half of each lane holds.
     fn half_to_float(self, a: Self::Int) -> Self::Float;
     /// The f32 whose bits each lane holds.
-    fn from_bits(self, a: Self::Int) -> Self::Float;
+    fn bits_to_float(self, a: Self::Int) -> Self::Float;
     /// Products.
     fn mul(self, a: Self::Float, b: Self::Float) -> Self::Float;
     /// Sums.

@@ -1,0 +1,371 @@
+#!/usr/bin/env python3
+"""Runs the machine code of every kernel in an emulator of AMD's instruction sets, and compares with numpy.
+
+    RUN_HSACO=run_hsaco.py TINYGRAD=tinygrad emulate.py [--objects DIR] [--targets gfx1100,…] [--kernels REGEX]
+                                                            [--table FILE]
+
+RUN_HSACO is a module with a class CodeObject(path) whose launch(name, grid=, block=, args=) executes one kernel of an
+object; numpy arrays are pointers, and are written in place. It emulates by means of tinygrad. The objects are built if
+DIR does not have them. --table writes the results as a Markdown table. Exits with 1 where a result is wrong; an
+instruction that the emulator does not know is reported, but says nothing about the kernel.
+"""
+
+import argparse
+import importlib.util
+import os
+import pathlib
+import re
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+import build  # noqa: E402
+from references import (FLOATS, FORMATS, KV_TYPES, Cache, Sampling, columns_of, combined, dequantized,  # noqa: E402
+                        matrix, norm, quantized, rotated)
+
+TARGETS = ["gfx1100", "gfx1201", "gfx942"]
+CHECKS = {}
+# What the emulator gets wrong.
+UNCHECKED = {
+    ("attend_decode_f16_8", "gfx942"): "not emulated (halves in registers from v128 on)",
+}
+
+
+def check(*kernels):
+    """Registers a function that checks a kernel: it gets a launcher and the kernel's name, and yields pairs of what was
+    found and what is expected, with the largest error that is allowed, relative to the largest number expected."""
+
+    def register(function):
+        for kernel in kernels:
+            CHECKS[kernel] = function
+        return function
+
+    return register
+
+
+def seeded(kernel):
+    return np.random.default_rng(sum(kernel.encode()))
+
+
+def normal(rng, *shape):
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+# ---------------------------------------------------------------------------------------------------- weights
+
+
+@check(*[f"dequant_rows_{name}" for name in FORMATS])
+def dequant(launch, kernel):
+    rng, name = seeded(kernel), kernel.removeprefix("dequant_rows_")
+    planes, weights = matrix(rng, name, 3, columns_of(name, 2))
+    rows, columns = weights.shape
+    ids = np.array([2, 0, 7, 1], np.uint32)
+    out = np.full((4, columns), np.nan, np.float32)
+    per_thread = 1 if name in FLOATS else 32
+    launch((-(-columns // per_thread // 128) or 1, 4), planes, ids, out, np.uint32(rows), np.uint32(columns))
+    yield out, np.stack([weights[2], weights[0], 0 * weights[0], weights[1]]), 0
+
+
+@check("quantize_q8")
+def quantize(launch, kernel):
+    x = normal(seeded(kernel), 9 * 32) * np.repeat(np.float32([1, 1e-35, 1e30, 0, 3e-3, 1, 1, 1, 1]), 32)
+    q, groups = np.zeros(x.size, np.int8), np.zeros((9, 2), np.uint32)
+    launch((2,), x, q, groups, np.uint64(x.size))
+    expected = quantized(x)
+    yield q, expected[0], 0
+    yield groups, expected[1], 0
+
+
+@check(*[f"matvec_{name}_{n}" for name in FORMATS for n in (1, 2, 4, 8)],
+       *[f"matmul_{name}" for name in FORMATS])
+def product(launch, kernel):
+    rng, parts = seeded(kernel), kernel.split("_", 1)
+    name, n = (parts[1].rsplit("_", 1) if parts[0] == "matvec" else (parts[1], 0))
+    n = int(n)
+    rows, count = (5, max(1, n - n // 4)) if n else (67, 3)
+    planes, weights = matrix(rng, name, rows, columns_of(name, 1 if name.endswith("k") else 3))
+    columns = weights.shape[1]
+    x, bias, residual = normal(rng, count, columns), normal(rng, rows), normal(rng, count, rows)
+    out = np.full((count, rows), np.nan, np.float32)
+    inputs = [x]
+    if name not in FLOATS:
+        q, groups = quantized(x)
+        inputs, x = [q, groups], dequantized(q, groups).reshape(x.shape)
+    grid = (-(-rows // 4),) if n else (2, 1)
+    launch(grid, planes, *inputs, out, bias, residual, np.uint32(rows), np.uint32(columns), np.uint32(count))
+    yield out, np.float64(x) @ np.float64(weights).T + bias + residual, 2e-6
+    launch(grid, planes, *inputs, out, None, None, np.uint32(rows), np.uint32(columns), np.uint32(count))
+    yield out, np.float64(x) @ np.float64(weights).T, 2e-6
+
+
+# ---------------------------------------------------------------------------------------------------- rows
+
+
+@check("rms_norm")
+def rms_norm(launch, kernel):
+    rng = seeded(kernel)
+    for columns in (37, 288):
+        x, add, weight = normal(rng, 2, columns), normal(rng, 2, columns), normal(rng, columns)
+        out, found = np.zeros_like(x), x.copy()
+        quantizes = columns % 32 == 0
+        q = np.zeros(x.size, np.int8) if quantizes else None
+        groups = np.zeros((x.size // 32, 2), np.uint32) if quantizes else None
+        launch((2,), found, add, weight, out, q, groups, np.uint32(columns), np.float32(1e-5))
+        yield found, x + add, 0
+        yield out, norm(x + add, weight, 1e-5), 2e-6
+        if quantizes:
+            yield q, quantized(out)[0], 0
+            yield groups, quantized(out)[1], 0
+
+
+@check("head_norm")
+def head_norm(launch, kernel):
+    rng = seeded(kernel)
+    x, weight = normal(rng, 5, 80), normal(rng, 80)
+    found = x.copy()
+    launch((2,), found, weight, np.uint32(5), np.uint32(80), np.float32(1e-6))
+    yield found, norm(x, weight, 1e-6), 2e-6
+
+
+@check("add", "scale", "softcap")
+def elementwise(launch, kernel):
+    rng = seeded(kernel)
+    x, y = normal(rng, 300), normal(rng, 300)
+    found = x.copy()
+    second = y if kernel == "add" else np.float32(3)
+    launch((2,), found, second, np.uint64(300))
+    expected = {"add": x + y, "scale": x * np.float32(3), "softcap": 3 * np.tanh(np.float64(x) / 3)}[kernel]
+    yield found, expected, 1e-6 if kernel == "softcap" else 0
+
+
+@check("glu_silu", "glu_gelu")
+def glu(launch, kernel):
+    rng = seeded(kernel)
+    gate, up = normal(rng, 288) * 3, normal(rng, 288)
+    gate[:2] = -100, 100
+    out, q, groups = np.zeros_like(up), np.zeros(288, np.int8), np.zeros((9, 2), np.uint32)
+    launch((2,), gate, up, out, q, groups, np.uint64(288))
+    wide = np.float64(gate)
+    silu = wide / (1 + np.exp(-wide))
+    gelu = 0.5 * wide * (1 + np.tanh(np.sqrt(2 / np.pi) * (wide + 0.044715 * wide**3)))
+    yield out, (silu if kernel == "glu_silu" else gelu) * up, 2e-6
+    yield q, quantized(out)[0], 0
+    yield groups, quantized(out)[1], 0
+
+
+@check("gather_rows")
+def gather_rows(launch, kernel):
+    rng = seeded(kernel)
+    x, rows = normal(rng, 4, 300), np.array([3, 0, 3], np.uint32)
+    out = np.zeros((3, 300), np.float32)
+    launch((2, 3), x, rows, out, np.uint32(300))
+    yield out, x[rows], 0
+
+
+# ---------------------------------------------------------------------------------------------------- attention
+
+
+@check("rope")
+def rope(launch, kernel):
+    rng = seeded(kernel)
+    angles, rows = normal(rng, 3, 40), np.array([2, 0], np.uint32)
+    for neox in (0, 1):
+        x = normal(rng, 2, 3, 48)
+        found = x.copy()
+        launch((3, 2), found, angles, rows, np.uint32(3), np.uint32(48), np.uint32(20), np.uint32(neox))
+        yield found, rotated(x, angles[rows], neox), 0
+
+
+@check(*[f"store_kv_{name}" for name in KV_TYPES])
+def store_kv(launch, kernel):
+    rng, name = seeded(kernel), kernel.removeprefix("store_kv_")
+    cache = Cache(rng, name, [66, 3], kv_heads=2, k_dim=40, v_dim=24)
+    q, angles, positions = normal(rng, 2, 3, 40), normal(rng, 2, 32), np.array([65, 2], np.uint32)
+    k, v = normal(rng, 2, 2, 40), normal(rng, 2, 2, 24)
+    expected, pool = cache.pool.copy(), cache.pool.copy()
+    for token, position in enumerate(positions):
+        cache.store(expected, token, position, rotated(k, angles, 1)[token], v[token])
+    found = q.copy()
+    launch((3 + 2 * 2, 2), found, k, v, angles, None, pool, cache.table, np.arange(2, dtype=np.uint32), positions,
+           *np.uint32([3, 2, 40, 24, 16, 1, cache.table.shape[1]]), np.uint64(cache.offset),
+           np.uint64(cache.page_bytes))
+    yield found, rotated(q, angles, 1), 0
+    yield pool, expected, 0
+
+
+@check(*[f"attend_decode_{name}_{n}" for name in KV_TYPES for n in (1, 4, 8)])
+def attend_decode(launch, kernel):
+    rng, (name, n) = seeded(kernel), kernel.removeprefix("attend_decode_").rsplit("_", 1)
+    n, heads, kv_heads, splits = int(n), 6, 2, 2
+    cache = Cache(rng, name, [140, 3], kv_heads, k_dim=40, v_dim=48)
+    tables, positions = np.array([0, 1, 0], np.uint32), np.array([139, 2, 64], np.uint32)
+    q = normal(rng, 3, heads, 40)
+    for splits, window, softcap in ((1, 70, 0), (2, 0, 4)):
+        out = np.zeros((3, heads, 48), np.float32)
+        partials = np.zeros((3, heads, splits, 50), np.float32)
+        launch((kv_heads * -(-(heads // kv_heads) // n), 3, splits), q, cache.pool, cache.table, tables, positions, out,
+               partials, *np.uint32([heads, kv_heads, 40, 48]), np.float32(0.2), np.float32(softcap),
+               *np.uint32([window, cache.table.shape[1], splits]), np.uint64(cache.offset),
+               np.uint64(cache.page_bytes))
+        if splits > 1:
+            out = combined(partials)
+        yield out, cache.attend(q, tables, positions, 0.2, softcap, window), 1e-5
+
+
+@check("attend_combine")
+def attend_combine(launch, kernel):
+    partials = normal(seeded(kernel), 2, 3, 4, 50)
+    partials[..., 1] = np.abs(partials[..., 1])
+    partials[:, :, 3, 0], partials[:, :, 3, 1:] = -1e30, 0
+    out = np.zeros((2, 3, 48), np.float32)
+    launch((3, 2), partials, out, np.uint32(3), np.uint32(48), np.uint32(4))
+    yield out, combined(partials), 2e-6
+
+
+@check(*[f"attend_prompt_{name}_{n}" for name in KV_TYPES for n in (2, 4, 8)])
+def attend_prompt(launch, kernel):
+    rng, (name, n) = seeded(kernel), kernel.removeprefix("attend_prompt_").rsplit("_", 1)
+    heads, kv_heads, v_dim = 3, 1, 32 * int(n) - 16
+    cache = Cache(rng, name, [70, 4], kv_heads, k_dim=40, v_dim=v_dim)
+    tables = np.array([0] * 12 + [1] * 4, np.uint32)
+    positions = np.concatenate([np.arange(58, 70), np.arange(4)]).astype(np.uint32)
+    tiles = np.array([[0, 10], [10, 2], [12, 4]], np.uint32)
+    q, out = normal(rng, 16, heads, 40), np.zeros((16, heads, v_dim), np.float32)
+    launch((3, kv_heads), q, cache.pool, cache.table, tables, positions, tiles, out,
+           *np.uint32([heads, kv_heads, 40, v_dim]), np.float32(0.2), np.float32(0),
+           *np.uint32([40, cache.table.shape[1]]), np.uint64(cache.offset), np.uint64(cache.page_bytes))
+    yield out, cache.attend(q, tables, positions, 0.2, 0, 40), 1e-5
+
+
+# ---------------------------------------------------------------------------------------------------- sampling
+
+
+@check("sample_argmax")
+def sample_argmax(launch, kernel):
+    logits = np.round(normal(seeded(kernel), 3, 700) * 2)
+    logits[1, 5], logits[2] = np.inf, np.nan
+    chosen = np.zeros(3, np.uint32)
+    launch((3,), logits, chosen, np.uint32(700))
+    yield chosen, np.array([np.argmax(logits[0]), 5, 0xFFFFFFFF], np.uint32), 0
+
+
+@check("sample_penalize", "sample_weigh", "sample_choose")
+def sample(launch, kernel):
+    case = Sampling(seeded(kernel), 700)
+    scores, totals = case.scores(), case.totals()
+    size = np.uint32(case.size)
+    if kernel == "sample_penalize":
+        found = np.zeros_like(scores)
+        launch((1, len(case.rows)), case.rows, case.logits, found, case.biases, case.counts, size)
+        yield found, scores, 0
+    elif kernel == "sample_weigh":
+        found = np.zeros_like(totals)
+        launch((1, len(case.rows)), case.logits, scores, found, size)
+        yield found, totals, 0
+    else:
+        expected = case.choices()
+        tokens, choices = np.zeros(len(case.rows), np.uint32), np.zeros_like(expected)
+        launch((len(case.rows),), case.rows, case.logits, scores, totals, case.counts, case.ring, tokens, choices, size,
+               np.uint32(case.ring.shape[1]))
+        yield tokens, expected["token"], 0
+        yield choices, expected, 0
+        yield case.rows["step"], np.ones(len(case.rows), np.uint64), 0
+
+
+# ---------------------------------------------------------------------------------------------------- running
+
+
+def launcher(code, kernel):
+    """A function that launches the kernel; an argument that is None is a null pointer."""
+    meta = code.kernels[kernel]
+
+    def launch(grid, *args):
+        kinds = [argument[".value_kind"] for argument in meta[".args"]]
+        for argument, value in zip(meta[".args"], args):
+            if value is None:
+                argument[".value_kind"] = "by_value"
+        args = [np.uint64(0) if value is None else value for value in args]
+        threads = meta[".max_flat_workgroup_size"]
+        code.launch(kernel, grid=(tuple(grid) + (1, 1))[:3], block=(threads, 1, 1), args=args)
+        for argument, kind in zip(meta[".args"], kinds):
+            argument[".value_kind"] = kind
+
+    return launch
+
+
+def error_of(found, expected):
+    """The largest error, relative to the largest number expected; infinite where one is NaN and the other is not."""
+    if found.dtype.kind != "f":
+        return 0.0 if np.array_equal(found, expected) else np.inf
+    found, expected = np.float64(found), np.float64(expected)
+    same = (found == expected) | (np.isnan(found) & np.isnan(expected))
+    with np.errstate(all="ignore"):
+        difference = np.where(same, 0, np.abs(found - expected))
+        finite = np.abs(expected[np.isfinite(expected)])
+    worst = np.max(difference, initial=0)
+    return np.inf if np.isnan(worst) else worst / max(np.max(finite, initial=0), 1e-30)
+
+
+def run(code, kernel):
+    """The largest error of a kernel, and whether all are within what is allowed."""
+    errors = [(error_of(found, expected), allowed)
+              for found, expected, allowed in CHECKS[kernel](launcher(code, kernel), kernel)]
+    return max(e for e, _ in errors), all(e <= allowed for e, allowed in errors)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--objects")
+    parser.add_argument("--targets", default=",".join(TARGETS))
+    parser.add_argument("--kernels", default="")
+    parser.add_argument("--table")
+    options = parser.parse_args()
+    for variable in ("RUN_HSACO", "TINYGRAD"):
+        if variable not in os.environ:
+            sys.exit(f"set {variable}; see --help")
+    # tinygrad compiles with it.
+    os.environ.setdefault("CC", build.tool("CLANG", "clang"))
+    spec = importlib.util.spec_from_file_location("run_hsaco", os.environ["RUN_HSACO"])
+    run_hsaco = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(run_hsaco)
+
+    results, failed, unchecked = {}, [], set()
+    objects = pathlib.Path(options.objects or tempfile.mkdtemp())
+    objects.mkdir(parents=True, exist_ok=True)
+    targets = options.targets.split(",")
+    for target in targets:
+        for module in build.modules():
+            path = objects / f"{module}.{target}.hsaco"
+            code = run_hsaco.CodeObject(str(path if path.exists() else build.build(module, target, objects)))
+            unchecked |= set(code.kernels) - set(CHECKS)
+            for kernel in filter(lambda name: name in CHECKS and re.search(options.kernels, name), code.kernels):
+                start = time.time()
+                if (kernel, target) in UNCHECKED:
+                    results.setdefault(kernel, {})[target] = UNCHECKED[kernel, target]
+                    continue
+                try:
+                    error, good = run(code, kernel)
+                    text = "exact" if error == 0 else f"{error:.1e}"
+                    if not good:
+                        failed.append(f"{kernel} on {target}")
+                        text += " WRONG"
+                except (NotImplementedError, RuntimeError, ValueError, KeyError, AssertionError) as problem:
+                    text = f"not emulated ({type(problem).__name__}: {str(problem).splitlines()[0][:60]})"
+                results.setdefault(kernel, {})[target] = text
+                print(f"{kernel:28} {target:10} {text} ({time.time() - start:.1f} s)", flush=True)
+    if options.table:
+        lines = [f"| kernel | {' | '.join(targets)} |", f"|---|{'---|' * len(targets)}"]
+        for kernel, row in sorted(results.items()):
+            lines.append(f"| {kernel} | {' | '.join(row.get(t, '') for t in targets)} |")
+        pathlib.Path(options.table).write_text("\n".join(lines) + "\n")
+    if unchecked:
+        failed.append(f"kernels without a check: {', '.join(sorted(unchecked))}")
+    if failed:
+        sys.exit("\n".join(failed))
+
+
+if __name__ == "__main__":
+    main()

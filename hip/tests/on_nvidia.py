@@ -1,0 +1,100 @@
+#!/usr/bin/env python3
+"""Runs every kernel's PTX on an NVIDIA GPU, with the checks of emulate.py, and times products with one column.
+
+    on_nvidia.py [--objects DIR] [--kernels REGEX] [--table FILE] [--speed]
+
+Needs cupy, and the PTX that build.py writes (it is built if DIR does not have it). Exits with 1 where a result is wrong.
+"""
+
+import argparse
+import pathlib
+import re
+import sys
+import tempfile
+
+import cupy
+import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+import emulate  # noqa: E402
+from emulate import CHECKS, build, error_of  # noqa: E402
+from references import FORMATS, matrix, quantized  # noqa: E402
+
+TARGET = build.NVIDIA[0]
+
+
+def launcher(function):
+    """A function that launches the kernel as emulate.py's does: arrays are copied there and back."""
+
+    def launch(grid, *args):
+        on_device = [cupy.asarray(a.view(np.uint8).reshape(-1)) if isinstance(a, np.ndarray) else a for a in args]
+        sent = [np.uint64(0) if a is None else a for a in on_device]
+        function((tuple(grid) + (1, 1))[:3], (function.max_threads_per_block,), tuple(sent))
+        cupy.cuda.get_current_stream().synchronize()
+        for host, device in zip(args, on_device):
+            if isinstance(host, np.ndarray):
+                host.view(np.uint8).reshape(-1)[:] = cupy.asnumpy(device)
+
+    return launch
+
+
+def speed(function, name):
+    """Prints how fast a product with one column reads its weights, of which there are more than the caches hold."""
+    rng = np.random.default_rng(1)
+    planes, weights = matrix(rng, name, 8, 4096)
+    per_row, rows, columns, copies = planes.nbytes // 8, 14336, 4096, 8
+    w = [cupy.zeros(per_row * rows + 4096, cupy.uint8) for _ in range(copies)]
+    q, groups = (cupy.asarray(a) for a in quantized(rng.standard_normal((1, columns)).astype(np.float32)))
+    out = cupy.zeros(rows, cupy.float32)
+    start, end, times = cupy.cuda.Event(), cupy.cuda.Event(), []
+    for _ in range(20):
+        start.record()
+        for weights in w:
+            function((rows // 4,), (function.max_threads_per_block,),
+                     (weights, q, groups, out, np.uint64(0), np.uint64(0), np.uint32(rows), np.uint32(columns), np.uint32(1)))
+        end.record()
+        end.synchronize()
+        times.append(cupy.cuda.get_elapsed_time(start, end) / copies * 1e-3)
+    seconds = float(np.median(times))
+    print(f"matvec_{name}_1 {rows} x {columns}: {seconds * 1e6:.1f} us, {per_row * rows / seconds / 1e9:.0f} GB/s")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--objects")
+    parser.add_argument("--kernels", default="")
+    parser.add_argument("--table")
+    parser.add_argument("--speed", action="store_true")
+    options = parser.parse_args()
+    objects = pathlib.Path(options.objects or tempfile.mkdtemp())
+    card = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
+    results, failed = {}, []
+    for module in build.modules():
+        path = objects / f"{module}.{TARGET}.ptx"
+        text = (path if path.exists() else build.build(module, TARGET, objects)).read_text()
+        code = cupy.RawModule(path=str(path))
+        for kernel in re.findall(r"\.visible \.entry (\w+)\(", text):
+            if kernel not in CHECKS or not re.search(options.kernels, kernel):
+                continue
+            function = code.get_function(kernel)
+            errors = [(error_of(found, expected), allowed)
+                      for found, expected, allowed in CHECKS[kernel](launcher(function), kernel)]
+            worst = max(error for error, _ in errors)
+            results[kernel] = "exact" if worst == 0 else f"{worst:.1e}"
+            if any(error > allowed for error, allowed in errors):
+                failed.append(kernel)
+                results[kernel] += " WRONG"
+            print(f"{kernel:28} {results[kernel]}", flush=True)
+            name = kernel.removeprefix("matvec_").removesuffix("_1")
+            if options.speed and kernel == f"matvec_{name}_1" and name in FORMATS and name not in emulate.FLOATS:
+                speed(function, name)
+    print(f"{len(results)} kernels on {card}, {len(failed)} wrong")
+    if options.table:
+        lines = [f"| kernel | {card} |", "|---|---|"] + [f"| {k} | {v} |" for k, v in sorted(results.items())]
+        pathlib.Path(options.table).write_text("\n".join(lines) + "\n")
+    if failed:
+        sys.exit(f"wrong: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
