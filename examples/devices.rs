@@ -29,6 +29,18 @@ fn devices(cli: &mut Cli) -> Outcome {
             Some(reason) => format!("not usable: {reason}"),
         };
         writeln!(out, "{:<6}  {}  ({state})", device.device.to_string(), device.name)?;
+        if let Some(gpu) = &device.gpu {
+            let version = gpu.version.as_deref().unwrap_or("unknown version");
+            let memory = gpu.memory as f64 / f64::from(1 << 30);
+            let kind = if gpu.integrated { "integrated" } else { "discrete" };
+            writeln!(out, "        {}, {version}", gpu.library)?;
+            writeln!(
+                out,
+                "        {kind}, {} compute units, waves of {}, {memory:.1} GiB",
+                gpu.compute_units, gpu.wave_size
+            )?;
+            writeln!(out, "        kernels: {}", gpu.kernels.as_deref().unwrap_or("none"))?;
+        }
     }
     Ok(())
 }

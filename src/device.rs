@@ -1,9 +1,9 @@
 //! Devices: what this machine offers, which one runs a model, and why others do not.
 
 use crate::backend::cpu::isa::Isa;
+use crate::backend::hip;
 use crate::{Error, ErrorKind, Result};
 use std::fmt;
-use std::path::Path;
 
 /// A device to run models on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -14,12 +14,12 @@ pub enum Device {
     Auto,
     /// The processor.
     Cpu,
-    /// The AMD GPU of this number, as [`devices`] counts them.
+    /// The GPU of this number, as [`devices`] counts them: AMD's first, then NVIDIA's, which run the same kernels.
     Hip(usize),
 }
 
 impl Device {
-    /// The AMD GPU number `index`.
+    /// The GPU number `index`.
     pub fn hip(index: usize) -> Self {
         Self::Hip(index)
     }
@@ -61,70 +61,95 @@ pub struct DeviceInfo {
     pub name: String,
     /// Why it cannot be used; `None` where it can.
     pub unusable: Option<String>,
+    /// What its driver says of it, for a GPU that a driver knows.
+    pub gpu: Option<GpuInfo>,
+}
+
+/// What a driver says of a GPU.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct GpuInfo {
+    /// The architecture, as compilers name it: `gfx1100`, `sm_90`.
+    pub arch: String,
+    /// Lanes that run in lockstep: 32 or 64.
+    pub wave_size: u32,
+    /// Compute units.
+    pub compute_units: u32,
+    /// All of its memory, in bytes.
+    pub memory: u64,
+    /// Whether it shares the processor's memory.
+    pub integrated: bool,
+    /// The driver library.
+    pub library: String,
+    /// The version of HIP or CUDA that the library implements.
+    pub version: Option<String>,
+    /// Where the kernels for it come from; `None` where there are none.
+    pub kernels: Option<String>,
 }
 
 /// Everything on this machine that could run a model, usable or not; the CPU comes last.
 pub fn devices() -> Vec<DeviceInfo> {
-    let mut found = gpus();
+    let gpus = hip::device::find().into_iter().enumerate();
+    let mut found: Vec<DeviceInfo> = gpus
+        .map(|(i, gpu)| DeviceInfo { device: Device::Hip(i), name: gpu.name, unusable: gpu.unusable, gpu: gpu.info })
+        .collect();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     found.push(DeviceInfo {
         device: Device::Cpu,
         name: format!("{} CPU, {cores} threads, {} kernels", std::env::consts::ARCH, Isa::best().name()),
         unusable: None,
+        gpu: None,
     });
     found
 }
-
-/// AMD GPUs that the kernel driver knows: each node of its topology with compute units is one.
-fn gpus() -> Vec<DeviceInfo> {
-    let Ok(nodes) = std::fs::read_dir("/sys/class/kfd/kfd/topology/nodes") else { return Vec::new() };
-    let mut numbers: Vec<u32> = nodes.filter_map(|n| n.ok()?.file_name().to_str()?.parse().ok()).collect();
-    numbers.sort_unstable();
-    let gpu = |number: &u32| {
-        let folder = Path::new("/sys/class/kfd/kfd/topology/nodes").join(number.to_string());
-        let properties = std::fs::read_to_string(folder.join("properties")).ok()?;
-        let property = |name: &str| {
-            properties.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' ')?.trim().parse::<u64>().ok())
-        };
-        property("simd_count").filter(|&n| n > 0)?;
-        let version = property("gfx_target_version").unwrap_or(0);
-        let (major, minor, step) = (version / 10_000, version / 100 % 100, version % 100);
-        Some(format!("AMD GPU gfx{major}{minor:x}{step:x}"))
-    };
-    numbers
-        .iter()
-        .filter_map(gpu)
-        .enumerate()
-        .map(|(i, name)| DeviceInfo { device: Device::Hip(i), name, unusable: Some(NO_HIP.to_owned()) })
-        .collect()
-}
-
-const NO_HIP: &str = "this version of wavelm has no HIP backend yet";
 
 /// Which device was chosen for a model, and why others were not. Its `Display` is one line for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceReport {
     chosen: DeviceInfo,
+    /// Usable ones that come after the chosen one, best first.
+    others: Vec<DeviceInfo>,
     refused: Vec<DeviceInfo>,
 }
 
 impl DeviceReport {
     pub(crate) fn choose(wanted: Device) -> Result<Self> {
-        let (usable, refused): (Vec<_>, Vec<_>) = devices().into_iter().partition(|d| d.unusable.is_none());
-        let fits = |d: &DeviceInfo| wanted == Device::Auto || d.device == wanted;
-        match usable.into_iter().find(fits) {
-            Some(chosen) => Ok(Self { chosen, refused }),
-            None => {
-                let reason = refused.iter().find(|d| d.device == wanted).and_then(|d| d.unusable.clone());
-                Err(Error::new(
-                    ErrorKind::Device,
-                    format!(
-                        "device {wanted} cannot be used: {}; use device auto or cpu",
-                        reason.as_deref().unwrap_or("this machine has no such device, or no driver for it")
-                    ),
-                ))
-            }
+        Self::choose_from(wanted, devices())
+    }
+
+    fn choose_from(wanted: Device, devices: Vec<DeviceInfo>) -> Result<Self> {
+        let (mut usable, mut refused): (Vec<_>, Vec<_>) = devices.into_iter().partition(|d| d.unusable.is_none());
+        let is_integrated = |d: &DeviceInfo| d.gpu.as_ref().is_some_and(|gpu| gpu.integrated);
+        if wanted == Device::Auto && usable.iter().any(|d| d.gpu.is_some() && !is_integrated(d)) {
+            let (slow, rest): (Vec<_>, Vec<_>) = usable.into_iter().partition(is_integrated);
+            let reason = || Some("it is integrated, and there is a GPU of its own; ask for it to use it".to_owned());
+            refused.extend(slow.into_iter().map(|d| DeviceInfo { unusable: reason(), ..d }));
+            usable = rest;
         }
+        usable.retain(|d| wanted == Device::Auto || d.device == wanted);
+        if usable.is_empty() {
+            let reason = refused.iter().find(|d| d.device == wanted).and_then(|d| d.unusable.clone());
+            return Err(unusable(
+                wanted,
+                reason.as_deref().unwrap_or("this machine has no such device, or no driver for it"),
+            ));
+        }
+        let chosen = usable.remove(0);
+        Ok(Self { chosen, others: usable, refused })
+    }
+
+    /// Puts the chosen device aside because of `error`, and chooses the next one.
+    ///
+    /// # Errors
+    /// `error` itself, where there is no other or the caller asked for the device.
+    pub(crate) fn refuse(&mut self, error: Error) -> Result<()> {
+        if self.others.is_empty() {
+            return Err(error);
+        }
+        let next = self.others.remove(0);
+        let failed = std::mem::replace(&mut self.chosen, next);
+        self.refused.push(DeviceInfo { unusable: Some(error.to_string()), ..failed });
+        Ok(())
     }
 
     /// The device that runs the model.
@@ -148,9 +173,52 @@ impl fmt::Display for DeviceReport {
     }
 }
 
+fn unusable(device: Device, reason: &str) -> Error {
+    Error::new(ErrorKind::Device, format!("device {device} cannot be used: {reason}; use device auto or cpu"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn device(device: Device, integrated: Option<bool>) -> DeviceInfo {
+        let gpu = integrated.map(|integrated| GpuInfo {
+            arch: "gfx1100".to_owned(),
+            wave_size: 32,
+            compute_units: 4,
+            memory: 1 << 30,
+            integrated,
+            library: String::new(),
+            version: None,
+            kernels: None,
+        });
+        DeviceInfo { device, name: String::new(), unusable: None, gpu }
+    }
+
+    #[test]
+    fn an_integrated_gpu_is_used_alone_or_when_asked_for() {
+        let both =
+            vec![device(Device::Hip(0), Some(true)), device(Device::Hip(1), Some(false)), device(Device::Cpu, None)];
+        let report = DeviceReport::choose_from(Device::Auto, both.clone()).unwrap();
+        assert_eq!(report.device(), Device::Hip(1));
+        assert!(report.refused()[0].unusable.as_ref().unwrap().contains("integrated"));
+        assert_eq!(DeviceReport::choose_from(Device::Hip(0), both.clone()).unwrap().device(), Device::Hip(0));
+        let alone = [both[0].clone(), both[2].clone()].to_vec();
+        assert_eq!(DeviceReport::choose_from(Device::Auto, alone).unwrap().device(), Device::Hip(0));
+    }
+
+    #[test]
+    fn a_device_that_fails_makes_way_for_the_next_unless_it_was_asked_for() {
+        let both = vec![device(Device::Hip(0), Some(false)), device(Device::Cpu, None)];
+        let full = || Error::new(ErrorKind::OutOfMemory, "weights do not fit");
+        let mut report = DeviceReport::choose_from(Device::Auto, both.clone()).unwrap();
+        report.refuse(full()).unwrap();
+        assert_eq!(report.device(), Device::Cpu);
+        assert!(report.to_string().contains("not on hip:0 (): weights do not fit"), "{report}");
+        assert_eq!(report.refuse(full()).unwrap_err().kind(), ErrorKind::OutOfMemory);
+        let mut asked = DeviceReport::choose_from(Device::Hip(0), both).unwrap();
+        assert!(asked.refuse(full()).is_err());
+    }
 
     #[test]
     fn names_round_trip() {

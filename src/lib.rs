@@ -32,7 +32,7 @@
 //! | Positions | rotary embeddings of both styles, linear and YaRN scaling, frequency factors |
 //! | Attention | grouped queries, sliding windows, a paged cache in F16, Q8_0 or F32 |
 //! | Sampling | temperature, top-k, top-p, min-p, typical, penalties, biases, bans, seeds |
-//! | Devices | CPUs (AVX-512 VNNI and AVX2 kernels, portable code elsewhere); AMD GPUs are to come |
+//! | Devices | CPUs (AVX-512 VNNI and AVX2 kernels, portable code elsewhere); GPUs with kernels of your own building (`WAVELM_HSACO_DIR`) |
 //!
 //! What a file asks for beyond this is a typed [`Error`] that names the file and the tensor or key, never a panic.
 //!
@@ -49,6 +49,8 @@
 //! |---|---|
 //! | `WAVELM_THREADS` | threads where [`LoadOptions::threads`] is not called |
 //! | `WAVELM_CPU` | the CPU kernels: `scalar`, `avx2` or `avx512`, where the processor has them |
+//! | `WAVELM_HIP_LIBRARY` | the GPU driver library to load, in place of those that are looked for |
+//! | `WAVELM_HSACO_DIR` | a folder of GPU kernels (`<family>.<arch>.hsaco` or `.ptx`), taken before the built-in ones |
 //!
 //! The library never prints; it reports through the [`log`](https://docs.rs/log) crate.
 
@@ -68,7 +70,7 @@ pub mod tokenizer;
 pub use backend::Canceller;
 pub use backend::kv_type::KvType;
 pub use chat::Message;
-pub use device::{Device, DeviceInfo, DeviceReport, devices};
+pub use device::{Device, DeviceInfo, DeviceReport, GpuInfo, devices};
 pub use error::{Error, ErrorKind, Result};
 pub use model::{LoadOptions, MemoryEstimate, Model, Precision, Progress};
 pub use sampler::Sampler;

@@ -262,6 +262,12 @@ extern "C" unsigned int wavelm_sim_threads(const char *name) {
   return found == sim::kernels().end() ? 0 : found->second.threads;
 }
 
+// The parameters of this kernel; 0 where there is no such kernel.
+extern "C" unsigned int wavelm_sim_parameters(const char *name) {
+  auto found = sim::kernels().find(name);
+  return found == sim::kernels().end() ? 0 : found->second.parameters;
+}
+
 // The name of the kernel number `index`; null beyond the last.
 extern "C" const char *wavelm_sim_kernel(unsigned int index) {
   for (auto &entry : sim::kernels())

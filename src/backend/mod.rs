@@ -2,6 +2,7 @@
 //! the whole program when it is made, so that it can plan all its memory and fuse neighbours.
 
 pub(crate) mod cpu;
+pub(crate) mod hip;
 pub(crate) mod kv;
 pub(crate) mod kv_type;
 

@@ -3,7 +3,7 @@
 use super::config::Config;
 use super::program::Program;
 use super::{Model, arch};
-use crate::backend::{Backend, cpu};
+use crate::backend::{Backend, cpu, hip};
 use crate::device::{Device, DeviceReport};
 use crate::gguf::Gguf;
 use crate::{Error, ErrorKind, KvType, Result};
@@ -236,13 +236,20 @@ impl LoadOptions {
         program: &Arc<Program>,
         _config: &Config,
     ) -> Result<(Box<dyn Backend>, DeviceReport)> {
-        let report = DeviceReport::choose(self.device)?;
-        let options = cpu::CpuOptions {
-            threads: self.threads,
-            pool: self.pool.take(),
-            kv_type: self.effective_kv_type(),
-            precision: self.precision,
-        };
+        let mut report = DeviceReport::choose(self.device)?;
+        let kv_type = self.effective_kv_type();
+        while let Device::Hip(gpu) = report.device() {
+            let options = hip::HipOptions { gpu, kv_type, precision: self.precision };
+            match hip::HipBackend::new(gguf, Arc::clone(program), &options) {
+                Ok(backend) => return Ok((Box::new(backend), report)),
+                Err(e) => {
+                    log::warn!("device hip:{gpu} is not used: {e}");
+                    report.refuse(e)?;
+                }
+            }
+        }
+        let options =
+            cpu::CpuOptions { threads: self.threads, pool: self.pool.take(), kv_type, precision: self.precision };
         let backend = cpu::CpuBackend::new(Arc::clone(gguf), Arc::clone(program), options)?;
         Ok((Box::new(backend), report))
     }

@@ -2,6 +2,8 @@
 
 #![allow(dead_code)] // each test binary uses a part
 
+pub mod simulator;
+
 use wavelm::gguf::{Gguf, GgufWriter, StringArray, TensorType};
 use wavelm::quant;
 use wavelm::{LoadOptions, Model};

@@ -6,6 +6,8 @@ mod common;
 mod rows;
 mod sampling;
 mod sim;
+#[path = "../common/simulator.rs"]
+mod simulator;
 mod weights;
 
 use sim::{Buffer, sims};

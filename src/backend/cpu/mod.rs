@@ -4,7 +4,7 @@ mod attention;
 pub(crate) mod cores;
 mod exec;
 pub(crate) mod isa;
-mod kv;
+pub(crate) mod kv;
 pub(crate) mod logits;
 pub(crate) mod matmul;
 mod ops;
@@ -99,7 +99,7 @@ impl CpuBackend {
 }
 
 /// Where the layers lie in a page, and its size.
-fn layers(program: &Program, kv_type: KvType) -> Result<(Vec<(KvLayout, usize)>, usize)> {
+pub(crate) fn layers(program: &Program, kv_type: KvType) -> Result<(Vec<(KvLayout, usize)>, usize)> {
     let mut bytes = 0usize;
     let mut layers = Vec::with_capacity(program.kv.len());
     for shape in &program.kv {

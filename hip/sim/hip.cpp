@@ -1,0 +1,275 @@
+// The functions of libamdhip64 that wavelm calls, over the simulator: the whole GPU backend runs on any machine.
+//
+// There is one device, gfxsim, of WAVE lanes a wave. Work is done when it is queued. A code object is the text
+// "wavelm simulator\n", and all modules have all kernels. Device memory is memory of the host, each allocation between
+// guards; what a kernel writes outside of all allocations, and what is not freed, shows at the next call that checks it.
+//
+// Faults: WAVELM_SIM_FAIL="<what>:<n>" makes the n-th call (from 1) fail that allocates, copies, launches a kernel,
+// loads a module or waits: what is alloc, copy, launch, module or sync. wavelm_sim_fail does the same while a program
+// runs, and wavelm_sim_calls tells how often each was called. WAVELM_SIM_DEVICES is the number of devices (default 1),
+// WAVELM_SIM_MEMORY the bytes of memory (default 1 GiB).
+
+#include "simulator.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <string>
+
+extern "C" int wavelm_sim_launch(const char *name, unsigned int grid_x, unsigned int grid_y, unsigned int grid_z,
+                                 unsigned int threads, void **arguments, unsigned int count, char *message,
+                                 size_t message_length);
+extern "C" unsigned int wavelm_sim_threads(const char *name);
+extern "C" unsigned int wavelm_sim_parameters(const char *name);
+extern "C" const char *wavelm_sim_kernel(unsigned int index);
+
+namespace {
+
+const int SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_IMAGE = 200, NOT_FOUND = 500, NO_DEVICE = 100,
+          LAUNCH_FAILURE = 719;
+const char CODE[] = "wavelm simulator\n";
+const size_t GUARD = 256;
+const unsigned char GUARD_BYTE = 0xa5;
+
+enum What { ALLOC, COPY, LAUNCH, MODULE, SYNC, WHATS };
+const char *const NAMES[WHATS] = {"alloc", "copy", "launch", "module", "sync"};
+
+struct State {
+  std::mutex lock;
+  unsigned long calls[WHATS] = {};
+  int failing = -1;
+  unsigned long fail_at = 0;
+  std::map<char *, size_t> memory;
+  size_t used = 0, limit = size_t(1) << 30;
+  int devices = 1;
+  int handles = 0;
+
+  State() {
+    if (const char *text = getenv("WAVELM_SIM_DEVICES")) devices = atoi(text);
+    if (const char *text = getenv("WAVELM_SIM_MEMORY")) limit = strtoull(text, nullptr, 10);
+    if (const char *text = getenv("WAVELM_SIM_FAIL"))
+      for (int i = 0; i < WHATS; i++)
+        if (size_t length = strlen(NAMES[i]); !strncmp(text, NAMES[i], length) && text[length] == ':') {
+          failing = i;
+          fail_at = strtoul(text + length + 1, nullptr, 10);
+        }
+  }
+
+  // Counts a call; whether it is the one that fails.
+  bool fails(What what) { return ++calls[what] == fail_at && failing == what; }
+};
+
+State &state() {
+  static State *state = new State; // outlives what is freed at exit
+  return *state;
+}
+
+// Whether this many bytes from here on are part of an allocation.
+bool is_inside(const char *start, size_t bytes) {
+  auto &memory = state().memory;
+  auto after = memory.upper_bound(const_cast<char *>(start));
+  if (after == memory.begin()) return false;
+  auto &[first, length] = *--after;
+  return start + bytes <= first + length;
+}
+
+bool is_intact(const char *start, size_t bytes) {
+  for (size_t i = 0; i < GUARD; i++)
+    if ((unsigned char)start[-1 - (long)i] != GUARD_BYTE || (unsigned char)start[bytes + i] != GUARD_BYTE) return false;
+  return true;
+}
+
+int copy(void *to, const void *from, size_t bytes, const void *device_part, const void *other_device_part) {
+  std::lock_guard<std::mutex> lock(state().lock);
+  if (state().fails(COPY)) return LAUNCH_FAILURE;
+  for (const void *part : {device_part, other_device_part}) {
+    if (part && !is_inside(static_cast<const char *>(part), bytes)) {
+      fprintf(stderr, "simulator: a copy of %zu bytes is not inside of an allocation\n", bytes);
+      return INVALID_VALUE;
+    }
+  }
+  memmove(to, from, bytes);
+  return SUCCESS;
+}
+
+int make_handle(void **handle) {
+  std::lock_guard<std::mutex> lock(state().lock);
+  state().handles++;
+  *handle = new char;
+  return SUCCESS;
+}
+
+int free_handle(void *handle) {
+  std::lock_guard<std::mutex> lock(state().lock);
+  state().handles--;
+  delete static_cast<char *>(handle);
+  return SUCCESS;
+}
+
+int wait() {
+  std::lock_guard<std::mutex> lock(state().lock);
+  return state().fails(SYNC) ? LAUNCH_FAILURE : SUCCESS;
+}
+
+} // namespace
+
+extern "C" {
+
+// Makes the n-th call from now on fail, as WAVELM_SIM_FAIL; 0 for none. Forgets the numbers of calls.
+void wavelm_sim_fail(int what, unsigned long n) {
+  std::lock_guard<std::mutex> lock(state().lock);
+  for (auto &calls : state().calls) calls = 0;
+  state().failing = what;
+  state().fail_at = n;
+}
+
+unsigned long wavelm_sim_calls(int what) {
+  std::lock_guard<std::mutex> lock(state().lock);
+  return what >= 0 && what < WHATS ? state().calls[what] : 0;
+}
+
+// Allocations, modules, streams and events that exist.
+unsigned long wavelm_sim_held() {
+  std::lock_guard<std::mutex> lock(state().lock);
+  return state().memory.size() + state().handles;
+}
+
+int hipInit(unsigned int) { return state().devices > 0 ? SUCCESS : NO_DEVICE; }
+
+int hipGetDeviceCount(int *count) {
+  *count = state().devices;
+  return state().devices > 0 ? SUCCESS : NO_DEVICE;
+}
+
+int hipSetDevice(int device) { return device < state().devices ? SUCCESS : 101; }
+
+int hipRuntimeGetVersion(int *version) {
+  *version = 60000000;
+  return SUCCESS;
+}
+
+int hipDeviceGetName(char *name, int length, int) {
+  snprintf(name, length, "simulated GPU, waves of %d", WAVE);
+  return SUCCESS;
+}
+
+int hipDeviceGetAttribute(int *value, int attribute, int) {
+  switch (attribute) {
+  case 16: *value = 0; return SUCCESS;    // integrated
+  case 63: *value = 2; return SUCCESS;    // compute units
+  case 87: *value = WAVE; return SUCCESS; // lanes of a wave
+  }
+  return INVALID_VALUE;
+}
+
+// The name is where the structure of HIP 6 has it.
+int hipGetDevicePropertiesR0600(void *properties, int) {
+  memcpy(static_cast<char *>(properties) + 1160, "gfxsim:sramecc+", 16);
+  return SUCCESS;
+}
+
+int hipDeviceTotalMem(size_t *total, int) {
+  *total = state().limit;
+  return SUCCESS;
+}
+
+int hipMemGetInfo(size_t *free, size_t *total) {
+  std::lock_guard<std::mutex> lock(state().lock);
+  *total = state().limit;
+  *free = state().limit - state().used;
+  return SUCCESS;
+}
+
+int hipMalloc(void **memory, size_t bytes) {
+  std::lock_guard<std::mutex> lock(state().lock);
+  if (state().fails(ALLOC) || bytes > state().limit - state().used) return OUT_OF_MEMORY;
+  char *start = static_cast<char *>(aligned_alloc(GUARD, (bytes + 3 * GUARD - 1) / GUARD * GUARD));
+  if (!start) return OUT_OF_MEMORY;
+  memset(start, GUARD_BYTE, bytes + 2 * GUARD);
+  start += GUARD;
+  memset(start, 0x7f, bytes); // numbers that are not plausible
+  state().memory[start] = bytes;
+  state().used += bytes;
+  *memory = start;
+  return SUCCESS;
+}
+
+int hipFree(void *memory) {
+  std::lock_guard<std::mutex> lock(state().lock);
+  auto found = state().memory.find(static_cast<char *>(memory));
+  if (found == state().memory.end()) return INVALID_VALUE;
+  bool intact = is_intact(found->first, found->second);
+  if (!intact) fprintf(stderr, "simulator: something was written next to an allocation\n");
+  state().used -= found->second;
+  free(found->first - GUARD);
+  state().memory.erase(found);
+  return intact ? SUCCESS : LAUNCH_FAILURE;
+}
+
+int hipHostMalloc(void **memory, size_t bytes, unsigned int) {
+  {
+    std::lock_guard<std::mutex> lock(state().lock);
+    if (state().fails(ALLOC)) return OUT_OF_MEMORY;
+    state().handles++;
+  }
+  *memory = aligned_alloc(GUARD, (bytes + GUARD - 1) / GUARD * GUARD);
+  return *memory ? SUCCESS : OUT_OF_MEMORY;
+}
+
+int hipHostFree(void *memory) {
+  std::lock_guard<std::mutex> lock(state().lock);
+  state().handles--;
+  free(memory);
+  return SUCCESS;
+}
+
+int hipMemcpyHtoDAsync(void *to, void *from, size_t bytes, void *) { return copy(to, from, bytes, to, nullptr); }
+int hipMemcpyDtoHAsync(void *to, void *from, size_t bytes, void *) { return copy(to, from, bytes, from, nullptr); }
+int hipMemcpyDtoDAsync(void *to, void *from, size_t bytes, void *) { return copy(to, from, bytes, to, from); }
+
+int hipModuleLoadData(void **module, const void *code) {
+  {
+    std::lock_guard<std::mutex> lock(state().lock);
+    if (state().fails(MODULE)) return OUT_OF_MEMORY;
+  }
+  if (memcmp(code, CODE, sizeof CODE - 1)) return INVALID_IMAGE;
+  return make_handle(module);
+}
+
+int hipModuleUnload(void *module) { return free_handle(module); }
+
+int hipModuleGetFunction(void **function, void *, const char *name) {
+  for (unsigned int i = 0; const char *kernel = wavelm_sim_kernel(i); i++) {
+    if (strcmp(kernel, name)) continue;
+    *function = const_cast<char *>(kernel);
+    return SUCCESS;
+  }
+  return NOT_FOUND;
+}
+
+int hipModuleLaunchKernel(void *function, unsigned int x, unsigned int y, unsigned int z, unsigned int threads,
+                          unsigned int, unsigned int, unsigned int, void *, void **arguments, void **) {
+  {
+    std::lock_guard<std::mutex> lock(state().lock);
+    if (state().fails(LAUNCH)) return LAUNCH_FAILURE;
+  }
+  const char *name = static_cast<const char *>(function);
+  char message[500];
+  if (wavelm_sim_launch(name, x, y, z, threads, arguments, wavelm_sim_parameters(name), message, sizeof message)) {
+    fprintf(stderr, "simulator: %s\n", message);
+    return LAUNCH_FAILURE;
+  }
+  return SUCCESS;
+}
+
+int hipStreamCreateWithFlags(void **stream, unsigned int) { return make_handle(stream); }
+int hipStreamDestroy(void *stream) { return free_handle(stream); }
+int hipStreamSynchronize(void *) { return SUCCESS; }
+int hipEventCreateWithFlags(void **event, unsigned int) { return make_handle(event); }
+int hipEventDestroy(void *event) { return free_handle(event); }
+int hipEventRecord(void *, void *) { return SUCCESS; }
+int hipEventSynchronize(void *) { return wait(); }
+
+} // extern "C"

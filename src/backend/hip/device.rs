@@ -1,0 +1,223 @@
+//! Finding GPUs, and opening one.
+
+use super::driver::{Attempt, Attribute, Driver, Handle, LIBRARY_VARIABLE, drivers};
+use super::objects;
+use crate::device::GpuInfo;
+use crate::{Error, ErrorKind, Result};
+use std::ffi::c_int;
+use std::path::Path;
+use std::sync::Arc;
+
+/// A GPU of this machine.
+pub(crate) struct Found {
+    /// What it is, for people.
+    pub(crate) name: String,
+    /// Why it cannot be used.
+    pub(crate) unusable: Option<String>,
+    /// What the driver says of it, where there is one that knows it.
+    pub(crate) info: Option<GpuInfo>,
+}
+
+/// All GPUs, in the order of their numbers: those of AMD's library first, then those of NVIDIA's. Where no library
+/// knows an AMD GPU, those that the kernel knows follow with the reason, or one that stands for all.
+pub(crate) fn find() -> Vec<Found> {
+    let found = places().into_iter().map(|place| match place {
+        Place::Device(driver, index) => describe(&driver, index),
+        Place::Without(name, reason) => Found { name, unusable: Some(reason), info: None },
+    });
+    found.collect()
+}
+
+/// Opens GPU number `index` of those that [`find`] lists.
+pub(super) fn open(index: usize) -> Result<Arc<Device>> {
+    let missing = || Error::new(ErrorKind::Device, "this machine has no such GPU, or no driver for it");
+    match places().into_iter().nth(index).ok_or_else(missing)? {
+        Place::Device(driver, index) => Device::open(&driver, index),
+        Place::Without(_, reason) => Err(Error::new(ErrorKind::Device, reason)),
+    }
+}
+
+/// What has a number.
+enum Place {
+    /// A device of a driver, and its number there.
+    Device(Arc<Driver>, usize),
+    /// The name of what no driver knows, and why.
+    Without(String, String),
+}
+
+fn places() -> Vec<Place> {
+    let drivers = drivers();
+    let (mut places, mut without) = (Vec::new(), Vec::new());
+    let devices = |driver: &Arc<Driver>, count| {
+        let driver = Arc::clone(driver);
+        (0..count).map(move |index| Place::Device(Arc::clone(&driver), index))
+    };
+    match &drivers.hip {
+        Some(driver) => match driver.start() {
+            Ok(0) => without.extend(without_library(format!("{} finds no device{}", driver.name(), kfd_hint()))),
+            Ok(count) => places.extend(devices(driver, count)),
+            Err(e) => without.extend(without_library(format!("{e}{}", kfd_hint()))),
+        },
+        // Who has an NVIDIA GPU alone need not read about AMD's library.
+        None if drivers.cuda.is_some() && kernel_gpus().is_empty() => {}
+        None => without.extend(without_library(format!("{}{}", no_library(&drivers.attempts), kfd_hint()))),
+    }
+    if let Some(driver) = &drivers.cuda {
+        match driver.start() {
+            Ok(count) => places.extend(devices(driver, count)),
+            Err(e) => without.push(Place::Without("NVIDIA GPU".to_owned(), e.to_string())),
+        }
+    }
+    // Last, so that they take no number from a GPU that works.
+    places.extend(without);
+    places
+}
+
+/// An open GPU.
+pub(super) struct Device {
+    driver: Arc<Driver>,
+    number: c_int,
+    context: Handle,
+    pub(super) name: String,
+    pub(super) arch: String,
+    /// Lanes of a wave: 32 or 64.
+    pub(super) wave: u32,
+    /// Compute units.
+    pub(super) units: u32,
+}
+
+// SAFETY: the context is a name for the device that any thread may use.
+unsafe impl Send for Device {}
+// SAFETY: as above.
+unsafe impl Sync for Device {}
+
+impl Device {
+    fn open(driver: &Arc<Driver>, index: usize) -> Result<Arc<Self>> {
+        let number = driver.device(index)?;
+        let narrow = |value: usize| u32::try_from(value).unwrap_or(0);
+        let device = Self {
+            context: driver.context(number)?,
+            name: driver.device_name(number)?,
+            arch: driver.arch(number)?,
+            wave: narrow(driver.attribute(Attribute::WaveSize, number)?),
+            units: narrow(driver.attribute(Attribute::Units, number)?).max(1),
+            driver: Arc::clone(driver),
+            number,
+        };
+        if device.wave != 32 && device.wave != 64 {
+            return Err(Error::new(ErrorKind::Device, format!("its waves have {} lanes, not 32 or 64", device.wave)));
+        }
+        Ok(Arc::new(device))
+    }
+
+    /// The driver, with this device bound to the calling thread.
+    pub(super) fn driver(&self) -> Result<&Driver> {
+        self.driver.bind(self.number, self.context)?;
+        Ok(&self.driver)
+    }
+}
+
+fn describe(driver: &Driver, index: usize) -> Found {
+    match info(driver, index) {
+        Ok(found) => found,
+        Err(e) => {
+            Found { name: format!("GPU {index} of {}", driver.name()), unusable: Some(e.to_string()), info: None }
+        }
+    }
+}
+
+fn info(driver: &Driver, index: usize) -> Result<Found> {
+    let number = driver.device(index)?;
+    let narrow = |value: usize| u32::try_from(value).unwrap_or(0);
+    let arch = driver.arch(number)?;
+    let kernels = objects::origin(&arch);
+    let name = driver.device_name(number)?;
+    let name = if name.contains(&arch) { name } else { format!("{name}, {arch}") };
+    let info = GpuInfo {
+        wave_size: narrow(driver.attribute(Attribute::WaveSize, number)?),
+        compute_units: narrow(driver.attribute(Attribute::Units, number)?),
+        memory: driver.total_memory(number)?,
+        integrated: driver.attribute(Attribute::Integrated, number)? != 0,
+        library: driver.name().to_owned(),
+        version: driver.version(),
+        kernels: kernels.as_ref().ok().cloned(),
+        arch,
+    };
+    Ok(Found { name, unusable: kernels.err(), info: Some(info) })
+}
+
+/// The AMD GPUs that no library knows, with the reason.
+fn without_library(reason: String) -> impl Iterator<Item = Place> {
+    let mut names = kernel_gpus();
+    if names.is_empty() {
+        names.push("AMD GPU".to_owned());
+    }
+    names.into_iter().map(move |name| Place::Without(name, reason.clone()))
+}
+
+/// Why no library was loaded: those that are there but do not load by their reasons, the others by name.
+fn no_library(attempts: &[Attempt]) -> String {
+    let missing = |a: &&Attempt| a.reason.contains("No such file") || a.reason.contains("os error 126");
+    let broken = attempts.iter().filter(|a| !missing(a)).map(|a| a.reason.clone());
+    let broken: Vec<String> = broken.collect();
+    if !broken.is_empty() {
+        return format!("the GPU driver library cannot be loaded: {}", broken.join("; "));
+    }
+    let names: Vec<&str> = attempts.iter().map(|a| a.library.as_str()).collect();
+    format!("no GPU driver library was found (set {LIBRARY_VARIABLE} if there is one; tried {})", names.join(", "))
+}
+
+/// What the kernel's side says where a library finds nothing.
+fn kfd_hint() -> &'static str {
+    if !cfg!(target_os = "linux") {
+        return "";
+    }
+    match std::fs::OpenOptions::new().read(true).write(true).open("/dev/kfd") {
+        Ok(_) => "",
+        Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {
+            "; this user may not open /dev/kfd: add it to the groups render and video"
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            "; /dev/kfd does not exist: there is no AMD GPU, or its kernel driver (amdgpu) is not loaded"
+        }
+        Err(_) => "; /dev/kfd cannot be opened",
+    }
+}
+
+/// AMD GPUs that the kernel driver knows: each node of its topology with compute units is one.
+fn kernel_gpus() -> Vec<String> {
+    let Ok(nodes) = std::fs::read_dir("/sys/class/kfd/kfd/topology/nodes") else { return Vec::new() };
+    let mut numbers: Vec<u32> = nodes.filter_map(|n| n.ok()?.file_name().to_str()?.parse().ok()).collect();
+    numbers.sort_unstable();
+    let gpu = |number: &u32| {
+        let folder = Path::new("/sys/class/kfd/kfd/topology/nodes").join(number.to_string());
+        let properties = std::fs::read_to_string(folder.join("properties")).ok()?;
+        let property = |name: &str| {
+            properties.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' ')?.trim().parse::<u64>().ok())
+        };
+        property("simd_count").filter(|&n| n > 0)?;
+        let version = property("gfx_target_version").unwrap_or(0);
+        let (major, minor, step) = (version / 10_000, version / 100 % 100, version % 100);
+        Some(format!("AMD GPU gfx{major}{minor:x}{step:x}"))
+    };
+    numbers.iter().filter_map(gpu).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attempt(library: &str, reason: &str) -> Attempt {
+        Attempt { library: library.to_owned(), reason: reason.to_owned() }
+    }
+
+    #[test]
+    fn a_missing_library_and_a_broken_one_have_different_reasons() {
+        let missing = attempt("libamdhip64.so.7", "libamdhip64.so.7: No such file or directory");
+        let broken = attempt("libamdhip64.so.6", "libamdhip64.so.6: invalid ELF header");
+        let reason = no_library(std::slice::from_ref(&missing));
+        assert!(reason.contains("libamdhip64.so.7") && reason.contains(LIBRARY_VARIABLE), "{reason}");
+        let reason = no_library(&[missing, broken]);
+        assert!(reason.contains("invalid ELF header") && !reason.contains("so.7"), "{reason}");
+    }
+}

@@ -1,0 +1,602 @@
+//! The driver of the GPUs: a table of function pointers that is filled when a program runs, so that nothing has to be
+//! installed to build one, and the same binary works with and without a GPU.
+//!
+//! AMD's `libamdhip64` and NVIDIA's `libcuda` fill the same table: HIP's module functions take what the CUDA driver's
+//! take. What differs is behind [`Vendor`].
+
+#[cfg(feature = "link-hip")]
+mod link;
+
+use crate::{Error, ErrorKind, Result};
+use libloading::Library;
+use std::env;
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+/// Names the one library to load, in place of all others.
+pub(super) const LIBRARY_VARIABLE: &str = "WAVELM_HIP_LIBRARY";
+
+/// What a driver function returns; 0 is success.
+pub(super) type Status = c_int;
+/// An address in device memory.
+pub(super) type DevicePtr = u64;
+/// A module, function, stream, event or context of the driver.
+pub(super) type Handle = *mut c_void;
+
+/// `hipErrorOutOfMemory` and `CUDA_ERROR_OUT_OF_MEMORY`.
+const OUT_OF_MEMORY: Status = 2;
+/// `hipErrorNoDevice` and `CUDA_ERROR_NO_DEVICE`.
+const NO_DEVICE: Status = 100;
+
+/// Declares a table of driver functions, and how to fill it from a library.
+macro_rules! table {
+    ($(#[$doc:meta])* $table:ident { $($(#[$fdoc:meta])* $field:ident ($($arg:ty),*) = $($symbol:literal)|+;)* }) => {
+        $(#[$doc])*
+        struct $table {
+            $($(#[$fdoc])* $field: unsafe extern "C" fn($($arg),*) -> Status,)*
+        }
+
+        impl $table {
+            /// Finds every function under the first of its names that the library has.
+            ///
+            /// # Errors
+            /// The names of the first function that is missing.
+            fn find(library: &Library) -> Result<Self, String> {
+                Ok(Self {
+                    $($field: {
+                        type Function = unsafe extern "C" fn($($arg),*) -> Status;
+                        let names: &[&str] = &[$($symbol),+];
+                        // SAFETY: under these names both libraries export functions of this signature, by their
+                        // documented and stable interfaces.
+                        let found = names.iter().find_map(|n| unsafe { library.get::<Function>(n.as_bytes()) }.ok());
+                        *found.ok_or_else(|| format!("it has no function {}", names.join(" or ")))?
+                    },)*
+                })
+            }
+        }
+    };
+}
+
+table! {
+    /// What both vendors have, under the name in HIP and the one in CUDA.
+    Functions {
+        init(c_uint) = "hipInit" | "cuInit";
+        device_count(*mut c_int) = "hipGetDeviceCount" | "cuDeviceGetCount";
+        device_name(*mut c_char, c_int, c_int) = "hipDeviceGetName" | "cuDeviceGetName";
+        attribute(*mut c_int, c_int, c_int) = "hipDeviceGetAttribute" | "cuDeviceGetAttribute";
+        version(*mut c_int) = "hipRuntimeGetVersion" | "cuDriverGetVersion";
+        total_memory(*mut usize, c_int) = "hipDeviceTotalMem" | "cuDeviceTotalMem_v2";
+        memory_info(*mut usize, *mut usize) = "hipMemGetInfo" | "cuMemGetInfo_v2";
+        allocate(*mut DevicePtr, usize) = "hipMalloc" | "cuMemAlloc_v2";
+        free(DevicePtr) = "hipFree" | "cuMemFree_v2";
+        allocate_host(*mut *mut c_void, usize, c_uint) = "hipHostMalloc" | "cuMemHostAlloc";
+        free_host(*mut c_void) = "hipHostFree" | "cuMemFreeHost";
+        copy_to_device(DevicePtr, *const c_void, usize, Handle) = "hipMemcpyHtoDAsync" | "cuMemcpyHtoDAsync_v2";
+        copy_to_host(*mut c_void, DevicePtr, usize, Handle) = "hipMemcpyDtoHAsync" | "cuMemcpyDtoHAsync_v2";
+        copy_on_device(DevicePtr, DevicePtr, usize, Handle) = "hipMemcpyDtoDAsync" | "cuMemcpyDtoDAsync_v2";
+        load_module(*mut Handle, *const c_void) = "hipModuleLoadData" | "cuModuleLoadData";
+        unload_module(Handle) = "hipModuleUnload" | "cuModuleUnload";
+        function(*mut Handle, Handle, *const c_char) = "hipModuleGetFunction" | "cuModuleGetFunction";
+        launch(Handle, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, Handle, *mut *mut c_void,
+               *mut *mut c_void) = "hipModuleLaunchKernel" | "cuLaunchKernel";
+        create_stream(*mut Handle, c_uint) = "hipStreamCreateWithFlags" | "cuStreamCreate";
+        destroy_stream(Handle) = "hipStreamDestroy" | "cuStreamDestroy_v2";
+        synchronize_stream(Handle) = "hipStreamSynchronize" | "cuStreamSynchronize";
+        create_event(*mut Handle, c_uint) = "hipEventCreateWithFlags" | "cuEventCreate";
+        destroy_event(Handle) = "hipEventDestroy" | "cuEventDestroy_v2";
+        record_event(Handle, Handle) = "hipEventRecord" | "cuEventRecord";
+        synchronize_event(Handle) = "hipEventSynchronize" | "cuEventSynchronize";
+    }
+}
+
+table! {
+    /// What only HIP has. Up to version 5 the properties have another layout and the name without a suffix.
+    HipFunctions {
+        set_device(c_int) = "hipSetDevice";
+        properties(*mut c_void, c_int) = "hipGetDevicePropertiesR0600" | "hipGetDeviceProperties";
+    }
+}
+
+table! {
+    /// What only CUDA has. Its devices are numbers, but not by promise those that count them.
+    CudaFunctions {
+        device(*mut c_int, c_int) = "cuDeviceGet";
+        retain_context(*mut Handle, c_int) = "cuDevicePrimaryCtxRetain";
+        set_context(Handle) = "cuCtxSetCurrent";
+    }
+}
+
+enum Vendor {
+    Hip(HipFunctions),
+    Cuda(CudaFunctions),
+}
+
+/// Attributes of a device. The numbers are those of `hipDeviceAttribute_t` (the same in HIP 5, 6 and 7) and
+/// `CUdevice_attribute`.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Attribute {
+    /// Whether it shares the memory of the processor.
+    Integrated,
+    /// Lanes of a wave.
+    WaveSize,
+    /// Compute units.
+    Units,
+    /// Of CUDA's compute capability.
+    Major,
+    /// Of CUDA's compute capability.
+    Minor,
+}
+
+/// A loaded driver library.
+pub(super) struct Driver {
+    functions: Functions,
+    vendor: Vendor,
+    /// How it was found.
+    name: String,
+    /// Never unloaded: the drivers' threads and exit handlers do not survive that. `None` where it is linked.
+    _library: std::mem::ManuallyDrop<Option<Library>>,
+}
+
+// SAFETY: the table holds functions of a library that is never unloaded, and both vendors document their functions as
+// callable from any thread.
+unsafe impl Send for Driver {}
+// SAFETY: as above.
+unsafe impl Sync for Driver {}
+
+/// A library that was tried, and why it was not taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Attempt {
+    pub(super) library: String,
+    pub(super) reason: String,
+}
+
+/// The libraries of this machine.
+pub(super) struct Drivers {
+    pub(super) hip: Option<Arc<Driver>>,
+    pub(super) cuda: Option<Arc<Driver>>,
+    /// What else was tried.
+    pub(super) attempts: Vec<Attempt>,
+}
+
+/// The drivers of this machine, loaded at the first call.
+pub(super) fn drivers() -> &'static Drivers {
+    static DRIVERS: OnceLock<Drivers> = OnceLock::new();
+    DRIVERS.get_or_init(|| {
+        let mut attempts = Vec::new();
+        let mut load = |candidates: Vec<PathBuf>| {
+            candidates.into_iter().find_map(|path| match Driver::load(&path) {
+                Ok(driver) => Some(Arc::new(driver)),
+                Err(reason) => {
+                    log::debug!("{}: {reason}", path.display());
+                    attempts.push(Attempt { library: path.display().to_string(), reason });
+                    None
+                }
+            })
+        };
+        let (hip, cuda) = match env::var_os(LIBRARY_VARIABLE).filter(|v| !v.is_empty()) {
+            Some(path) => match load(vec![path.into()]) {
+                Some(driver) if driver.is_hip() => (Some(driver), None),
+                other => (None, other),
+            },
+            #[cfg(feature = "link-hip")]
+            None => (Some(Arc::new(Driver::linked())), load(cuda_candidates())),
+            #[cfg(not(feature = "link-hip"))]
+            None => (load(hip_candidates()), load(cuda_candidates())),
+        };
+        Drivers { hip, cuda, attempts }
+    })
+}
+
+/// Where AMD's library may be where it is not linked: in the folders of an installation that is pointed to, else where the system looks.
+#[cfg_attr(feature = "link-hip", allow(dead_code))]
+fn hip_candidates() -> Vec<PathBuf> {
+    let (folder, names): (&str, &[&str]) = if cfg!(windows) {
+        ("bin", &["amdhip64_7.dll", "amdhip64_6.dll", "amdhip64.dll"])
+    } else {
+        ("lib", &["libamdhip64.so.7", "libamdhip64.so.6", "libamdhip64.so.5", "libamdhip64.so"])
+    };
+    let roots = ["ROCM_PATH", "HIP_PATH"].into_iter().filter_map(env::var_os).filter(|v| !v.is_empty());
+    let mut candidates: Vec<PathBuf> =
+        roots.flat_map(|root| names.iter().map(move |name| Path::new(&root).join(folder).join(name))).collect();
+    candidates.extend(names.iter().map(PathBuf::from));
+    if cfg!(unix) {
+        // Where ROCm installs itself, which the system's loader need not know.
+        candidates.extend(names.iter().map(|name| Path::new("/opt/rocm/lib").join(name)));
+    }
+    candidates
+}
+
+fn cuda_candidates() -> Vec<PathBuf> {
+    let names: &[&str] = if cfg!(windows) { &["nvcuda.dll"] } else { &["libcuda.so.1", "libcuda.so"] };
+    names.iter().map(PathBuf::from).collect()
+}
+
+impl Driver {
+    fn load(path: &Path) -> Result<Self, String> {
+        // SAFETY: loading runs the library's constructors. The names are those of the GPU vendors' libraries, or what
+        // the user of the program asks for by an environment variable.
+        let library = unsafe { Library::new(path) }.map_err(|e| innermost(&e))?;
+        let functions = Functions::find(&library)?;
+        let vendor = match HipFunctions::find(&library) {
+            Ok(hip) => Vendor::Hip(hip),
+            Err(no_hip) => {
+                Vendor::Cuda(CudaFunctions::find(&library).map_err(|no_cuda| format!("{no_hip}; {no_cuda}"))?)
+            }
+        };
+        let name = path.display().to_string();
+        Ok(Self { functions, vendor, name, _library: std::mem::ManuallyDrop::new(Some(library)) })
+    }
+
+    #[cfg(feature = "link-hip")]
+    fn linked() -> Self {
+        Self {
+            functions: link::functions(),
+            vendor: Vendor::Hip(link::hip_functions()),
+            name: "libamdhip64, linked".to_owned(),
+            _library: std::mem::ManuallyDrop::new(None),
+        }
+    }
+
+    pub(super) fn is_hip(&self) -> bool {
+        matches!(self.vendor, Vendor::Hip(_))
+    }
+
+    /// How the library was found.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// An error for what a function returned, if it is not success.
+    fn check(&self, status: Status, what: &str) -> Result<()> {
+        match status {
+            0 => Ok(()),
+            OUT_OF_MEMORY => Err(Error::new(ErrorKind::OutOfMemory, format!("{what}: the device is out of memory"))),
+            _ => Err(Error::new(ErrorKind::Device, format!("{what}: {} reports error {status}", self.name))),
+        }
+    }
+
+    /// Starts the driver and counts its devices; none is not an error.
+    pub(super) fn start(&self) -> Result<usize> {
+        let mut count = 0;
+        // SAFETY: the only flags there are; the count is written to a variable that lives.
+        let status = match unsafe { (self.functions.init)(0) } {
+            // SAFETY: as above.
+            0 => unsafe { (self.functions.device_count)(&mut count) },
+            failed => failed,
+        };
+        if status == NO_DEVICE {
+            return Ok(0);
+        }
+        self.check(status, "cannot start the GPU driver")?;
+        Ok(usize::try_from(count).unwrap_or(0))
+    }
+
+    /// The version as the library counts it: that of HIP, or of the CUDA that the driver supports.
+    pub(super) fn version(&self) -> Option<String> {
+        let mut version = 0;
+        // SAFETY: the version is written to a variable that lives.
+        self.check(unsafe { (self.functions.version)(&mut version) }, "cannot read the version").ok()?;
+        Some(match &self.vendor {
+            // Major * 10^7 + minor * 10^5 + patch, and in CUDA major * 1000 + minor * 10.
+            Vendor::Hip(_) => format!("HIP {}.{}", version / 10_000_000, version / 100_000 % 100),
+            Vendor::Cuda(_) => format!("CUDA {}.{}", version / 1000, version / 10 % 100),
+        })
+    }
+
+    /// The handle of device number `index`.
+    pub(super) fn device(&self, index: usize) -> Result<c_int> {
+        let index = c_int::try_from(index).map_err(|_| Error::new(ErrorKind::Device, "no such device"))?;
+        match &self.vendor {
+            Vendor::Hip(_) => Ok(index),
+            Vendor::Cuda(cuda) => {
+                let mut device = 0;
+                // SAFETY: the device is written to a variable that lives.
+                self.check(unsafe { (cuda.device)(&mut device, index) }, "cannot find the device")?;
+                Ok(device)
+            }
+        }
+    }
+
+    /// The context of a device, which [`bind`](Self::bind) takes. It is never given back: other libraries in the
+    /// process share it.
+    pub(super) fn context(&self, device: c_int) -> Result<Handle> {
+        let mut context = std::ptr::null_mut();
+        if let Vendor::Cuda(cuda) = &self.vendor {
+            // SAFETY: the context is written to a variable that lives.
+            self.check(unsafe { (cuda.retain_context)(&mut context, device) }, "cannot open the device")?;
+        }
+        Ok(context)
+    }
+
+    /// Makes the device that of the calling thread.
+    pub(super) fn bind(&self, device: c_int, context: Handle) -> Result<()> {
+        let status = match &self.vendor {
+            // SAFETY: the function takes any number.
+            Vendor::Hip(hip) => unsafe { (hip.set_device)(device) },
+            // SAFETY: the context is that of `context`, which is never given back.
+            Vendor::Cuda(cuda) => unsafe { (cuda.set_context)(context) },
+        };
+        self.check(status, "cannot use the device")
+    }
+
+    pub(super) fn device_name(&self, device: c_int) -> Result<String> {
+        let mut name = [0 as c_char; 256];
+        // SAFETY: the function writes at most as many characters as it is told.
+        let status = unsafe { (self.functions.device_name)(name.as_mut_ptr(), name.len() as c_int - 1, device) };
+        self.check(status, "cannot read the name of the device")?;
+        // SAFETY: the last character is still zero.
+        Ok(unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().trim().to_owned())
+    }
+
+    pub(super) fn attribute(&self, attribute: Attribute, device: c_int) -> Result<usize> {
+        let number = match (&self.vendor, attribute) {
+            (Vendor::Hip(_), Attribute::Integrated) => 16,
+            (Vendor::Hip(_), Attribute::Major) => 23,
+            (Vendor::Hip(_), Attribute::Minor) => 61,
+            (Vendor::Hip(_), Attribute::Units) => 63,
+            (Vendor::Hip(_), Attribute::WaveSize) => 87,
+            (Vendor::Cuda(_), Attribute::WaveSize) => 10,
+            (Vendor::Cuda(_), Attribute::Units) => 16,
+            (Vendor::Cuda(_), Attribute::Integrated) => 18,
+            (Vendor::Cuda(_), Attribute::Major) => 75,
+            (Vendor::Cuda(_), Attribute::Minor) => 76,
+        };
+        let mut value = 0;
+        // SAFETY: the value is written to a variable that lives.
+        let status = unsafe { (self.functions.attribute)(&mut value, number, device) };
+        self.check(status, &format!("cannot read the attribute {attribute:?} of the device"))?;
+        Ok(usize::try_from(value).unwrap_or(0))
+    }
+
+    /// The architecture, as compilers name it: `gfx1100`, `sm_90`.
+    pub(super) fn arch(&self, device: c_int) -> Result<String> {
+        match &self.vendor {
+            Vendor::Hip(hip) => {
+                // The structure has another size in each version, the largest a tenth of this.
+                let mut properties = vec![0u64; 2048];
+                // SAFETY: the memory is larger and more aligned than what any version writes.
+                let status = unsafe { (hip.properties)(properties.as_mut_ptr().cast(), device) };
+                self.check(status, "cannot read the properties of the device")?;
+                find_arch(bytemuck::cast_slice(&properties)).ok_or_else(|| {
+                    Error::new(ErrorKind::Device, "the properties of the device do not name its architecture")
+                })
+            }
+            Vendor::Cuda(_) => {
+                let major = self.attribute(Attribute::Major, device)?;
+                Ok(format!("sm_{major}{}", self.attribute(Attribute::Minor, device)?))
+            }
+        }
+    }
+
+    /// All memory of a device, in bytes.
+    pub(super) fn total_memory(&self, device: c_int) -> Result<u64> {
+        let mut total = 0;
+        // SAFETY: the number is written to a variable that lives.
+        let status = unsafe { (self.functions.total_memory)(&mut total, device) };
+        self.check(status, "cannot read how much memory the device has")?;
+        Ok(total as u64)
+    }
+
+    /// Free memory of the bound device, in bytes.
+    pub(super) fn free_memory(&self) -> Result<u64> {
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: the numbers are written to variables that live.
+        let status = unsafe { (self.functions.memory_info)(&mut free, &mut total) };
+        self.check(status, "cannot read how much memory is free")?;
+        Ok(free as u64)
+    }
+}
+
+/// The calls that work on a bound device. They only pass on what they are given, so their promises are the callers'.
+impl Driver {
+    pub(super) fn allocate(&self, bytes: usize) -> Result<DevicePtr> {
+        let mut memory = 0;
+        // SAFETY: the address is written to a variable that lives.
+        self.check(unsafe { (self.functions.allocate)(&mut memory, bytes) }, "cannot allocate device memory")?;
+        Ok(memory)
+    }
+
+    /// # Safety
+    /// The memory is from [`allocate`](Self::allocate) and not used any more.
+    pub(super) unsafe fn free(&self, memory: DevicePtr) -> Result<()> {
+        // SAFETY: the caller's promise.
+        self.check(unsafe { (self.functions.free)(memory) }, "cannot free device memory")
+    }
+
+    /// Memory of the host that the device can copy from and to on its own.
+    pub(super) fn allocate_host(&self, bytes: usize) -> Result<*mut c_void> {
+        let mut memory = std::ptr::null_mut();
+        // SAFETY: the address is written to a variable that lives.
+        let status = unsafe { (self.functions.allocate_host)(&mut memory, bytes, 0) };
+        self.check(status, "cannot allocate pinned memory")?;
+        Ok(memory)
+    }
+
+    /// # Safety
+    /// The memory is from [`allocate_host`](Self::allocate_host) and not used any more.
+    pub(super) unsafe fn free_host(&self, memory: *mut c_void) -> Result<()> {
+        // SAFETY: the caller's promise.
+        self.check(unsafe { (self.functions.free_host)(memory) }, "cannot free pinned memory")
+    }
+
+    /// # Safety
+    /// Both places have this many bytes, and stay unchanged until the stream has done it.
+    pub(super) unsafe fn copy_to_device(&self, to: DevicePtr, from: *const u8, n: usize, stream: Handle) -> Result<()> {
+        // SAFETY: the caller's promise.
+        self.check(unsafe { (self.functions.copy_to_device)(to, from.cast(), n, stream) }, "cannot copy to the device")
+    }
+
+    /// # Safety
+    /// As [`copy_to_device`](Self::copy_to_device).
+    pub(super) unsafe fn copy_to_host(&self, to: *mut u8, from: DevicePtr, n: usize, stream: Handle) -> Result<()> {
+        // SAFETY: the caller's promise.
+        self.check(unsafe { (self.functions.copy_to_host)(to.cast(), from, n, stream) }, "cannot copy from the device")
+    }
+
+    /// # Safety
+    /// As [`copy_to_device`](Self::copy_to_device).
+    pub(super) unsafe fn copy_on_device(&self, to: DevicePtr, from: DevicePtr, n: usize, stream: Handle) -> Result<()> {
+        // SAFETY: the caller's promise.
+        self.check(unsafe { (self.functions.copy_on_device)(to, from, n, stream) }, "cannot copy on the device")
+    }
+
+    /// Loads a code object, or PTX that ends with a zero byte.
+    ///
+    /// # Safety
+    /// `code` is a whole one.
+    pub(super) unsafe fn load_module(&self, code: &[u8]) -> Result<Handle> {
+        let mut module = std::ptr::null_mut();
+        // SAFETY: the caller's promise; the module is written to a variable that lives.
+        let status = unsafe { (self.functions.load_module)(&mut module, code.as_ptr().cast()) };
+        self.check(status, "cannot load the code object")?;
+        Ok(module)
+    }
+
+    /// # Safety
+    /// The module is loaded, and its functions are not used any more.
+    pub(super) unsafe fn unload_module(&self, module: Handle) -> Result<()> {
+        // SAFETY: the caller's promise.
+        self.check(unsafe { (self.functions.unload_module)(module) }, "cannot unload a module")
+    }
+
+    /// # Safety
+    /// The module is loaded.
+    pub(super) unsafe fn function(&self, module: Handle, name: &CStr) -> Result<Handle> {
+        let mut function = std::ptr::null_mut();
+        // SAFETY: the caller's promise; the function is written to a variable that lives.
+        let status = unsafe { (self.functions.function)(&mut function, module, name.as_ptr()) };
+        self.check(status, &format!("cannot find the kernel {}", name.to_string_lossy()))?;
+        Ok(function)
+    }
+
+    /// # Safety
+    /// The arguments are those of the function, and what they point to is right for it.
+    pub(super) unsafe fn launch(
+        &self,
+        function: Handle,
+        grid: [u32; 3],
+        threads: u32,
+        stream: Handle,
+        arguments: &mut [*mut c_void],
+    ) -> Result<()> {
+        let [x, y, z] = grid;
+        let (arguments, none) = (arguments.as_mut_ptr(), std::ptr::null_mut());
+        // SAFETY: the caller's promise.
+        let status = unsafe { (self.functions.launch)(function, x, y, z, threads, 1, 1, 0, stream, arguments, none) };
+        self.check(status, "cannot launch a kernel")
+    }
+
+    pub(super) fn create_stream(&self) -> Result<Handle> {
+        /// `hipStreamNonBlocking`: does not wait for other libraries' work.
+        const NON_BLOCKING: c_uint = 1;
+        let mut stream = std::ptr::null_mut();
+        // SAFETY: the stream is written to a variable that lives.
+        self.check(unsafe { (self.functions.create_stream)(&mut stream, NON_BLOCKING) }, "cannot create a stream")?;
+        Ok(stream)
+    }
+
+    /// # Safety
+    /// The stream is from [`create_stream`](Self::create_stream) and not used any more.
+    pub(super) unsafe fn destroy_stream(&self, stream: Handle) -> Result<()> {
+        // SAFETY: the caller's promise.
+        self.check(unsafe { (self.functions.destroy_stream)(stream) }, "cannot destroy a stream")
+    }
+
+    /// Waits until the stream has done all its work.
+    ///
+    /// # Safety
+    /// The stream exists.
+    pub(super) unsafe fn synchronize_stream(&self, stream: Handle) -> Result<()> {
+        // SAFETY: the caller's promise.
+        self.check(unsafe { (self.functions.synchronize_stream)(stream) }, "the GPU failed")
+    }
+
+    /// An event without time; who waits for it sleeps.
+    pub(super) fn create_event(&self) -> Result<Handle> {
+        /// `hipEventBlockingSync | hipEventDisableTiming`
+        const BLOCKING_WITHOUT_TIME: c_uint = 1 | 2;
+        let mut event = std::ptr::null_mut();
+        // SAFETY: the event is written to a variable that lives.
+        let status = unsafe { (self.functions.create_event)(&mut event, BLOCKING_WITHOUT_TIME) };
+        self.check(status, "cannot create an event")?;
+        Ok(event)
+    }
+
+    /// # Safety
+    /// The event is from [`create_event`](Self::create_event) and not used any more.
+    pub(super) unsafe fn destroy_event(&self, event: Handle) -> Result<()> {
+        // SAFETY: the caller's promise.
+        self.check(unsafe { (self.functions.destroy_event)(event) }, "cannot destroy an event")
+    }
+
+    /// # Safety
+    /// Both exist.
+    pub(super) unsafe fn record_event(&self, event: Handle, stream: Handle) -> Result<()> {
+        // SAFETY: the caller's promise.
+        self.check(unsafe { (self.functions.record_event)(event, stream) }, "cannot record an event")
+    }
+
+    /// Waits, without spinning, until the streams' work before the event is done.
+    ///
+    /// # Safety
+    /// The event exists.
+    pub(super) unsafe fn synchronize_event(&self, event: Handle) -> Result<()> {
+        // SAFETY: the caller's promise.
+        self.check(unsafe { (self.functions.synchronize_event)(event) }, "the GPU failed")
+    }
+}
+
+/// The architecture in a device's properties: a string of its own that begins with `gfx`, wherever the version of the
+/// structure has it. What follows a colon are features of the target, not of the processor.
+fn find_arch(properties: &[u8]) -> Option<String> {
+    properties.split(|&byte| byte == 0).find_map(|text| {
+        // The string before it need not end right before it: only a whole run between zeros counts.
+        let text = std::str::from_utf8(text).ok()?;
+        let name = text.split(':').next()?;
+        let version = name.strip_prefix("gfx")?;
+        (version.len() >= 3 && version.bytes().all(|b| b.is_ascii_alphanumeric())).then(|| name.to_owned())
+    })
+}
+
+/// What the system says about a library that does not load.
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_architecture_is_found_wherever_it_is() {
+        for at in [1, 256, 1160, 4000] {
+            let mut properties = vec![0u8; 16 << 10];
+            properties[at..at + 23].copy_from_slice(b"gfx90a:sramecc+:xnack-\0");
+            assert_eq!(find_arch(&properties).as_deref(), Some("gfx90a"));
+        }
+        let mut named = vec![0u8; 2000];
+        named[..20].copy_from_slice(b"AMD Radeon gfx stuff");
+        assert_eq!(find_arch(&named), None);
+        named[1160..1167].copy_from_slice(b"gfx1100");
+        assert_eq!(find_arch(&named).as_deref(), Some("gfx1100"));
+        assert_eq!(find_arch(&[]), None);
+    }
+
+    #[test]
+    fn a_library_that_is_not_there_has_a_reason() {
+        let reason = Driver::load(Path::new("libwavelm_no_such_driver.so")).err().unwrap();
+        assert!(reason.contains("libwavelm_no_such_driver"), "{reason}");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_library_of_something_else_is_not_taken() {
+        let reason = Driver::load(Path::new("libc.so.6")).err().unwrap();
+        assert!(reason.contains("hipInit or cuInit"), "{reason}");
+    }
+}

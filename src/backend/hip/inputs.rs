@@ -1,0 +1,175 @@
+//! What a pass takes from the host, in one copy: tokens, positions, page tables, angles.
+
+use super::device::Device;
+use super::memory::{DeviceBuffer, HostBuffer, Layout, Stream};
+use crate::backend::kv::PAGE_LEN;
+use crate::backend::{Batch, Wanted};
+use crate::model::program::Program;
+use crate::{Error, Result};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Spans of at least so many tokens attend in tiles.
+const PROMPT_TOKENS: usize = 16;
+
+/// Addresses and sizes of the inputs of a pass.
+#[derive(Default)]
+pub(super) struct Inputs {
+    pub(super) tokens: usize,
+    pub(super) outputs: usize,
+    /// For each token its id, its position and the row of its page table.
+    pub(super) ids: u64,
+    pub(super) positions: u64,
+    pub(super) token_tables: u64,
+    /// Page tables of this many entries each.
+    pub(super) table: u64,
+    pub(super) table_len: usize,
+    /// The rows whose logits are wanted.
+    pub(super) wanted: u64,
+    /// For each rotary embedding, cosines and sines for each token.
+    pub(super) angles: Vec<u64>,
+    /// Runs of tokens of short spans.
+    pub(super) decode: Vec<Range<usize>>,
+    /// For each tile size the tiles of the long spans: where they are, and how many.
+    pub(super) tiles: Vec<(usize, u64, usize)>,
+    /// The most pages that a token of a short span sees.
+    pub(super) pages: usize,
+}
+
+/// The memory that inputs go through and to. It grows when a pass needs more.
+pub(super) struct InputMemory {
+    host: HostBuffer,
+    device: DeviceBuffer,
+}
+
+impl InputMemory {
+    pub(super) fn new(device: &Arc<Device>) -> Result<Self> {
+        const FIRST: usize = 64 << 10;
+        Ok(Self { host: HostBuffer::new(device, FIRST)?, device: DeviceBuffer::new(device, FIRST, "inputs")? })
+    }
+
+    /// Queues the copy of a batch's inputs. `tile_sizes` are the tokens in a tile that attention asks for.
+    ///
+    /// # Errors
+    /// `InvalidInput` for tokens that are not in the vocabulary, or positions without a page among `capacity`.
+    ///
+    /// # Safety
+    /// The stream was waited for since the last call, and is before this is dropped.
+    pub(super) unsafe fn upload(
+        &mut self,
+        device: &Arc<Device>,
+        stream: &Stream,
+        program: &Program,
+        batch: &Batch<'_>,
+        tile_sizes: &[usize],
+    ) -> Result<Inputs> {
+        let mut writer = Writer { layout: Layout::default(), parts: Vec::new() };
+        let mut inputs = Inputs { tokens: batch.tokens(), outputs: batch.outputs(), ..Inputs::default() };
+        let (mut ids, mut positions, mut token_tables, mut wanted) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        inputs.table_len = batch.spans.iter().map(|s| s.pages.len()).max().unwrap_or(0);
+        let mut table = Vec::with_capacity(inputs.table_len * batch.spans.len());
+        let mut tiles = vec![Vec::new(); tile_sizes.len()];
+        for (number, span) in batch.spans.iter().enumerate() {
+            let (first, count) = (ids.len(), span.tokens.len());
+            let end = span.first_pos.checked_add(count).filter(|end| end.div_ceil(PAGE_LEN) <= span.pages.len());
+            let Some(end) = end else {
+                return Err(Error::invalid_input(format!("a pass over {count} tokens has too few cache pages")));
+            };
+            if let Some(id) = span.tokens.iter().find(|&&id| id as usize >= program.vocab) {
+                return Err(Error::invalid_input(format!("token {id} is not in the vocabulary of {}", program.vocab)));
+            }
+            ids.extend_from_slice(span.tokens);
+            positions.extend((span.first_pos..end).map(narrow));
+            token_tables.extend(std::iter::repeat_n(narrow(number), count));
+            table.extend_from_slice(span.pages);
+            table.resize(inputs.table_len * (number + 1), 0);
+            match span.wanted {
+                Wanted::None => {}
+                Wanted::Last => wanted.extend((first..first + count).last().map(narrow)),
+                Wanted::All => wanted.extend((first..first + count).map(narrow)),
+            }
+            if count >= PROMPT_TOKENS && !tile_sizes.is_empty() {
+                for (tiles, &size) in tiles.iter_mut().zip(tile_sizes) {
+                    let starts = (0..count).step_by(size);
+                    tiles.extend(starts.flat_map(|at| [narrow(first + at), narrow(size.min(count - at))]));
+                }
+            } else if count > 0 {
+                inputs.pages = inputs.pages.max(end.div_ceil(PAGE_LEN));
+                match inputs.decode.last_mut() {
+                    Some(run) if run.end == first => run.end = first + count,
+                    _ => inputs.decode.push(first..first + count),
+                }
+            }
+        }
+        inputs.ids = writer.part(&ids)?;
+        inputs.positions = writer.part(&positions)?;
+        inputs.token_tables = writer.part(&token_tables)?;
+        inputs.table = writer.part(&table)?;
+        inputs.wanted = writer.part(&wanted)?;
+        for (tiles, &size) in tiles.iter().zip(tile_sizes) {
+            inputs.tiles.push((size, writer.part(tiles)?, tiles.len() / 2));
+        }
+        for rope in &program.ropes {
+            let pairs = rope.inv_freq.len();
+            let mut angles = vec![0.0f32; inputs.tokens * pairs * 2];
+            for (row, &position) in angles.chunks_exact_mut((pairs * 2).max(1)).zip(&positions) {
+                let (cos, sin) = row.split_at_mut(pairs);
+                rope.angles(position as usize, cos, sin);
+            }
+            let angles: Vec<u32> = angles.into_iter().map(f32::to_bits).collect();
+            inputs.angles.push(writer.part(&angles)?);
+        }
+        let bytes = writer.layout.bytes();
+        if bytes > self.device.bytes() {
+            let larger = bytes.saturating_mul(2);
+            self.host = HostBuffer::new(device, larger)?;
+            self.device = DeviceBuffer::new(device, larger, "inputs")?;
+        }
+        writer.write(self.host.as_mut_slice());
+        // SAFETY: the caller's promise.
+        unsafe { stream.upload(&self.device, 0, &self.host, bytes) }?;
+        inputs.relocate(self.device.start());
+        Ok(inputs)
+    }
+}
+
+impl Inputs {
+    /// Turns offsets into addresses.
+    fn relocate(&mut self, start: u64) {
+        let single = [&mut self.ids, &mut self.positions, &mut self.token_tables, &mut self.table, &mut self.wanted];
+        single
+            .into_iter()
+            .chain(&mut self.angles)
+            .chain(self.tiles.iter_mut().map(|t| &mut t.1))
+            .for_each(|a| *a += start);
+    }
+}
+
+/// Positions and rows are far below 2^32: a pass has 256 rows, and a position has a page of memory.
+fn narrow(value: usize) -> u32 {
+    u32::try_from(value).unwrap_or(u32::MAX)
+}
+
+/// Collects parts of 32-bit words.
+struct Writer {
+    layout: Layout,
+    parts: Vec<(usize, Vec<u32>)>,
+}
+
+impl Writer {
+    /// The offset of a new part.
+    fn part(&mut self, words: &[u32]) -> Result<u64> {
+        let offset = self.layout.part(size_of_val(words))?;
+        self.parts.push((offset, words.to_vec()));
+        Ok(offset as u64)
+    }
+
+    fn write(&self, out: &mut [u8]) {
+        for (offset, words) in &self.parts {
+            let bytes: &[u8] = bytemuck::cast_slice(words);
+            if let Some(out) = out.get_mut(*offset..offset + bytes.len()) {
+                out.copy_from_slice(bytes);
+            }
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! Device memory, pinned host memory and the stream that works on them.
+
+use super::device::Device;
+use super::driver::{DevicePtr, Handle};
+use crate::{Error, ErrorKind, Result};
+use std::sync::Arc;
+
+/// Every part of a buffer that is handed to kernels starts at a multiple of this: enough for all vector loads.
+pub(super) const ALIGN: usize = 256;
+
+/// Memory of a device, freed when dropped.
+pub(super) struct DeviceBuffer {
+    device: Arc<Device>,
+    start: DevicePtr,
+    bytes: usize,
+}
+
+impl DeviceBuffer {
+    /// Memory with any content.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, naming `what` it is for.
+    pub(super) fn new(device: &Arc<Device>, bytes: usize, what: &str) -> Result<Self> {
+        let driver = device.driver()?;
+        let start = driver.allocate(bytes.max(1)).map_err(|e| match e.kind() {
+            ErrorKind::OutOfMemory => {
+                let free =
+                    driver.free_memory().map_or(String::new(), |free| format!(" of which {} MiB are free", free >> 20));
+                let wanted = (bytes >> 20).max(1);
+                let text = format!("{what} of {wanted} MiB do not fit the memory of {}{free}", device.name);
+                Error::new(ErrorKind::OutOfMemory, text)
+            }
+            _ => e,
+        })?;
+        Ok(Self { device: Arc::clone(device), start, bytes })
+    }
+
+    pub(super) fn start(&self) -> DevicePtr {
+        self.start
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Drop for DeviceBuffer {
+    fn drop(&mut self) {
+        // SAFETY: the memory came from `allocate` and is freed only here. Whoever queues work on it waits for that
+        // before the buffer is dropped.
+        let freed = self.device.driver().and_then(|driver| unsafe { driver.free(self.start) });
+        if let Err(e) = freed {
+            log::warn!("{e}");
+        }
+    }
+}
+
+/// Pinned memory of the host, which the device reads and writes by itself.
+pub(super) struct HostBuffer {
+    device: Arc<Device>,
+    start: *mut u8,
+    bytes: usize,
+}
+
+// SAFETY: plain memory with one owner.
+unsafe impl Send for HostBuffer {}
+
+impl HostBuffer {
+    pub(super) fn new(device: &Arc<Device>, bytes: usize) -> Result<Self> {
+        let bytes = bytes.max(1);
+        let start: *mut u8 = device.driver()?.allocate_host(bytes)?.cast();
+        if start.is_null() {
+            return Err(Error::new(ErrorKind::OutOfMemory, "the driver has no pinned memory left"));
+        }
+        // SAFETY: the memory has this many bytes; from here on all of it is initialized.
+        unsafe { start.write_bytes(0, bytes) };
+        Ok(Self { device: Arc::clone(device), start, bytes })
+    }
+
+    /// The memory. No copy from or to it may be under way.
+    pub(super) fn as_mut_slice(&mut self) -> &mut [u8] {
+        // SAFETY: `start` is valid for this many initialized bytes, and borrowed as `self` is.
+        unsafe { std::slice::from_raw_parts_mut(self.start, self.bytes) }
+    }
+
+    pub(super) fn as_slice(&self) -> &[u8] {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts(self.start, self.bytes) }
+    }
+}
+
+impl Drop for HostBuffer {
+    fn drop(&mut self) {
+        // SAFETY: the memory came from `allocate_host` and is freed only here; whoever queues a copy waits for it.
+        let freed = self.device.driver().and_then(|driver| unsafe { driver.free_host(self.start.cast()) });
+        if let Err(e) = freed {
+            log::warn!("{e}");
+        }
+    }
+}
+
+/// A queue of work on a device, and the event that its end is waited for with.
+pub(super) struct Stream {
+    device: Arc<Device>,
+    stream: Handle,
+    event: Handle,
+}
+
+// SAFETY: the handles are names that any thread may use.
+unsafe impl Send for Stream {}
+
+impl Stream {
+    pub(super) fn new(device: &Arc<Device>) -> Result<Self> {
+        let driver = device.driver()?;
+        let mut new = Self { device: Arc::clone(device), stream: driver.create_stream()?, event: std::ptr::null_mut() };
+        new.event = driver.create_event()?;
+        Ok(new)
+    }
+
+    pub(super) fn handle(&self) -> Handle {
+        self.stream
+    }
+
+    /// Queues a copy of the first `bytes` bytes of `from`.
+    ///
+    /// # Errors
+    /// `Device` where the copy cannot be queued, or the parts do not fit.
+    ///
+    /// # Safety
+    /// `from` stays as it is, and both stay allocated, until the stream was [waited](Self::wait) for.
+    pub(super) unsafe fn upload(
+        &self,
+        to: &DeviceBuffer,
+        offset: usize,
+        from: &HostBuffer,
+        bytes: usize,
+    ) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        if offset.checked_add(bytes).is_none_or(|end| end > to.bytes) || bytes > from.bytes {
+            return Err(Error::new(ErrorKind::Device, "a copy exceeds its buffer: a bug in wavelm"));
+        }
+        // SAFETY: both parts are inside of their buffers; the rest is the caller's promise.
+        unsafe { self.device.driver()?.copy_to_device(to.start + offset as u64, from.start, bytes, self.stream) }
+    }
+
+    /// Copies to the host and waits for it.
+    pub(super) fn download(&self, from: &DeviceBuffer, offset: usize, to: &mut HostBuffer, bytes: usize) -> Result<()> {
+        if offset.checked_add(bytes).is_none_or(|end| end > from.bytes) || bytes > to.bytes {
+            return Err(Error::new(ErrorKind::Device, "a copy exceeds its buffer: a bug in wavelm"));
+        }
+        // SAFETY: both parts are inside of their buffers, and the copy is waited for before anybody can use them.
+        let queued =
+            unsafe { self.device.driver()?.copy_to_host(to.start, from.start + offset as u64, bytes, self.stream) };
+        queued.and(self.wait())
+    }
+
+    /// Copies between parts of device memory and waits for it.
+    pub(super) fn copy(&self, to: (&DeviceBuffer, usize), from: (&DeviceBuffer, usize), bytes: usize) -> Result<()> {
+        let outside =
+            |(buffer, offset): (&DeviceBuffer, usize)| offset.checked_add(bytes).is_none_or(|end| end > buffer.bytes);
+        if outside(to) || outside(from) {
+            return Err(Error::new(ErrorKind::Device, "a copy exceeds its buffer: a bug in wavelm"));
+        }
+        let (to, from) = (to.0.start + to.1 as u64, from.0.start + from.1 as u64);
+        // SAFETY: both parts are inside of their buffers, which nobody frees before the wait is over.
+        let queued = unsafe { self.device.driver()?.copy_on_device(to, from, bytes, self.stream) };
+        queued.and(self.wait())
+    }
+
+    /// Waits, without spinning, until all queued work is done.
+    ///
+    /// # Errors
+    /// `Device`, where any of it failed.
+    pub(super) fn wait(&self) -> Result<()> {
+        let driver = self.device.driver()?;
+        // SAFETY: stream and event exist as long as `self`.
+        let waited =
+            unsafe { driver.record_event(self.event, self.stream).and_then(|()| driver.synchronize_event(self.event)) };
+        waited.or_else(|e| {
+            // What is queued may still run, with buffers that the caller drops after an error.
+            // SAFETY: as above.
+            unsafe { driver.synchronize_stream(self.stream) }.and(Err(e))
+        })
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let Ok(driver) = self.device.driver() else { return };
+        // SAFETY: stream and event came from the driver and are destroyed only here, after their work is done.
+        let ended = unsafe {
+            let waited = driver.synchronize_stream(self.stream);
+            let event = if self.event.is_null() { Ok(()) } else { driver.destroy_event(self.event) };
+            waited.and(event).and(driver.destroy_stream(self.stream))
+        };
+        if let Err(e) = ended {
+            log::warn!("{e}");
+        }
+    }
+}
+
+/// Cuts a buffer into aligned parts: first everybody asks for bytes, then the buffer is made.
+#[derive(Default)]
+pub(super) struct Layout {
+    bytes: usize,
+}
+
+impl Layout {
+    /// The offset of a new part.
+    ///
+    /// # Errors
+    /// `OutOfMemory` where the sum would overflow.
+    pub(super) fn part(&mut self, bytes: usize) -> Result<usize> {
+        let offset = self.bytes;
+        let end = offset.checked_add(bytes).and_then(|end| end.checked_next_multiple_of(ALIGN));
+        self.bytes =
+            end.ok_or_else(|| Error::new(ErrorKind::OutOfMemory, "buffers would not fit the address space"))?;
+        Ok(offset)
+    }
+
+    /// Bytes of all parts.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_aligned_and_an_overflow_is_an_error() {
+        let mut layout = Layout::default();
+        assert_eq!(layout.part(1).unwrap(), 0);
+        assert_eq!(layout.part(257).unwrap(), 256);
+        assert_eq!(layout.part(0).unwrap(), 768);
+        assert_eq!(layout.bytes(), 768);
+        assert_eq!(layout.part(usize::MAX).unwrap_err().kind(), ErrorKind::OutOfMemory);
+    }
+}

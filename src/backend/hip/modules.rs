@@ -1,0 +1,139 @@
+//! The kernel cache: a module for each family of kernels, loaded when the first of its kernels is asked for.
+
+use super::device::Device;
+use super::driver::Handle;
+use super::memory::Stream;
+use super::objects;
+use crate::{Error, ErrorKind, Result};
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The kernels of a device.
+pub(super) struct Modules {
+    device: Arc<Device>,
+    loaded: Mutex<HashMap<&'static str, Arc<Module>>>,
+}
+
+/// A loaded family.
+struct Module {
+    device: Arc<Device>,
+    module: Handle,
+}
+
+// SAFETY: the handle is a name that any thread may use.
+unsafe impl Send for Module {}
+// SAFETY: as above.
+unsafe impl Sync for Module {}
+
+impl Drop for Module {
+    fn drop(&mut self) {
+        // SAFETY: the module is unloaded only here; every kernel of it holds it, so none is used any more.
+        let unloaded = self.device.driver().and_then(|driver| unsafe { driver.unload_module(self.module) });
+        if let Err(e) = unloaded {
+            log::warn!("{e}");
+        }
+    }
+}
+
+/// A function of a module, and the threads of its blocks.
+#[derive(Clone)]
+pub(super) struct Kernel {
+    module: Arc<Module>,
+    function: Handle,
+    threads: u32,
+    name: Arc<str>,
+}
+
+// SAFETY: the handle is a name that any thread may use.
+unsafe impl Send for Kernel {}
+// SAFETY: as above.
+unsafe impl Sync for Kernel {}
+
+impl Modules {
+    pub(super) fn new(device: &Arc<Device>) -> Self {
+        Self { device: Arc::clone(device), loaded: Mutex::default() }
+    }
+
+    /// The kernel `name` of `family`, which runs in blocks of `threads` threads.
+    ///
+    /// # Errors
+    /// `Device` where there is no code for this device, or the driver does not take it.
+    pub(super) fn kernel(&self, family: &'static str, name: &str, threads: u32) -> Result<Kernel> {
+        let module = self.module(family)?;
+        let symbol = CString::new(name).map_err(|_| Error::new(ErrorKind::Device, "a kernel name with a zero byte"))?;
+        // SAFETY: the module is loaded.
+        let function = unsafe { self.device.driver()?.function(module.module, &symbol) }?;
+        Ok(Kernel { module, function, threads, name: name.into() })
+    }
+
+    fn module(&self, family: &'static str) -> Result<Arc<Module>> {
+        // Held while loading, so that no two threads load the same family.
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(module) = loaded.get(family) {
+            return Ok(Arc::clone(module));
+        }
+        let object =
+            objects::find(family, &self.device.arch).map_err(|reason| Error::new(ErrorKind::Device, reason))?;
+        // SAFETY: the code is embedded and checked when it was, or the user's, who vouches for it.
+        let module = unsafe { self.device.driver()?.load_module(&object.code) }.map_err(|e| {
+            Error::new(e.kind(), format!("the {family} kernels ({}) cannot be used: {e}", object.origin)).with_source(e)
+        })?;
+        log::debug!("{}: {family} kernels, {}", self.device.name, object.origin);
+        let module = Arc::new(Module { device: Arc::clone(&self.device), module });
+        loaded.insert(family, Arc::clone(&module));
+        Ok(module)
+    }
+}
+
+/// Arguments of a launch, in the order of the kernel's parameters.
+#[derive(Default)]
+pub(super) struct Args {
+    /// Each in the first bytes of a word: all parameters are pointers and numbers of 4 or 8 bytes.
+    words: Vec<u64>,
+}
+
+impl Args {
+    /// A pointer: 0 is null.
+    pub(super) fn ptr(mut self, address: u64) -> Self {
+        self.words.push(address);
+        self
+    }
+
+    pub(super) fn u64(mut self, value: usize) -> Self {
+        self.words.push(value as u64);
+        self
+    }
+
+    pub(super) fn u32(mut self, value: u32) -> Self {
+        self.push_4(value.to_ne_bytes());
+        self
+    }
+
+    pub(super) fn f32(mut self, value: f32) -> Self {
+        self.push_4(value.to_ne_bytes());
+        self
+    }
+
+    fn push_4(&mut self, [a, b, c, d]: [u8; 4]) {
+        self.words.push(u64::from_ne_bytes([a, b, c, d, 0, 0, 0, 0]));
+    }
+}
+
+impl Kernel {
+    /// Queues a launch. An empty grid is none.
+    ///
+    /// # Safety
+    /// The arguments are those of the kernel, and the memory that they point to is as large as the kernel expects for
+    /// this grid and stays allocated until the stream was waited for.
+    pub(super) unsafe fn launch(&self, stream: &Stream, grid: [u32; 3], mut args: Args) -> Result<()> {
+        if grid.contains(&0) {
+            return Ok(());
+        }
+        let mut pointers: Vec<*mut c_void> = args.words.iter_mut().map(|w| std::ptr::from_mut(w).cast()).collect();
+        let driver = self.module.device.driver()?;
+        // SAFETY: the caller's promise; the function is one of a loaded module.
+        unsafe { driver.launch(self.function, grid, self.threads, stream.handle(), &mut pointers) }
+            .map_err(|e| Error::new(e.kind(), format!("kernel {}: {e}", self.name)))
+    }
+}

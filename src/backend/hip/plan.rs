@@ -1,0 +1,236 @@
+//! Lowers a program to the launches of a pass: neighbours that one kernel can do are fused, and activations are
+//! quantized where they are produced.
+
+use crate::model::program::{Activation, AttentionInfo, Buf, Op, Program, Weight};
+use std::collections::HashMap;
+
+/// One or a few launches.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Step {
+    Embed {
+        table: Weight,
+        out: Buf,
+    },
+    Scale {
+        x: Buf,
+        by: f32,
+    },
+    /// `x += add`, then `out = norm(x)`, and the int8 form of `out` where `quantize` is set.
+    Norm {
+        x: Buf,
+        add: Option<Buf>,
+        weight: Weight,
+        eps: f32,
+        out: Buf,
+        quantize: bool,
+    },
+    HeadNorm {
+        x: Buf,
+        weight: Weight,
+        eps: f32,
+    },
+    /// Makes the int8 form of `x`.
+    Quantize {
+        x: Buf,
+    },
+    MatMul {
+        x: Buf,
+        weight: Weight,
+        bias: Option<Weight>,
+        out: Buf,
+    },
+    Rope {
+        x: Buf,
+        rope: usize,
+        head_dim: usize,
+    },
+    /// Stores keys and values; `turn` rotates these queries, and the keys on their way, by this embedding.
+    StoreKv {
+        layer: usize,
+        k: Buf,
+        v: Buf,
+        turn: Option<(Buf, usize)>,
+    },
+    Attention {
+        layer: usize,
+        q: Buf,
+        out: Buf,
+        info: AttentionInfo,
+    },
+    /// `gate = act(gate) * up`, and its int8 form where `quantize` is set.
+    Glu {
+        gate: Buf,
+        up: Buf,
+        act: Activation,
+        quantize: bool,
+    },
+    Add {
+        x: Buf,
+        y: Buf,
+    },
+    Softcap {
+        x: Buf,
+        cap: f32,
+    },
+    Gather {
+        x: Buf,
+        out: Buf,
+    },
+}
+
+/// The lowered program.
+#[derive(Debug, Clone)]
+pub(super) struct Plan {
+    pub(super) steps: Vec<Step>,
+    pub(super) logits: Buf,
+    /// For each buffer, whether its int8 form is used.
+    pub(super) quantized: Vec<bool>,
+}
+
+impl Plan {
+    pub(super) fn new(program: &Program) -> Self {
+        let mut lowering = Lowering { steps: Vec::new(), fresh: HashMap::new() };
+        let mut quantized = vec![false; program.buffers.len()];
+        let mut logits = Buf(0);
+        let mut ops = program.ops.as_slice();
+        while let Some((op, rest)) = ops.split_first() {
+            ops = rest;
+            match (op.clone(), rest) {
+                (
+                    Op::Rope { x: q, rope, .. },
+                    [Op::Rope { x: k, rope: other, .. }, Op::StoreKv { layer, k: stored, v }, rest @ ..],
+                ) if rope == *other && k == stored && q != *k && !is_read(rest, *k) => {
+                    lowering.write(q, Step::StoreKv { layer: *layer, k: *k, v: *v, turn: Some((q, rope)) });
+                    ops = rest;
+                }
+                (Op::Add { x, y }, [Op::RmsNorm { x: normed, weight, eps, out }, rest @ ..])
+                    if x == *normed && x != *out && y != *out =>
+                {
+                    lowering.fresh.remove(&x);
+                    let (weight, eps, out) = (*weight, *eps, *out);
+                    lowering.write(out, Step::Norm { x, add: Some(y), weight, eps, out, quantize: false });
+                    ops = rest;
+                }
+                (Op::Embed { table, out }, _) => lowering.write(out, Step::Embed { table, out }),
+                (Op::Scale { x, by }, _) => lowering.write(x, Step::Scale { x, by }),
+                (Op::RmsNorm { x, weight, eps, out }, _) => {
+                    lowering.write(out, Step::Norm { x, add: None, weight, eps, out, quantize: false });
+                }
+                (Op::HeadNorm { x, weight, eps }, _) => lowering.write(x, Step::HeadNorm { x, weight, eps }),
+                (Op::Rope { x, rope, head_dim }, _) => lowering.write(x, Step::Rope { x, rope, head_dim }),
+                (Op::StoreKv { layer, k, v }, _) => lowering.steps.push(Step::StoreKv { layer, k, v, turn: None }),
+                (Op::Attention { layer, q, out, info }, _) => {
+                    lowering.write(out, Step::Attention { layer, q, out, info });
+                }
+                (Op::Glu { gate, up, act }, _) => {
+                    lowering.write(gate, Step::Glu { gate, up, act, quantize: false });
+                }
+                (Op::Add { x, y }, _) => lowering.write(x, Step::Add { x, y }),
+                (Op::Softcap { x, cap }, _) => lowering.write(x, Step::Softcap { x, cap }),
+                (Op::Rows { x, out }, _) => lowering.write(out, Step::Gather { x, out }),
+                (Op::MatMul { x, weight, bias, out }, _) => {
+                    if program.weights.get(weight.0).is_some_and(|w| w.tensor.tensor_type().is_quantized()) {
+                        lowering.quantize(x);
+                        if let Some(used) = quantized.get_mut(x.0) {
+                            *used = true;
+                        }
+                    }
+                    lowering.write(out, Step::MatMul { x, weight, bias, out });
+                }
+                (Op::Logits { x }, _) => logits = x,
+            }
+        }
+        Self { steps: lowering.steps, logits, quantized }
+    }
+}
+
+/// Whether the operations read `buf` before they overwrite it.
+fn is_read(ops: &[Op], buf: Buf) -> bool {
+    for op in ops {
+        let (reads, overwrites) = match *op {
+            Op::Embed { out, .. } => (false, out == buf),
+            Op::RmsNorm { x, out, .. } | Op::MatMul { x, out, .. } | Op::Rows { x, out } => (x == buf, out == buf),
+            Op::Attention { q, out, .. } => (q == buf, out == buf),
+            Op::StoreKv { k, v, .. } => (k == buf || v == buf, false),
+            Op::Add { x, y } => (x == buf || y == buf, false),
+            Op::Glu { gate, up, .. } => (gate == buf || up == buf, false),
+            Op::Scale { x, .. }
+            | Op::HeadNorm { x, .. }
+            | Op::Rope { x, .. }
+            | Op::Softcap { x, .. }
+            | Op::Logits { x } => (x == buf, false),
+        };
+        if reads || overwrites {
+            return reads;
+        }
+    }
+    false
+}
+
+struct Lowering {
+    steps: Vec<Step>,
+    /// For each buffer the step that wrote it last, and whether its int8 form is up to date.
+    fresh: HashMap<Buf, (usize, bool)>,
+}
+
+impl Lowering {
+    /// Appends a step that writes `out`.
+    fn write(&mut self, out: Buf, step: Step) {
+        self.fresh.insert(out, (self.steps.len(), false));
+        self.steps.push(step);
+    }
+
+    /// Sees to it that the int8 form of `x` is there: by the step that wrote it where that can, else by one of its own.
+    fn quantize(&mut self, x: Buf) {
+        let (writer, done) = self.fresh.get(&x).copied().unwrap_or((usize::MAX, false));
+        if done {
+            return;
+        }
+        match self.steps.get_mut(writer) {
+            Some(Step::Norm { quantize, .. } | Step::Glu { quantize, .. }) => *quantize = true,
+            _ => self.steps.push(Step::Quantize { x }),
+        }
+        self.fresh.insert(x, (writer, true));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn program(ops: Vec<Op>) -> Program {
+        Program {
+            name: String::new(),
+            buffers: Vec::new(),
+            weights: Vec::new(),
+            ropes: Vec::new(),
+            kv: Vec::new(),
+            ops,
+            vocab: 0,
+        }
+    }
+
+    #[test]
+    fn a_sum_and_its_norm_are_one_step_where_both_results_survive() {
+        let (x, y, h) = (Buf(0), Buf(1), Buf(2));
+        let norm = |out| Op::RmsNorm { x, weight: Weight(0), eps: 1e-5, out };
+        let steps = |out| Plan::new(&program(vec![Op::Add { x, y }, norm(out)])).steps.len();
+        assert_eq!((steps(h), steps(x), steps(y)), (1, 2, 2));
+    }
+
+    #[test]
+    fn keys_are_rotated_on_their_way_only_where_nobody_reads_them_later() {
+        let (q, k, v) = (Buf(0), Buf(1), Buf(2));
+        let rope = |x, rope| Op::Rope { x, rope, head_dim: 8 };
+        let store = Op::StoreKv { layer: 0, k, v };
+        let turned = |ops: &[Op]| {
+            let steps = Plan::new(&program(ops.to_vec())).steps;
+            matches!(steps.first(), Some(Step::StoreKv { turn: Some(_), .. }))
+        };
+        assert!(turned(&[rope(q, 0), rope(k, 0), store.clone()]));
+        assert!(!turned(&[rope(q, 0), rope(k, 1), store.clone()]));
+        assert!(!turned(&[rope(q, 0), rope(k, 0), store.clone(), Op::Add { x: v, y: k }]));
+        let overwrite = Op::Embed { table: Weight(0), out: k };
+        assert!(turned(&[rope(q, 0), rope(k, 0), store, overwrite, Op::Add { x: v, y: k }]));
+    }
+}
