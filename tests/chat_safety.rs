@@ -274,12 +274,24 @@ fn templates_that_do_not_end_are_stopped() {
 
 #[test]
 fn templates_that_overflow_or_panic_are_errors() {
-    // Nested values are dropped by recursion.
-    let deep =
-        "{% set ns = namespace(x=[]) %}{% for a in range(99999) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x|length }}";
-    assert_eq!(render(deep, &[]).text(), "1");
-    assert!(error(&deep.replace("|length", "")).contains("nests too deeply"));
-    assert!(error(&deep.replace("|length", "|tojson")).contains("nests too deeply"));
+    // minijinja drops, compares and prints nested values by recursion, and here they nest as deeply as the fuel allows.
+    let (open, close) = ("[".repeat(50), "]".repeat(50));
+    let deep = |levels: usize, end: &str| {
+        format!(
+            "{{% set ns = namespace(x=[], y=[]) %}}{{% for a in range({}) %}}{{% set ns.x = {open}ns.x{close} %}}{end}",
+            levels / 50
+        )
+    };
+    assert_eq!(render(&deep(170_000, "{% endfor %}{{ ns.x|length }}"), &[]).text(), "1");
+    assert_eq!(render(&deep(170_000, "{% endfor %}{{ (ns.x ~ '')|length }}"), &[]).text(), "340002");
+    assert_eq!(
+        render(&deep(85_000, "{% set ns.y = [ns.x, ns.x] %}{% endfor %}{{ ns.y|sort|length }}"), &[]).text(),
+        "2"
+    );
+    let copies = format!("{{% set ns.y = {open}ns.y{close} %}}{{% endfor %}}{{{{ ns.x == ns.y }}}}");
+    assert_eq!(render(&deep(85_000, &copies), &[]).text(), "True");
+    assert!(error(&deep(170_000, "{% endfor %}{{ ns.x }}")).contains("nests too deeply"));
+    assert!(error(&deep(170_000, "{% endfor %}{{ ns.x|tojson }}")).contains("nests too deeply"));
     for wide in [
         "'%999999999d'|format(1)",
         "'{:999999999}'.format(1)",

@@ -16,10 +16,20 @@ use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Instructions that a rendering may take. The costliest template in use takes some 500 for a message.
-const FUEL: u64 = 1_000_000;
-/// The stack of the rendering thread. Only what is touched takes memory.
-const STACK: usize = 256 << 20;
+/// Instructions that every rendering may take, and that each message and each byte of the tools add. Templates in use take
+/// up to 250 for a message; one looks back from each message over all others, for which the square is there.
+const FUEL: u64 = 200_000;
+const FUEL_PER_MESSAGE: u64 = 2_000;
+const FUEL_PER_MESSAGE_SQUARED: u64 = 2;
+const FUEL_PER_TOOL_BYTE: u64 = 20;
+const MAX_FUEL: u64 = 4_000_000;
+/// Stack of the rendering thread for each instruction, in bytes: a value can nest a level deeper with one instruction, and
+/// what recurses most to drop, compare or print it took 550 bytes for a level, or 2200 without optimization. Only what is
+/// touched takes memory.
+const STACK_PER_INSTRUCTION: u64 = if cfg!(debug_assertions) { 2560 } else { 640 };
+/// Bytes of output that every rendering may have, and that each byte of input adds.
+const OUTPUT: usize = 4 << 20;
+const OUTPUT_PER_BYTE: usize = 16;
 /// The longest template that is accepted, in bytes. The longest in use have about 30,000.
 const MAX_SOURCE: usize = 1 << 20;
 /// The largest number of rows and blanks that a filter may be asked for.
@@ -28,6 +38,25 @@ const MAX_COUNT: usize = 10_000;
 pub(super) const MAX_WRITTEN: usize = 64 << 20;
 /// Where the time for `strftime_now` is kept; no template can spell this name.
 const NOW: &str = "now, in seconds";
+
+/// What a rendering may cost.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    fuel: u64,
+    max_output: usize,
+}
+
+impl Limits {
+    /// The limits for an input of so many messages, and so many bytes, of which the tools have `tool_bytes`.
+    pub fn new(messages: usize, bytes: usize, tool_bytes: usize) -> Self {
+        let (messages, tool_bytes) = (messages as u64, tool_bytes as u64);
+        let squared = messages.saturating_mul(messages).saturating_mul(FUEL_PER_MESSAGE_SQUARED);
+        let linear =
+            messages.saturating_mul(FUEL_PER_MESSAGE).saturating_add(tool_bytes.saturating_mul(FUEL_PER_TOOL_BYTE));
+        let fuel = FUEL.saturating_add(squared).saturating_add(linear).min(MAX_FUEL);
+        Self { fuel, max_output: OUTPUT.saturating_add(bytes.saturating_mul(OUTPUT_PER_BYTE)) }
+    }
+}
 
 /// Templates under names, parsed.
 #[derive(Debug)]
@@ -41,7 +70,6 @@ impl Engine {
         let mut env = Environment::new();
         env.set_trim_blocks(true);
         env.set_lstrip_blocks(true);
-        env.set_fuel(Some(FUEL));
         env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         env.set_unknown_method_callback(python::method);
         env.set_formatter(format);
@@ -84,34 +112,37 @@ impl Engine {
                 return Err(Error::new(ErrorKind::Template, message));
             }
             let source = without_generation_tags(source);
-            env.add_template_owned(*name, source).map_err(|error| describe(&error, 0))?;
+            env.add_template_owned(*name, source).map_err(|error| describe(&error, Limits::new(0, 0, 0)))?;
         }
         Ok(Self { env })
     }
 
-    /// Renders a template with `variables`; `max_output` bounds the output in bytes.
+    /// Renders a template with `variables`.
     pub fn render(
         &self,
         name: &str,
         mut variables: Vec<(String, Value)>,
         now: SystemTime,
-        max_output: usize,
+        limits: Limits,
     ) -> Result<String> {
+        let mut env = self.env.clone();
+        env.set_fuel(Some(limits.fuel));
         let seconds = match now.duration_since(UNIX_EPOCH) {
             Ok(after) => i64::try_from(after.as_secs()).unwrap_or(i64::MAX),
             Err(before) => i64::try_from(before.duration().as_secs()).map_or(i64::MIN, |seconds| -seconds),
         };
         variables.push((NOW.to_string(), Value::from(seconds)));
         let render = move || {
-            let template = self.env.get_template(name).map_err(|error| describe(&error, max_output))?;
+            let template = env.get_template(name).map_err(|error| describe(&error, limits))?;
             let variables: Value = variables.into_iter().collect();
-            let mut output = BoundedOutput { bytes: Vec::new(), max: max_output };
-            template.render_captured_to(variables, &mut output).map_err(|error| describe(&error, max_output))?;
+            let mut output = BoundedOutput { bytes: Vec::new(), max: limits.max_output };
+            template.render_captured_to(variables, &mut output).map_err(|error| describe(&error, limits))?;
             String::from_utf8(output.bytes)
                 .map_err(|_| Error::new(ErrorKind::Template, "the chat template wrote no UTF-8"))
         };
         std::thread::scope(|scope| {
-            let thread = std::thread::Builder::new().name("chat template".to_string()).stack_size(STACK);
+            let stack = usize::try_from(limits.fuel * STACK_PER_INSTRUCTION).unwrap_or(usize::MAX);
+            let thread = std::thread::Builder::new().name("chat template".to_string()).stack_size(stack);
             let thread = thread
                 .spawn_scoped(scope, render)
                 .map_err(|error| Error::io("cannot start a thread for the chat template", error))?;
@@ -285,7 +316,7 @@ fn without_generation_tags(source: &str) -> String {
 }
 
 /// The error for a caller.
-fn describe(error: &minijinja::Error, max_output: usize) -> Error {
+fn describe(error: &minijinja::Error, limits: Limits) -> Error {
     let line = error.line().map(|line| format!("line {line} of ")).unwrap_or_default();
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     let mut innermost = error;
@@ -301,10 +332,10 @@ fn describe(error: &minijinja::Error, max_output: usize) -> Error {
     }
     let message = match innermost.kind() {
         minijinja::ErrorKind::OutOfFuel => {
-            format!("{line}the chat template was stopped: it takes more than {FUEL} instructions")
+            format!("{line}the chat template was stopped: it takes more than {} instructions", limits.fuel)
         }
         minijinja::ErrorKind::WriteFailure => {
-            format!("the chat template was stopped: it writes more than {max_output} bytes")
+            format!("the chat template was stopped: it writes more than {} bytes", limits.max_output)
         }
         _ => format!(
             "{line}the chat template does not work: {innermost}; give a template of your own with ChatTemplate::parse"

@@ -61,7 +61,7 @@ pub struct ToolCall {
     pub id: Option<String>,
     /// The tool's name.
     pub name: String,
-    /// The arguments, as a rule an object.
+    /// The arguments, as a rule an object. A few templates want the text of it instead, as a [`Json::String`].
     pub arguments: Json,
 }
 

@@ -50,16 +50,13 @@ pub use special::SpecialTokens;
 
 use crate::Result;
 use crate::gguf::Metadata;
-use engine::Engine;
+use engine::{Engine, Limits};
 use marks::{Density, Marker, Unmarked};
 use minijinja::Value;
 use prompt::ControlTokens;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-/// Bytes of output that every rendering may have, and that each byte of input adds.
-const OUTPUT: usize = 4 << 20;
-const OUTPUT_PER_BYTE: usize = 16;
 /// The names of the templates in the engine.
 const MAIN: &str = "chat template";
 const TOOL_USE: &str = "chat template for tools";
@@ -87,7 +84,7 @@ struct Marked {
     mark: char,
     /// How many marks there are.
     count: usize,
-    max_output: usize,
+    limits: Limits,
 }
 
 impl ChatTemplate {
@@ -181,22 +178,23 @@ impl ChatTemplate {
     /// A conversation with marks of one density.
     fn prepare(&self, messages: &[Message], options: &ChatOptions, density: Density) -> Result<Marked> {
         let inner = &self.inner;
-        let data =
-            || options.tools.iter().chain(options.variables.iter().map(|(_, value)| value)).flat_map(tojson::texts);
-        let texts = || messages.iter().flat_map(Message::texts).chain(data());
-        let input = inner.source.len() + 64 * messages.len() + texts().map(str::len).sum::<usize>();
+        let length = |texts: &[&str]| texts.iter().map(|text| text.len()).sum::<usize>();
+        let tools: Vec<&str> = options.tools.iter().flat_map(tojson::texts).collect();
+        let mut texts = tools.clone();
+        texts.extend(options.variables.iter().flat_map(|(_, value)| tojson::texts(value)));
+        texts.extend(messages.iter().flat_map(Message::texts));
+        let limits = Limits::new(messages.len(), inner.source.len() + length(&texts), length(&tools));
         let trusted = inner.tokens.all().chain([inner.source.as_str()]);
-        let mut marker = Marker::new(&inner.control, density, texts().chain(trusted))?;
+        let mut marker = Marker::new(&inner.control, density, texts.into_iter().chain(trusted))?;
         let variables = self.variables(messages, options, &mut marker);
-        let max_output = OUTPUT + OUTPUT_PER_BYTE * input;
-        Ok(Marked { variables, mark: marker.mark(), count: marker.count(), max_output })
+        Ok(Marked { variables, mark: marker.mark(), count: marker.count(), limits })
     }
 
     fn run(&self, marked: Marked, options: &ChatOptions) -> Result<Unmarked> {
         let inner = &self.inner;
         let name = if inner.has_tool_use && !options.tools.is_empty() { TOOL_USE } else { MAIN };
         let now = options.now.unwrap_or(SystemTime::UNIX_EPOCH);
-        let rendered = inner.engine.render(name, marked.variables, now, marked.max_output)?;
+        let rendered = inner.engine.render(name, marked.variables, now, marked.limits)?;
         Ok(Unmarked::new(&rendered, marked.mark))
     }
 
