@@ -167,7 +167,9 @@ impl fmt::Display for DeviceReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "runs on {} ({})", self.chosen.device, self.chosen.name)?;
         for d in &self.refused {
-            write!(f, "; not on {} ({}): {}", d.device, d.name, d.unusable.as_deref().unwrap_or("not chosen"))?;
+            // The first clause of the reason makes the point; `devices` has all of it.
+            let reason = d.unusable.as_deref().unwrap_or("not chosen").split([';', '(']).next().unwrap_or_default();
+            write!(f, "; not on {} ({}): {}", d.device, d.name, reason.trim())?;
         }
         Ok(())
     }
