@@ -7,14 +7,16 @@
 // attend_decode_<type>_<n>: for few queries, and for any number of them. A block takes one token, n query heads that
 //   share a key-value head (n = 1, 4, 8; the heads of a group that are left over are not stored) and one of `splits`
 //   parts of the positions (split-K; Dao et al., Flash-Decoding, 2023). k_dim and v_dim are at most 512.
-//   Grid (kv_heads * ceil(group / n), tokens, splits). With splits 1 it writes `out`, otherwise `partials`
-//   [tokens][heads][splits][v_dim + 2] f32, which attend_combine(partials, out, heads, v_dim, splits), grid (heads,
-//   tokens), combines.
+//   Grid (kv_heads * ceil(group / n), tokens, splits). With `partials` null and splits 1 it writes `out`, otherwise
+//   `partials` [tokens][heads][splits][v_dim + 2] f32, which attend_combine(partials, out, out_q, groups, heads, v_dim,
+//   splits), grid (heads, tokens), combines: to `out` and, quantized as in activations.h, to `out_q` and `groups` where
+//   not null; v_dim is then a multiple of 32.
 //
 // attend_prompt_<type>_<n>: for many queries of a sequence. A block takes a tile of 32 queries: `heads_in_tile` =
 //   min(group, 32) heads of up to 32 / heads_in_tile consecutive tokens, whose first and number are in `tiles` [..][2].
 //   v_dim is at most 32 * n, n = 2, 4, 8. Grid (tiles, kv_heads * ceil(group / heads_in_tile)).
 
+#include "activations.h"
 #include "kv.h"
 
 #define LOG2_E 1.44269504f
@@ -150,7 +152,7 @@ DEVICE void attend_decode(const f32 *q, const u8 *pool, const u32 *table, const 
     f32 value = 0.0f;
     for (u32 s = 0; s < subgroups; s++) value += memory[(s * N + n) * v_padded + d];
     u64 head = (u64)token * shape.heads + first_head + n;
-    if (splits == 1) {
+    if (!partials) {
       out[head * shape.v_dim + d] = value / sums[n];
     } else {
       f32 *partial = partials + (head * splits + split) * (shape.v_dim + 2);
@@ -160,20 +162,26 @@ DEVICE void attend_decode(const f32 *q, const u8 *pool, const u32 *table, const 
   }
 }
 
-KERNEL(attend_combine, DECODE_THREADS, (const f32 *partials, f32 *out, u32 heads, u32 v_dim, u32 splits)) {
+KERNEL(attend_combine, DECODE_THREADS,
+       (const f32 *partials, f32 *out, i8 *out_q, u32 *groups, u32 heads, u32 v_dim, u32 splits)) {
   u64 head = (u64)block_y() * heads + block_x();
   u32 stride = v_dim + 2;
   const f32 *parts = partials + head * splits * stride;
   f32 max = LOWEST;
   for (u32 s = 0; s < splits; s++) max = larger(parts[s * stride], max);
-  for (u32 d = thread_x(); d < v_dim; d += DECODE_THREADS) {
+  // Whole waves go on, for the sake of the quantization.
+  for (u32 first = 0; first < v_dim; first += DECODE_THREADS) {
+    u32 d = first + thread_x();
+    bool active = d < v_dim;
     f32 sum = 0.0f, value = 0.0f;
     for (u32 s = 0; s < splits; s++) {
       f32 weight = exp2_fast(parts[s * stride] - max);
       sum = mul_add(weight, parts[s * stride + 1], sum);
-      value = mul_add(weight, parts[s * stride + 2 + d], value);
+      value = mul_add(weight, active ? parts[s * stride + 2 + d] : 0.0f, value);
     }
-    out[head * v_dim + d] = value / sum;
+    value /= sum;
+    if (active) out[head * v_dim + d] = value;
+    if (out_q) store_quantized(value, head * v_dim + d, active, out_q, groups);
   }
 }
 

@@ -63,10 +63,13 @@ typedef u32 u32_alias __attribute__((may_alias));
 #define UNROLL
 #define UNROLL_BY(n)
 // KERNEL(name, threads of a block, (parameters)) { body }
+// KERNEL_FOR_BLOCKS(name, threads of a block, blocks, (parameters)) { body }: so many blocks share a compute unit, and
+// registers need not suffice for more. Without that NVIDIA's assembler saves registers and waits for each load.
 #define KERNEL(name, threads, parameters)                                                                              \
   extern "C" void name parameters;                                                                                     \
   static sim::Registration registration_of_##name(#name, threads, &name);                                              \
   extern "C" void name parameters
+#define KERNEL_FOR_BLOCKS(name, threads, blocks, parameters) KERNEL(name, threads, parameters)
 #else
 #define DEVICE static __attribute__((device, always_inline)) inline
 #define MEMBER __attribute__((device, always_inline)) inline
@@ -78,9 +81,12 @@ typedef u32 u32_alias __attribute__((may_alias));
 #if GPU_AMD
 #define KERNEL(name, threads, parameters)                                                                              \
   extern "C" __attribute__((global, amdgpu_flat_work_group_size(threads, threads))) void name parameters
+#define KERNEL_FOR_BLOCKS(name, threads, blocks, parameters) KERNEL(name, threads, parameters)
 #else
 #define KERNEL(name, threads, parameters)                                                                              \
   extern "C" __attribute__((global, launch_bounds(threads))) void name parameters
+#define KERNEL_FOR_BLOCKS(name, threads, blocks, parameters)                                                           \
+  extern "C" __attribute__((global, launch_bounds(threads, blocks))) void name parameters
 #endif
 #endif
 

@@ -110,6 +110,11 @@ impl Device {
         Ok(Arc::new(device))
     }
 
+    /// Whether the driver can capture passes.
+    pub(super) fn has_graphs(&self) -> bool {
+        self.driver.graphs().is_some()
+    }
+
     /// The driver, with this device bound to the calling thread.
     pub(super) fn driver(&self) -> Result<&Driver> {
         self.driver.bind(self.number, self.context)?;

@@ -7,10 +7,12 @@
 pub(crate) mod device;
 mod driver;
 mod exec;
+mod graph;
 mod inputs;
 mod memory;
 mod modules;
 mod objects;
+mod pass;
 mod plan;
 mod pool;
 mod prepare;

@@ -3,7 +3,7 @@
 use super::device::Device;
 use super::memory::Layout;
 use super::modules::{Kernel, Modules};
-use super::plan::{Plan, Step};
+use super::plan::{Plan, Product, Step};
 use super::{MOST_OUTPUTS, MOST_TOKENS};
 use crate::backend::KvType;
 use crate::model::program::{Activation, AttentionInfo, Buf, Program, RowKind, Weight};
@@ -20,10 +20,16 @@ const TILE: usize = 32;
 /// The kernels of a step.
 pub(super) enum Kernels {
     One(Kernel),
-    /// A product, for each of [`MATVEC_COLUMNS`] and for more.
+    /// Products with the same activations: all of them for each of [`MATVEC_COLUMNS`], and each for more.
     MatMul {
         few: Vec<Kernel>,
-        many: Kernel,
+        many: Vec<Kernel>,
+    },
+    /// A gated unit: as a whole, and as the gate's product, the other one and what is made of them.
+    GatedMatMul {
+        few: Vec<Kernel>,
+        many: [Kernel; 2],
+        glu: Kernel,
     },
     Attention(Attention),
 }
@@ -32,6 +38,8 @@ pub(super) enum Kernels {
 pub(super) struct Attention {
     pub(super) decode: Kernel,
     pub(super) combine: Kernel,
+    /// For results that are needed as integers and do not come from `combine`.
+    pub(super) quantize: Kernel,
     /// For many queries, where heads are narrow enough.
     pub(super) prompt: Option<Kernel>,
     /// Query heads that share a key-value head.
@@ -73,25 +81,50 @@ impl Finder<'_> {
         match step {
             Step::Embed { table, .. } => one("dequant", &format!("dequant_rows_{}", self.type_name(*table)), 128),
             Step::Scale { .. } => one("elementwise", "scale", 256),
-            Step::Norm { .. } => one("norm", "rms_norm", 256),
+            Step::Norm { .. } => one("norm", "rms_norm", 1024),
             Step::HeadNorm { .. } => one("norm", "head_norm", 4 * self.wave),
             Step::Quantize { .. } => one("quantize", "quantize_q8", 256),
-            Step::MatMul { weight, .. } => {
-                let ty = self.type_name(*weight);
-                let kernel = |n: &usize| self.modules.kernel("matvec", &format!("matvec_{ty}_{n}"), 4 * self.wave);
-                let few = MATVEC_COLUMNS.iter().map(kernel).collect::<Result<_>>()?;
-                let many = self.modules.kernel("matmul", &format!("matmul_{ty}"), 256)?;
-                Ok(Kernels::MatMul { few, many })
+            Step::MatMul { products, .. } => {
+                let first = products.first().map_or(String::new(), |p| self.type_name(p.weight));
+                let name = match products.last().map(|p| self.type_name(p.weight)) {
+                    _ if products.len() == 1 => first,
+                    Some(last) if last != first => format!("three_{first}_{last}"),
+                    _ => format!("three_{first}"),
+                };
+                let few = self.few(&name, 4)?;
+                Ok(Kernels::MatMul { few, many: products.iter().map(|p| self.many(p)).collect::<Result<_>>()? })
             }
+            Step::GatedMatMul { gate, up, act, .. } => Ok(Kernels::GatedMatMul {
+                few: self.few(&format!("glu_{}", self.type_name(gate.weight)), 8)?,
+                many: [self.many(gate)?, self.many(up)?],
+                glu: self.glu(*act)?,
+            }),
             Step::Rope { .. } => one("rope", "rope", 64),
             Step::StoreKv { .. } => one("rope", &format!("store_kv_{}", self.kv_name()?), 64),
             Step::Attention { info, .. } => Ok(Kernels::Attention(self.attention(info)?)),
-            Step::Glu { act: Activation::Silu, .. } => one("elementwise", "glu_silu", 256),
-            Step::Glu { act: Activation::Gelu, .. } => one("elementwise", "glu_gelu", 256),
+            Step::Glu { act, .. } => Ok(Kernels::One(self.glu(*act)?)),
             Step::Add { .. } => one("elementwise", "add", 256),
             Step::Softcap { .. } => one("elementwise", "softcap", 256),
             Step::Gather { .. } => one("elementwise", "gather_rows", 256),
         }
+    }
+
+    /// `matvec_<name>` for each number of columns, in blocks of so many waves.
+    fn few(&self, name: &str, waves: u32) -> Result<Vec<Kernel>> {
+        let kernel = |n: &usize| self.modules.kernel("matvec", &format!("matvec_{name}_{n}"), waves * self.wave);
+        MATVEC_COLUMNS.iter().map(kernel).collect()
+    }
+
+    fn many(&self, product: &Product) -> Result<Kernel> {
+        self.modules.kernel("matmul", &format!("matmul_{}", self.type_name(product.weight)), 256)
+    }
+
+    fn glu(&self, act: Activation) -> Result<Kernel> {
+        let name = match act {
+            Activation::Silu => "glu_silu",
+            Activation::Gelu => "glu_gelu",
+        };
+        self.modules.kernel("elementwise", name, 256)
     }
 
     fn attention(&self, info: &AttentionInfo) -> Result<Attention> {
@@ -117,6 +150,7 @@ impl Finder<'_> {
         Ok(Attention {
             decode: self.modules.kernel("attention", &decode, 128)?,
             combine: self.modules.kernel("attention", "attend_combine", 128)?,
+            quantize: self.modules.kernel("quantize", "quantize_q8", 256)?,
             prompt,
             group,
             heads_per_block,

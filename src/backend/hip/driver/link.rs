@@ -1,6 +1,7 @@
 //! The feature `link-hip`: the functions that the linker finds, by the bindings of `hip-runtime-sys`. That it compiles
 //! proves that the signatures of the table are those of HIP's headers.
 
+use super::graph::GraphFunctions;
 use super::{Functions, HipFunctions, Status};
 use hip_runtime_sys as hip;
 use std::ffi::{c_char, c_int, c_uint, c_void};
@@ -58,6 +59,18 @@ pub(super) fn hip_functions() -> HipFunctions {
     linked!(HipFunctions {
         set_device: hipSetDevice(c_int);
         properties: hipGetDeviceProperties(*mut hip::hipDeviceProp_t, c_int);
+    })
+}
+
+pub(super) fn graph_functions() -> GraphFunctions {
+    linked!(GraphFunctions {
+        begin_capture: hipStreamBeginCapture(hip::hipStream_t, hip::hipStreamCaptureMode);
+        end_capture: hipStreamEndCapture(hip::hipStream_t, *mut hip::hipGraph_t);
+        instantiate: hipGraphInstantiate(
+            *mut hip::hipGraphExec_t, hip::hipGraph_t, *mut hip::hipGraphNode_t, *mut c_char, usize);
+        launch: hipGraphLaunch(hip::hipGraphExec_t, hip::hipStream_t);
+        destroy_executable: hipGraphExecDestroy(hip::hipGraphExec_t);
+        destroy: hipGraphDestroy(hip::hipGraph_t);
     })
 }
 
