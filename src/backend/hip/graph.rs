@@ -99,8 +99,12 @@ impl Graphs {
                 return Err(e);
             }
         };
-        // SAFETY: the graph was just made; what it was made into does not need it any more.
-        let made = unsafe { graphs.instantiate(graph).and_then(|made| graphs.destroy(graph).map(|()| made)) };
+        // SAFETY: the graph was just made.
+        let made = unsafe { graphs.instantiate(graph) };
+        // SAFETY: what was made of it does not need it any more.
+        if let Err(e) = unsafe { graphs.destroy(graph) } {
+            log::warn!("{e}");
+        }
         Ok(Graph { device: Arc::clone(&self.device), executable: made? })
     }
 }
