@@ -159,9 +159,13 @@ DEVICE f32 absolute(f32 x) { return f32_of(bits_of(x) & 0x7fffffffu); }
 DEVICE f32 square_root(f32 x) { return __builtin_sqrtf(x); }
 DEVICE f64 round_toward_infinity(f64 x) { return __builtin_ceil(x); }
 
-// 2^x with a relative error of about 1e-7; 0 where the result is below the normal range.
+// 2^x with a relative error of about 1e-7; 0 where the result is below the normal range, or that result.
 #if GPU_AMD
+#if __has_builtin(__builtin_amdgcn_exp2f)
 DEVICE f32 exp2_fast(f32 x) { return __builtin_amdgcn_exp2f(x); }
+#else
+DEVICE f32 exp2_fast(f32 x) { return __builtin_exp2f(x); } // hipRTC before ROCm 6
+#endif
 #elif GPU_NVIDIA
 DEVICE f32 exp2_fast(f32 x) { return __nvvm_ex2_approx_ftz_f(x); }
 #else

@@ -29,6 +29,8 @@ pub(super) type Handle = *mut c_void;
 const OUT_OF_MEMORY: Status = 2;
 /// `hipErrorNoDevice` and `CUDA_ERROR_NO_DEVICE`.
 const NO_DEVICE: Status = 100;
+/// `hipErrorInvalidDevice` and `CUDA_ERROR_INVALID_DEVICE`: what HIP 5 says of itself where there is no device.
+const INVALID_DEVICE: Status = 101;
 
 /// Declares a table of driver functions, and how to fill it from a library.
 macro_rules! table {
@@ -239,7 +241,7 @@ impl Driver {
             functions: link::functions(),
             vendor: Vendor::Hip(link::hip_functions()),
             graphs: Some(link::graph_functions()),
-            name: "libamdhip64, linked".to_owned(),
+            name: "the linked libamdhip64".to_owned(),
             _library: std::mem::ManuallyDrop::new(None),
         }
     }
@@ -276,7 +278,7 @@ impl Driver {
             0 => unsafe { (self.functions.device_count)(&mut count) },
             failed => failed,
         };
-        if status == NO_DEVICE {
+        if status == NO_DEVICE || status == INVALID_DEVICE {
             return Ok(0);
         }
         self.check(status, "cannot start the GPU driver")?;
