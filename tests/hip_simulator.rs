@@ -6,6 +6,8 @@
 #![cfg(unix)]
 
 mod common;
+#[path = "hip_simulator/sampling.rs"]
+mod sampling;
 
 use common::{Random, Tiny, simulator};
 use std::path::{Path, PathBuf};
@@ -225,6 +227,12 @@ impl Faults {
     fn calls(&self, kind: usize) -> u64 {
         // SAFETY: as above.
         unsafe { self.0.get::<extern "C" fn(i32) -> u64>(b"wavelm_sim_calls").unwrap()(kind as i32) }
+    }
+
+    /// Bytes that were copied to the host so far.
+    fn downloaded(&self) -> u64 {
+        // SAFETY: as above.
+        unsafe { self.0.get::<extern "C" fn() -> u64>(b"wavelm_sim_downloaded").unwrap()() }
     }
 
     /// Allocations, modules, streams and events that exist.

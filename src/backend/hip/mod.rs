@@ -14,6 +14,7 @@ mod objects;
 mod plan;
 mod pool;
 mod prepare;
+mod sampling;
 mod weights;
 
 use super::kv::KvPool;
@@ -21,11 +22,13 @@ use super::{Backend, Batch, Canceller, KvType, Limits, Logits};
 use crate::gguf::Gguf;
 use crate::model::Precision;
 use crate::model::program::Program;
+use crate::sampler::{Choice, SamplerState};
 use crate::{Error, ErrorKind, Result};
 use device::Device;
 use exec::Executor;
 use memory::{DeviceBuffer, HostBuffer};
 use pool::Pages;
+use sampling::{DrawMemory, Sampling};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Tokens in a pass at most.
@@ -50,6 +53,7 @@ pub(crate) struct HipBackend {
     pages: Pages,
     pool: Arc<KvPool>,
     executor: Arc<Mutex<Executor>>,
+    sampling: Arc<Sampling>,
     /// Memory for logits that nobody holds at the moment.
     idle: Arc<Mutex<Vec<Rows>>>,
 }
@@ -64,6 +68,7 @@ impl HipBackend {
             return Err(Error::unsupported("the reference precision is computed on the CPU alone"));
         }
         let device = device::open(options.gpu)?;
+        let sampling = Arc::new(Sampling::new(&device, program.vocab)?);
         let executor = Executor::new(&device, gguf, &program, options.kv_type)?;
         let pages = Pages::new(&device, executor.page_bytes())?;
         Ok(Self {
@@ -73,6 +78,7 @@ impl HipBackend {
             pool: KvPool::new(Box::new(pages.clone())),
             pages,
             executor: Arc::new(Mutex::new(executor)),
+            sampling,
             idle: Arc::default(),
             device,
         })
@@ -84,10 +90,7 @@ impl HipBackend {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         match idle {
             Some(idle) if idle.memory.bytes() >= bytes => Ok(idle),
-            _ => Ok(Rows {
-                memory: DeviceBuffer::new(&self.device, bytes, "logits")?,
-                row: HostBuffer::new(&self.device, self.columns.saturating_mul(4))?,
-            }),
+            _ => Ok(Rows { memory: DeviceBuffer::new(&self.device, bytes, "logits")?, row: None, draw: None }),
         }
     }
 }
@@ -119,7 +122,9 @@ impl Backend for HipBackend {
         };
         // Returned to the idle ones when dropped, also after an error.
         let logits = HipLogits {
+            device: Arc::clone(&self.device),
             executor: Arc::clone(&self.executor),
+            sampling: Arc::clone(&self.sampling),
             idle: Arc::clone(&self.idle),
             rows: Some(rows),
             outputs,
@@ -129,15 +134,19 @@ impl Backend for HipBackend {
     }
 }
 
-/// Rows of logits on the device, and a place on the host for one.
+/// Rows of logits on the device, and what was needed so far to draw tokens from them.
 struct Rows {
     memory: DeviceBuffer,
-    row: HostBuffer,
+    /// A place on the host for one.
+    row: Option<HostBuffer>,
+    draw: Option<DrawMemory>,
 }
 
 /// The logits of a pass.
 struct HipLogits {
+    device: Arc<Device>,
     executor: Arc<Mutex<Executor>>,
+    sampling: Arc<Sampling>,
     idle: Arc<Mutex<Vec<Rows>>>,
     /// `None` only while it is dropped.
     rows: Option<Rows>,
@@ -145,15 +154,44 @@ struct HipLogits {
     columns: usize,
 }
 
+impl HipLogits {
+    /// The memory, if it has this row.
+    fn rows(&mut self, row: usize) -> Result<&mut Rows> {
+        let unknown = || Error::invalid_input(format!("row {row} of logits was not asked for"));
+        self.rows.as_mut().filter(|_| row < self.outputs).ok_or_else(unknown)
+    }
+}
+
 impl Logits for HipLogits {
     fn row(&mut self, row: usize) -> Result<&[f32]> {
-        let unknown = || Error::invalid_input(format!("row {row} of logits was not asked for"));
-        let rows = self.rows.as_mut().filter(|_| row < self.outputs).ok_or_else(unknown)?;
-        let bytes = self.columns * 4;
-        let executor = self.executor.lock().unwrap_or_else(PoisonError::into_inner);
-        executor.stream().download(&rows.memory, row * bytes, &mut rows.row, bytes)?;
-        let values = rows.row.as_slice().get(..bytes).and_then(|bytes| bytemuck::try_cast_slice(bytes).ok());
+        let (bytes, device, executor) = (self.columns * 4, Arc::clone(&self.device), Arc::clone(&self.executor));
+        let Rows { memory, row: place, .. } = self.rows(row)?;
+        if place.is_none() {
+            *place = Some(HostBuffer::new(&device, bytes)?);
+        }
+        let bug = || Error::new(ErrorKind::Device, "a row of logits has no place on the host: a bug in wavelm");
+        let place = place.as_mut().ok_or_else(bug)?;
+        let executor = executor.lock().unwrap_or_else(PoisonError::into_inner);
+        executor.stream().download(memory, row * bytes, place, bytes)?;
+        let values = place.as_slice().get(..bytes).and_then(|bytes| bytemuck::try_cast_slice(bytes).ok());
         values.ok_or_else(|| Error::new(ErrorKind::Device, "pinned memory is not aligned"))
+    }
+
+    fn sample(&mut self, row: usize, state: &mut SamplerState) -> Result<Choice> {
+        let drawn = match state.request(self.columns) {
+            Some(request) => {
+                let (executor, sampling) = (Arc::clone(&self.executor), Arc::clone(&self.sampling));
+                let Rows { memory, draw, .. } = self.rows(row)?;
+                let executor = executor.lock().unwrap_or_else(PoisonError::into_inner);
+                sampling.draw(executor.stream(), memory, &[(row, request)], draw)?.into_iter().next().flatten()
+            }
+            None => None,
+        };
+        match drawn {
+            Some(drawn) => Ok(state.accept(drawn)),
+            // What is not drawn on the device, the CPU draws; or it says why there is nothing to choose.
+            None => state.sample(self.row(row)?),
+        }
     }
 }
 
