@@ -6,6 +6,8 @@
 #![cfg(unix)]
 
 mod common;
+#[path = "hip_simulator/loading.rs"]
+mod loading;
 #[path = "hip_simulator/sampling.rs"]
 mod sampling;
 

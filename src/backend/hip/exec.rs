@@ -7,7 +7,7 @@ use super::memory::{DeviceBuffer, Stream};
 use super::modules::{Args, Kernel, Modules};
 use super::plan::{Plan, Step};
 use super::prepare::{self, Attention, Buffers, Kernels, MATVEC_COLUMNS, MOST_SPLIT_TOKENS, MOST_SPLITS};
-use super::weights::Weights;
+use super::weights::{Loading, Weights};
 use super::{MOST_OUTPUTS, MOST_TOKENS};
 use crate::backend::cpu;
 use crate::backend::{Batch, Canceller, KvType};
@@ -37,7 +37,13 @@ pub(super) struct Executor {
 }
 
 impl Executor {
-    pub(super) fn new(device: &Arc<Device>, gguf: &Gguf, program: &Arc<Program>, kv_type: KvType) -> Result<Self> {
+    pub(super) fn new(
+        device: &Arc<Device>,
+        gguf: &Gguf,
+        program: &Arc<Program>,
+        kv_type: KvType,
+        loading: &mut Loading<'_>,
+    ) -> Result<Self> {
         let plan = Plan::new(program);
         // Before anything is uploaded: without kernels there is no point.
         let modules = Modules::new(device);
@@ -56,7 +62,7 @@ impl Executor {
         Ok(Self {
             memory: DeviceBuffer::new(device, buffers.bytes, "buffers of a pass")?,
             inputs: InputMemory::new(device)?,
-            weights: Weights::upload(device, &stream, gguf, program)?,
+            weights: Weights::upload(device, &stream, gguf, program, loading)?,
             layers: layers.into_iter().map(|(_, offset)| offset).collect(),
             page_bytes,
             stream,

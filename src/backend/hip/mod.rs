@@ -30,6 +30,7 @@ use memory::{DeviceBuffer, HostBuffer};
 use pool::Pages;
 use sampling::{DrawMemory, Sampling};
 use std::sync::{Arc, Mutex, PoisonError};
+use weights::{Loading, Tell};
 
 /// Tokens in a pass at most.
 const MOST_TOKENS: usize = 256;
@@ -42,6 +43,8 @@ pub(crate) struct HipOptions {
     pub(crate) gpu: usize,
     pub(crate) kv_type: KvType,
     pub(crate) precision: Precision,
+    /// Threads that read the weights.
+    pub(crate) threads: usize,
 }
 
 /// A model on a GPU.
@@ -59,17 +62,24 @@ pub(crate) struct HipBackend {
 }
 
 impl HipBackend {
-    /// Loads the program's weights and kernels.
+    /// Loads the program's weights and kernels. `tell` hears how many bytes of weights are on the device.
     ///
     /// # Errors
-    /// `Device` or `OutOfMemory`, with what the device lacks; `Unsupported` for what there are no kernels for.
-    pub(crate) fn new(gguf: &Gguf, program: Arc<Program>, options: &HipOptions) -> Result<Self> {
+    /// `Device` or `OutOfMemory`, with what the device lacks; `Unsupported` for what there are no kernels for; those of
+    /// `tell`.
+    pub(crate) fn new<'a>(
+        gguf: &Gguf,
+        program: Arc<Program>,
+        options: &HipOptions,
+        tell: &'a mut Tell<'a>,
+    ) -> Result<Self> {
         if options.precision == Precision::Reference {
             return Err(Error::unsupported("the reference precision is computed on the CPU alone"));
         }
         let device = device::open(options.gpu)?;
         let sampling = Arc::new(Sampling::new(&device, program.vocab)?);
-        let executor = Executor::new(&device, gguf, &program, options.kv_type)?;
+        let mut loading = Loading { threads: options.threads, tell };
+        let executor = Executor::new(&device, gguf, &program, options.kv_type, &mut loading)?;
         let pages = Pages::new(&device, executor.page_bytes())?;
         Ok(Self {
             kv_type: options.kv_type,
