@@ -6,6 +6,10 @@
 #![cfg(unix)]
 
 mod common;
+#[path = "hip_simulator/loading.rs"]
+mod loading;
+#[path = "hip_simulator/sampling.rs"]
+mod sampling;
 
 use common::{Random, Tiny, simulator};
 use std::path::{Path, PathBuf};
@@ -225,6 +229,12 @@ impl Faults {
     fn calls(&self, kind: usize) -> u64 {
         // SAFETY: as above.
         unsafe { self.0.get::<extern "C" fn(i32) -> u64>(b"wavelm_sim_calls").unwrap()(kind as i32) }
+    }
+
+    /// Bytes that were copied to the host so far.
+    fn downloaded(&self) -> u64 {
+        // SAFETY: as above.
+        unsafe { self.0.get::<extern "C" fn() -> u64>(b"wavelm_sim_downloaded").unwrap()() }
     }
 
     /// Allocations, modules, streams and events that exist.

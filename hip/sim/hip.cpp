@@ -7,7 +7,7 @@
 // Faults: WAVELM_SIM_FAIL="<what>:<n>" makes the n-th call (from 1) fail that allocates, copies, launches a kernel,
 // loads a module or waits: what is alloc, copy, launch, module or sync. wavelm_sim_fail does the same while a program
 // runs, and wavelm_sim_calls tells how often each was called. WAVELM_SIM_DEVICES is the number of devices (default 1),
-// WAVELM_SIM_MEMORY the bytes of memory (default 1 GiB).
+// WAVELM_SIM_MEMORY the bytes of memory (default 1 GiB). wavelm_sim_downloaded tells how many bytes came to the host.
 
 #include "simulator.h"
 
@@ -44,6 +44,7 @@ struct State {
   unsigned long fail_at = 0;
   std::map<char *, size_t> memory;
   size_t used = 0, limit = size_t(1) << 30;
+  unsigned long downloaded = 0;
   int devices = 1;
   int handles = 0;
 
@@ -92,6 +93,7 @@ int copy(void *to, const void *from, size_t bytes, const void *device_part, cons
     }
   }
   memmove(to, from, bytes);
+  if (!is_inside(static_cast<char *>(to), bytes)) state().downloaded += bytes;
   return SUCCESS;
 }
 
@@ -153,6 +155,12 @@ void wavelm_sim_fail(int what, unsigned long n) {
 unsigned long wavelm_sim_calls(int what) {
   std::lock_guard<std::mutex> lock(state().lock);
   return what >= 0 && what < WHATS ? state().calls[what] : 0;
+}
+
+// Bytes that were copied to the host so far.
+unsigned long wavelm_sim_downloaded() {
+  std::lock_guard<std::mutex> lock(state().lock);
+  return state().downloaded;
 }
 
 // Allocations, modules, streams and events that exist.

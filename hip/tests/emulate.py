@@ -243,36 +243,25 @@ def attend_prompt(launch, kernel):
 # ---------------------------------------------------------------------------------------------------- sampling
 
 
-@check("sample_argmax")
-def sample_argmax(launch, kernel):
-    logits = np.round(normal(seeded(kernel), 3, 700) * 2)
-    logits[1, 5], logits[2] = np.inf, np.nan
-    chosen = np.zeros(3, np.uint32)
-    launch((3,), logits, chosen, np.uint32(700))
-    yield chosen, np.array([np.argmax(logits[0]), 5, 0xFFFFFFFF], np.uint32), 0
-
-
 @check("sample_penalize", "sample_weigh", "sample_choose")
 def sample(launch, kernel):
-    case = Sampling(seeded(kernel), 700)
+    case = Sampling(seeded(kernel), 700 if kernel == "sample_choose" else 2200)
     scores, totals = case.scores(), case.totals()
-    size = np.uint32(case.size)
+    size, count = np.uint32(case.size), len(case.rows)
     if kernel == "sample_penalize":
-        found = np.zeros_like(scores)
-        launch((1, len(case.rows)), case.rows, case.logits, found, case.biases, case.counts, size)
+        found = np.full_like(scores, np.nan)
+        launch((-(-case.size // 1024), count), case.rows, case.edits, case.logits, found, size)
         yield found, scores, 0
     elif kernel == "sample_weigh":
         found = np.zeros_like(totals)
-        launch((1, len(case.rows)), case.logits, scores, found, size)
+        launch((-(-case.size // 2048), count), case.rows, case.logits, scores, found, size)
         yield found, totals, 0
     else:
         expected = case.choices()
-        tokens, choices = np.zeros(len(case.rows), np.uint32), np.zeros_like(expected)
-        launch((len(case.rows),), case.rows, case.logits, scores, totals, case.counts, case.ring, tokens, choices, size,
-               np.uint32(case.ring.shape[1]))
-        yield tokens, expected["token"], 0
-        yield choices, expected, 0
-        yield case.rows["step"], np.ones(len(case.rows), np.uint64), 0
+        found = np.zeros_like(expected)
+        launch((count,), case.rows, case.logits, scores, totals, found, size)
+        yield found["token"], expected["token"], 0
+        yield found, expected, 0
 
 
 # ---------------------------------------------------------------------------------------------------- running

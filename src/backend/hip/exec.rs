@@ -8,7 +8,7 @@ use super::modules::Modules;
 use super::pass::Pass;
 use super::plan::Plan;
 use super::prepare::{self, Buffers, Kernels};
-use super::weights::Weights;
+use super::weights::{Loading, Weights};
 use super::{MOST_OUTPUTS, MOST_TOKENS};
 use crate::backend::cpu;
 use crate::backend::{Batch, Canceller, KvType};
@@ -38,7 +38,13 @@ pub(super) struct Executor {
 }
 
 impl Executor {
-    pub(super) fn new(device: &Arc<Device>, gguf: &Gguf, program: &Arc<Program>, kv_type: KvType) -> Result<Self> {
+    pub(super) fn new(
+        device: &Arc<Device>,
+        gguf: &Gguf,
+        program: &Arc<Program>,
+        kv_type: KvType,
+        loading: &mut Loading<'_>,
+    ) -> Result<Self> {
         let plan = Plan::new(program);
         // Before anything is uploaded: without kernels there is no point.
         let modules = Modules::new(device);
@@ -57,7 +63,7 @@ impl Executor {
         Ok(Self {
             memory: DeviceBuffer::new(device, buffers.bytes, "buffers of a pass")?,
             inputs: InputMemory::new(device)?,
-            weights: Weights::upload(device, &stream, gguf, program)?,
+            weights: Weights::upload(device, &stream, gguf, program, loading)?,
             layers: layers.into_iter().map(|(_, offset)| offset).collect(),
             page_bytes,
             graphs: Graphs::new(device),

@@ -16,6 +16,7 @@ mod pass;
 mod plan;
 mod pool;
 mod prepare;
+mod sampling;
 mod weights;
 
 use super::kv::KvPool;
@@ -23,12 +24,15 @@ use super::{Backend, Batch, Canceller, KvType, Limits, Logits};
 use crate::gguf::Gguf;
 use crate::model::Precision;
 use crate::model::program::Program;
+use crate::sampler::{Choice, SamplerState};
 use crate::{Error, ErrorKind, Result};
 use device::Device;
 use exec::Executor;
 use memory::{DeviceBuffer, HostBuffer};
 use pool::Pages;
+use sampling::{DrawMemory, Sampling};
 use std::sync::{Arc, Mutex, PoisonError};
+use weights::{Loading, Tell};
 
 /// Tokens in a pass at most.
 const MOST_TOKENS: usize = 256;
@@ -41,6 +45,8 @@ pub(crate) struct HipOptions {
     pub(crate) gpu: usize,
     pub(crate) kv_type: KvType,
     pub(crate) precision: Precision,
+    /// Threads that read the weights.
+    pub(crate) threads: usize,
 }
 
 /// A model on a GPU.
@@ -52,21 +58,30 @@ pub(crate) struct HipBackend {
     pages: Pages,
     pool: Arc<KvPool>,
     executor: Arc<Mutex<Executor>>,
+    sampling: Arc<Sampling>,
     /// Memory for logits that nobody holds at the moment.
     idle: Arc<Mutex<Vec<Rows>>>,
 }
 
 impl HipBackend {
-    /// Loads the program's weights and kernels.
+    /// Loads the program's weights and kernels. `tell` hears how many bytes of weights are on the device.
     ///
     /// # Errors
-    /// `Device` or `OutOfMemory`, with what the device lacks; `Unsupported` for what there are no kernels for.
-    pub(crate) fn new(gguf: &Gguf, program: Arc<Program>, options: &HipOptions) -> Result<Self> {
+    /// `Device` or `OutOfMemory`, with what the device lacks; `Unsupported` for what there are no kernels for; those of
+    /// `tell`.
+    pub(crate) fn new<'a>(
+        gguf: &Gguf,
+        program: Arc<Program>,
+        options: &HipOptions,
+        tell: &'a mut Tell<'a>,
+    ) -> Result<Self> {
         if options.precision == Precision::Reference {
             return Err(Error::unsupported("the reference precision is computed on the CPU alone"));
         }
         let device = device::open(options.gpu)?;
-        let executor = Executor::new(&device, gguf, &program, options.kv_type)?;
+        let sampling = Arc::new(Sampling::new(&device, program.vocab)?);
+        let mut loading = Loading { threads: options.threads, tell };
+        let executor = Executor::new(&device, gguf, &program, options.kv_type, &mut loading)?;
         let pages = Pages::new(&device, executor.page_bytes())?;
         Ok(Self {
             kv_type: options.kv_type,
@@ -75,6 +90,7 @@ impl HipBackend {
             pool: KvPool::new(Box::new(pages.clone())),
             pages,
             executor: Arc::new(Mutex::new(executor)),
+            sampling,
             idle: Arc::default(),
             device,
         })
@@ -86,10 +102,7 @@ impl HipBackend {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         match idle {
             Some(idle) if idle.memory.bytes() >= bytes => Ok(idle),
-            _ => Ok(Rows {
-                memory: DeviceBuffer::new(&self.device, bytes, "logits")?,
-                row: HostBuffer::new(&self.device, self.columns.saturating_mul(4))?,
-            }),
+            _ => Ok(Rows { memory: DeviceBuffer::new(&self.device, bytes, "logits")?, row: None, draw: None }),
         }
     }
 }
@@ -121,7 +134,9 @@ impl Backend for HipBackend {
         };
         // Returned to the idle ones when dropped, also after an error.
         let logits = HipLogits {
+            device: Arc::clone(&self.device),
             executor: Arc::clone(&self.executor),
+            sampling: Arc::clone(&self.sampling),
             idle: Arc::clone(&self.idle),
             rows: Some(rows),
             outputs,
@@ -131,15 +146,19 @@ impl Backend for HipBackend {
     }
 }
 
-/// Rows of logits on the device, and a place on the host for one.
+/// Rows of logits on the device, and what was needed so far to draw tokens from them.
 struct Rows {
     memory: DeviceBuffer,
-    row: HostBuffer,
+    /// A place on the host for one.
+    row: Option<HostBuffer>,
+    draw: Option<DrawMemory>,
 }
 
 /// The logits of a pass.
 struct HipLogits {
+    device: Arc<Device>,
     executor: Arc<Mutex<Executor>>,
+    sampling: Arc<Sampling>,
     idle: Arc<Mutex<Vec<Rows>>>,
     /// `None` only while it is dropped.
     rows: Option<Rows>,
@@ -147,15 +166,44 @@ struct HipLogits {
     columns: usize,
 }
 
+impl HipLogits {
+    /// The memory, if it has this row.
+    fn rows(&mut self, row: usize) -> Result<&mut Rows> {
+        let unknown = || Error::invalid_input(format!("row {row} of logits was not asked for"));
+        self.rows.as_mut().filter(|_| row < self.outputs).ok_or_else(unknown)
+    }
+}
+
 impl Logits for HipLogits {
     fn row(&mut self, row: usize) -> Result<&[f32]> {
-        let unknown = || Error::invalid_input(format!("row {row} of logits was not asked for"));
-        let rows = self.rows.as_mut().filter(|_| row < self.outputs).ok_or_else(unknown)?;
-        let bytes = self.columns * 4;
-        let executor = self.executor.lock().unwrap_or_else(PoisonError::into_inner);
-        executor.stream().download(&rows.memory, row * bytes, &mut rows.row, bytes)?;
-        let values = rows.row.as_slice().get(..bytes).and_then(|bytes| bytemuck::try_cast_slice(bytes).ok());
+        let (bytes, device, executor) = (self.columns * 4, Arc::clone(&self.device), Arc::clone(&self.executor));
+        let Rows { memory, row: place, .. } = self.rows(row)?;
+        if place.is_none() {
+            *place = Some(HostBuffer::new(&device, bytes)?);
+        }
+        let bug = || Error::new(ErrorKind::Device, "a row of logits has no place on the host: a bug in wavelm");
+        let place = place.as_mut().ok_or_else(bug)?;
+        let executor = executor.lock().unwrap_or_else(PoisonError::into_inner);
+        executor.stream().download(memory, row * bytes, place, bytes)?;
+        let values = place.as_slice().get(..bytes).and_then(|bytes| bytemuck::try_cast_slice(bytes).ok());
         values.ok_or_else(|| Error::new(ErrorKind::Device, "pinned memory is not aligned"))
+    }
+
+    fn sample(&mut self, row: usize, state: &mut SamplerState) -> Result<Choice> {
+        let drawn = match state.request(self.columns) {
+            Some(request) => {
+                let (executor, sampling) = (Arc::clone(&self.executor), Arc::clone(&self.sampling));
+                let Rows { memory, draw, .. } = self.rows(row)?;
+                let executor = executor.lock().unwrap_or_else(PoisonError::into_inner);
+                sampling.draw(executor.stream(), memory, &[(row, request)], draw)?.into_iter().next().flatten()
+            }
+            None => None,
+        };
+        match drawn {
+            Some(drawn) => Ok(state.accept(drawn)),
+            // What is not drawn on the device, the CPU draws; or it says why there is nothing to choose.
+            None => state.sample(self.row(row)?),
+        }
     }
 }
 
