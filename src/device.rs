@@ -93,14 +93,14 @@ pub fn devices() -> Vec<DeviceInfo> {
     let mut found: Vec<DeviceInfo> = gpus
         .map(|(i, gpu)| DeviceInfo { device: Device::Hip(i), name: gpu.name, unusable: gpu.unusable, gpu: gpu.info })
         .collect();
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    found.push(DeviceInfo {
-        device: Device::Cpu,
-        name: format!("{} CPU, {cores} threads, {} kernels", std::env::consts::ARCH, Isa::best().name()),
-        unusable: None,
-        gpu: None,
-    });
+    found.push(processor());
     found
+}
+
+fn processor() -> DeviceInfo {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let name = format!("{} CPU, {cores} threads, {} kernels", std::env::consts::ARCH, Isa::best().name());
+    DeviceInfo { device: Device::Cpu, name, unusable: None, gpu: None }
 }
 
 /// Which device was chosen for a model, and why others were not. Its `Display` is one line for people.
@@ -150,6 +150,13 @@ impl DeviceReport {
         let failed = std::mem::replace(&mut self.chosen, next);
         self.refused.push(DeviceInfo { unusable: Some(error.to_string()), ..failed });
         Ok(())
+    }
+
+    /// The report after the chosen device failed in use: the CPU runs the model.
+    pub(crate) fn failed(&self, reason: &str) -> Self {
+        let mut refused = self.refused.clone();
+        refused.push(DeviceInfo { unusable: Some(format!("it failed in use: {reason}")), ..self.chosen.clone() });
+        Self { chosen: processor(), others: Vec::new(), refused }
     }
 
     /// The device that runs the model.

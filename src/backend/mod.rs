@@ -91,7 +91,8 @@ pub(crate) trait Logits: Send {
     /// Copies or borrows a row to the host.
     fn row(&mut self, row: usize) -> Result<&[f32]>;
 
-    /// Draws a token from a row, where the row lies.
+    /// Draws a token from a row, where the row lies. An error leaves the state as it was, so that the row can be computed
+    /// and drawn from again, elsewhere.
     fn sample(&mut self, row: usize, state: &mut SamplerState) -> Result<Choice> {
         state.sample(self.row(row)?)
     }

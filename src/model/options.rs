@@ -2,6 +2,7 @@
 
 use super::config::Config;
 use super::program::Program;
+use super::rescue::{Event, OnEvent, Rescue};
 use super::{Model, arch};
 use crate::backend::{Backend, cpu, hip};
 use crate::device::{Device, DeviceReport};
@@ -91,6 +92,8 @@ pub struct LoadOptions {
     kv_type: KvType,
     precision: Precision,
     on_progress: Option<OnProgress>,
+    rescue: bool,
+    on_event: Option<OnEvent>,
 }
 
 impl LoadOptions {
@@ -103,6 +106,8 @@ impl LoadOptions {
             kv_type: KvType::default(),
             precision: Precision::default(),
             on_progress: None,
+            rescue: true,
+            on_event: None,
         }
     }
 
@@ -148,6 +153,21 @@ impl LoadOptions {
     /// read when first used; with one they are read while loading.
     pub fn on_progress(mut self, callback: impl FnMut(Progress) -> ControlFlow<()> + Send + 'static) -> Self {
         self.on_progress = Some(Box::new(callback));
+        self
+    }
+
+    /// Whether sessions go on on the CPU where a GPU fails in use: their tokens are evaluated again there, and the
+    /// streams go on as if nothing had happened. An [event](Self::on_event) and a logged warning tell of it. Where it is
+    /// off, the session returns the error. Default: on.
+    pub fn rescue(mut self, on: bool) -> Self {
+        self.rescue = on;
+        self
+    }
+
+    /// Calls `callback` when something happens to the model in use that a program may want to tell of, on the thread
+    /// that it happens to.
+    pub fn on_event(mut self, callback: impl Fn(&Event) + Send + Sync + 'static) -> Self {
+        self.on_event = Some(Box::new(callback));
         self
     }
 
@@ -235,23 +255,31 @@ impl LoadOptions {
         gguf: &Arc<Gguf>,
         program: &Arc<Program>,
         _config: &Config,
-    ) -> Result<(Box<dyn Backend>, DeviceReport)> {
+    ) -> Result<(Arc<dyn Backend>, DeviceReport)> {
         let mut report = DeviceReport::choose(self.device)?;
         let kv_type = self.effective_kv_type();
         while let Device::Hip(gpu) = report.device() {
             let options = hip::HipOptions { gpu, kv_type, precision: self.precision };
             match hip::HipBackend::new(gguf, Arc::clone(program), &options) {
-                Ok(backend) => return Ok((Box::new(backend), report)),
+                Ok(backend) => return Ok((Arc::new(backend), report)),
                 Err(e) => {
                     log::warn!("device hip:{gpu} is not used: {e}");
                     report.refuse(e)?;
                 }
             }
         }
-        let options =
-            cpu::CpuOptions { threads: self.threads, pool: self.pool.take(), kv_type, precision: self.precision };
-        let backend = cpu::CpuBackend::new(Arc::clone(gguf), Arc::clone(program), options)?;
-        Ok((Box::new(backend), report))
+        let backend = cpu::CpuBackend::new(Arc::clone(gguf), Arc::clone(program), self.cpu_options())?;
+        Ok((Arc::new(backend), report))
+    }
+
+    fn cpu_options(&self) -> cpu::CpuOptions {
+        let kv_type = self.effective_kv_type();
+        cpu::CpuOptions { threads: self.threads, pool: self.pool.clone(), kv_type, precision: self.precision }
+    }
+
+    /// Where the sessions of a device go that fails, unless that is not wanted.
+    pub(super) fn take_rescue(&mut self) -> Option<Rescue> {
+        self.rescue.then(|| Rescue::new(self.cpu_options(), self.on_event.take()))
     }
 }
 
@@ -263,6 +291,7 @@ impl fmt::Debug for LoadOptions {
             .field("context", &self.context)
             .field("kv_type", &self.kv_type)
             .field("precision", &self.precision)
+            .field("rescue", &self.rescue)
             .finish_non_exhaustive()
     }
 }

@@ -34,6 +34,7 @@ const MOST_TOKENS: usize = 256;
 const MOST_OUTPUTS: usize = 32;
 
 /// How the CPU backend is made.
+#[derive(Clone)]
 pub(crate) struct CpuOptions {
     pub(crate) threads: Option<usize>,
     pub(crate) pool: Option<Arc<rayon::ThreadPool>>,
