@@ -211,3 +211,73 @@ fn errors_of_the_caller_move_nobody_and_moving_can_be_off() {
         assert_eq!(greedy(&mut session, &prompt, 4).unwrap(), text);
     });
 }
+
+/// A device whose kernels of this name compute wrongly is not used, and the reason names them as `blamed` does.
+fn assert_blames(corrupt: &str, tiny: &Tiny, kv_type: KvType, blamed: &str) {
+    let test = std::thread::current().name().unwrap().to_owned();
+    simulated(&test, &[("WAVELM_SIM_CORRUPT", corrupt)], || {
+        let gguf = || Gguf::from_bytes(tiny.file()).unwrap();
+        let model = Model::options().threads(1).kv_type(kv_type).load_gguf(gguf()).unwrap();
+        let report = model.device_report().to_string();
+        assert_eq!(model.device(), Device::Cpu, "{report}");
+        let reason = format!("hip:0 failed its self-test: {blamed}");
+        assert!(report.contains(&reason), "{report}");
+        greedy(&mut model.session().unwrap(), &[1, 2, 3], 2).unwrap();
+        // The device is out of use, not only for this model and not only once.
+        let error = Model::options().device(Device::hip(0)).load_gguf(gguf()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Device);
+        assert!(error.to_string().contains(&reason), "{error}");
+    });
+}
+
+#[test]
+fn a_wrong_product_is_found() {
+    let tiny = Tiny { ty: TensorType::Q4_K, embed: 256, heads: 16, feed_forward: 256, layers: 1, ..Tiny::default() };
+    assert_blames("matvec_q4_k_2", &tiny, KvType::F16, "matvec q4_k for 2 tokens is off by 0.2");
+}
+
+#[test]
+fn a_wrong_product_of_many_tokens_is_found() {
+    assert_blames("matmul_q8_0", &Tiny::default(), KvType::F16, "matmul q8_0 for 40 tokens is off by 0.2");
+}
+
+#[test]
+fn a_wrong_norm_is_found() {
+    assert_blames("rms_norm", &Tiny::default(), KvType::F16, "rms_norm of 64 columns for 1 token is off by 0.2");
+}
+
+#[test]
+fn a_wrong_attention_is_found() {
+    assert_blames("attend_combine", &Tiny::default(), KvType::Q8_0, "attention with heads of 16 columns for 1 token ");
+}
+
+#[test]
+fn a_wrong_rotation_on_the_way_to_the_cache_is_found() {
+    assert_blames("store_kv", &Tiny { window: Some(50), arch: "gemma3", ..Tiny::default() }, KvType::F16, "attention");
+}
+
+#[test]
+fn a_self_test_is_done_once() {
+    simulated("a_self_test_is_done_once", &[], || {
+        let faults = Faults::new();
+        // A fault meanwhile says nothing of the kernels: the next model tries again.
+        for n in [3, 20, 60] {
+            let nothing = faults.held();
+            faults.fail(LAUNCH, n);
+            let model = exact().load(options(Device::Auto));
+            let report = model.device_report().to_string();
+            assert!(model.device() == Device::Cpu && report.contains("reports error 719"), "{report}");
+            drop(model);
+            assert_eq!(faults.held(), nothing);
+        }
+        let load = |tiny: Tiny| {
+            faults.fail(0, 0);
+            let model = tiny.load(options(Device::hip(0)));
+            (faults.calls(LAUNCH), model.threads())
+        };
+        assert!(load(exact()).0 > 100, "nothing was tested");
+        assert_eq!(load(exact()).0, 0);
+        // What another model needs besides is tested when it comes.
+        assert!(load(Tiny { ty: TensorType::Q4_0, ..exact() }).0 > 30);
+    });
+}

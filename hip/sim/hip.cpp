@@ -9,6 +9,9 @@
 // every later call fails too. wavelm_sim_fail and wavelm_sim_lose do the same while a program runs, and
 // wavelm_sim_calls tells how often each was called. WAVELM_SIM_DEVICES is the number of devices (default 1),
 // WAVELM_SIM_MEMORY the bytes of memory (default 1 GiB); wavelm_sim_memory changes them.
+//
+// WAVELM_SIM_CORRUPT is the beginning of the names of kernels that compute wrongly: every number that such a kernel
+// changes becomes a quarter larger, or something else where it is no float.
 
 #include "simulator.h"
 
@@ -47,9 +50,11 @@ struct State {
   size_t used = 0, limit = size_t(1) << 30;
   int devices = 1;
   int handles = 0;
+  std::string corrupt;
 
   State() {
     if (const char *text = getenv("WAVELM_SIM_DEVICES")) devices = atoi(text);
+    if (const char *text = getenv("WAVELM_SIM_CORRUPT")) corrupt = text;
     if (const char *text = getenv("WAVELM_SIM_MEMORY")) limit = strtoull(text, nullptr, 10);
     if (const char *text = getenv("WAVELM_SIM_FAIL"))
       for (int i = 0; i < WHATS; i++)
@@ -108,6 +113,24 @@ int copy(void *to, const void *from, size_t bytes, const void *device_part, cons
   }
   memmove(to, from, bytes);
   return SUCCESS;
+}
+
+// The device's memory as it is, to tell what a kernel changes.
+std::map<char *, std::string> snapshot() {
+  std::map<char *, std::string> copy;
+  for (auto &[start, bytes] : state().memory) copy[start] = std::string(start, bytes);
+  return copy;
+}
+
+void corrupt(const std::map<char *, std::string> &before) {
+  for (auto &[start, old] : before)
+    for (size_t at = 0; at + sizeof(float) <= old.size(); at += sizeof(float)) {
+      if (!memcmp(start + at, old.data() + at, sizeof(float))) continue;
+      float value;
+      memcpy(&value, start + at, sizeof value);
+      value *= 1.25f;
+      memcpy(start + at, &value, sizeof value);
+    }
 }
 
 int make_handle(void **handle) {
@@ -289,11 +312,15 @@ int hipModuleLaunchKernel(void *function, unsigned int x, unsigned int y, unsign
     if (state().fails(LAUNCH)) return LAUNCH_FAILURE;
   }
   const char *name = static_cast<const char *>(function);
+  const std::string &prefix = state().corrupt;
+  bool corrupts = !prefix.empty() && !strncmp(name, prefix.c_str(), prefix.size());
+  auto before = corrupts ? snapshot() : std::map<char *, std::string>();
   char message[500];
   if (wavelm_sim_launch(name, x, y, z, threads, arguments, wavelm_sim_parameters(name), message, sizeof message)) {
     fprintf(stderr, "simulator: %s\n", message);
     return LAUNCH_FAILURE;
   }
+  corrupt(before);
   return SUCCESS;
 }
 

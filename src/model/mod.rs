@@ -2,6 +2,7 @@
 
 mod arch;
 mod config;
+mod cut;
 mod options;
 pub(crate) mod program;
 mod rescue;

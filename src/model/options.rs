@@ -274,7 +274,8 @@ impl LoadOptions {
 
     fn cpu_options(&self) -> cpu::CpuOptions {
         let kv_type = self.effective_kv_type();
-        cpu::CpuOptions { threads: self.threads, pool: self.pool.clone(), kv_type, precision: self.precision }
+        let (threads, pool, isa) = (self.threads, self.pool.clone(), cpu::isa::Isa::best());
+        cpu::CpuOptions { threads, pool, kv_type, precision: self.precision, isa }
     }
 
     /// Where the sessions of a device go that fails, unless that is not wanted.

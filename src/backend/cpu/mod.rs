@@ -40,6 +40,7 @@ pub(crate) struct CpuOptions {
     pub(crate) pool: Option<Arc<rayon::ThreadPool>>,
     pub(crate) kv_type: KvType,
     pub(crate) precision: Precision,
+    pub(crate) isa: Isa,
 }
 
 /// A model on the CPU: weights straight from the mapped file.
@@ -84,7 +85,7 @@ impl CpuBackend {
         let plan = Plan::new(&program, options.precision);
         Ok(Self {
             plan,
-            isa: Isa::best(),
+            isa: options.isa,
             precision: options.precision,
             team,
             kv_type: options.kv_type,
@@ -153,8 +154,8 @@ impl Backend for CpuBackend {
             workspace,
             idle: Arc::clone(&self.idle),
             buffer: self.plan.logits.0,
-            columns: self.program.vocab,
-            rows: batch.outputs(),
+            columns: self.program.result().map_or(0, |buffer| buffer.columns),
+            rows: batch.result_rows(&self.program),
         };
         ran.map(|()| Box::new(logits) as Box<dyn Logits>)
     }

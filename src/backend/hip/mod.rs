@@ -14,6 +14,7 @@ mod objects;
 mod plan;
 mod pool;
 mod prepare;
+mod selftest;
 mod weights;
 
 use super::kv::KvPool;
@@ -25,6 +26,7 @@ use crate::{Error, ErrorKind, Result};
 use device::Device;
 use exec::Executor;
 use memory::{DeviceBuffer, HostBuffer};
+use modules::Modules;
 use pool::Pages;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -46,6 +48,7 @@ pub(crate) struct HipBackend {
     device: Arc<Device>,
     kv_type: KvType,
     weight_bytes: usize,
+    program: Arc<Program>,
     columns: usize,
     pages: Pages,
     pool: Arc<KvPool>,
@@ -64,17 +67,31 @@ impl HipBackend {
             return Err(Error::unsupported("the reference precision is computed on the CPU alone"));
         }
         let device = device::open(options.gpu)?;
-        let executor = Executor::new(&device, gguf, &program, options.kv_type)?;
-        let pages = Pages::new(&device, executor.page_bytes())?;
+        let modules = Modules::new(&device);
+        selftest::check(options.gpu, &device, &modules, &program, options.kv_type)?;
+        Self::untested(&device, &modules, gguf, program, options.kv_type)
+    }
+
+    /// A backend whose kernels were not compared with the CPU's.
+    fn untested(
+        device: &Arc<Device>,
+        modules: &Modules,
+        gguf: &Gguf,
+        program: Arc<Program>,
+        kv_type: KvType,
+    ) -> Result<Self> {
+        let executor = Executor::new(device, modules, gguf, &program, kv_type)?;
+        let pages = Pages::new(device, executor.page_bytes())?;
         Ok(Self {
-            kv_type: options.kv_type,
+            kv_type,
             weight_bytes: executor.weight_bytes(),
-            columns: program.vocab,
+            columns: program.result().map_or(0, |buffer| buffer.columns),
+            program,
             pool: KvPool::new(Box::new(pages.clone())),
             pages,
             executor: Arc::new(Mutex::new(executor)),
             idle: Arc::default(),
-            device,
+            device: Arc::clone(device),
         })
     }
 
@@ -111,7 +128,7 @@ impl Backend for HipBackend {
     }
 
     fn run(&self, batch: &Batch<'_>, cancel: &Canceller) -> Result<Box<dyn Logits>> {
-        let outputs = batch.outputs();
+        let outputs = batch.result_rows(&self.program);
         let rows = self.rows(outputs)?;
         let ran = {
             let mut executor = self.executor.lock().unwrap_or_else(PoisonError::into_inner);
