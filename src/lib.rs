@@ -78,6 +78,6 @@ pub use backend::kv_type::KvType;
 pub use chat::Message;
 pub use device::{Device, DeviceInfo, DeviceReport, GpuInfo, devices};
 pub use error::{Error, ErrorKind, Result};
-pub use model::{Event, LoadOptions, MemoryEstimate, Model, Precision, Progress};
+pub use model::{Event, LoadOptions, MemoryEstimate, Model, Placement, Precision, Progress};
 pub use sampler::Sampler;
 pub use session::{ContextPolicy, Generation, Piece, Prompt, Session, SessionOptions, Stats, StopReason};

@@ -5,6 +5,7 @@ pub(crate) mod cpu;
 pub(crate) mod hip;
 pub(crate) mod kv;
 pub(crate) mod kv_type;
+pub(crate) mod split;
 
 use crate::Result;
 use crate::model::program::{Program, RowKind};

@@ -2,13 +2,15 @@
 
 mod arch;
 mod config;
-mod cut;
+pub(crate) mod cut;
 mod options;
+mod placement;
 pub(crate) mod program;
 mod rescue;
 pub(crate) mod rope;
 
 pub use options::{LoadOptions, MemoryEstimate, Precision, Progress};
+pub use placement::Placement;
 pub use rescue::Event;
 
 use crate::backend::Backend;

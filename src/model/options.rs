@@ -1,6 +1,7 @@
 //! How a model is loaded.
 
 use super::config::Config;
+use super::placement::{Load, Placement};
 use super::program::Program;
 use super::rescue::{Event, OnEvent, Rescue};
 use super::{Model, arch};
@@ -92,6 +93,7 @@ pub struct LoadOptions {
     kv_type: KvType,
     precision: Precision,
     on_progress: Option<OnProgress>,
+    placement: Placement,
     rescue: bool,
     on_event: Option<OnEvent>,
 }
@@ -106,6 +108,7 @@ impl LoadOptions {
             kv_type: KvType::default(),
             precision: Precision::default(),
             on_progress: None,
+            placement: Placement::default(),
             rescue: true,
             on_event: None,
         }
@@ -153,6 +156,13 @@ impl LoadOptions {
     /// read when first used; with one they are read while loading.
     pub fn on_progress(mut self, callback: impl FnMut(Progress) -> ControlFlow<()> + Send + 'static) -> Self {
         self.on_progress = Some(Box::new(callback));
+        self
+    }
+
+    /// Which layers a GPU runs. Default: [`Placement::Automatic`], which leaves room for a session of the
+    /// [context](Self::context) that was asked for, else for one of 4,096 tokens.
+    pub fn placement(mut self, placement: Placement) -> Self {
+        self.placement = placement;
         self
     }
 
@@ -214,6 +224,9 @@ impl LoadOptions {
         if self.threads == Some(0) {
             return Err(Error::invalid_input("0 threads were asked for; use at least 1"));
         }
+        if let (Device::Hip(gpu), Placement::Layers(0)) = (self.device, self.placement) {
+            return Err(Error::invalid_input(format!("0 layers were asked for on hip:{gpu}; use the device cpu")));
+        }
         if self.context == Some(0) {
             return Err(Error::invalid_input("a context of 0 tokens was asked for; use at least 1"));
         }
@@ -254,14 +267,26 @@ impl LoadOptions {
         &mut self,
         gguf: &Arc<Gguf>,
         program: &Arc<Program>,
-        _config: &Config,
+        config: &Config,
     ) -> Result<(Arc<dyn Backend>, DeviceReport)> {
-        let mut report = DeviceReport::choose(self.device)?;
+        const ROOM: usize = 4096;
+        let device = if self.placement == Placement::Layers(0) { Device::Cpu } else { self.device };
+        let mut report = DeviceReport::choose(device)?;
         let kv_type = self.effective_kv_type();
         while let Device::Hip(gpu) = report.device() {
-            let options = hip::HipOptions { gpu, kv_type, precision: self.precision };
-            match hip::HipBackend::new(gguf, Arc::clone(program), &options) {
-                Ok(backend) => return Ok((Arc::new(backend), report)),
+            let load = Load {
+                gguf,
+                program,
+                hip: hip::HipOptions { gpu, kv_type, precision: self.precision },
+                cpu: self.cpu_options(),
+                context: self.context.unwrap_or(config.context.min(ROOM)),
+            };
+            match load.place(self.placement) {
+                Ok((backend, part)) => return Ok((backend, report.with_placement(part))),
+                // What the caller forces is no reason to do something else.
+                Err(e) if self.placement != Placement::Automatic && e.kind() == ErrorKind::OutOfMemory => {
+                    return Err(e);
+                }
                 Err(e) => {
                     log::warn!("device hip:{gpu} is not used: {e}");
                     report.refuse(e)?;
@@ -292,6 +317,7 @@ impl fmt::Debug for LoadOptions {
             .field("context", &self.context)
             .field("kv_type", &self.kv_type)
             .field("precision", &self.precision)
+            .field("placement", &self.placement)
             .field("rescue", &self.rescue)
             .finish_non_exhaustive()
     }

@@ -14,7 +14,7 @@ mod simd;
 mod team;
 mod workspace;
 
-use super::kv::{KvPool, PAGE_LEN};
+use super::kv::{KvPool, PAGE_LEN, PageStore};
 use super::{Backend, Batch, Canceller, KvType, Limits, Logits};
 use crate::gguf::Gguf;
 use crate::model::Precision;
@@ -147,8 +147,25 @@ impl Backend for CpuBackend {
     }
 
     fn run(&self, batch: &Batch<'_>, cancel: &Canceller) -> Result<Box<dyn Logits>> {
+        self.run_from(batch, None, cancel)
+    }
+}
+
+impl CpuBackend {
+    /// The memory of the cache pages.
+    pub(crate) fn page_store(&self) -> Box<dyn PageStore> {
+        Box::new(self.pages.clone())
+    }
+
+    /// [`run`](Backend::run), for the later part of a program: `given` are the rows of its buffer 0, one for each token.
+    pub(crate) fn run_from(
+        &self,
+        batch: &Batch<'_>,
+        given: Option<&[f32]>,
+        cancel: &Canceller,
+    ) -> Result<Box<dyn Logits>> {
         let mut workspace = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
-        let ran = exec::run(self, batch, cancel, &mut workspace);
+        let ran = exec::run(self, batch, given, cancel, &mut workspace);
         // Returned to the idle ones when dropped, also after an error.
         let logits = CpuLogits {
             workspace,

@@ -17,11 +17,11 @@ mod prepare;
 mod selftest;
 mod weights;
 
-use super::kv::KvPool;
+use super::kv::{KvPool, PAGE_LEN, PageStore};
 use super::{Backend, Batch, Canceller, KvType, Limits, Logits};
-use crate::gguf::Gguf;
+use crate::gguf::{Gguf, TensorType};
 use crate::model::Precision;
-use crate::model::program::Program;
+use crate::model::program::{Program, RowKind};
 use crate::{Error, ErrorKind, Result};
 use device::Device;
 use exec::Executor;
@@ -41,6 +41,35 @@ pub(crate) struct HipOptions {
     pub(crate) gpu: usize,
     pub(crate) kv_type: KvType,
     pub(crate) precision: Precision,
+}
+
+/// Bytes of a GPU's memory that nobody uses.
+pub(crate) fn free_memory(gpu: usize) -> Result<u64> {
+    device::open(gpu)?.driver()?.free_memory()
+}
+
+/// Bytes of a GPU's memory that a program takes, with one session of `context` tokens.
+///
+/// # Errors
+/// `Unsupported` for a tensor type without kernels.
+pub(crate) fn bytes(program: &Program, kv_type: KvType, context: usize) -> Result<u64> {
+    let buffers = prepare::Buffers::new(program, &plan::Plan::new(program))?.bytes;
+    let mut bytes = buffers as u64;
+    for weight in &program.weights {
+        let ty = if weight.rows == 1 { TensorType::F32 } else { weight.tensor.tensor_type() };
+        let planar = weights::planar_bytes(ty, weight.rows.saturating_mul(weight.columns));
+        let planar = planar.ok_or_else(|| Error::unsupported(format!("no GPU kernel reads the type {ty:?}")))?;
+        bytes = bytes.saturating_add(planar as u64);
+    }
+    let result = program.result().map_or(0, |result| match result.rows {
+        RowKind::Tokens => result.columns.saturating_mul(MOST_TOKENS * 4),
+        RowKind::Outputs => result.columns.saturating_mul(MOST_OUTPUTS * 4),
+    });
+    let (_, page_bytes) = super::cpu::layers(program, kv_type)?;
+    // The pages double when they are full, and are copied from half as many.
+    let pages = context.div_ceil(PAGE_LEN).next_power_of_two().max(pool::FIRST_PAGES);
+    let cache = (page_bytes as u64).saturating_mul(pages as u64);
+    Ok(bytes.saturating_add(result as u64).saturating_add(cache).saturating_add(cache / 2))
 }
 
 /// A model on a GPU.
@@ -93,6 +122,11 @@ impl HipBackend {
             idle: Arc::default(),
             device: Arc::clone(device),
         })
+    }
+
+    /// The memory of the cache pages.
+    pub(crate) fn page_store(&self) -> Box<dyn PageStore> {
+        Box::new(self.pages.clone())
     }
 
     /// Memory for `rows` rows of logits: that of a pass before, where it is large enough.

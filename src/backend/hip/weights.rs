@@ -90,7 +90,7 @@ impl Weights {
 }
 
 /// Bytes of a tensor of `elements` elements on the device.
-fn planar_bytes(ty: TensorType, elements: usize) -> Option<usize> {
+pub(super) fn planar_bytes(ty: TensorType, elements: usize) -> Option<usize> {
     let blocks = elements.is_multiple_of(ty.block_len()).then_some(elements / ty.block_len())?;
     planes(ty)?
         .iter()
