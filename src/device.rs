@@ -93,14 +93,14 @@ pub fn devices() -> Vec<DeviceInfo> {
     let mut found: Vec<DeviceInfo> = gpus
         .map(|(i, gpu)| DeviceInfo { device: Device::Hip(i), name: gpu.name, unusable: gpu.unusable, gpu: gpu.info })
         .collect();
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    found.push(DeviceInfo {
-        device: Device::Cpu,
-        name: format!("{} CPU, {cores} threads, {} kernels", std::env::consts::ARCH, Isa::best().name()),
-        unusable: None,
-        gpu: None,
-    });
+    found.push(processor());
     found
+}
+
+fn processor() -> DeviceInfo {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let name = format!("{} CPU, {cores} threads, {} kernels", std::env::consts::ARCH, Isa::best().name());
+    DeviceInfo { device: Device::Cpu, name, unusable: None, gpu: None }
 }
 
 /// Which device was chosen for a model, and why others were not. Its `Display` is one line for people.
@@ -110,6 +110,8 @@ pub struct DeviceReport {
     /// Usable ones that come after the chosen one, best first.
     others: Vec<DeviceInfo>,
     refused: Vec<DeviceInfo>,
+    /// What the chosen one runs, where that is not all.
+    placement: Option<String>,
 }
 
 impl DeviceReport {
@@ -135,7 +137,7 @@ impl DeviceReport {
             ));
         }
         let chosen = usable.remove(0);
-        Ok(Self { chosen, others: usable, refused })
+        Ok(Self { chosen, others: usable, refused, placement: None })
     }
 
     /// Puts the chosen device aside because of `error`, and chooses the next one.
@@ -152,9 +154,25 @@ impl DeviceReport {
         Ok(())
     }
 
+    /// The report after the chosen device failed in use: the CPU runs the model.
+    pub(crate) fn failed(&self, reason: &str) -> Self {
+        let mut refused = self.refused.clone();
+        refused.push(DeviceInfo { unusable: Some(format!("it failed in use: {reason}")), ..self.chosen.clone() });
+        Self { chosen: processor(), others: Vec::new(), refused, placement: None }
+    }
+
+    pub(crate) fn with_placement(self, placement: Option<String>) -> Self {
+        Self { placement, ..self }
+    }
+
     /// The device that runs the model.
     pub fn device(&self) -> Device {
         self.chosen.device
+    }
+
+    /// Which part of the model the device runs and why, where it does not run all of it.
+    pub fn placement(&self) -> Option<&str> {
+        self.placement.as_deref()
     }
 
     /// The devices that were not taken because they cannot be used, each with the reason.
@@ -166,6 +184,9 @@ impl DeviceReport {
 impl fmt::Display for DeviceReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "runs on {} ({})", self.chosen.device, self.chosen.name)?;
+        if let Some(placement) = &self.placement {
+            write!(f, ", {placement}")?;
+        }
         for d in &self.refused {
             // The first clause of the reason makes the point; `devices` has all of it.
             let reason = d.unusable.as_deref().unwrap_or("not chosen").split([';', '(']).next().unwrap_or_default();

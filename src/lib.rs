@@ -43,6 +43,12 @@
 //! while no session works. Results do not depend on the number of threads. Any number of sessions may work at a time;
 //! they share the pool. [`Session::canceller`] stops a session from another thread, also in the middle of a prompt.
 //!
+//! # Faults
+//!
+//! A GPU that fails in use (a fault, no memory left, the device lost) is no error of a session: its tokens are evaluated
+//! again on the CPU, and its stream goes on with the text that it would have had. [`LoadOptions::on_event`] tells of it,
+//! [`Session::device`] and [`Model::device_report`] say where things run since; [`LoadOptions::rescue`] turns it off.
+//!
 //! # Environment variables
 //!
 //! | | |
@@ -72,6 +78,6 @@ pub use backend::kv_type::KvType;
 pub use chat::Message;
 pub use device::{Device, DeviceInfo, DeviceReport, GpuInfo, devices};
 pub use error::{Error, ErrorKind, Result};
-pub use model::{LoadOptions, MemoryEstimate, Model, Precision, Progress};
+pub use model::{Event, LoadOptions, MemoryEstimate, Model, Placement, Precision, Progress};
 pub use sampler::Sampler;
 pub use session::{ContextPolicy, Generation, Piece, Prompt, Session, SessionOptions, Stats, StopReason};

@@ -5,9 +5,14 @@
 // guards; what a kernel writes outside of all allocations, and what is not freed, shows at the next call that checks it.
 //
 // Faults: WAVELM_SIM_FAIL="<what>:<n>" makes the n-th call (from 1) fail that allocates, copies, launches a kernel,
-// loads a module or waits: what is alloc, copy, launch, module or sync. wavelm_sim_fail does the same while a program
-// runs, and wavelm_sim_calls tells how often each was called. WAVELM_SIM_DEVICES is the number of devices (default 1),
-// WAVELM_SIM_MEMORY the bytes of memory (default 1 GiB). wavelm_sim_downloaded tells how many bytes came to the host.
+// loads a module or waits: what is alloc, copy, launch, module or sync. With a + at the end the device is lost there:
+// every later call fails too. wavelm_sim_fail and wavelm_sim_lose do the same while a program runs, and
+// wavelm_sim_calls tells how often each was called. WAVELM_SIM_DEVICES is the number of devices (default 1),
+// WAVELM_SIM_MEMORY the bytes of memory (default 1 GiB); wavelm_sim_memory changes them.
+// wavelm_sim_downloaded tells how many bytes came to the host.
+//
+// WAVELM_SIM_CORRUPT is the beginning of the names of kernels that compute wrongly: every number that such a kernel
+// changes becomes a quarter larger, or something else where it is no float.
 
 #include "simulator.h"
 
@@ -42,25 +47,42 @@ struct State {
   unsigned long calls[WHATS] = {};
   int failing = -1;
   unsigned long fail_at = 0;
+  bool loses = false, lost = false;
   std::map<char *, size_t> memory;
   size_t used = 0, limit = size_t(1) << 30;
   unsigned long downloaded = 0;
   int devices = 1;
   int handles = 0;
+  std::string corrupt;
 
   State() {
     if (const char *text = getenv("WAVELM_SIM_DEVICES")) devices = atoi(text);
+    if (const char *text = getenv("WAVELM_SIM_CORRUPT")) corrupt = text;
     if (const char *text = getenv("WAVELM_SIM_MEMORY")) limit = strtoull(text, nullptr, 10);
     if (const char *text = getenv("WAVELM_SIM_FAIL"))
       for (int i = 0; i < WHATS; i++)
         if (size_t length = strlen(NAMES[i]); !strncmp(text, NAMES[i], length) && text[length] == ':') {
           failing = i;
-          fail_at = strtoul(text + length + 1, nullptr, 10);
+          char *end;
+          fail_at = strtoul(text + length + 1, &end, 10);
+          loses = *end == '+';
         }
   }
 
-  // Counts a call; whether it is the one that fails.
-  bool fails(What what) { return ++calls[what] == fail_at && failing == what; }
+  void set(int what, unsigned long n, bool with_all_later) {
+    for (auto &count : calls) count = 0;
+    failing = what, fail_at = n, loses = with_all_later, lost = false;
+  }
+
+  // Counts a call; whether it fails.
+  bool fails(What what) {
+    bool now = ++calls[what] == fail_at && failing == what;
+    lost |= now && loses;
+    return now || lost;
+  }
+
+  // What a call returns that does its work even on a lost device, as far as there is any.
+  int status() const { return lost ? LAUNCH_FAILURE : SUCCESS; }
 };
 
 State &state() {
@@ -97,8 +119,27 @@ int copy(void *to, const void *from, size_t bytes, const void *device_part, cons
   return SUCCESS;
 }
 
+// The device's memory as it is, to tell what a kernel changes.
+std::map<char *, std::string> snapshot() {
+  std::map<char *, std::string> copy;
+  for (auto &[start, bytes] : state().memory) copy[start] = std::string(start, bytes);
+  return copy;
+}
+
+void corrupt(const std::map<char *, std::string> &before) {
+  for (auto &[start, old] : before)
+    for (size_t at = 0; at + sizeof(float) <= old.size(); at += sizeof(float)) {
+      if (!memcmp(start + at, old.data() + at, sizeof(float))) continue;
+      float value;
+      memcpy(&value, start + at, sizeof value);
+      value *= 1.25f;
+      memcpy(start + at, &value, sizeof value);
+    }
+}
+
 int make_handle(void **handle) {
   std::lock_guard<std::mutex> lock(state().lock);
+  if (state().lost) return LAUNCH_FAILURE;
   state().handles++;
   *handle = new char;
   return SUCCESS;
@@ -108,7 +149,12 @@ int free_handle(void *handle) {
   std::lock_guard<std::mutex> lock(state().lock);
   state().handles--;
   delete static_cast<char *>(handle);
-  return SUCCESS;
+  return state().status();
+}
+
+int status() {
+  std::lock_guard<std::mutex> lock(state().lock);
+  return state().status();
 }
 
 // A launch that was captured. Arguments are of at most 8 bytes.
@@ -126,12 +172,16 @@ int run(const Launch &launch) {
   std::vector<unsigned long long> arguments = launch.arguments;
   std::vector<void *> pointers;
   for (auto &argument : arguments) pointers.push_back(&argument);
+  const std::string &prefix = state().corrupt;
+  bool corrupts = !prefix.empty() && !strncmp(launch.name, prefix.c_str(), prefix.size());
+  auto before = corrupts ? snapshot() : std::map<char *, std::string>();
   char message[500];
   if (wavelm_sim_launch(launch.name, launch.grid[0], launch.grid[1], launch.grid[2], launch.threads, pointers.data(),
                         (unsigned int)pointers.size(), message, sizeof message)) {
     fprintf(stderr, "simulator: %s\n", message);
     return LAUNCH_FAILURE;
   }
+  corrupt(before);
   return SUCCESS;
 }
 
@@ -147,9 +197,19 @@ extern "C" {
 // Makes the n-th call from now on fail, as WAVELM_SIM_FAIL; 0 for none. Forgets the numbers of calls.
 void wavelm_sim_fail(int what, unsigned long n) {
   std::lock_guard<std::mutex> lock(state().lock);
-  for (auto &calls : state().calls) calls = 0;
-  state().failing = what;
-  state().fail_at = n;
+  state().set(what, n, false);
+}
+
+// The same, and every later call fails too, until one of the two is called again.
+void wavelm_sim_lose(int what, unsigned long n) {
+  std::lock_guard<std::mutex> lock(state().lock);
+  state().set(what, n, true);
+}
+
+// Sets the bytes of memory, but not below what is used.
+void wavelm_sim_memory(size_t bytes) {
+  std::lock_guard<std::mutex> lock(state().lock);
+  state().limit = bytes > state().used ? bytes : state().used;
 }
 
 unsigned long wavelm_sim_calls(int what) {
@@ -212,12 +272,13 @@ int hipMemGetInfo(size_t *free, size_t *total) {
   std::lock_guard<std::mutex> lock(state().lock);
   *total = state().limit;
   *free = state().limit - state().used;
-  return SUCCESS;
+  return state().status();
 }
 
 int hipMalloc(void **memory, size_t bytes) {
   std::lock_guard<std::mutex> lock(state().lock);
-  if (state().fails(ALLOC) || bytes > state().limit - state().used) return OUT_OF_MEMORY;
+  if (state().fails(ALLOC)) return state().lost ? LAUNCH_FAILURE : OUT_OF_MEMORY;
+  if (bytes > state().limit - state().used) return OUT_OF_MEMORY;
   char *start = static_cast<char *>(aligned_alloc(GUARD, (bytes + 3 * GUARD - 1) / GUARD * GUARD));
   if (!start) return OUT_OF_MEMORY;
   memset(start, GUARD_BYTE, bytes + 2 * GUARD);
@@ -238,13 +299,13 @@ int hipFree(void *memory) {
   state().used -= found->second;
   free(found->first - GUARD);
   state().memory.erase(found);
-  return intact ? SUCCESS : LAUNCH_FAILURE;
+  return intact ? state().status() : LAUNCH_FAILURE;
 }
 
 int hipHostMalloc(void **memory, size_t bytes, unsigned int) {
   {
     std::lock_guard<std::mutex> lock(state().lock);
-    if (state().fails(ALLOC)) return OUT_OF_MEMORY;
+    if (state().fails(ALLOC)) return state().lost ? LAUNCH_FAILURE : OUT_OF_MEMORY;
     state().handles++;
   }
   *memory = aligned_alloc(GUARD, (bytes + GUARD - 1) / GUARD * GUARD);
@@ -255,7 +316,7 @@ int hipHostFree(void *memory) {
   std::lock_guard<std::mutex> lock(state().lock);
   state().handles--;
   free(memory);
-  return SUCCESS;
+  return state().status();
 }
 
 int hipMemcpyHtoDAsync(void *to, void *from, size_t bytes, void *) { return copy(to, from, bytes, to, nullptr); }
@@ -345,10 +406,10 @@ int hipGraphExecDestroy(void *made) { return hipGraphDestroy(made); }
 
 int hipStreamCreateWithFlags(void **stream, unsigned int) { return make_handle(stream); }
 int hipStreamDestroy(void *stream) { return free_handle(stream); }
-int hipStreamSynchronize(void *) { return SUCCESS; }
+int hipStreamSynchronize(void *) { return status(); }
 int hipEventCreateWithFlags(void **event, unsigned int) { return make_handle(event); }
 int hipEventDestroy(void *event) { return free_handle(event); }
-int hipEventRecord(void *, void *) { return SUCCESS; }
+int hipEventRecord(void *, void *) { return status(); }
 int hipEventSynchronize(void *) { return wait(); }
 
 } // extern "C"

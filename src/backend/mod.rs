@@ -5,8 +5,10 @@ pub(crate) mod cpu;
 pub(crate) mod hip;
 pub(crate) mod kv;
 pub(crate) mod kv_type;
+pub(crate) mod split;
 
 use crate::Result;
+use crate::model::program::{Program, RowKind};
 use crate::sampler::{Choice, SamplerState};
 use crate::tokenizer::TokenId;
 use kv::PageId;
@@ -60,6 +62,14 @@ impl Batch<'_> {
     pub(crate) fn outputs(&self) -> usize {
         self.spans.iter().map(|s| s.wanted.rows(s.tokens.len())).sum()
     }
+
+    /// Rows of the [result](Program::result) of `program`.
+    pub(crate) fn result_rows(&self, program: &Program) -> usize {
+        match program.result().map(|buffer| buffer.rows) {
+            Some(RowKind::Tokens) => self.tokens(),
+            _ => self.outputs(),
+        }
+    }
 }
 
 /// Lets another thread stop the work of a session, also in the middle of a prompt.
@@ -86,12 +96,14 @@ impl Canceller {
     }
 }
 
-/// The logits of a pass, where they were computed: a row for each output of the batch, in order.
+/// The logits of a pass, where they were computed: a row for each output of the batch, in order. Of a part of a program
+/// what it hands on: a row for each token.
 pub(crate) trait Logits: Send {
     /// Copies or borrows a row to the host.
     fn row(&mut self, row: usize) -> Result<&[f32]>;
 
-    /// Draws a token from a row, where the row lies.
+    /// Draws a token from a row, where the row lies. An error leaves the state as it was, so that the row can be computed
+    /// and drawn from again, elsewhere.
     fn sample(&mut self, row: usize, state: &mut SamplerState) -> Result<Choice> {
         state.sample(self.row(row)?)
     }

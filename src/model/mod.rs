@@ -2,11 +2,16 @@
 
 mod arch;
 mod config;
+pub(crate) mod cut;
 mod options;
+mod placement;
 pub(crate) mod program;
+mod rescue;
 pub(crate) mod rope;
 
 pub use options::{LoadOptions, MemoryEstimate, Precision, Progress};
+pub use placement::Placement;
+pub use rescue::Event;
 
 use crate::backend::Backend;
 use crate::chat::{ChatOptions, ChatTemplate, Message};
@@ -17,6 +22,7 @@ use crate::tokenizer::{EncodeOptions, Tokenizer};
 use crate::{Error, Result};
 use config::Config;
 use program::Program;
+use rescue::Rescue;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -34,8 +40,9 @@ struct Inner {
     program: Arc<Program>,
     tokenizer: Tokenizer,
     template: Result<ChatTemplate, Arc<Error>>,
-    backend: Box<dyn Backend>,
+    backend: Arc<dyn Backend>,
     report: DeviceReport,
+    rescue: Option<Rescue>,
     context: usize,
 }
 
@@ -78,7 +85,8 @@ impl Model {
         let context = options.context.unwrap_or(config.context);
         let (backend, report) = options.open_backend(&gguf, &program, &config)?;
         log::info!("{}: {}, {}", gguf.path().display(), config.arch, backend.describe());
-        Ok(Self(Arc::new(Inner { gguf, config, program, tokenizer, template, backend, report, context })))
+        let rescue = options.take_rescue();
+        Ok(Self(Arc::new(Inner { gguf, config, program, tokenizer, template, backend, report, rescue, context })))
     }
 
     /// A new session with the default [options](SessionOptions).
@@ -169,19 +177,20 @@ impl Model {
         &self.0.gguf
     }
 
-    /// Which device runs the model, and why others do not.
+    /// Which device runs the model, and why others do not. Where that device failed in use, the CPU does from then on,
+    /// and the report says so.
     pub fn device_report(&self) -> &DeviceReport {
-        &self.0.report
+        self.0.rescue.as_ref().and_then(Rescue::report).unwrap_or(&self.0.report)
     }
 
-    /// The device that runs the model.
+    /// The device that runs the model; see also [`Session::device`].
     pub fn device(&self) -> Device {
-        self.0.report.device()
+        self.device_report().device()
     }
 
     /// How many threads compute, the calling one included.
     pub fn threads(&self) -> usize {
-        self.0.backend.threads()
+        self.backend().threads()
     }
 
     /// The forward pass as text, an operation a line: for debugging models.
@@ -194,8 +203,19 @@ impl Model {
         self.0.program.bytes_per_token()
     }
 
-    pub(crate) fn backend(&self) -> &dyn Backend {
-        &*self.0.backend
+    /// What runs new sessions.
+    pub(crate) fn backend(&self) -> &Arc<dyn Backend> {
+        self.0.rescue.as_ref().and_then(Rescue::backend).unwrap_or(&self.0.backend)
+    }
+
+    /// Where a session goes whose device was given up meanwhile.
+    pub(crate) fn follow(&self) -> Option<Arc<dyn Backend>> {
+        self.0.rescue.as_ref()?.follow(self.0.report.device())
+    }
+
+    /// Where a session of the model's first device goes after `error`; `None` where it stays.
+    pub(crate) fn rescue(&self, error: &Error) -> Option<Arc<dyn Backend>> {
+        self.0.rescue.as_ref()?.rescue(&self.0.gguf, &self.0.program, &self.0.report, error)
     }
 }
 
@@ -205,7 +225,7 @@ impl fmt::Debug for Model {
             .field("path", &self.0.gguf.path())
             .field("architecture", &self.0.config.arch)
             .field("context_len", &self.0.context)
-            .field("device", &self.0.report.device())
+            .field("device", &self.device())
             .finish_non_exhaustive()
     }
 }

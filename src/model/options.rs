@@ -1,7 +1,9 @@
 //! How a model is loaded.
 
 use super::config::Config;
+use super::placement::{Load, Placement};
 use super::program::Program;
+use super::rescue::{Event, OnEvent, Rescue};
 use super::{Model, arch};
 use crate::backend::{Backend, cpu, hip};
 use crate::device::{Device, DeviceReport};
@@ -91,6 +93,9 @@ pub struct LoadOptions {
     kv_type: KvType,
     precision: Precision,
     on_progress: Option<OnProgress>,
+    placement: Placement,
+    rescue: bool,
+    on_event: Option<OnEvent>,
 }
 
 impl LoadOptions {
@@ -103,6 +108,9 @@ impl LoadOptions {
             kv_type: KvType::default(),
             precision: Precision::default(),
             on_progress: None,
+            placement: Placement::default(),
+            rescue: true,
+            on_event: None,
         }
     }
 
@@ -152,6 +160,28 @@ impl LoadOptions {
         self
     }
 
+    /// Which layers a GPU runs. Default: [`Placement::Automatic`], which leaves room for a session of the
+    /// [context](Self::context) that was asked for, else for one of 4,096 tokens.
+    pub fn placement(mut self, placement: Placement) -> Self {
+        self.placement = placement;
+        self
+    }
+
+    /// Whether sessions go on on the CPU where a GPU fails in use: their tokens are evaluated again there, and the
+    /// streams go on as if nothing had happened. An [event](Self::on_event) and a logged warning tell of it. Where it is
+    /// off, the session returns the error. Default: on.
+    pub fn rescue(mut self, on: bool) -> Self {
+        self.rescue = on;
+        self
+    }
+
+    /// Calls `callback` when something happens to the model in use that a program may want to tell of, on the thread
+    /// that it happens to.
+    pub fn on_event(mut self, callback: impl Fn(&Event) + Send + Sync + 'static) -> Self {
+        self.on_event = Some(Box::new(callback));
+        self
+    }
+
     /// Loads the model at `path`; of a split model, any part.
     ///
     /// # Errors
@@ -194,6 +224,9 @@ impl LoadOptions {
     fn check(&self) -> Result<()> {
         if self.threads == Some(0) {
             return Err(Error::invalid_input("0 threads were asked for; use at least 1"));
+        }
+        if let (Device::Hip(gpu), Placement::Layers(0)) = (self.device, self.placement) {
+            return Err(Error::invalid_input(format!("0 layers were asked for on hip:{gpu}; use the device cpu")));
         }
         if self.context == Some(0) {
             return Err(Error::invalid_input("a context of 0 tokens was asked for; use at least 1"));
@@ -243,17 +276,28 @@ impl LoadOptions {
         &mut self,
         gguf: &Arc<Gguf>,
         program: &Arc<Program>,
-        _config: &Config,
-    ) -> Result<(Box<dyn Backend>, DeviceReport)> {
-        let mut report = DeviceReport::choose(self.device)?;
+        config: &Config,
+    ) -> Result<(Arc<dyn Backend>, DeviceReport)> {
+        const ROOM: usize = 4096;
+        let device = if self.placement == Placement::Layers(0) { Device::Cpu } else { self.device };
+        let mut report = DeviceReport::choose(device)?;
         let kv_type = self.effective_kv_type();
         while let Device::Hip(gpu) = report.device() {
             let threads = self.threads.unwrap_or_else(cpu::cores::default_threads);
-            let options = hip::HipOptions { gpu, kv_type, precision: self.precision, threads };
-            let mut tell = |bytes, total| self.tell(bytes, total);
-            match hip::HipBackend::new(gguf, Arc::clone(program), &options, &mut tell) {
-                Ok(backend) => return Ok((Box::new(backend), report)),
+            let load = Load {
+                gguf,
+                program,
+                hip: hip::HipOptions { gpu, kv_type, precision: self.precision, threads },
+                cpu: self.cpu_options(),
+                context: self.context.unwrap_or(config.context.min(ROOM)),
+            };
+            match load.place(self.placement, &mut |bytes, total| self.tell(bytes, total)) {
+                Ok((backend, part)) => return Ok((backend, report.with_placement(part))),
                 Err(e) if e.kind() == ErrorKind::Cancelled => return Err(e),
+                // What the caller forces is no reason to do something else.
+                Err(e) if self.placement != Placement::Automatic && e.kind() == ErrorKind::OutOfMemory => {
+                    return Err(e);
+                }
                 Err(e) => {
                     log::warn!("device hip:{gpu} is not used: {e}");
                     report.refuse(e)?;
@@ -261,10 +305,19 @@ impl LoadOptions {
             }
         }
         self.prefetch(gguf)?;
-        let options =
-            cpu::CpuOptions { threads: self.threads, pool: self.pool.take(), kv_type, precision: self.precision };
-        let backend = cpu::CpuBackend::new(Arc::clone(gguf), Arc::clone(program), options)?;
-        Ok((Box::new(backend), report))
+        let backend = cpu::CpuBackend::new(Arc::clone(gguf), Arc::clone(program), self.cpu_options())?;
+        Ok((Arc::new(backend), report))
+    }
+
+    fn cpu_options(&self) -> cpu::CpuOptions {
+        let kv_type = self.effective_kv_type();
+        let (threads, pool, isa) = (self.threads, self.pool.clone(), cpu::isa::Isa::best());
+        cpu::CpuOptions { threads, pool, kv_type, precision: self.precision, isa }
+    }
+
+    /// Where the sessions of a device go that fails, unless that is not wanted.
+    pub(super) fn take_rescue(&mut self) -> Option<Rescue> {
+        self.rescue.then(|| Rescue::new(self.cpu_options(), self.on_event.take()))
     }
 }
 
@@ -276,6 +329,8 @@ impl fmt::Debug for LoadOptions {
             .field("context", &self.context)
             .field("kv_type", &self.kv_type)
             .field("precision", &self.precision)
+            .field("placement", &self.placement)
+            .field("rescue", &self.rescue)
             .finish_non_exhaustive()
     }
 }

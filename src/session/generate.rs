@@ -128,6 +128,11 @@ impl<'s> Generation<'s> {
         self.reason
     }
 
+    /// The session that generates.
+    pub fn session(&self) -> &Session {
+        self.session
+    }
+
     /// Counts and times so far.
     pub fn stats(&self) -> Stats {
         self.stats
@@ -155,9 +160,14 @@ impl<'s> Generation<'s> {
         if self.session.canceller.take() {
             return Err(Error::new(crate::ErrorKind::Cancelled, "the session was cancelled"));
         }
-        let Some(logits) = self.logits.as_mut() else { return Ok(None) };
-        let choice = logits.sample(0, &mut self.state)?;
-        self.logits = None;
+        let choice = loop {
+            let Some(mut logits) = self.logits.take() else { return Ok(None) };
+            match logits.sample(0, &mut self.state) {
+                Ok(choice) => break choice,
+                // The logits are lost with their device.
+                Err(e) => self.logits = Some(self.session.repeat_last(e)?),
+            }
+        };
         if self.session.model.tokenizer().is_end_of_generation(choice.token) {
             return Ok(self.finish(StopReason::EndOfGeneration));
         }

@@ -7,12 +7,14 @@ pub use generate::{Generation, Piece, Stats, StopReason};
 pub use prompt::Prompt;
 
 use crate::backend::kv::KvSequence;
-use crate::backend::{Batch, Canceller, Logits, Span, Wanted};
+use crate::backend::{Backend, Batch, Canceller, Limits, Logits, Span, Wanted};
+use crate::device::Device;
 use crate::model::Model;
 use crate::sampler::Sampler;
 use crate::tokenizer::TokenId;
 use crate::{Error, ErrorKind, Result};
 use std::fmt;
+use std::sync::Arc;
 
 /// What happens when a session's context is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -61,9 +63,13 @@ impl SessionOptions {
 /// A session is `Send` and borrows nothing. Many sessions of one model may work at the same time, from any threads.
 pub struct Session {
     model: Model,
+    backend: Arc<dyn Backend>,
+    device: Device,
     kv: KvSequence,
-    /// The evaluated tokens: exactly those that the cache holds.
+    /// The evaluated tokens.
     tokens: Vec<TokenId>,
+    /// How many of them the cache holds: all, but where the session moved to another device and has not caught up yet.
+    cached: usize,
     context: usize,
     when_full: ContextPolicy,
     canceller: Canceller,
@@ -87,14 +93,28 @@ impl Session {
                 context.saturating_sub(2)
             )));
         }
-        let kv = KvSequence::new(model.backend().kv_pool());
-        let canceller = Canceller::default();
-        Ok(Self { model, kv, tokens: Vec::new(), context, when_full: options.when_full, canceller })
+        let backend = Arc::clone(model.backend());
+        Ok(Self {
+            device: model.device(),
+            kv: KvSequence::new(backend.kv_pool()),
+            backend,
+            model,
+            tokens: Vec::new(),
+            cached: 0,
+            context,
+            when_full: options.when_full,
+            canceller: Canceller::default(),
+        })
     }
 
     /// The model.
     pub fn model(&self) -> &Model {
         &self.model
+    }
+
+    /// The device that runs this session: the [model's](Model::device), or the CPU after that one failed.
+    pub fn device(&self) -> Device {
+        self.device
     }
 
     /// The tokens that are evaluated and cached.
@@ -126,6 +146,7 @@ impl Session {
     pub fn truncate(&mut self, len: usize) {
         if len < self.tokens.len() {
             self.tokens.truncate(len);
+            self.cached = self.cached.min(len);
             self.kv.truncate(len);
         }
     }
@@ -133,6 +154,7 @@ impl Session {
     /// Forgets everything and gives the cache's memory back.
     pub fn clear(&mut self) {
         self.tokens.clear();
+        self.cached = 0;
         self.kv.truncate(0);
     }
 
@@ -140,8 +162,11 @@ impl Session {
     pub fn fork(&self) -> Self {
         Self {
             model: self.model.clone(),
-            kv: self.kv.fork(self.tokens.len()),
+            backend: Arc::clone(&self.backend),
+            device: self.device,
+            kv: self.kv.fork(self.cached),
             tokens: self.tokens.clone(),
+            cached: self.cached,
             context: self.context,
             when_full: self.when_full,
             canceller: Canceller::default(),
@@ -178,14 +203,30 @@ impl Session {
         if self.tokens.len() + tokens.len() > self.context {
             return Err(self.context_full(self.tokens.len() + tokens.len()));
         }
-        let limits = self.model.backend().limits();
-        let mut first = 0;
-        for chunk in tokens.chunks(limits.tokens.min(limits.outputs)) {
-            let mut logits = self.pass(chunk, Wanted::All)?;
-            for i in 0..chunk.len() {
-                each(first + i, logits.row(i)?)?;
+        let before = self.tokens.len();
+        let mut done = 0;
+        while let Some(rest) = tokens.get(done..).filter(|rest| !rest.is_empty()) {
+            let limits = self.limits();
+            let chunk = rest.get(..limits.tokens.min(limits.outputs)).unwrap_or(rest);
+            let first = done;
+            let ran = match self.pass(chunk, Wanted::All) {
+                Ok(mut logits) => loop {
+                    match logits.row(done - first) {
+                        Ok(row) => each(done, row)?,
+                        Err(e) => break Err(e),
+                    }
+                    done += 1;
+                    if done - first == chunk.len() {
+                        break Ok(());
+                    }
+                },
+                Err(e) => Err(e),
+            };
+            if let Err(e) = ran {
+                self.recover(e)?;
+                // The rows that were not handed out are computed again.
+                self.truncate(before + done);
             }
-            first += chunk.len();
         }
         Ok(())
     }
@@ -228,28 +269,77 @@ impl Session {
 
     /// Evaluates `tokens`, at least one, after the cached ones.
     fn extend(&mut self, tokens: &[TokenId]) -> Result<Box<dyn Logits>> {
-        let most = self.model.backend().limits().tokens;
-        let last_chunk = tokens.len().saturating_sub(1) / most * most;
-        let (before, last) = tokens.split_at_checked(last_chunk).unwrap_or((&[], tokens));
-        for chunk in before.chunks(most) {
-            self.pass(chunk, Wanted::None)?;
+        let mut rest = tokens;
+        loop {
+            let most = self.limits().tokens;
+            let (chunk, after) = rest.split_at_checked(most).unwrap_or((rest, &[]));
+            let wanted = if after.is_empty() { Wanted::Last } else { Wanted::None };
+            match self.pass(chunk, wanted) {
+                Ok(logits) if after.is_empty() => return Ok(logits),
+                Ok(_) => rest = after,
+                Err(e) => self.recover(e)?,
+            }
         }
-        self.pass(last, Wanted::Last)
     }
 
-    /// One pass of the backend over tokens that follow the cached ones.
+    /// Evaluates the last token again, after its logits could not be had because of `error`.
+    fn repeat_last(&mut self, error: Error) -> Result<Box<dyn Logits>> {
+        self.recover(error)?;
+        let last = self.tokens.len().saturating_sub(1);
+        let token = self.tokens.split_off(last);
+        self.extend(&token)
+    }
+
+    /// After `error`: moves to where the work can be tried again, or returns it.
+    fn recover(&mut self, error: Error) -> Result<()> {
+        // Only the model's first device fails: from where a session moves to, it does not move on.
+        let backend = if self.device == Device::Cpu { None } else { self.model.rescue(&error) };
+        self.move_to(backend.ok_or(error)?);
+        Ok(())
+    }
+
+    /// What a pass takes, on the device where the next one runs.
+    fn limits(&mut self) -> Limits {
+        if self.device != Device::Cpu
+            && let Some(backend) = self.model.follow()
+        {
+            self.move_to(backend);
+        }
+        self.backend.limits()
+    }
+
+    /// Goes on on the CPU, whose cache is filled before the next pass.
+    fn move_to(&mut self, backend: Arc<dyn Backend>) {
+        self.kv = KvSequence::new(backend.kv_pool());
+        self.cached = 0;
+        self.backend = backend;
+        self.device = Device::Cpu;
+    }
+
+    /// One pass of the backend over tokens that follow the evaluated ones.
     fn pass(&mut self, tokens: &[TokenId], wanted: Wanted) -> Result<Box<dyn Logits>> {
+        let missing = self.tokens.get(self.cached..).unwrap_or_default().to_vec();
+        for chunk in missing.chunks(self.backend.limits().tokens) {
+            self.run(chunk, Wanted::None)?;
+        }
+        let logits = self.run(tokens, wanted)?;
+        self.tokens.extend_from_slice(tokens);
+        Ok(logits)
+    }
+
+    /// Runs tokens that follow the cached ones.
+    fn run(&mut self, tokens: &[TokenId], wanted: Wanted) -> Result<Box<dyn Logits>> {
         if self.canceller.take() {
             return Err(Error::new(ErrorKind::Cancelled, "the session was cancelled"));
         }
-        let first_pos = self.tokens.len();
+        let first_pos = self.cached;
         let ran = self.kv.prepare(first_pos, first_pos + tokens.len()).and_then(|()| {
             let spans = [Span { tokens, first_pos, pages: self.kv.pages(), wanted }];
-            self.model.backend().run(&Batch { spans: &spans }, &self.canceller)
+            self.backend.run(&Batch { spans: &spans }, &self.canceller)
         });
         match ran {
             Ok(logits) => {
-                self.tokens.extend_from_slice(tokens);
+                self.cached += tokens.len();
                 Ok(logits)
             }
             Err(e) => {

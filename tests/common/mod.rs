@@ -6,7 +6,7 @@ pub mod simulator;
 
 use wavelm::gguf::{Gguf, GgufWriter, StringArray, TensorType};
 use wavelm::quant;
-use wavelm::{LoadOptions, Model};
+use wavelm::{LoadOptions, Model, Prompt, Sampler, Session};
 
 /// A small generator of random numbers (SplitMix64), so that tests are the same everywhere.
 pub struct Random(pub u64);
@@ -145,4 +145,35 @@ fn vocabulary() -> StringArray {
         .map(|b| if plain(&b) { b } else { moved.next().unwrap() })
         .map(|c| char::from_u32(c).unwrap().to_string());
     bytes.chain(["<s>".to_string(), "</s>".to_string()]).collect()
+}
+
+/// Random bytes as tokens.
+pub fn tokens(seed: u64, n: usize) -> Vec<u32> {
+    let mut random = Random(seed);
+    (0..n).map(|_| random.below(256) as u32).collect()
+}
+
+/// Appends tokens to a session and collects the logits at each.
+pub fn logits(session: &mut Session, tokens: &[u32]) -> Vec<Vec<f32>> {
+    let mut rows = Vec::new();
+    let keep = |_, row: &[f32]| {
+        rows.push(row.to_vec());
+        Ok(())
+    };
+    session.logits(tokens, keep).unwrap();
+    rows
+}
+
+/// The largest difference, relative to the largest logit.
+pub fn difference(a: &[Vec<f32>], b: &[Vec<f32>]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    assert!(a.iter().chain(b).flatten().all(|v| v.is_finite()));
+    let max = a.iter().flatten().fold(0f32, |m, v| m.max(v.abs()));
+    a.iter().flatten().zip(b.iter().flatten()).fold(0f32, |m, (x, y)| m.max((x - y).abs())) / max
+}
+
+/// The most likely tokens after a prompt.
+pub fn greedy(session: &mut Session, prompt: &[u32], n: usize) -> wavelm::Result<Vec<u32>> {
+    let generation = session.generate(&Prompt::from_tokens(prompt.to_vec()), &Sampler::greedy())?.max_tokens(n);
+    generation.map(|piece| piece.map(|p| p.token())).filter_map(Result::transpose).collect()
 }

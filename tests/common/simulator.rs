@@ -1,5 +1,7 @@
 //! Builds the GPU kernels for the host, with the simulator: libraries that look like the GPU's driver.
 
+#![allow(dead_code)] // each test binary uses a part
+
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -62,4 +64,88 @@ fn build(compiler: &str, wave: u32) -> PathBuf {
         std::fs::rename(&unfinished, &library).unwrap();
     }
     library
+}
+
+/// Set in the processes that the tests start. By hand, with the name of one test, it runs that test on a real GPU.
+pub const WAVE: &str = "WAVELM_TEST_WAVE";
+
+/// Runs `body` in a process of its own for each wave size, with the simulator for a driver.
+pub fn simulated(test: &str, variables: &[(&str, &str)], body: impl FnOnce()) {
+    if std::env::var_os(WAVE).is_some() {
+        return body();
+    }
+    for (wave, library) in libraries() {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", test, "--nocapture"]).envs(variables.iter().copied());
+        command.env(WAVE, wave.to_string()).env("WAVELM_HIP_LIBRARY", library).env("WAVELM_HSACO_DIR", objects());
+        let output = command.output().unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        let text = String::from_utf8_lossy(&text);
+        assert!(output.status.success(), "waves of {wave}:\n{text}");
+        assert!(text.contains("1 passed"), "waves of {wave}: no test ran:\n{text}");
+    }
+}
+
+/// A folder of what the simulator takes for code objects.
+fn objects() -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("hip-simulator-objects");
+        std::fs::create_dir_all(&folder).unwrap();
+        for source in files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("hip"), &["hip"]) {
+            let family = source.file_stem().unwrap().to_str().unwrap();
+            std::fs::write(folder.join(format!("{family}.gfxsim.hsaco")), "wavelm simulator\n").unwrap();
+        }
+        folder
+    })
+}
+
+/// The simulator's own functions.
+pub struct Faults(libloading::Library);
+
+/// What can be made to fail, as hip/sim/hip.cpp numbers it.
+pub const KINDS: [&str; 5] = ["alloc", "copy", "launch", "module", "sync"];
+
+impl Faults {
+    pub fn new() -> Self {
+        let path = std::env::var_os("WAVELM_HIP_LIBRARY").unwrap();
+        // SAFETY: the library is loaded already, and its constructors have run.
+        Self(unsafe { libloading::Library::new(path) }.unwrap())
+    }
+
+    /// Makes the `n`-th call of this kind fail; 0 for none.
+    pub fn fail(&self, kind: usize, n: u64) {
+        // SAFETY: the signature is that of the simulator's function.
+        unsafe { self.0.get::<extern "C" fn(i32, u64)>(b"wavelm_sim_fail").unwrap()(kind as i32, n) }
+    }
+
+    /// Makes the `n`-th call of this kind fail, and every later one of any kind.
+    pub fn lose(&self, kind: usize, n: u64) {
+        // SAFETY: as above.
+        unsafe { self.0.get::<extern "C" fn(i32, u64)>(b"wavelm_sim_lose").unwrap()(kind as i32, n) }
+    }
+
+    /// Sets the memory of the device: to what is used now where that is more.
+    pub fn memory(&self, bytes: usize) {
+        // SAFETY: as above.
+        unsafe { self.0.get::<extern "C" fn(usize)>(b"wavelm_sim_memory").unwrap()(bytes) }
+    }
+
+    /// Calls of this kind since the last [`fail`](Self::fail).
+    pub fn calls(&self, kind: usize) -> u64 {
+        // SAFETY: as above.
+        unsafe { self.0.get::<extern "C" fn(i32) -> u64>(b"wavelm_sim_calls").unwrap()(kind as i32) }
+    }
+
+    /// Bytes that were copied to the host so far.
+    pub fn downloaded(&self) -> u64 {
+        // SAFETY: the signature is that of the simulator's function.
+        unsafe { self.0.get::<extern "C" fn() -> u64>(b"wavelm_sim_downloaded").unwrap()() }
+    }
+
+    /// Allocations, modules, streams and events that exist.
+    pub fn held(&self) -> u64 {
+        // SAFETY: as above.
+        unsafe { self.0.get::<extern "C" fn() -> u64>(b"wavelm_sim_held").unwrap()() }
+    }
 }

@@ -1,7 +1,8 @@
 //! Weights go to a simulated GPU by several threads, while somebody watches.
 
 use super::common::{Random, Tiny};
-use super::{Faults, KINDS, difference, greedy, logits, simulated, tokens};
+use crate::common::simulator::{Faults, KINDS, simulated};
+use crate::common::{difference, greedy, logits, tokens};
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};

@@ -2,7 +2,7 @@
 //! a row of logits coming back.
 
 use super::common::{EOS, Random, Tiny, VOCAB};
-use super::{Faults, simulated};
+use crate::common::simulator::{Faults, simulated};
 use std::collections::BTreeSet;
 use wavelm::sampler::SamplerBuilder;
 use wavelm::{Device, ErrorKind, Model, Prompt, Sampler, Session};

@@ -20,16 +20,22 @@ const ROW_ITEM: usize = 8;
 /// Items of a matrix step for each thread, so that a slow thread does not hold up the others.
 const ITEMS_PER_THREAD: usize = 6;
 
-/// Runs the program of `backend` on `batch`; the logits are then in the workspace.
+/// Runs the program of `backend` on `batch`; the logits are then in the workspace. `given` are rows of buffer 0 to begin
+/// with.
 pub(super) fn run(
     backend: &CpuBackend,
     batch: &Batch<'_>,
+    given: Option<&[f32]>,
     cancel: &Canceller,
     workspace: &mut Workspace,
 ) -> Result<()> {
     let (rows, outputs) = (batch.tokens(), batch.outputs());
     workspace.reserve(&backend.program, &backend.plan, rows, outputs, backend.team.threads())?;
     workspace.place(backend, batch);
+    if let (Some(given), Some(first)) = (given, workspace.buffers.first_mut()) {
+        let place = first.as_mut_slice().get_mut(..given.len());
+        place.ok_or_else(|| Error::invalid_input("more rows than tokens were given to a pass"))?.copy_from_slice(given);
+    }
 
     let tokens: Vec<TokenId> = batch.spans.iter().flat_map(|s| s.tokens).copied().collect();
     let tables = page_tables(backend, batch)?;

@@ -14,7 +14,7 @@ mod simd;
 mod team;
 mod workspace;
 
-use super::kv::{KvPool, PAGE_LEN};
+use super::kv::{KvPool, PAGE_LEN, PageStore};
 use super::{Backend, Batch, Canceller, KvType, Limits, Logits};
 use crate::gguf::Gguf;
 use crate::model::Precision;
@@ -34,11 +34,13 @@ const MOST_TOKENS: usize = 256;
 const MOST_OUTPUTS: usize = 32;
 
 /// How the CPU backend is made.
+#[derive(Clone)]
 pub(crate) struct CpuOptions {
     pub(crate) threads: Option<usize>,
     pub(crate) pool: Option<Arc<rayon::ThreadPool>>,
     pub(crate) kv_type: KvType,
     pub(crate) precision: Precision,
+    pub(crate) isa: Isa,
 }
 
 /// A model on the CPU: weights straight from the mapped file.
@@ -83,7 +85,7 @@ impl CpuBackend {
         let plan = Plan::new(&program, options.precision);
         Ok(Self {
             plan,
-            isa: Isa::best(),
+            isa: options.isa,
             precision: options.precision,
             team,
             kv_type: options.kv_type,
@@ -145,15 +147,32 @@ impl Backend for CpuBackend {
     }
 
     fn run(&self, batch: &Batch<'_>, cancel: &Canceller) -> Result<Box<dyn Logits>> {
+        self.run_from(batch, None, cancel)
+    }
+}
+
+impl CpuBackend {
+    /// The memory of the cache pages.
+    pub(crate) fn page_store(&self) -> Box<dyn PageStore> {
+        Box::new(self.pages.clone())
+    }
+
+    /// [`run`](Backend::run), for the later part of a program: `given` are the rows of its buffer 0, one for each token.
+    pub(crate) fn run_from(
+        &self,
+        batch: &Batch<'_>,
+        given: Option<&[f32]>,
+        cancel: &Canceller,
+    ) -> Result<Box<dyn Logits>> {
         let mut workspace = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
-        let ran = exec::run(self, batch, cancel, &mut workspace);
+        let ran = exec::run(self, batch, given, cancel, &mut workspace);
         // Returned to the idle ones when dropped, also after an error.
         let logits = CpuLogits {
             workspace,
             idle: Arc::clone(&self.idle),
             buffer: self.plan.logits.0,
-            columns: self.program.vocab,
-            rows: batch.outputs(),
+            columns: self.program.result().map_or(0, |buffer| buffer.columns),
+            rows: batch.result_rows(&self.program),
         };
         ran.map(|()| Box::new(logits) as Box<dyn Logits>)
     }

@@ -40,15 +40,15 @@ pub(super) struct Executor {
 impl Executor {
     pub(super) fn new(
         device: &Arc<Device>,
+        modules: &Modules,
         gguf: &Gguf,
         program: &Arc<Program>,
         kv_type: KvType,
-        loading: &mut Loading<'_>,
+        loading: &mut Loading<'_, '_>,
     ) -> Result<Self> {
         let plan = Plan::new(program);
         // Before anything is uploaded: without kernels there is no point.
-        let modules = Modules::new(device);
-        let kernels = prepare::kernels(program, &plan, kv_type, device, &modules)?;
+        let kernels = prepare::kernels(program, &plan, kv_type, device, modules)?;
         let mut tile_sizes: Vec<usize> = kernels
             .iter()
             .filter_map(
@@ -108,7 +108,8 @@ impl Executor {
         if batch.spans.iter().flat_map(|s| s.pages).any(|&page| page as usize >= most) {
             return Err(Error::new(ErrorKind::Device, "a cache page has no memory: a bug in wavelm"));
         }
-        if logits.bytes() < batch.outputs() * self.program.vocab * 4 {
+        let columns = self.program.result().map_or(0, |buffer| buffer.columns);
+        if logits.bytes() < batch.result_rows(&self.program) * columns * 4 {
             return Err(Error::new(ErrorKind::Device, "the logits have too little memory: a bug in wavelm"));
         }
         let queued = self.queue(batch, pages, logits, cancel);

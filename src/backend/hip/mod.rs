@@ -17,22 +17,25 @@ mod plan;
 mod pool;
 mod prepare;
 mod sampling;
+mod selftest;
 mod weights;
 
-use super::kv::KvPool;
+use super::kv::{KvPool, PAGE_LEN, PageStore};
 use super::{Backend, Batch, Canceller, KvType, Limits, Logits};
-use crate::gguf::Gguf;
+use crate::gguf::{Gguf, TensorType};
 use crate::model::Precision;
-use crate::model::program::Program;
+use crate::model::program::{Program, RowKind};
 use crate::sampler::{Choice, SamplerState};
 use crate::{Error, ErrorKind, Result};
 use device::Device;
 use exec::Executor;
 use memory::{DeviceBuffer, HostBuffer};
+use modules::Modules;
 use pool::Pages;
 use sampling::{DrawMemory, Sampling};
 use std::sync::{Arc, Mutex, PoisonError};
-use weights::{Loading, Tell};
+use weights::Loading;
+pub(crate) use weights::Tell;
 
 /// Tokens in a pass at most.
 const MOST_TOKENS: usize = 256;
@@ -49,11 +52,41 @@ pub(crate) struct HipOptions {
     pub(crate) threads: usize,
 }
 
+/// Bytes of a GPU's memory that nobody uses.
+pub(crate) fn free_memory(gpu: usize) -> Result<u64> {
+    device::open(gpu)?.driver()?.free_memory()
+}
+
+/// Bytes of a GPU's memory that a program takes, with one session of `context` tokens.
+///
+/// # Errors
+/// `Unsupported` for a tensor type without kernels.
+pub(crate) fn bytes(program: &Program, kv_type: KvType, context: usize) -> Result<u64> {
+    let buffers = prepare::Buffers::new(program, &plan::Plan::new(program))?.bytes;
+    let mut bytes = buffers as u64;
+    for weight in &program.weights {
+        let ty = if weight.rows == 1 { TensorType::F32 } else { weight.tensor.tensor_type() };
+        let planar = weights::planar_bytes(ty, weight.rows.saturating_mul(weight.columns));
+        let planar = planar.ok_or_else(|| Error::unsupported(format!("no GPU kernel reads the type {ty:?}")))?;
+        bytes = bytes.saturating_add(planar as u64);
+    }
+    let result = program.result().map_or(0, |result| match result.rows {
+        RowKind::Tokens => result.columns.saturating_mul(MOST_TOKENS * 4),
+        RowKind::Outputs => result.columns.saturating_mul(MOST_OUTPUTS * 4),
+    });
+    let (_, page_bytes) = super::cpu::layers(program, kv_type)?;
+    // The pages double when they are full, and are copied from half as many.
+    let pages = context.div_ceil(PAGE_LEN).next_power_of_two().max(pool::FIRST_PAGES);
+    let cache = (page_bytes as u64).saturating_mul(pages as u64);
+    Ok(bytes.saturating_add(result as u64).saturating_add(cache).saturating_add(cache / 2))
+}
+
 /// A model on a GPU.
 pub(crate) struct HipBackend {
     device: Arc<Device>,
     kv_type: KvType,
     weight_bytes: usize,
+    program: Arc<Program>,
     columns: usize,
     pages: Pages,
     pool: Arc<KvPool>,
@@ -69,31 +102,47 @@ impl HipBackend {
     /// # Errors
     /// `Device` or `OutOfMemory`, with what the device lacks; `Unsupported` for what there are no kernels for; those of
     /// `tell`.
-    pub(crate) fn new<'a>(
-        gguf: &Gguf,
-        program: Arc<Program>,
-        options: &HipOptions,
-        tell: &'a mut Tell<'a>,
-    ) -> Result<Self> {
+    pub(crate) fn new(gguf: &Gguf, program: Arc<Program>, options: &HipOptions, tell: &mut Tell<'_>) -> Result<Self> {
         if options.precision == Precision::Reference {
             return Err(Error::unsupported("the reference precision is computed on the CPU alone"));
         }
         let device = device::open(options.gpu)?;
-        let sampling = Arc::new(Sampling::new(&device, program.vocab)?);
+        let modules = Modules::new(&device);
+        selftest::check(options.gpu, &device, &modules, &program, options.kv_type)?;
         let mut loading = Loading { threads: options.threads, tell };
-        let executor = Executor::new(&device, gguf, &program, options.kv_type, &mut loading)?;
-        let pages = Pages::new(&device, executor.page_bytes())?;
+        Self::untested(&device, &modules, gguf, program, options.kv_type, &mut loading)
+    }
+
+    /// A backend whose kernels were not compared with the CPU's.
+    fn untested(
+        device: &Arc<Device>,
+        modules: &Modules,
+        gguf: &Gguf,
+        program: Arc<Program>,
+        kv_type: KvType,
+        loading: &mut Loading<'_, '_>,
+    ) -> Result<Self> {
+        let executor = Executor::new(device, modules, gguf, &program, kv_type, loading)?;
+        let columns = program.result().map_or(0, |buffer| buffer.columns);
+        let sampling = Arc::new(Sampling::new(device, modules, columns)?);
+        let pages = Pages::new(device, executor.page_bytes())?;
         Ok(Self {
-            kv_type: options.kv_type,
+            kv_type,
             weight_bytes: executor.weight_bytes(),
-            columns: program.vocab,
+            columns,
+            program,
             pool: KvPool::new(Box::new(pages.clone())),
             pages,
             executor: Arc::new(Mutex::new(executor)),
             sampling,
             idle: Arc::default(),
-            device,
+            device: Arc::clone(device),
         })
+    }
+
+    /// The memory of the cache pages.
+    pub(crate) fn page_store(&self) -> Box<dyn PageStore> {
+        Box::new(self.pages.clone())
     }
 
     /// Memory for `rows` rows of logits: that of a pass before, where it is large enough.
@@ -126,7 +175,7 @@ impl Backend for HipBackend {
     }
 
     fn run(&self, batch: &Batch<'_>, cancel: &Canceller) -> Result<Box<dyn Logits>> {
-        let outputs = batch.outputs();
+        let outputs = batch.result_rows(&self.program);
         let rows = self.rows(outputs)?;
         let ran = {
             let mut executor = self.executor.lock().unwrap_or_else(PoisonError::into_inner);

@@ -7,7 +7,7 @@ use crate::{Error, ErrorKind, Result};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Pages that are allocated at first.
-const FIRST_PAGES: usize = 16;
+pub(super) const FIRST_PAGES: usize = 16;
 
 /// Pages of one size. Kernels find a page at its number times the size, so all are in one allocation; when it is full
 /// it is replaced by a larger one.

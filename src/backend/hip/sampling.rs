@@ -65,8 +65,7 @@ impl Sampling {
     ///
     /// # Errors
     /// `Device` where there is no code for the device, or the driver does not take it.
-    pub(super) fn new(device: &Arc<Device>, vocabulary: usize) -> Result<Self> {
-        let modules = Modules::new(device);
+    pub(super) fn new(device: &Arc<Device>, modules: &Modules, vocabulary: usize) -> Result<Self> {
         let kernel = |name, threads| modules.kernel("sampling", name, threads);
         Ok(Self {
             device: Arc::clone(device),

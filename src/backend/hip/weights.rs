@@ -19,10 +19,10 @@ const MOST_THREADS: usize = 8;
 pub(crate) type Tell<'a> = dyn FnMut(u64, u64) -> Result<()> + 'a;
 
 /// How weights are loaded.
-pub(super) struct Loading<'a> {
+pub(super) struct Loading<'t, 'a> {
     /// Threads that read, the calling one included.
     pub(super) threads: usize,
-    pub(super) tell: &'a mut Tell<'a>,
+    pub(super) tell: &'t mut Tell<'a>,
 }
 
 /// The fields of a block in the order of their planes, each as (offset in the file's block, length).
@@ -65,7 +65,7 @@ impl Weights {
         stream: &Stream,
         gguf: &Gguf,
         program: &Program,
-        loading: &mut Loading<'_>,
+        loading: &mut Loading<'_, '_>,
     ) -> Result<Self> {
         let (mut layout, mut offsets) = (Layout::default(), Vec::with_capacity(program.weights.len()));
         let mut parts = Vec::new();
@@ -115,7 +115,7 @@ impl Weights {
 }
 
 /// Bytes of a tensor of `elements` elements on the device.
-fn planar_bytes(ty: TensorType, elements: usize) -> Option<usize> {
+pub(super) fn planar_bytes(ty: TensorType, elements: usize) -> Option<usize> {
     let blocks = elements.is_multiple_of(ty.block_len()).then_some(elements / ty.block_len())?;
     planes(ty)?
         .iter()

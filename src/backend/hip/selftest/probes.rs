@@ -1,0 +1,408 @@
+//! The probes of a program: see the module above.
+
+use crate::gguf::{Gguf, GgufWriter, TensorType};
+use crate::model::program::{
+    Activation, AttentionInfo, Buf, BufInfo, KvShape, Op, Program, RowKind, Weight, WeightInfo,
+};
+use crate::{Error, ErrorKind, Result, quant};
+
+/// Columns at most of a buffer of a layer, and of a single product; multiples of every block.
+const LAYER_COLUMNS: usize = 256;
+const PRODUCT_COLUMNS: usize = 1024;
+/// Outputs of a single product: whole tiles and a rest.
+const PRODUCT_ROWS: usize = 72;
+/// Tokens of single operations.
+const VOCAB: usize = 64;
+/// The window of an attention that has one: shorter than what the passes fill, and no multiple of anything.
+const WINDOW: usize = 37;
+
+/// Tokens of the passes over a single operation, and before them over one that reads the cache: more than a page, so that
+/// the parts that attention is cut into are tested too. A layer, which costs the CPU most, is tested with fewer.
+const PASSES: [usize; 6] = [72, 1, 2, 5, 8, 40];
+const LAYER_PASSES: [usize; 3] = [1, 3, 20];
+
+/// What the device may differ by, relative to the largest number. Activations that are a last bit apart round to different
+/// 8-bit numbers, matrix units may take half precision, and a layer adds such differences up: measured are 3e-3 for a
+/// layer and 1e-6 for all else. A kernel that is wrong is off by far more.
+const LAYER: f32 = 5e-2;
+const ROUNDED: f32 = 1e-2;
+const EXACT: f32 = 2e-3;
+
+/// A weight to be made up.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Shape {
+    ty: TensorType,
+    rows: usize,
+    columns: usize,
+}
+
+/// A small program whose weights are not there yet.
+pub(super) struct Probe {
+    name: Name,
+    program: Program,
+    weights: Vec<Shape>,
+    tolerance: f32,
+}
+
+enum Name {
+    One(String),
+    /// A product with weights of this type.
+    Product(&'static str),
+    Layer(usize),
+}
+
+impl Probe {
+    /// What is tested with so many tokens.
+    pub(super) fn name(&self, tokens: usize) -> String {
+        match &self.name {
+            Name::One(name) => name.clone(),
+            Name::Layer(layer) => format!("layer {layer}"),
+            Name::Product(ty) => format!("{} {ty}", if tokens > 8 { "matmul" } else { "matvec" }),
+        }
+    }
+
+    pub(super) fn tolerance(&self) -> f32 {
+        self.tolerance
+    }
+
+    /// Tokens of the passes, one after the other.
+    pub(super) fn passes(&self) -> &'static [usize] {
+        let has_attention = self.program.ops.iter().any(|op| matches!(op, Op::Attention { .. }));
+        match (&self.name, has_attention) {
+            (Name::Layer(_), _) => &LAYER_PASSES,
+            (_, true) => &PASSES,
+            (_, false) => &PASSES[1..],
+        }
+    }
+
+    /// What makes probes the same.
+    pub(super) fn key(&self) -> String {
+        let Program { ops, buffers, ropes, kv, .. } = &self.program;
+        let columns: Vec<usize> = buffers.iter().map(|b| b.columns).collect();
+        format!("{ops:?} {columns:?} {:?} {ropes:?} {kv:?}", self.weights)
+    }
+
+    /// Makes the weights up.
+    pub(super) fn build(&self) -> Result<(Gguf, Program)> {
+        let mut random = Random::new(self.weights.len() as u64);
+        let mut writer = GgufWriter::new();
+        for (i, &Shape { ty, rows, columns }) in self.weights.iter().enumerate() {
+            // Vectors are factors of a norm, around 1; products keep the size of their input.
+            let (middle, scale) = if rows == 1 { (1.0, 0.5) } else { (0.0, (3.0 / columns as f32).sqrt()) };
+            // Tables make rows of a size that norms and softmax are used to.
+            let scale = if self.is_table(Weight(i)) { 2.0 } else { scale };
+            let values: Vec<f32> = (0..rows * columns).map(|_| middle + scale * random.float()).collect();
+            let data = quant::quantize(ty, &values)?;
+            writer = writer.tensor(format!("w{i}"), ty, &[columns as u64, rows as u64], data);
+        }
+        let gguf = Gguf::from_bytes(writer.to_bytes()?)?;
+        let weight = |(i, shape): (usize, &Shape)| {
+            let tensor = gguf.tensor(&format!("w{i}"));
+            let tensor = tensor.ok_or_else(|| Error::new(ErrorKind::Device, "a weight is missing: a bug in wavelm"))?;
+            Ok(WeightInfo { tensor: tensor.clone(), rows: shape.rows, columns: shape.columns })
+        };
+        let weights = self.weights.iter().enumerate().map(weight).collect::<Result<_>>()?;
+        let program = Program { weights, ..self.program.clone() };
+        Ok((gguf, program))
+    }
+
+    fn is_table(&self, weight: Weight) -> bool {
+        self.program.ops.iter().any(|op| matches!(op, Op::Embed { table, .. } if *table == weight))
+    }
+}
+
+/// All probes of a program, each once: single operations first, then layers.
+pub(super) fn of(program: &Program) -> Vec<Probe> {
+    let mut probes: Vec<Probe> = Vec::new();
+    let mut add = |probe: Probe| {
+        if probes.iter().all(|p| p.key() != probe.key()) {
+            probes.push(probe);
+        }
+    };
+    // The others begin with it.
+    add(embed(TensorType::F32, PRODUCT_COLUMNS));
+    program.ops.iter().filter_map(|op| single(program, op)).for_each(&mut add);
+    layers(program).into_iter().for_each(&mut add);
+    probes
+}
+
+/// Writes a program.
+struct Sketch {
+    program: Program,
+    weights: Vec<Shape>,
+}
+
+impl Sketch {
+    fn new() -> Self {
+        let program = Program {
+            name: "self-test".to_owned(),
+            buffers: Vec::new(),
+            weights: Vec::new(),
+            ropes: Vec::new(),
+            // Passes have positions, whether or not anything is cached.
+            kv: vec![KvShape { kv_heads: 1, head_dim: 16, value_dim: 16 }],
+            ops: Vec::new(),
+            vocab: VOCAB,
+        };
+        Self { program, weights: Vec::new() }
+    }
+
+    fn buffer(&mut self, columns: usize, rows: RowKind) -> Buf {
+        self.program.buffers.push(BufInfo { name: "b", columns, rows });
+        Buf(self.program.buffers.len() - 1)
+    }
+
+    fn weight(&mut self, ty: TensorType, rows: usize, columns: usize) -> Weight {
+        self.weights.push(Shape { ty, rows, columns });
+        Weight(self.weights.len() - 1)
+    }
+
+    /// A buffer of random rows.
+    fn random(&mut self, ty: TensorType, columns: usize) -> Buf {
+        let out = self.buffer(columns, RowKind::Tokens);
+        let table = self.weight(ty, VOCAB, columns);
+        self.program.ops.push(Op::Embed { table, out });
+        out
+    }
+
+    /// The probe that compares `x`.
+    fn finish(mut self, name: impl Into<String>, x: Buf, tolerance: f32) -> Probe {
+        self.program.ops.push(Op::Logits { x });
+        Probe { name: Name::One(name.into()), program: self.program, weights: self.weights, tolerance }
+    }
+}
+
+fn embed(ty: TensorType, columns: usize) -> Probe {
+    let mut sketch = Sketch::new();
+    let x = sketch.random(ty, columns);
+    sketch.finish(format!("dequant {}", type_name(ty)), x, EXACT)
+}
+
+/// The probe of one operation of `program`; those that only lead from one to the next need none.
+fn single(program: &Program, op: &Op) -> Option<Probe> {
+    let columns = |buf: Buf| program.buffers.get(buf.0).map_or(0, |b| b.columns);
+    let weight = |weight: Weight| program.weights.get(weight.0);
+    let (f32, mut sketch) = (TensorType::F32, Sketch::new());
+    Some(match *op {
+        Op::Embed { table, out } => embed(weight(table)?.tensor.tensor_type(), columns(out).min(PRODUCT_COLUMNS)),
+        Op::Scale { by, .. } => {
+            let x = sketch.random(f32, LAYER_COLUMNS);
+            sketch.program.ops.push(Op::Scale { x, by });
+            sketch.finish("scale", x, EXACT)
+        }
+        Op::RmsNorm { x, eps, .. } => {
+            let columns = columns(x);
+            let x = sketch.random(f32, columns);
+            let (weight, out) = (sketch.weight(f32, 1, columns), sketch.buffer(columns, RowKind::Tokens));
+            sketch.program.ops.push(Op::RmsNorm { x, weight, eps, out });
+            sketch.finish(format!("rms_norm of {columns} columns"), out, EXACT)
+        }
+        Op::HeadNorm { weight: w, eps, .. } => {
+            let columns = weight(w)?.columns;
+            let x = sketch.random(f32, columns * 3);
+            let weight = sketch.weight(f32, 1, columns);
+            sketch.program.ops.push(Op::HeadNorm { x, weight, eps });
+            sketch.finish(format!("head_norm of {columns} columns"), x, EXACT)
+        }
+        Op::MatMul { x, weight: w, bias, .. } => {
+            let (ty, columns) = (weight(w)?.tensor.tensor_type(), columns(x).min(PRODUCT_COLUMNS));
+            let x = sketch.random(f32, columns);
+            let weight = sketch.weight(ty, PRODUCT_ROWS, columns);
+            let bias = bias.map(|_| sketch.weight(f32, 1, PRODUCT_ROWS));
+            let out = sketch.buffer(PRODUCT_ROWS, RowKind::Tokens);
+            sketch.program.ops.push(Op::MatMul { x, weight, bias, out });
+            let tolerance = if ty.is_quantized() { ROUNDED } else { EXACT };
+            Probe { name: Name::Product(type_name(ty)), ..sketch.finish("", out, tolerance) }
+        }
+        Op::Rope { rope, head_dim, .. } => {
+            sketch.program.ropes.push(program.ropes.get(rope)?.clone());
+            let x = sketch.random(f32, head_dim * 3);
+            sketch.program.ops.push(Op::Rope { x, rope: 0, head_dim });
+            sketch.finish("rope", x, EXACT)
+        }
+        // Tested with the attention that reads what it stores.
+        Op::StoreKv { .. } => return None,
+        Op::Attention { ref info, .. } => {
+            let info = fewer_heads(info, 2);
+            let q = sketch.random(f32, info.heads * info.head_dim);
+            let k = sketch.random(f32, info.kv_heads * info.head_dim);
+            let v = sketch.random(f32, info.kv_heads * info.value_dim);
+            let out = sketch.buffer(info.heads * info.value_dim, RowKind::Tokens);
+            let AttentionInfo { kv_heads, head_dim, value_dim, .. } = info;
+            sketch.program.kv = vec![KvShape { kv_heads, head_dim, value_dim }];
+            sketch.program.ops.push(Op::StoreKv { layer: 0, k, v });
+            sketch.program.ops.push(Op::Attention { layer: 0, q, out, info });
+            sketch.finish(format!("attention with heads of {head_dim} columns"), out, ROUNDED)
+        }
+        Op::Glu { act, .. } => {
+            let (gate, up) = (sketch.random(f32, LAYER_COLUMNS), sketch.random(f32, LAYER_COLUMNS));
+            sketch.program.ops.push(Op::Glu { gate, up, act });
+            let name = if act == Activation::Silu { "glu_silu" } else { "glu_gelu" };
+            sketch.finish(name, gate, EXACT)
+        }
+        Op::Add { .. } => {
+            let (x, y) = (sketch.random(f32, LAYER_COLUMNS), sketch.random(f32, LAYER_COLUMNS));
+            sketch.program.ops.push(Op::Add { x, y });
+            sketch.finish("add", x, EXACT)
+        }
+        Op::Softcap { cap, .. } => {
+            let x = sketch.random(f32, LAYER_COLUMNS);
+            // So that it does something to numbers of this size.
+            sketch.program.ops.push(Op::Softcap { x, cap: cap.min(2.0) });
+            sketch.finish("softcap", x, EXACT)
+        }
+        Op::Rows { .. } => {
+            let x = sketch.random(f32, LAYER_COLUMNS);
+            let out = sketch.buffer(LAYER_COLUMNS, RowKind::Outputs);
+            sketch.program.ops.push(Op::Rows { x, out });
+            sketch.finish("gather_rows", out, EXACT)
+        }
+        Op::Logits { .. } => return None,
+    })
+}
+
+fn type_name(ty: TensorType) -> &'static str {
+    match ty {
+        TensorType::F32 => "f32",
+        TensorType::F16 => "f16",
+        TensorType::BF16 => "bf16",
+        TensorType::Q4_0 => "q4_0",
+        TensorType::Q4_1 => "q4_1",
+        TensorType::Q5_0 => "q5_0",
+        TensorType::Q5_1 => "q5_1",
+        TensorType::Q8_0 => "q8_0",
+        TensorType::Q2_K => "q2_k",
+        TensorType::Q3_K => "q3_k",
+        TensorType::Q4_K => "q4_k",
+        TensorType::Q5_K => "q5_k",
+        TensorType::Q6_K => "q6_k",
+        _ => "?",
+    }
+}
+
+/// The same attention with so many key-value heads, and a window that has an effect.
+fn fewer_heads(info: &AttentionInfo, kv_heads: usize) -> AttentionInfo {
+    let group = info.heads / info.kv_heads.max(1);
+    let kv_heads = kv_heads.min(info.kv_heads);
+    let window = info.window.map(|window| window.min(WINDOW));
+    AttentionInfo { heads: group * kv_heads, kv_heads, window, ..info.clone() }
+}
+
+/// A probe for each kind of layer: with what comes before the first and, for the last, what comes after it.
+fn layers(program: &Program) -> Vec<Probe> {
+    let cuts = program.layer_cuts();
+    let Some(Some(first)) = cuts.first() else { return Vec::new() };
+    let mut probes: Vec<(String, Probe)> = Vec::new();
+    for (layer, cut) in cuts.iter().enumerate() {
+        let Some(cut) = cut else { continue };
+        let end = cuts.get(layer + 1).copied().flatten();
+        let (from, to) = (cut.op, end.map_or(program.ops.len(), |end| end.op));
+        let ops = [program.ops.get(..first.op), program.ops.get(from..to)].map(Option::unwrap_or_default).concat();
+        let part = program.part(&ops, Some(cut.buf));
+        let types: Vec<TensorType> = part.weights.iter().map(|w| w.tensor.tensor_type()).collect();
+        let kind = format!("{:?} {types:?} {:?}", part.ops, part.kv);
+        if probes.iter().all(|(other, _)| *other != kind) {
+            probes.push((kind, shrunk(part, Name::Layer(layer))));
+        }
+    }
+    probes.into_iter().map(|(_, probe)| probe).collect()
+}
+
+/// A program with the same operations over fewer columns.
+fn shrunk(mut program: Program, name: Name) -> Probe {
+    // The fewest heads that leave whole blocks of every type, if any do.
+    let kv_heads = |info: &AttentionInfo| {
+        let columns = |kv: usize| kv * (info.heads / info.kv_heads.max(1)) * info.value_dim;
+        let whole = |kv: &usize| columns(*kv).is_multiple_of(LAYER_COLUMNS);
+        (1..info.kv_heads).find(whole).unwrap_or(info.kv_heads)
+    };
+    let mut columns: Vec<Option<usize>> = vec![None; program.buffers.len()];
+    for op in &mut program.ops {
+        if let Op::Attention { info, layer, q, out } = op {
+            *info = fewer_heads(info, kv_heads(info));
+            if let Some(shape) = program.kv.get_mut(*layer) {
+                shape.kv_heads = info.kv_heads;
+            }
+            set(&mut columns, *q, info.heads * info.head_dim);
+            set(&mut columns, *out, info.heads * info.value_dim);
+        }
+    }
+    // Whoever shares columns with an attention follows it; then all others are cut.
+    for op in &program.ops {
+        match *op {
+            Op::StoreKv { layer, k, v } => {
+                if let Some(shape) = program.kv.get(layer) {
+                    set(&mut columns, k, shape.kv_heads * shape.head_dim);
+                    set(&mut columns, v, shape.kv_heads * shape.value_dim);
+                }
+            }
+            Op::Rows { x, out } => {
+                if let Some(n) = columns.get(x.0).copied().flatten() {
+                    set(&mut columns, out, n);
+                }
+            }
+            _ => {}
+        }
+    }
+    for (buffer, columns) in program.buffers.iter_mut().zip(columns) {
+        buffer.columns = columns.unwrap_or(buffer.columns.min(LAYER_COLUMNS));
+    }
+    program.vocab = program.vocab.min(LAYER_COLUMNS);
+    let of = |buf: Buf| program.buffers.get(buf.0).map_or(0, |b| b.columns);
+    let mut weights: Vec<Shape> = program
+        .weights
+        .iter()
+        .map(|w| Shape { ty: w.tensor.tensor_type(), rows: w.rows, columns: w.columns })
+        .collect();
+    let mut resize = |weight: Weight, rows, columns| {
+        if let Some(shape) = weights.get_mut(weight.0) {
+            (shape.rows, shape.columns) = (rows, columns);
+        }
+    };
+    for op in &program.ops {
+        match *op {
+            Op::Embed { table, out } => resize(table, program.vocab, of(out)),
+            Op::RmsNorm { x, weight, .. } => resize(weight, 1, of(x)),
+            Op::MatMul { x, weight, bias, out } => {
+                resize(weight, of(out), of(x));
+                if let Some(bias) = bias {
+                    resize(bias, 1, of(out));
+                }
+            }
+            _ => {}
+        }
+    }
+    program.weights.clear();
+    Probe { name, program, weights, tolerance: LAYER }
+}
+
+fn set(columns: &mut [Option<usize>], buf: Buf, value: usize) {
+    if let Some(place) = columns.get_mut(buf.0) {
+        *place = Some(value);
+    }
+}
+
+/// Random numbers (SplitMix64), the same in every run.
+pub(super) struct Random(u64);
+
+impl Random {
+    pub(super) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Uniform from -1 to 1.
+    fn float(&mut self) -> f32 {
+        (self.bits() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+
+    pub(super) fn below(&mut self, n: usize) -> usize {
+        (self.bits() % n.max(1) as u64) as usize
+    }
+}

@@ -1,0 +1,85 @@
+//! A model on two devices: a GPU runs the first layers and the CPU the others. Between them goes one row for each token,
+//! and each layer's part of a cache page is on the device that runs it.
+
+use super::cpu::CpuBackend;
+use super::hip::HipBackend;
+use super::kv::{KvPool, PageId, PageStore};
+use super::{Backend, Batch, Canceller, Limits, Logits, Span, Wanted};
+use crate::Result;
+use crate::model::cut::Cut;
+use crate::model::program::Program;
+use std::sync::Arc;
+
+/// The parts of a program before and after a cut. The first results in the buffer that crosses; it is buffer 0 of both.
+pub(crate) fn parts(program: &Program, cut: Cut) -> (Program, Program) {
+    let (front, back) = program.ops.split_at_checked(cut.op).unwrap_or((&program.ops, &[]));
+    (program.part(front, Some(cut.buf)), program.part(back, Some(cut.buf)))
+}
+
+/// A model on a GPU and the CPU.
+pub(crate) struct SplitBackend {
+    front: HipBackend,
+    back: CpuBackend,
+    pool: Arc<KvPool>,
+}
+
+impl SplitBackend {
+    /// The [parts] of a program.
+    pub(crate) fn new(front: HipBackend, back: CpuBackend) -> Self {
+        let pool = KvPool::new(Box::new(Stores { front: front.page_store(), back: back.page_store() }));
+        Self { front, back, pool }
+    }
+}
+
+impl Backend for SplitBackend {
+    fn describe(&self) -> String {
+        format!("{}; then {}", self.front.describe(), self.back.describe())
+    }
+
+    fn threads(&self) -> usize {
+        self.back.threads()
+    }
+
+    fn kv_pool(&self) -> &Arc<KvPool> {
+        &self.pool
+    }
+
+    fn limits(&self) -> Limits {
+        let (front, back) = (self.front.limits(), self.back.limits());
+        Limits { tokens: front.tokens.min(back.tokens), outputs: back.outputs }
+    }
+
+    fn run(&self, batch: &Batch<'_>, cancel: &Canceller) -> Result<Box<dyn Logits>> {
+        let spans: Vec<Span<'_>> = batch.spans.iter().map(|span| Span { wanted: Wanted::None, ..*span }).collect();
+        let mut between = self.front.run(&Batch { spans: &spans }, cancel)?;
+        let mut rows = Vec::new();
+        for row in 0..batch.tokens() {
+            rows.extend_from_slice(between.row(row)?);
+        }
+        drop(between);
+        self.back.run_from(batch, Some(&rows), cancel)
+    }
+}
+
+/// The same pages on both devices.
+struct Stores {
+    front: Box<dyn PageStore>,
+    back: Box<dyn PageStore>,
+}
+
+impl PageStore for Stores {
+    fn allocate(&self, page: PageId) -> Result<()> {
+        self.front.allocate(page)?;
+        self.back.allocate(page).inspect_err(|_| self.front.release(page))
+    }
+
+    fn release(&self, page: PageId) {
+        self.front.release(page);
+        self.back.release(page);
+    }
+
+    fn copy(&self, from: PageId, to: PageId) -> Result<()> {
+        self.front.copy(from, to)?;
+        self.back.copy(from, to)
+    }
+}

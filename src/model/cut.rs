@@ -1,0 +1,211 @@
+//! Cutting a program into parts: between layers one buffer alone, the residual stream, is alive.
+
+use super::program::{Buf, BufInfo, Op, Program, RowKind, Weight};
+use std::collections::HashMap;
+
+impl Op {
+    /// The buffers that the operation reads, and the one that it overwrites without having read it.
+    fn effects(&self) -> (Vec<Buf>, Option<Buf>) {
+        match *self {
+            Op::Embed { out, .. } => (vec![], Some(out)),
+            Op::RmsNorm { x, out, .. } | Op::MatMul { x, out, .. } | Op::Rows { x, out } => {
+                (vec![x], (x != out).then_some(out))
+            }
+            Op::Attention { q, out, .. } => (vec![q], (q != out).then_some(out)),
+            Op::StoreKv { k, v, .. } => (vec![k, v], None),
+            Op::Add { x, y } => (vec![x, y], None),
+            Op::Glu { gate, up, .. } => (vec![gate, up], None),
+            Op::Scale { x, .. }
+            | Op::HeadNorm { x, .. }
+            | Op::Rope { x, .. }
+            | Op::Softcap { x, .. }
+            | Op::Logits { x } => (vec![x], None),
+        }
+    }
+
+    /// The same operation over other numbers.
+    fn renumbered(
+        &self,
+        buf: &mut impl FnMut(Buf) -> Buf,
+        weight: &mut impl FnMut(Weight) -> Weight,
+        layer: &mut impl FnMut(usize) -> usize,
+    ) -> Self {
+        let mut op = self.clone();
+        match &mut op {
+            Op::Embed { table, out } => (*table, *out) = (weight(*table), buf(*out)),
+            Op::RmsNorm { x, weight: w, out, .. } => (*x, *w, *out) = (buf(*x), weight(*w), buf(*out)),
+            Op::HeadNorm { x, weight: w, .. } => (*x, *w) = (buf(*x), weight(*w)),
+            Op::MatMul { x, weight: w, bias, out } => {
+                (*x, *w, *bias, *out) = (buf(*x), weight(*w), bias.map(&mut *weight), buf(*out));
+            }
+            Op::StoreKv { layer: l, k, v } => (*l, *k, *v) = (layer(*l), buf(*k), buf(*v)),
+            Op::Attention { layer: l, q, out, .. } => (*l, *q, *out) = (layer(*l), buf(*q), buf(*out)),
+            Op::Glu { gate, up, .. } => (*gate, *up) = (buf(*gate), buf(*up)),
+            Op::Add { x, y } => (*x, *y) = (buf(*x), buf(*y)),
+            Op::Rows { x, out } => (*x, *out) = (buf(*x), buf(*out)),
+            Op::Scale { x, .. } | Op::Rope { x, .. } | Op::Softcap { x, .. } | Op::Logits { x } => *x = buf(*x),
+        }
+        op
+    }
+}
+
+/// A place between two operations where one buffer alone is alive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Cut {
+    /// The first operation after it.
+    pub(crate) op: usize,
+    /// The buffer, which has a row for each token.
+    pub(crate) buf: Buf,
+}
+
+impl Program {
+    /// For each layer of the cache where it begins: after everything that the layers before it compute, and before all
+    /// that it computes itself. `None` where more than one buffer crosses.
+    pub(crate) fn layer_cuts(&self) -> Vec<Option<Cut>> {
+        let mut alive = vec![false; self.buffers.len()];
+        // Before each operation, the only buffer that is alive.
+        let mut single = vec![None; self.ops.len()];
+        for (at, op) in self.ops.iter().enumerate().rev() {
+            let (reads, overwrites) = op.effects();
+            let mut set = |buf: Buf, value| {
+                if let Some(alive) = alive.get_mut(buf.0) {
+                    *alive = value;
+                }
+            };
+            overwrites.into_iter().for_each(|buf| set(buf, false));
+            reads.into_iter().for_each(|buf| set(buf, true));
+            let mut all = alive.iter().enumerate().filter(|(_, alive)| **alive).map(|(i, _)| i);
+            let over_tokens = |i: &usize| self.buffers.get(*i).is_some_and(|b| b.rows == RowKind::Tokens);
+            if let (Some(only), None) = (all.next().filter(over_tokens), all.next())
+                && let Some(place) = single.get_mut(at)
+            {
+                *place = Some(Buf(only));
+            }
+        }
+        let place = |of: usize, store: bool| {
+            self.ops.iter().position(|op| match op {
+                Op::StoreKv { layer, .. } => store && *layer == of,
+                Op::Attention { layer, .. } => !store && *layer == of,
+                _ => false,
+            })
+        };
+        let cut = |layer: usize| {
+            let first = layer.checked_sub(1).map_or(Some(0), |before| place(before, false))?;
+            let candidates = single.iter().enumerate().take(place(layer, true)?).skip(first);
+            candidates.rev().find_map(|(op, buf)| buf.map(|buf| Cut { op, buf }))
+        };
+        (0..self.kv.len()).map(cut).collect()
+    }
+
+    /// A program of these operations alone, with the buffers, weights and layers that they use. `seam` is its buffer
+    /// number 0; where the operations do not end with the logits, it is what they compute.
+    pub(crate) fn part(&self, ops: &[Op], seam: Option<Buf>) -> Program {
+        let (mut bufs, mut weights, mut layers) = (Numbers::default(), Numbers::default(), Numbers::default());
+        seam.into_iter().for_each(|buf| {
+            bufs.number(buf.0);
+        });
+        let mut renumber = |op: &Op| {
+            op.renumbered(
+                &mut |buf| Buf(bufs.number(buf.0)),
+                &mut |weight| Weight(weights.number(weight.0)),
+                &mut |layer| layers.number(layer),
+            )
+        };
+        let mut ops: Vec<Op> = ops.iter().map(&mut renumber).collect();
+        if seam.is_some() && !matches!(ops.last(), Some(Op::Logits { .. })) {
+            ops.push(Op::Logits { x: Buf(0) });
+        }
+        Program {
+            name: self.name.clone(),
+            buffers: bufs.pick(&self.buffers),
+            weights: weights.pick(&self.weights),
+            ropes: self.ropes.clone(),
+            kv: layers.pick(&self.kv),
+            ops,
+            vocab: self.vocab,
+        }
+    }
+
+    /// The buffer that a pass results in: the logits, or what the part of a program hands on.
+    pub(crate) fn result(&self) -> Option<&BufInfo> {
+        let logits = self.ops.iter().rev().find_map(|op| if let Op::Logits { x } = op { Some(*x) } else { None });
+        self.buffers.get(logits?.0)
+    }
+}
+
+/// New numbers in the order of first use.
+#[derive(Default)]
+struct Numbers {
+    new: HashMap<usize, usize>,
+    old: Vec<usize>,
+}
+
+impl Numbers {
+    fn number(&mut self, old: usize) -> usize {
+        *self.new.entry(old).or_insert_with(|| {
+            self.old.push(old);
+            self.old.len() - 1
+        })
+    }
+
+    fn pick<T: Clone>(&self, all: &[T]) -> Vec<T> {
+        self.old.iter().filter_map(|&i| all.get(i)).cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::program::{AttentionInfo, KvShape};
+
+    /// Two layers: `x = embed; [q = norm x; store q, q; a = attention q; x += a; h = norm x; x += h] * 2; logits x`.
+    fn program() -> Program {
+        let (x, q, a, h) = (Buf(0), Buf(1), Buf(2), Buf(3));
+        let buffer = |name| BufInfo { name, columns: 8, rows: RowKind::Tokens };
+        let info =
+            AttentionInfo { heads: 1, kv_heads: 1, head_dim: 8, value_dim: 8, scale: 1.0, window: None, softcap: None };
+        let norm = |out| Op::RmsNorm { x, weight: Weight(0), eps: 1e-5, out };
+        let mut ops = vec![Op::Embed { table: Weight(1), out: x }, Op::Scale { x, by: 2.0 }];
+        for layer in 0..2 {
+            ops.extend([
+                norm(q),
+                Op::StoreKv { layer, k: q, v: q },
+                Op::Attention { layer, q, out: a, info: info.clone() },
+                Op::Add { x, y: a },
+                norm(h),
+                Op::Add { x, y: h },
+            ]);
+        }
+        ops.push(Op::Logits { x });
+        let kv = vec![KvShape { kv_heads: 1, head_dim: 8, value_dim: 8 }; 2];
+        let buffers = ["x", "q", "a", "h"].map(buffer).to_vec();
+        Program { name: String::new(), buffers, weights: Vec::new(), ropes: Vec::new(), kv, ops, vocab: 8 }
+    }
+
+    #[test]
+    fn layers_begin_where_the_residual_stream_alone_is_alive() {
+        let x = Buf(0);
+        assert_eq!(program().layer_cuts(), [Some(Cut { op: 2, buf: x }), Some(Cut { op: 8, buf: x })]);
+        let mut crossing = program();
+        // The last layer reads what the first has computed.
+        crossing.ops.insert(13, Op::Add { x, y: Buf(2) });
+        crossing.ops.swap(13, 10);
+        crossing.ops[10] = Op::Add { x: Buf(1), y: Buf(3) };
+        assert_eq!(crossing.layer_cuts()[1], None, "{:?}", crossing.ops);
+    }
+
+    #[test]
+    fn parts_have_numbers_of_their_own() {
+        let program = program();
+        let cut = program.layer_cuts()[1].unwrap();
+        let (front, back) = program.ops.split_at(cut.op);
+        let front = program.part(front, Some(cut.buf));
+        assert_eq!((front.kv.len(), front.ops.len()), (1, 9));
+        assert!(matches!(front.ops.last(), Some(Op::Logits { x: Buf(0) })));
+        let back = program.part(back, Some(cut.buf));
+        assert_eq!((back.kv.len(), back.ops.len()), (1, 7));
+        assert!(matches!(back.ops.first(), Some(Op::RmsNorm { x: Buf(0), out: Buf(1), .. })));
+        assert!(matches!(back.ops.get(1), Some(Op::StoreKv { layer: 0, .. })));
+        assert_eq!(back.result().unwrap().name, "x");
+    }
+}

@@ -1,0 +1,283 @@
+//! What becomes of sessions when a GPU fails, on a simulated one: they go on on the CPU as if nothing had happened.
+//! Skipped, with the reason printed, where there is no C++ compiler.
+
+#![cfg(unix)]
+
+mod common;
+
+use common::simulator::{Faults, KINDS, simulated};
+use common::{Tiny, difference, greedy, logits, tokens};
+use std::sync::{Arc, Mutex};
+use wavelm::gguf::{Gguf, TensorType};
+use wavelm::{Device, ErrorKind, Event, KvType, LoadOptions, Model, Prompt, Result, Sampler, Session};
+
+const COPY: usize = 1;
+const LAUNCH: usize = 2;
+
+/// Nothing is rounded to few bits, so that the CPU and the GPU choose the same tokens.
+fn exact() -> Tiny {
+    Tiny { ty: TensorType::F32, embed: 32, heads: 2, kv_heads: 1, feed_forward: 32, layers: 1, ..Tiny::default() }
+}
+
+fn options(device: Device) -> LoadOptions {
+    Model::options().threads(1).device(device).kv_type(KvType::F32)
+}
+
+/// Options that collect the events of the model.
+fn watched(device: Device) -> (LoadOptions, Arc<Mutex<Vec<Event>>>) {
+    let events = Arc::new(Mutex::new(Vec::new()));
+    let sink = Arc::clone(&events);
+    (options(device).on_event(move |event| sink.lock().unwrap().push(event.clone())), events)
+}
+
+/// Text that a sampler draws, and what the session says afterwards: that of a fork, a shorter one and the next turn.
+fn conversation(session: &mut Session) -> Result<(Vec<u32>, Vec<Vec<f32>>)> {
+    let sampler = Sampler::builder().temperature(0.8).repetition_penalty(1.1).seed(7).build()?;
+    let prompt = Prompt::from_tokens(tokens(1, 20));
+    let pieces = session.generate(&prompt, &sampler)?.max_tokens(5);
+    let mut text: Vec<u32> = pieces.filter_map(|piece| piece.map(|p| p.token()).transpose()).collect::<Result<_>>()?;
+    let mut fork = session.fork();
+    fork.truncate(10);
+    let rows = logits(&mut fork, &tokens(2, 3));
+    text.extend(greedy(session, &tokens(1, 22), 2)?);
+    Ok((text, rows))
+}
+
+#[test]
+fn a_fault_anywhere_changes_no_text_and_leaks_nothing() {
+    simulated("a_fault_anywhere_changes_no_text_and_leaks_nothing", &[], || {
+        let faults = Faults::new();
+        let file = exact().file();
+        // Loading fails with a typed error or on to the CPU; what is loaded never fails.
+        let run = |device| -> Result<_> {
+            let (options, events) = watched(device);
+            let model = options.load_gguf(Gguf::from_bytes(file.clone())?)?;
+            let began = model.device();
+            let mut session = model.session()?;
+            let found = conversation(&mut session).unwrap_or_else(|e| panic!("a session on {began} failed: {e}"));
+            let events = events.lock().unwrap().clone();
+            assert!(began == session.device() || !events.is_empty(), "a session moved without an event");
+            Ok((began, found, events.len(), model.device_report().to_string()))
+        };
+        let (_, (expected, expected_rows), ..) = run(Device::Cpu).unwrap();
+        // The GPU agrees without faults; what is done once in a process is done.
+        let (device, (text, rows), events, report) = run(Device::Auto).unwrap();
+        assert_eq!((device, &text, events), (Device::Hip(0), &expected, 0), "{report}");
+        assert!(difference(&expected_rows, &rows) < 1e-3);
+        let nothing = faults.held();
+        let mut moved = 0;
+        for (kind, name) in KINDS.iter().enumerate() {
+            faults.fail(kind, 0);
+            run(Device::Auto).unwrap();
+            assert_eq!(faults.held(), nothing, "{name}: without a fault");
+            let calls = faults.calls(kind);
+            assert!(calls > 3, "{name} was called {calls} times");
+            // All of the few, and a sample of the many launches.
+            for n in (1..=calls).filter(|n| calls < 60 || *n < 10 || n % 19 == 0) {
+                for lost in [false, true] {
+                    let arm = || if lost { faults.lose(kind, n) } else { faults.fail(kind, n) };
+                    let what = format!("{name} {n}{}", if lost { " and all later calls" } else { "" });
+                    arm();
+                    let (_, (text, rows), events, report) = run(Device::Auto).unwrap_or_else(|e| panic!("{what}: {e}"));
+                    assert_eq!(text, expected, "{what}: {report}");
+                    assert!(difference(&expected_rows, &rows) < 1e-3, "{what}: {report}");
+                    assert_eq!(faults.held(), nothing, "{what} leaks");
+                    moved += events;
+                    // And where the GPU is asked for, loading is what may fail.
+                    arm();
+                    match if n <= 20 { run(Device::hip(0)) } else { continue } {
+                        Ok((_, (text, _), ..)) => assert_eq!(text, expected, "{what}"),
+                        Err(e) => {
+                            assert!(matches!(e.kind(), ErrorKind::Device | ErrorKind::OutOfMemory), "{what}: {e}")
+                        }
+                    }
+                    assert_eq!(faults.held(), nothing, "{what} leaks");
+                }
+            }
+        }
+        assert!(moved > 50, "only {moved} faults met a session");
+        faults.fail(0, 0);
+    });
+}
+
+#[test]
+fn a_lost_device_loses_no_session() {
+    simulated("a_lost_device_loses_no_session", &[], || {
+        let faults = Faults::new();
+        let (options, events) = watched(Device::Auto);
+        let model = exact().load(options);
+        let cpu = exact().load(self::options(Device::Cpu));
+        let (first, second) = (tokens(1, 30), tokens(2, 40));
+        let mut sessions = [model.session().unwrap(), model.session().unwrap()];
+        sessions[0].feed(&Prompt::from_tokens(first.clone())).unwrap();
+        sessions[1].feed(&Prompt::from_tokens(second.clone())).unwrap();
+        // In the middle of a stream.
+        let mut expected = cpu.session().unwrap();
+        let expected_text = greedy(&mut expected, &first, 6).unwrap();
+        let [one, other] = &mut sessions;
+        let sampler = Sampler::greedy();
+        let mut stream = one.generate(&Prompt::from_tokens(first.clone()), &sampler).unwrap().max_tokens(6);
+        let mut text = vec![stream.next().unwrap().unwrap().token().unwrap()];
+        assert_eq!(stream.session().device(), Device::Hip(0));
+        faults.lose(LAUNCH, 1);
+        text.extend(stream.by_ref().map(|piece| piece.unwrap().token().unwrap()));
+        assert_eq!(text, expected_text);
+        assert_eq!(stream.session().device(), Device::Cpu);
+        assert_eq!(one.tokens(), expected.tokens());
+        assert_eq!(model.device(), Device::Cpu);
+        let report = model.device_report().to_string();
+        assert!(report.contains("not on hip:0") && report.contains("failed in use"), "{report}");
+        // The device works again, but nobody goes back to it: the other session moves before it fails.
+        faults.fail(0, 0);
+        assert_eq!(other.device(), Device::Hip(0));
+        let mut fork = other.fork();
+        fork.truncate(35);
+        let mut expected = cpu.session().unwrap();
+        expected.feed(&Prompt::from_tokens(second[..35].to_vec())).unwrap();
+        let next = tokens(3, 40);
+        assert!(difference(&logits(&mut expected, &next), &logits(&mut fork, &next)) < 1e-6);
+        expected.truncate(0);
+        expected.feed(&Prompt::from_tokens(second.clone())).unwrap();
+        assert!(difference(&logits(&mut expected, &next), &logits(other, &next)) < 1e-6);
+        assert_eq!((fork.device(), other.device()), (Device::Cpu, Device::Cpu));
+        assert_eq!(model.session().unwrap().device(), Device::Cpu);
+        assert_eq!(faults.calls(LAUNCH), 0, "the lost device was used");
+        let events = events.lock().unwrap();
+        assert_eq!(events.len(), 3);
+        for event in events.iter() {
+            let Event::SessionMoved { from, to, reason, .. } = event else { panic!("{event:?}") };
+            assert_eq!((*from, *to), (Device::Hip(0), Device::Cpu));
+            assert!(reason.contains("reports error 719"), "{reason}");
+        }
+    });
+}
+
+#[test]
+fn a_full_device_moves_the_session_that_grows_and_no_other() {
+    simulated("a_full_device_moves_the_session_that_grows_and_no_other", &[], || {
+        let faults = Faults::new();
+        let tiny = Tiny { context: 2048, ..exact() };
+        let model = tiny.load(options(Device::Auto));
+        let cpu = tiny.load(options(Device::Cpu));
+        let (short, long) = (tokens(1, 30), tokens(2, 1200));
+        let (mut small, mut large) = (model.session().unwrap(), model.session().unwrap());
+        small.feed(&Prompt::from_tokens(short.clone())).unwrap();
+        large.feed(&Prompt::from_tokens(long[..100].to_vec())).unwrap();
+        faults.memory(0);
+        let text = greedy(&mut large, &long, 4).unwrap();
+        assert_eq!(text, greedy(&mut cpu.session().unwrap(), &long, 4).unwrap());
+        assert_eq!((large.device(), model.device()), (Device::Cpu, Device::Hip(0)));
+        assert_eq!(greedy(&mut small, &short, 4).unwrap(), greedy(&mut cpu.session().unwrap(), &short, 4).unwrap());
+        assert_eq!(small.device(), Device::Hip(0));
+    });
+}
+
+#[test]
+fn errors_of_the_caller_move_nobody_and_moving_can_be_off() {
+    simulated("errors_of_the_caller_move_nobody_and_moving_can_be_off", &[], || {
+        let faults = Faults::new();
+        let (options, events) = watched(Device::Auto);
+        let tiny = Tiny { context: 64, ..exact() };
+        let model = tiny.load(options);
+        let mut session = model.session().unwrap();
+        let prompt = tokens(1, 20);
+        assert_eq!(greedy(&mut session, &[9999], 1).unwrap_err().kind(), ErrorKind::InvalidInput);
+        assert_eq!(greedy(&mut session, &tokens(1, 65), 1).unwrap_err().kind(), ErrorKind::ContextFull);
+        session.canceller().cancel();
+        assert_eq!(greedy(&mut session, &prompt, 1).unwrap_err().kind(), ErrorKind::Cancelled);
+        assert_eq!((session.device(), events.lock().unwrap().len()), (Device::Hip(0), 0));
+        // A replay that is cancelled goes on later, with nothing forgotten.
+        session.feed(&Prompt::from_tokens(prompt.clone())).unwrap();
+        let (canceller, more) = (session.canceller(), tokens(2, 3));
+        let watched = session.logits(&more, |row, _| {
+            // The row after this one is lost, and the replay is what is cancelled.
+            faults.fail(COPY, 1);
+            canceller.cancel();
+            assert_eq!(row, 0);
+            Ok(())
+        });
+        assert_eq!(watched.unwrap_err().kind(), ErrorKind::Cancelled);
+        assert_eq!((session.device(), session.len()), (Device::Cpu, 21));
+        let mut cpu = tiny.load(self::options(Device::Cpu)).session().unwrap();
+        cpu.feed(&Prompt::from_tokens([&prompt[..], &more[..1]].concat())).unwrap();
+        assert!(difference(&logits(&mut cpu, &more), &logits(&mut session, &more)) < 1e-6);
+        // With the way out closed the error is returned, and the session is as it was.
+        let closed = tiny.load(self::options(Device::Auto).rescue(false));
+        let mut session = closed.session().unwrap();
+        let text = greedy(&mut session, &prompt, 4).unwrap();
+        faults.fail(LAUNCH, 3);
+        assert_eq!(greedy(&mut session, &prompt, 4).unwrap_err().kind(), ErrorKind::Device);
+        assert_eq!((session.device(), closed.device()), (Device::Hip(0), Device::Hip(0)));
+        assert_eq!(greedy(&mut session, &prompt, 4).unwrap(), text);
+    });
+}
+
+/// A device whose kernels of this name compute wrongly is not used, and the reason names them as `blamed` does.
+fn assert_blames(corrupt: &str, tiny: &Tiny, kv_type: KvType, blamed: &str) {
+    let test = std::thread::current().name().unwrap().to_owned();
+    simulated(&test, &[("WAVELM_SIM_CORRUPT", corrupt)], || {
+        let gguf = || Gguf::from_bytes(tiny.file()).unwrap();
+        let model = Model::options().threads(1).kv_type(kv_type).load_gguf(gguf()).unwrap();
+        let report = model.device_report().to_string();
+        assert_eq!(model.device(), Device::Cpu, "{report}");
+        let reason = format!("hip:0 failed its self-test: {blamed}");
+        assert!(report.contains(&reason), "{report}");
+        greedy(&mut model.session().unwrap(), &[1, 2, 3], 2).unwrap();
+        // The device is out of use, not only for this model and not only once.
+        let error = Model::options().device(Device::hip(0)).load_gguf(gguf()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Device);
+        assert!(error.to_string().contains(&reason), "{error}");
+    });
+}
+
+#[test]
+fn a_wrong_product_is_found() {
+    let tiny = Tiny { ty: TensorType::Q4_K, embed: 256, heads: 16, feed_forward: 256, layers: 1, ..Tiny::default() };
+    assert_blames("matvec_q4_k_2", &tiny, KvType::F16, "matvec q4_k for 2 tokens is off by 0.2");
+}
+
+#[test]
+fn a_wrong_product_of_many_tokens_is_found() {
+    assert_blames("matmul_q8_0", &Tiny::default(), KvType::F16, "matmul q8_0 for 40 tokens is off by 0.2");
+}
+
+#[test]
+fn a_wrong_norm_is_found() {
+    assert_blames("rms_norm", &Tiny::default(), KvType::F16, "rms_norm of 64 columns for 1 token is off by 0.2");
+}
+
+#[test]
+fn a_wrong_attention_is_found() {
+    assert_blames("attend_combine", &Tiny::default(), KvType::Q8_0, "attention with heads of 16 columns for 1 token ");
+}
+
+#[test]
+fn a_wrong_rotation_on_the_way_to_the_cache_is_found() {
+    assert_blames("store_kv", &Tiny { window: Some(50), arch: "gemma3", ..Tiny::default() }, KvType::F16, "attention");
+}
+
+#[test]
+fn a_self_test_is_done_once() {
+    simulated("a_self_test_is_done_once", &[], || {
+        let faults = Faults::new();
+        // A fault meanwhile says nothing of the kernels: the next model tries again.
+        for n in [3, 20, 60] {
+            let nothing = faults.held();
+            faults.fail(LAUNCH, n);
+            let model = exact().load(options(Device::Auto));
+            let report = model.device_report().to_string();
+            assert!(model.device() == Device::Cpu && report.contains("reports error 719"), "{report}");
+            drop(model);
+            assert_eq!(faults.held(), nothing);
+        }
+        let load = |tiny: Tiny| {
+            faults.fail(0, 0);
+            let model = tiny.load(options(Device::hip(0)));
+            (faults.calls(LAUNCH), model.threads())
+        };
+        assert!(load(exact()).0 > 100, "nothing was tested");
+        assert_eq!(load(exact()).0, 0);
+        // What another model needs besides is tested when it comes.
+        assert!(load(Tiny { ty: TensorType::Q4_0, ..exact() }).0 > 30);
+    });
+}
