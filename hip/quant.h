@@ -30,6 +30,12 @@
 // Bytes of a plane with the gap behind it.
 DEVICE u64 plane_bytes(u64 blocks, u32 field) { return (blocks * field + 255) & ~(u64)255; }
 
+// A unit as memory holds it: what `load` of a format reads, and `expand` makes a Unit of. Kernels that load ahead keep
+// it in registers.
+struct RawUnit {
+  u32x4 q, high, scales;
+};
+
 struct Unit {
   // The q of each run, four signed bytes a word, in order.
   u32 a[4], b[4];
@@ -39,7 +45,7 @@ struct Unit {
 };
 
 DEVICE u32x4 load16(const u8 *p) { return *(const u32x4 *)p; }
-DEVICE f32 load_f16(const u8 *p) { return f16_to_f32(*(const u16_alias *)p); }
+DEVICE u32 load_u16(const u8 *p) { return *(const u16_alias *)p; }
 DEVICE u32 load_u32(const u8 *p) { return *(const u32_alias *)p; }
 
 #define NIBBLES 0x0f0f0f0fu
@@ -55,6 +61,8 @@ struct Block32 {
   // Whether the runs are neighbours within a group of 32 activations, and share scale and minimum.
   static constexpr bool ONE_SCALE = true;
   static constexpr bool MINS = false;
+  // Whether the q are signed bytes.
+  static constexpr bool SIGNED = false;
   static MEMBER u32 first(u32) { return 0; }
   static MEMBER u32 second(u32) { return 16; }
 };
@@ -63,14 +71,17 @@ struct Q4_0 : Block32 {
   static constexpr i32 ZERO = 8;
   const u8 *qs, *d;
   MEMBER Q4_0(const u8 *w, u64 blocks) : qs(w), d(w + plane_bytes(blocks, 16)) {}
-  MEMBER void unpack(u64 block, u32, Unit &unit) const {
-    u32x4 q = load16(qs + block * 16);
-    UNROLL for (u32 i = 0; i < 4; i++) {
-      unit.a[i] = q[i] & NIBBLES;
-      unit.b[i] = q[i] >> 4 & NIBBLES;
-    }
-    unit.scale_a = unit.scale_b = load_f16(d + block * 2);
+  MEMBER RawUnit load(u64 block, u32) const {
+    return {load16(qs + block * 16), u32x4{}, u32x4{load_u16(d + block * 2)}};
   }
+  static MEMBER void expand(const RawUnit &raw, u32, Unit &unit) {
+    UNROLL for (u32 i = 0; i < 4; i++) {
+      unit.a[i] = raw.q[i] & NIBBLES;
+      unit.b[i] = raw.q[i] >> 4 & NIBBLES;
+    }
+    unit.scale_a = unit.scale_b = f16_to_f32((u16)raw.scales[0]);
+  }
+  MEMBER void unpack(u64 block, u32 u, Unit &unit) const { expand(load(block, u), u, unit); }
 };
 
 struct Q4_1 : Block32 {
@@ -78,32 +89,43 @@ struct Q4_1 : Block32 {
   static constexpr bool MINS = true;
   const u8 *qs, *dm;
   MEMBER Q4_1(const u8 *w, u64 blocks) : qs(w), dm(w + plane_bytes(blocks, 16)) {}
-  MEMBER void unpack(u64 block, u32, Unit &unit) const {
-    u32x4 q = load16(qs + block * 16);
+  MEMBER RawUnit load(u64 block, u32) const {
+    return {load16(qs + block * 16), u32x4{}, u32x4{load_u32(dm + block * 4)}};
+  }
+  static MEMBER void expand(const RawUnit &raw, u32, Unit &unit) {
     UNROLL for (u32 i = 0; i < 4; i++) {
-      unit.a[i] = q[i] & NIBBLES;
-      unit.b[i] = q[i] >> 4 & NIBBLES;
+      unit.a[i] = raw.q[i] & NIBBLES;
+      unit.b[i] = raw.q[i] >> 4 & NIBBLES;
     }
-    u32 scales = load_u32(dm + block * 4);
+    u32 scales = raw.scales[0];
     unit.scale_a = unit.scale_b = f16_to_f32((u16)scales);
     unit.min_a = unit.min_b = -f16_to_f32((u16)(scales >> 16));
   }
+  MEMBER void unpack(u64 block, u32 u, Unit &unit) const { expand(load(block, u), u, unit); }
 };
+
+// Words of nibbles, and a word of fifth bits.
+DEVICE void expand_5_bits(const RawUnit &raw, Unit &unit) {
+  u32 high = raw.high[0];
+  UNROLL for (u32 i = 0; i < 4; i++) {
+    unit.a[i] = (raw.q[i] & NIBBLES) | spread_bits(high >> (4 * i)) << 4;
+    unit.b[i] = (raw.q[i] >> 4 & NIBBLES) | spread_bits(high >> (16 + 4 * i)) << 4;
+  }
+}
 
 struct Q5_0 : Block32 {
   static constexpr i32 ZERO = 16;
   const u8 *qs, *qh, *d;
   MEMBER Q5_0(const u8 *w, u64 blocks)
       : qs(w), qh(qs + plane_bytes(blocks, 16)), d(qh + plane_bytes(blocks, 4)) {}
-  MEMBER void unpack(u64 block, u32, Unit &unit) const {
-    u32x4 q = load16(qs + block * 16);
-    u32 high = load_u32(qh + block * 4);
-    UNROLL for (u32 i = 0; i < 4; i++) {
-      unit.a[i] = (q[i] & NIBBLES) | spread_bits(high >> (4 * i)) << 4;
-      unit.b[i] = (q[i] >> 4 & NIBBLES) | spread_bits(high >> (16 + 4 * i)) << 4;
-    }
-    unit.scale_a = unit.scale_b = load_f16(d + block * 2);
+  MEMBER RawUnit load(u64 block, u32) const {
+    return {load16(qs + block * 16), u32x4{load_u32(qh + block * 4)}, u32x4{load_u16(d + block * 2)}};
   }
+  static MEMBER void expand(const RawUnit &raw, u32, Unit &unit) {
+    expand_5_bits(raw, unit);
+    unit.scale_a = unit.scale_b = f16_to_f32((u16)raw.scales[0]);
+  }
+  MEMBER void unpack(u64 block, u32 u, Unit &unit) const { expand(load(block, u), u, unit); }
 };
 
 struct Q5_1 : Block32 {
@@ -112,31 +134,34 @@ struct Q5_1 : Block32 {
   const u8 *qs, *qh, *dm;
   MEMBER Q5_1(const u8 *w, u64 blocks)
       : qs(w), qh(qs + plane_bytes(blocks, 16)), dm(qh + plane_bytes(blocks, 4)) {}
-  MEMBER void unpack(u64 block, u32, Unit &unit) const {
-    u32x4 q = load16(qs + block * 16);
-    u32 high = load_u32(qh + block * 4);
-    UNROLL for (u32 i = 0; i < 4; i++) {
-      unit.a[i] = (q[i] & NIBBLES) | spread_bits(high >> (4 * i)) << 4;
-      unit.b[i] = (q[i] >> 4 & NIBBLES) | spread_bits(high >> (16 + 4 * i)) << 4;
-    }
-    u32 scales = load_u32(dm + block * 4);
+  MEMBER RawUnit load(u64 block, u32) const {
+    return {load16(qs + block * 16), u32x4{load_u32(qh + block * 4)}, u32x4{load_u32(dm + block * 4)}};
+  }
+  static MEMBER void expand(const RawUnit &raw, u32, Unit &unit) {
+    expand_5_bits(raw, unit);
+    u32 scales = raw.scales[0];
     unit.scale_a = unit.scale_b = f16_to_f32((u16)scales);
     unit.min_a = unit.min_b = -f16_to_f32((u16)(scales >> 16));
   }
+  MEMBER void unpack(u64 block, u32 u, Unit &unit) const { expand(load(block, u), u, unit); }
 };
 
 struct Q8_0 : Block32 {
   static constexpr i32 ZERO = 0;
+  static constexpr bool SIGNED = true;
   const u8 *qs, *d;
   MEMBER Q8_0(const u8 *w, u64 blocks) : qs(w), d(w + plane_bytes(blocks, 32)) {}
-  MEMBER void unpack(u64 block, u32, Unit &unit) const {
-    u32x4 low = load16(qs + block * 32), high = load16(qs + block * 32 + 16);
-    UNROLL for (u32 i = 0; i < 4; i++) {
-      unit.a[i] = low[i];
-      unit.b[i] = high[i];
-    }
-    unit.scale_a = unit.scale_b = load_f16(d + block * 2);
+  MEMBER RawUnit load(u64 block, u32) const {
+    return {load16(qs + block * 32), load16(qs + block * 32 + 16), u32x4{load_u16(d + block * 2)}};
   }
+  static MEMBER void expand(const RawUnit &raw, u32, Unit &unit) {
+    UNROLL for (u32 i = 0; i < 4; i++) {
+      unit.a[i] = raw.q[i];
+      unit.b[i] = raw.high[i];
+    }
+    unit.scale_a = unit.scale_b = f16_to_f32((u16)raw.scales[0]);
+  }
+  MEMBER void unpack(u64 block, u32 u, Unit &unit) const { expand(load(block, u), u, unit); }
 };
 
 // Formats of 256 weights: 8 units a block.
@@ -144,6 +169,7 @@ struct Block256 {
   static constexpr u32 BLOCK = 256;
   static constexpr bool ONE_SCALE = false;
   static constexpr bool MINS = false;
+  static constexpr bool SIGNED = false;
 };
 
 // Q2_K and Q3_K: weights 128h + 32j + l are the two bits from bit 2j on of byte 32h + l. A unit is 16 bytes and two
@@ -162,21 +188,24 @@ struct Q2_K : Pairs {
   const u8 *qs, *scales, *d;
   MEMBER Q2_K(const u8 *w, u64 blocks)
       : qs(w), scales(qs + plane_bytes(blocks, 64)), d(scales + plane_bytes(blocks, 16)) {}
-  MEMBER void unpack(u64 block, u32 u, Unit &unit) const {
-    u32x4 q = load16(qs + block * 64 + 32 * half(u) + l(u));
+  MEMBER RawUnit load(u64 block, u32 u) const {
+    u32 a = scales[block * 16 + first(u) / 16], b = scales[block * 16 + second(u) / 16];
+    return {load16(qs + block * 64 + 32 * half(u) + l(u)), u32x4{}, u32x4{load_u32(d + block * 4), a, b}};
+  }
+  static MEMBER void expand(const RawUnit &raw, u32 u, Unit &unit) {
     u32 shift = 2 * j(u);
     UNROLL for (u32 i = 0; i < 4; i++) {
-      unit.a[i] = q[i] >> shift & PAIRS;
-      unit.b[i] = q[i] >> (shift + 2) & PAIRS;
+      unit.a[i] = raw.q[i] >> shift & PAIRS;
+      unit.b[i] = raw.q[i] >> (shift + 2) & PAIRS;
     }
-    u32 dm = load_u32(d + block * 4);
+    u32 dm = raw.scales[0], a = raw.scales[1], b = raw.scales[2];
     f32 scale = f16_to_f32((u16)dm), min = f16_to_f32((u16)(dm >> 16));
-    u32 a = scales[block * 16 + first(u) / 16], b = scales[block * 16 + second(u) / 16];
     unit.scale_a = scale * (f32)(a & 15);
     unit.scale_b = scale * (f32)(b & 15);
     unit.min_a = min * (f32)(a >> 4);
     unit.min_b = min * (f32)(b >> 4);
   }
+  MEMBER void unpack(u64 block, u32 u, Unit &unit) const { expand(load(block, u), u, unit); }
 };
 
 struct Q3_K : Pairs {
@@ -186,21 +215,27 @@ struct Q3_K : Pairs {
       : qs(w), hmask(qs + plane_bytes(blocks, 64)), scales(hmask + plane_bytes(blocks, 32)),
         d(scales + plane_bytes(blocks, 12)) {}
   // Group g of 16, plus 32: its low 4 bits are a nibble of byte g % 8, the other two in byte 8 + g % 4.
-  static MEMBER i32 scale(const u8 *packed, u32 g) {
-    u32 low = (u32)packed[g % 8] >> (g / 8 * 4) & 15, high = (u32)packed[8 + g % 4] >> (g / 4 * 2) & 3;
+  static MEMBER i32 scale(u32x4 packed, u32 g) {
+    u32 low = (g % 8 < 4 ? packed[0] : packed[1]) >> (g % 4 * 8 + g / 8 * 4) & 15;
+    u32 high = packed[2] >> (g % 4 * 8 + g / 4 * 2) & 3;
     return (i32)(low | high << 4) - 32;
   }
-  MEMBER void unpack(u64 block, u32 u, Unit &unit) const {
-    u32x4 q = load16(qs + block * 64 + 32 * half(u) + l(u)), high = load16(hmask + block * 32 + l(u));
+  MEMBER RawUnit load(u64 block, u32 u) const {
+    const u8 *packed = scales + block * 12;
+    return {load16(qs + block * 64 + 32 * half(u) + l(u)), load16(hmask + block * 32 + l(u)),
+            u32x4{load_u32(packed), load_u32(packed + 4), load_u32(packed + 8), load_u16(d + block * 2)}};
+  }
+  static MEMBER void expand(const RawUnit &raw, u32 u, Unit &unit) {
     u32 shift = 2 * j(u), bit = 4 * half(u) + j(u);
     UNROLL for (u32 i = 0; i < 4; i++) {
-      unit.a[i] = (q[i] >> shift & PAIRS) | (high[i] >> bit & ONES) << 2;
-      unit.b[i] = (q[i] >> (shift + 2) & PAIRS) | (high[i] >> (bit + 1) & ONES) << 2;
+      unit.a[i] = (raw.q[i] >> shift & PAIRS) | (raw.high[i] >> bit & ONES) << 2;
+      unit.b[i] = (raw.q[i] >> (shift + 2) & PAIRS) | (raw.high[i] >> (bit + 1) & ONES) << 2;
     }
-    f32 all = load_f16(d + block * 2);
-    unit.scale_a = all * (f32)scale(scales + block * 12, first(u) / 16);
-    unit.scale_b = all * (f32)scale(scales + block * 12, second(u) / 16);
+    f32 all = f16_to_f32((u16)raw.scales[3]);
+    unit.scale_a = all * (f32)scale(raw.scales, first(u) / 16);
+    unit.scale_b = all * (f32)scale(raw.scales, second(u) / 16);
   }
+  MEMBER void unpack(u64 block, u32 u, Unit &unit) const { expand(load(block, u), u, unit); }
 };
 
 // Q4_K and Q5_K: byte 32p + l has weight 64p + l in the low nibble and 64p + 32 + l in the high one.
@@ -233,29 +268,35 @@ struct NibblePairs : Block256 {
 struct Q4_K : NibblePairs {
   const u8 *qs, *header;
   MEMBER Q4_K(const u8 *w, u64 blocks) : qs(w), header(w + plane_bytes(blocks, 128)) {}
-  MEMBER void unpack(u64 block, u32 u, Unit &unit) const {
-    u32x4 q = load16(qs + block * 128 + u * 16);
-    UNROLL for (u32 i = 0; i < 4; i++) {
-      unit.a[i] = q[i] & NIBBLES;
-      unit.b[i] = q[i] >> 4 & NIBBLES;
-    }
-    set_scales(load16(header + block * 16), u / 2, unit);
+  MEMBER RawUnit load(u64 block, u32 u) const {
+    return {load16(qs + block * 128 + u * 16), u32x4{}, load16(header + block * 16)};
   }
+  static MEMBER void expand(const RawUnit &raw, u32 u, Unit &unit) {
+    UNROLL for (u32 i = 0; i < 4; i++) {
+      unit.a[i] = raw.q[i] & NIBBLES;
+      unit.b[i] = raw.q[i] >> 4 & NIBBLES;
+    }
+    set_scales(raw.scales, u / 2, unit);
+  }
+  MEMBER void unpack(u64 block, u32 u, Unit &unit) const { expand(load(block, u), u, unit); }
 };
 
 struct Q5_K : NibblePairs {
   const u8 *qs, *qh, *header;
   MEMBER Q5_K(const u8 *w, u64 blocks)
       : qs(w), qh(qs + plane_bytes(blocks, 128)), header(qh + plane_bytes(blocks, 32)) {}
-  MEMBER void unpack(u64 block, u32 u, Unit &unit) const {
-    u32x4 q = load16(qs + block * 128 + u * 16), high = load16(qh + block * 32 + u % 2 * 16);
+  MEMBER RawUnit load(u64 block, u32 u) const {
+    return {load16(qs + block * 128 + u * 16), load16(qh + block * 32 + u % 2 * 16), load16(header + block * 16)};
+  }
+  static MEMBER void expand(const RawUnit &raw, u32 u, Unit &unit) {
     u32 bit = u / 2 * 2;
     UNROLL for (u32 i = 0; i < 4; i++) {
-      unit.a[i] = (q[i] & NIBBLES) | (high[i] >> bit & ONES) << 4;
-      unit.b[i] = (q[i] >> 4 & NIBBLES) | (high[i] >> (bit + 1) & ONES) << 4;
+      unit.a[i] = (raw.q[i] & NIBBLES) | (raw.high[i] >> bit & ONES) << 4;
+      unit.b[i] = (raw.q[i] >> 4 & NIBBLES) | (raw.high[i] >> (bit + 1) & ONES) << 4;
     }
-    set_scales(load16(header + block * 16), u / 2, unit);
+    set_scales(raw.scales, u / 2, unit);
   }
+  MEMBER void unpack(u64 block, u32 u, Unit &unit) const { expand(load(block, u), u, unit); }
 };
 
 // Weights 128h + 32j + l have their low 4 bits in a nibble (low for j < 2) of byte 64h + 32(j % 2) + l of ql, and the
@@ -268,17 +309,22 @@ struct Q6_K : Block256 {
         d(scales + plane_bytes(blocks, 16)) {}
   static MEMBER u32 first(u32 unit) { return unit / 4 * 128 + unit / 2 % 2 * 32 + unit % 2 * 16; }
   static MEMBER u32 second(u32 unit) { return first(unit) + 64; }
-  MEMBER void unpack(u64 block, u32 u, Unit &unit) const {
-    u32x4 low = load16(ql + block * 128 + u * 16), high = load16(qh + block * 64 + u / 4 * 32 + u % 2 * 16);
+  MEMBER RawUnit load(u64 block, u32 u) const {
+    u32 a = scales[block * 16 + first(u) / 16], b = scales[block * 16 + second(u) / 16];
+    return {load16(ql + block * 128 + u * 16), load16(qh + block * 64 + u / 4 * 32 + u % 2 * 16),
+            u32x4{load_u16(d + block * 2), a, b}};
+  }
+  static MEMBER void expand(const RawUnit &raw, u32 u, Unit &unit) {
     u32 shift = u / 2 % 2 * 2;
     UNROLL for (u32 i = 0; i < 4; i++) {
-      unit.a[i] = (low[i] & NIBBLES) | (high[i] >> shift & PAIRS) << 4;
-      unit.b[i] = (low[i] >> 4 & NIBBLES) | (high[i] >> (shift + 4) & PAIRS) << 4;
+      unit.a[i] = (raw.q[i] & NIBBLES) | (raw.high[i] >> shift & PAIRS) << 4;
+      unit.b[i] = (raw.q[i] >> 4 & NIBBLES) | (raw.high[i] >> (shift + 4) & PAIRS) << 4;
     }
-    f32 all = load_f16(d + block * 2);
-    unit.scale_a = all * (f32)(i8)scales[block * 16 + first(u) / 16];
-    unit.scale_b = all * (f32)(i8)scales[block * 16 + second(u) / 16];
+    f32 all = f16_to_f32((u16)raw.scales[0]);
+    unit.scale_a = all * (f32)(i8)raw.scales[1];
+    unit.scale_b = all * (f32)(i8)raw.scales[2];
   }
+  MEMBER void unpack(u64 block, u32 u, Unit &unit) const { expand(load(block, u), u, unit); }
 };
 
 // STAMP(name in kernels, format) for every quantized format.

@@ -6,7 +6,7 @@ use super::inputs::{InputMemory, Inputs};
 use super::memory::{DeviceBuffer, Stream};
 use super::modules::{Args, Kernel, Modules};
 use super::plan::{Plan, Step};
-use super::prepare::{self, Attention, Buffers, Kernels, MATVEC_COLUMNS, MOST_SPLIT_TOKENS, MOST_SPLITS};
+use super::prepare::{self, Attention, Buffers, Kernels, MATVEC_COLUMNS, MOST_SPLIT_TOKENS, MOST_SPLITS, Many};
 use super::weights::Weights;
 use super::{MOST_OUTPUTS, MOST_TOKENS};
 use crate::backend::cpu;
@@ -15,6 +15,7 @@ use crate::gguf::Gguf;
 use crate::model::program::{AttentionInfo, Buf, Program, RowKind, Weight};
 use crate::model::rope::RopeStyle;
 use crate::{Error, ErrorKind, Result};
+use std::cell::Cell;
 use std::sync::Arc;
 
 /// A program that is ready to run on a device.
@@ -51,7 +52,7 @@ impl Executor {
         tile_sizes.sort_unstable();
         tile_sizes.dedup();
         let (layers, page_bytes) = cpu::layers(program, kv_type)?;
-        let buffers = Buffers::new(program, &plan)?;
+        let buffers = Buffers::new(program, &plan, device)?;
         let stream = Stream::new(device)?;
         Ok(Self {
             memory: DeviceBuffer::new(device, buffers.bytes, "buffers of a pass")?,
@@ -114,7 +115,8 @@ impl Executor {
     ) -> Result<()> {
         // SAFETY: every pass waits for the stream at its end, also where it fails.
         let inputs = unsafe { self.inputs.upload(&self.device, &self.stream, &self.program, batch, &self.tile_sizes) }?;
-        let pass = Pass { executor: self, inputs, pages: pages.start(), logits: logits.start() };
+        let (pages, logits) = (pages.start(), logits.start());
+        let pass = Pass { executor: self, inputs, pages, logits, halved: Cell::new(None) };
         for (step, kernels) in self.plan.steps.iter().zip(&self.kernels) {
             if cancel.is_cancelled() {
                 return Err(Error::new(ErrorKind::Cancelled, "the session was cancelled"));
@@ -130,6 +132,8 @@ struct Pass<'a> {
     inputs: Inputs,
     pages: DevicePtr,
     logits: DevicePtr,
+    /// The buffer whose f16 form is up to date.
+    halved: Cell<Option<Buf>>,
 }
 
 fn bug(what: &str) -> Error {
@@ -195,9 +199,13 @@ impl Pass<'_> {
                 self.matmul(*x, *weight, *bias, *out, few, many)
             }
             (Step::Attention { layer, q, out, info }, Kernels::Attention(kernels)) => {
+                self.halved.set(None);
                 self.attention(*layer, *q, *out, info, kernels)
             }
-            (step, Kernels::One(kernel)) => self.simple(step, kernel),
+            (step, Kernels::One(kernel)) => {
+                self.halved.set(None);
+                self.simple(step, kernel)
+            }
             _ => Err(bug("a step has the kernels of another")),
         }
     }
@@ -329,21 +337,34 @@ impl Pass<'_> {
         bias: Option<Weight>,
         out: Buf,
         few: &[Kernel],
-        many: &Kernel,
+        many: &Many,
     ) -> Result<()> {
         let info = self.executor.program.weights.get(weight.0).ok_or_else(|| bug("a weight is not known"))?;
         let count = self.rows(x);
-        let (kernel, grid) = match MATVEC_COLUMNS.iter().zip(few).find(|(n, _)| count <= **n) {
-            Some((_, kernel)) => (kernel, [blocks(info.rows, 4)?, u32::from(count > 0), 1]),
-            None => (many, [blocks(info.rows, 64)?, blocks(count, 64)?, 1]),
+        let few = MATVEC_COLUMNS.iter().zip(few).find(|(n, _)| count <= **n);
+        let (kernel, grid) = match (few, many) {
+            (Some((_, kernel)), _) => (kernel, [blocks(info.rows, 4)?, u32::from(count > 0), 1]),
+            (None, Many::Tiles(kernel)) => (kernel, [blocks(info.rows, 64)?, blocks(count, 64)?, 1]),
+            (None, Many::Core(core)) => {
+                let (kernel, [x, y]) = core.choose(info.rows, count, self.executor.device.units);
+                (kernel, [narrow(x)?, narrow(y)?, 1])
+            }
         };
         let args = Args::default().ptr(self.weight(weight)?);
-        let args = if info.tensor.tensor_type().is_quantized() {
-            let (q, groups) = self.int8(x)?;
-            args.ptr(q).ptr(groups)
-        } else {
-            args.ptr(self.float(x)?)
+        let args = match (few, many) {
+            (None, Many::Core(core)) => {
+                let (halves, scales) = self.halves(x, &core.halve)?;
+                args.ptr(halves).ptr(scales)
+            }
+            _ if info.tensor.tensor_type().is_quantized() => {
+                let (q, groups) = self.int8(x)?;
+                args.ptr(q).ptr(groups)
+            }
+            _ => args.ptr(self.float(x)?),
         };
+        if self.halved.get() == Some(out) {
+            self.halved.set(None);
+        }
         let args = args
             .ptr(self.float(out)?)
             .ptr(bias.map_or(Ok(0), |b| self.weight(b))?)
@@ -352,6 +373,19 @@ impl Pass<'_> {
             .u32(narrow(info.columns)?)
             .u32(narrow(count)?);
         self.launch(kernel, grid, args)
+    }
+
+    /// The f16 form of a buffer, which is made where it is not up to date: numbers, and scales of the rows.
+    fn halves(&self, x: Buf, halve: &Kernel) -> Result<(DevicePtr, DevicePtr)> {
+        let (numbers, scales) = self.executor.buffers.halves(x).ok_or_else(|| bug("a buffer has no f16 form"))?;
+        let start = self.executor.memory.start();
+        let (numbers, scales) = (start + numbers as u64, start + scales as u64);
+        if self.halved.get() != Some(x) {
+            let args = Args::default().ptr(self.float(x)?).ptr(numbers).ptr(scales).u32(narrow(self.columns(x))?);
+            self.launch(halve, [narrow(self.rows(x))?, 1, 1], args)?;
+            self.halved.set(Some(x));
+        }
+        Ok((numbers, scales))
     }
 
     fn attention(&self, layer: usize, q: Buf, out: Buf, info: &AttentionInfo, kernels: &Attention) -> Result<()> {

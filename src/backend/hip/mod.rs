@@ -29,7 +29,7 @@ use pool::Pages;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Tokens in a pass at most.
-const MOST_TOKENS: usize = 256;
+const MOST_TOKENS: usize = 512;
 /// Outputs in a pass at most.
 const MOST_OUTPUTS: usize = 32;
 
