@@ -189,8 +189,9 @@ impl Finder<'_> {
             1
         };
         let wide = [2, 4, 8].into_iter().find(|n| info.value_dim <= 32 * n);
-        let prompt =
-            wide.map(|n| self.modules.kernel("attention", &format!("attend_prompt_{kv}_{n}"), 256)).transpose()?;
+        let prompt = wide
+            .map(|n| self.modules.kernel("attention_prompt", &format!("attend_prompt_{kv}_{n}"), 256))
+            .transpose()?;
         let decode = format!("attend_decode_{kv}_{heads_per_block}");
         Ok(Attention {
             decode: self.modules.kernel("attention", &decode, 128)?,
