@@ -69,8 +69,7 @@ DEVICE void add_fifth_bits(u32 high, Unit &unit) {
 // before they decode the first.
 template <class F> struct Format {
   MEMBER void unpack(u64 block, u32 u, Unit &unit) const {
-    const F &format = *static_cast<const F *>(this);
-    format.decode(format.fetch(block, u), u, unit);
+    F::decode(static_cast<const F *>(this)->fetch(block, u), u, unit);
   }
 };
 
@@ -80,6 +79,8 @@ struct Block32 {
   // Whether the runs are neighbours within a group of 32 activations, and share scale and minimum.
   static constexpr bool ONE_SCALE = true;
   static constexpr bool MINS = false;
+  // Whether the q are signed bytes.
+  static constexpr bool SIGNED = false;
   static MEMBER u32 first(u32) { return 0; }
   static MEMBER u32 second(u32) { return 16; }
 };
@@ -93,7 +94,7 @@ struct Q4_0 : Block32, Format<Q4_0> {
     u16 d;
   };
   MEMBER Raw fetch(u64 block, u32) const { return {load16(qs + block * 16), load_u16(d + block * 2)}; }
-  MEMBER void decode(const Raw &raw, u32, Unit &unit) const {
+  static MEMBER void decode(const Raw &raw, u32, Unit &unit) {
     split_nibbles(raw.q, unit);
     unit.scale_a = unit.scale_b = f16_to_f32(raw.d);
   }
@@ -109,7 +110,7 @@ struct Q4_1 : Block32, Format<Q4_1> {
     u32 dm;
   };
   MEMBER Raw fetch(u64 block, u32) const { return {load16(qs + block * 16), load_u32(dm + block * 4)}; }
-  MEMBER void decode(const Raw &raw, u32, Unit &unit) const {
+  static MEMBER void decode(const Raw &raw, u32, Unit &unit) {
     split_nibbles(raw.q, unit);
     unit.scale_a = unit.scale_b = f16_to_f32((u16)raw.dm);
     unit.min_a = unit.min_b = -f16_to_f32((u16)(raw.dm >> 16));
@@ -129,7 +130,7 @@ struct Q5_0 : Block32, Format<Q5_0> {
   MEMBER Raw fetch(u64 block, u32) const {
     return {load16(qs + block * 16), load_u32(qh + block * 4), load_u16(d + block * 2)};
   }
-  MEMBER void decode(const Raw &raw, u32, Unit &unit) const {
+  static MEMBER void decode(const Raw &raw, u32, Unit &unit) {
     split_nibbles(raw.q, unit);
     add_fifth_bits(raw.high, unit);
     unit.scale_a = unit.scale_b = f16_to_f32(raw.d);
@@ -149,7 +150,7 @@ struct Q5_1 : Block32, Format<Q5_1> {
   MEMBER Raw fetch(u64 block, u32) const {
     return {load16(qs + block * 16), load_u32(qh + block * 4), load_u32(dm + block * 4)};
   }
-  MEMBER void decode(const Raw &raw, u32, Unit &unit) const {
+  static MEMBER void decode(const Raw &raw, u32, Unit &unit) {
     split_nibbles(raw.q, unit);
     add_fifth_bits(raw.high, unit);
     unit.scale_a = unit.scale_b = f16_to_f32((u16)raw.dm);
@@ -159,6 +160,7 @@ struct Q5_1 : Block32, Format<Q5_1> {
 
 struct Q8_0 : Block32, Format<Q8_0> {
   static constexpr i32 ZERO = 0;
+  static constexpr bool SIGNED = true;
   const u8 *qs, *d;
   MEMBER Q8_0(const u8 *w, u64 blocks) : qs(w), d(w + plane_bytes(blocks, 32)) {}
   struct Raw {
@@ -168,7 +170,7 @@ struct Q8_0 : Block32, Format<Q8_0> {
   MEMBER Raw fetch(u64 block, u32) const {
     return {load16(qs + block * 32), load16(qs + block * 32 + 16), load_u16(d + block * 2)};
   }
-  MEMBER void decode(const Raw &raw, u32, Unit &unit) const {
+  static MEMBER void decode(const Raw &raw, u32, Unit &unit) {
     UNROLL for (u32 i = 0; i < 4; i++) {
       unit.a[i] = raw.low[i];
       unit.b[i] = raw.high[i];
@@ -182,6 +184,7 @@ struct Block256 {
   static constexpr u32 BLOCK = 256;
   static constexpr bool ONE_SCALE = false;
   static constexpr bool MINS = false;
+  static constexpr bool SIGNED = false;
 };
 
 // Q2_K and Q3_K: weights 128h + 32j + l are the two bits from bit 2j on of byte 32h + l. A unit is 16 bytes and two
@@ -210,7 +213,7 @@ struct Q2_K : Pairs, Format<Q2_K> {
     return {load16(qs + block * 64 + 32 * half(u) + l(u)), load_u32(d + block * 4), factors[first(u) / 16],
             factors[second(u) / 16]};
   }
-  MEMBER void decode(const Raw &raw, u32 u, Unit &unit) const {
+  static MEMBER void decode(const Raw &raw, u32 u, Unit &unit) {
     u32 shift = 2 * j(u);
     UNROLL for (u32 i = 0; i < 4; i++) {
       unit.a[i] = raw.q[i] >> shift & PAIRS;
@@ -245,7 +248,7 @@ struct Q3_K : Pairs, Format<Q3_K> {
     return {load16(qs + block * 64 + 32 * half(u) + l(u)), load16(hmask + block * 32 + l(u)), load_u16(d + block * 2),
             packed[a % 8], packed[8 + a % 4], packed[b % 8], packed[8 + b % 4]};
   }
-  MEMBER void decode(const Raw &raw, u32 u, Unit &unit) const {
+  static MEMBER void decode(const Raw &raw, u32 u, Unit &unit) {
     u32 shift = 2 * j(u), bit = 4 * half(u) + j(u);
     UNROLL for (u32 i = 0; i < 4; i++) {
       unit.a[i] = (raw.q[i] >> shift & PAIRS) | (raw.high[i] >> bit & ONES) << 2;
@@ -290,7 +293,7 @@ struct Q4_K : NibblePairs, Format<Q4_K> {
   MEMBER Raw fetch(u64 block, u32 u) const {
     return {load16(qs + block * 128 + u * 16), load16(header + block * 16)};
   }
-  MEMBER void decode(const Raw &raw, u32 u, Unit &unit) const {
+  static MEMBER void decode(const Raw &raw, u32 u, Unit &unit) {
     split_nibbles(raw.q, unit);
     set_scales(raw.header, u / 2, unit);
   }
@@ -306,7 +309,7 @@ struct Q5_K : NibblePairs, Format<Q5_K> {
   MEMBER Raw fetch(u64 block, u32 u) const {
     return {load16(qs + block * 128 + u * 16), load16(qh + block * 32 + u % 2 * 16), load16(header + block * 16)};
   }
-  MEMBER void decode(const Raw &raw, u32 u, Unit &unit) const {
+  static MEMBER void decode(const Raw &raw, u32 u, Unit &unit) {
     split_nibbles(raw.q, unit);
     u32 bit = u / 2 * 2;
     UNROLL for (u32 i = 0; i < 4; i++) {
@@ -337,7 +340,7 @@ struct Q6_K : Block256, Format<Q6_K> {
     return {load16(ql + block * 128 + u * 16), load16(qh + block * 64 + u / 4 * 32 + u % 2 * 16),
             load_u16(d + block * 2), factors[first(u) / 16], factors[second(u) / 16]};
   }
-  MEMBER void decode(const Raw &raw, u32 u, Unit &unit) const {
+  static MEMBER void decode(const Raw &raw, u32 u, Unit &unit) {
     split_nibbles(raw.low, unit);
     u32 shift = u / 2 % 2 * 2;
     UNROLL for (u32 i = 0; i < 4; i++) {

@@ -71,7 +71,7 @@ impl Load<'_> {
         let free = hip::free_memory(self.hip.gpu)?;
         // Code and what the driver keeps for itself.
         let usable = free - free / 32;
-        let needed = |program: &Program| hip::bytes(program, self.hip.kv_type, self.context);
+        let needed = |program: &Program| hip::bytes(self.hip.gpu, program, self.hip.kv_type, self.context);
         let all = needed(self.program)?;
         if all <= usable {
             match self.whole(tell) {

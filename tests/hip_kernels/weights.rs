@@ -3,6 +3,7 @@
 use crate::args;
 use crate::common::{Random, assert_near};
 use crate::sim::{Buffer, Sim, sims};
+use half::f16;
 use wavelm::gguf::TensorType::{self, *};
 use wavelm::quant;
 
@@ -358,6 +359,93 @@ fn products_with_many_columns_are_right() {
                 let w = matrix(ty, rows, columns, &mut random);
                 let grid = [rows.div_ceil(64), count.div_ceil(64), 1];
                 check_product(sim, &format!("matmul_{name}"), grid, ty, &w, count, random.bits());
+            }
+        }
+    }
+}
+
+/// The power of two that a row is divided by before it becomes f16.
+fn halving_scale(row: &[f32]) -> f32 {
+    let max = row.iter().fold(0, |max, x| max.max(x.to_bits() & 0x7fff_ffff));
+    let exponent = (max >> 23) as i32 - 127;
+    if exponent == 128 { 1.0 } else { 2.0_f32.powi((exponent - 14).max(-126)) }
+}
+
+#[test]
+fn rows_halve_without_overflow() {
+    let mut random = Random::new(5);
+    for sim in sims() {
+        for columns in [4, 36, 1024, 2080] {
+            let mut x = random.normals(columns * 8);
+            let factors = [1.0, 1e38, 1e-38, 1e-42, 0.0, 65504.0, 3e-3, 1.0];
+            for (row, factor) in x.chunks_mut(columns).zip(factors) {
+                row.iter_mut().for_each(|x| *x = (*x * factor).clamp(f32::MIN, f32::MAX));
+            }
+            x[columns - 1] = f32::NEG_INFINITY;
+            x[7 * columns + 1] = f32::NAN;
+            let (halves, scales) = (Buffer::unset::<u16>(x.len()), Buffer::unset::<f32>(8));
+            sim.launch("halve_rows", [8, 1, 1], args![&Buffer::new(&x), &halves, &scales, columns]);
+            let (halves, scales) = (halves.read::<u16>(), scales.read::<f32>());
+            for (i, row) in x.chunks(columns).enumerate() {
+                assert_eq!(scales[i], halving_scale(row), "row {i}");
+                for (&x, &bits) in row.iter().zip(&halves[i * columns..]) {
+                    let (found, expected) = (f16::from_bits(bits), f16::from_f32(x / scales[i]));
+                    assert!(found == expected || found.is_nan() && expected.is_nan(), "row {i}: {x} became {found}");
+                    assert_eq!(found.is_finite(), x.is_finite(), "row {i}: {x} became {found}");
+                }
+            }
+        }
+    }
+}
+
+/// Tokens and rows that blocks of the matrix-core kernels compute.
+const CORE_TILES: [(usize, usize); 4] = [(16, 32), (32, 64), (64, 64), (128, 128)];
+
+#[test]
+fn products_on_matrix_cores_are_right() {
+    let mut random = Random::new(6);
+    for sim in sims() {
+        for (ty, name) in TYPES.into_iter().filter(|(ty, _)| *ty != F32) {
+            // Their weights are exactly those of the file, rounded to f16.
+            let exact = matches!(ty, F16 | BF16 | Q4_0 | Q5_0 | Q8_0);
+            for (i, (tokens, block_rows)) in CORE_TILES.into_iter().enumerate() {
+                let few = ty.block_len().max(32);
+                let shapes = [
+                    (1, few, 1),
+                    (block_rows + 3, 3 * few, tokens / 2 + 1),
+                    (block_rows - 5, [256, 512, 768, 1280][i], tokens + 1),
+                ];
+                for (rows, columns, count) in shapes {
+                    let mut w = matrix(ty, rows, columns, &mut random);
+                    if exact {
+                        w.weights.iter_mut().for_each(|w| *w = f16::from_f32(*w).to_f32());
+                    }
+                    let x: Vec<f32> = random.normals(count * columns).iter().map(|x| x * 300.0).collect();
+                    let (halves, scales) = (Buffer::unset::<u16>(x.len()), Buffer::unset::<f32>(count));
+                    sim.launch("halve_rows", [count, 1, 1], args![&Buffer::new(&x), &halves, &scales, columns]);
+                    let (read, factors) = (halves.read::<u16>(), scales.read::<f32>());
+                    let value = |(i, &bits)| f16::from_bits(bits).to_f32() * factors[i / columns];
+                    let values: Vec<f32> = read.iter().enumerate().map(value).collect();
+                    let (mut expected, scale) = product(&w.weights, &values, columns);
+                    let (bias, residual) = (random.normals(rows), random.normals(count * rows));
+                    let (out, bias_memory) = (Buffer::new(&residual), Buffer::new(&bias));
+                    let epilogue = columns > few;
+                    let (bias_arg, residual_arg) =
+                        if epilogue { (Some(&bias_memory), Some(&out)) } else { (None, None) };
+                    if epilogue {
+                        for (i, expected) in expected.iter_mut().enumerate() {
+                            *expected += f64::from(bias[i % rows]) + f64::from(residual[i]);
+                        }
+                    }
+                    let kernel = format!("matmul_core_{name}_{tokens}");
+                    let grid = [rows.div_ceil(block_rows), count.div_ceil(tokens), 1];
+                    let args = args![&w.memory, &halves, &scales, &out, bias_arg, residual_arg, rows, columns, count];
+                    sim.launch(&kernel, grid, args);
+                    let what = format!("wave {}, {kernel}, {rows} x {columns}, {count} columns", sim.wave);
+                    let scale: Vec<f64> = scale.iter().map(|s| s + 1.0).collect();
+                    let tolerance = if exact { 2e-6 } else { 4e-4 };
+                    assert_near(&out.read::<f32>(), &expected, &scale, tolerance, &what);
+                }
             }
         }
     }

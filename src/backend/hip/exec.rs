@@ -15,6 +15,7 @@ use crate::backend::{Batch, Canceller, KvType};
 use crate::gguf::Gguf;
 use crate::model::program::Program;
 use crate::{Error, ErrorKind, Result};
+use std::cell::Cell;
 use std::sync::Arc;
 
 /// A program that is ready to run on a device.
@@ -58,7 +59,7 @@ impl Executor {
         tile_sizes.sort_unstable();
         tile_sizes.dedup();
         let (layers, page_bytes) = cpu::layers(program, kv_type)?;
-        let buffers = Buffers::new(program, &plan)?;
+        let buffers = Buffers::new(program, &plan, device)?;
         let stream = Stream::new(device)?;
         Ok(Self {
             memory: DeviceBuffer::new(device, buffers.bytes, "buffers of a pass")?,
@@ -155,7 +156,8 @@ impl Executor {
         logits: &DeviceBuffer,
         cancel: &Canceller,
     ) -> Result<()> {
-        let pass = Pass { executor: self, inputs, pages: pages.start(), logits: logits.start() };
+        let (pages, logits) = (pages.start(), logits.start());
+        let pass = Pass { executor: self, inputs, pages, logits, halved: Cell::new(None) };
         for (step, kernels) in self.plan.steps.iter().zip(&self.kernels) {
             if cancel.is_cancelled() {
                 return Err(cancelled());

@@ -38,7 +38,7 @@ use weights::Loading;
 pub(crate) use weights::Tell;
 
 /// Tokens in a pass at most.
-const MOST_TOKENS: usize = 256;
+const MOST_TOKENS: usize = 512;
 /// Outputs in a pass at most.
 const MOST_OUTPUTS: usize = 32;
 
@@ -57,12 +57,12 @@ pub(crate) fn free_memory(gpu: usize) -> Result<u64> {
     device::open(gpu)?.driver()?.free_memory()
 }
 
-/// Bytes of a GPU's memory that a program takes, with one session of `context` tokens.
+/// Bytes of memory that a program takes on a GPU, with one session of `context` tokens.
 ///
 /// # Errors
 /// `Unsupported` for a tensor type without kernels.
-pub(crate) fn bytes(program: &Program, kv_type: KvType, context: usize) -> Result<u64> {
-    let buffers = prepare::Buffers::new(program, &plan::Plan::new(program))?.bytes;
+pub(crate) fn bytes(gpu: usize, program: &Program, kv_type: KvType, context: usize) -> Result<u64> {
+    let buffers = prepare::Buffers::new(program, &plan::Plan::new(program), &*device::open(gpu)?)?.bytes;
     let mut bytes = buffers as u64;
     for weight in &program.weights {
         let ty = if weight.rows == 1 { TensorType::F32 } else { weight.tensor.tensor_type() };

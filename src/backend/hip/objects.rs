@@ -115,6 +115,12 @@ impl Source<'_> {
     }
 }
 
+/// Whether kernels of an architecture use matrix cores: those of the families matmul_core_*, which no other has.
+pub(super) fn has_matrix_cores(arch: &str) -> bool {
+    const FAMILIES: [&str; 5] = ["gfx11", "gfx12", "gfx94", "gfx95", "sm_"];
+    FAMILIES.iter().any(|family| arch.starts_with(family)) || ["gfx908", "gfx90a", "gfxsim"].contains(&arch)
+}
+
 impl Embedded {
     /// The code, checked.
     fn unpack(&self) -> Result<Cow<'static, [u8]>, String> {
@@ -201,6 +207,14 @@ mod tests {
             let reason = origin(unknown).unwrap_err();
             assert!(reason.contains("gfx11-generic") && reason.contains(FOLDER_VARIABLE), "{reason}");
         }
+    }
+
+    #[test]
+    fn matrix_cores_are_known() {
+        assert!(
+            ["gfx90a", "gfx942", "gfx1100", "gfx1151", "gfx1201", "sm_80", "sm_90"].map(has_matrix_cores) == [true; 7]
+        );
+        assert!(["gfx906", "gfx90c", "gfx1010", "gfx1030"].map(has_matrix_cores) == [false; 4]);
     }
 
     #[test]

@@ -5,10 +5,11 @@ use super::exec::Executor;
 use super::inputs::Inputs;
 use super::modules::{Args, Kernel};
 use super::plan::{Product, Step};
-use super::prepare::{Attention, Kernels, MATVEC_COLUMNS, MOST_SPLIT_TOKENS, MOST_SPLITS};
+use super::prepare::{Attention, Kernels, MATVEC_COLUMNS, MOST_SPLIT_TOKENS, MOST_SPLITS, Many};
 use crate::model::program::{Activation, AttentionInfo, Buf, RowKind, Weight, WeightInfo};
 use crate::model::rope::RopeStyle;
 use crate::{Error, ErrorKind, Result};
+use std::cell::Cell;
 
 /// Rows in a block of the kernels for few columns, and of their gated units.
 const MATVEC_ROWS: usize = 4;
@@ -20,6 +21,8 @@ pub(super) struct Pass<'a> {
     pub(super) inputs: &'a Inputs,
     pub(super) pages: DevicePtr,
     pub(super) logits: DevicePtr,
+    /// The buffer whose f16 form is up to date.
+    pub(super) halved: Cell<Option<Buf>>,
 }
 
 pub(super) fn bug(what: &str) -> Error {
@@ -81,6 +84,10 @@ impl Pass<'_> {
 
     /// Queues the launches of a step.
     pub(super) fn step(&self, step: &Step, kernels: &Kernels) -> Result<()> {
+        if !matches!(step, Step::MatMul { .. }) {
+            // Only products leave alone what others of them read.
+            self.halved.set(None);
+        }
         match (step, kernels) {
             (Step::MatMul { x, products }, Kernels::MatMul { few, many }) => self.matmul(*x, products, few, many),
             (
@@ -234,7 +241,7 @@ impl Pass<'_> {
         MATVEC_COLUMNS.iter().zip(kernels).find(|(n, _)| count <= **n).map(|(_, kernel)| kernel)
     }
 
-    fn matmul(&self, x: Buf, products: &[Product], few: &[Kernel], many: &[Kernel]) -> Result<()> {
+    fn matmul(&self, x: Buf, products: &[Product], few: &[Kernel], many: &[Many]) -> Result<()> {
         match (self.few(x, few), products) {
             (None, _) => {
                 products.iter().zip(many).try_for_each(|(product, kernel)| self.matmul_many(x, product, kernel))
@@ -248,21 +255,52 @@ impl Pass<'_> {
         }
     }
 
-    /// One product with any number of rows of activations.
-    fn matmul_many(&self, x: Buf, product: &Product, kernel: &Kernel) -> Result<()> {
-        let grid = [blocks(self.info(product.weight)?.rows, 64)?, blocks(self.rows(x), 64)?, 1];
-        self.launch(kernel, grid, self.product_args(x, product)?)
+    /// One product with many rows of activations.
+    fn matmul_many(&self, x: Buf, product: &Product, many: &Many) -> Result<()> {
+        let (rows, count) = (self.info(product.weight)?.rows, self.rows(x));
+        let core = match many {
+            Many::Tiles(kernel) => {
+                return self.launch(kernel, [blocks(rows, 64)?, blocks(count, 64)?, 1], self.product_args(x, product)?);
+            }
+            Many::Core(core) => core,
+        };
+        let (kernel, [across, down]) = core.choose(rows, count, self.executor.device().units);
+        let (halves, scales) = self.halves(x, &core.halve)?;
+        if self.halved.get() == Some(product.out) {
+            self.halved.set(None);
+        }
+        let args = Args::default().ptr(self.weight(product.weight)?).ptr(halves).ptr(scales);
+        self.launch(kernel, [narrow(across)?, narrow(down)?, 1], self.result_args(args, x, product)?)
     }
 
+    /// The f16 form of a buffer, which is made where it is not up to date: numbers, and scales of the rows.
+    fn halves(&self, x: Buf, halve: &Kernel) -> Result<(DevicePtr, DevicePtr)> {
+        let (numbers, scales) = self.executor.buffers.halves(x).ok_or_else(|| bug("a buffer has no f16 form"))?;
+        let start = self.executor.memory.start();
+        let (numbers, scales) = (start + numbers as u64, start + scales as u64);
+        if self.halved.get() != Some(x) {
+            let args = Args::default().ptr(self.float(x)?).ptr(numbers).ptr(scales).u32(narrow(self.columns(x))?);
+            self.launch(halve, [narrow(self.rows(x))?, 1, 1], args)?;
+            self.halved.set(Some(x));
+        }
+        Ok((numbers, scales))
+    }
+
+    /// The arguments of a product by plain arithmetic.
     fn product_args(&self, x: Buf, product: &Product) -> Result<Args> {
-        let info = self.info(product.weight)?;
         let args = Args::default().ptr(self.weight(product.weight)?);
-        let args = if info.tensor.tensor_type().is_quantized() {
+        let args = if self.info(product.weight)?.tensor.tensor_type().is_quantized() {
             let (q, groups) = self.int8(x)?;
             args.ptr(q).ptr(groups)
         } else {
             args.ptr(self.float(x)?)
         };
+        self.result_args(args, x, product)
+    }
+
+    /// Adds the arguments after the activations, which all products have in common.
+    fn result_args(&self, args: Args, x: Buf, product: &Product) -> Result<Args> {
+        let info = self.info(product.weight)?;
         Ok(args
             .ptr(self.float(product.out)?)
             .ptr(self.bias(product)?)
