@@ -11,17 +11,30 @@
 #include "activations.h"
 #include "attention.h"
 
-#define DECODE_THREADS 128
+#define DECODE_THREADS 256
 #define MAX_DIM 512
+// Threads that share a key, and loads of 8 elements that each has under way: as many as leave registers for the heads.
+#define KEY_THREADS 4
+template <class T, u32 N> constexpr u32 AHEAD = N * (T::SCALES ? 2 : 1) > 4 ? 2 : 4;
+
+// Eight elements of a row of the cache, zeros where it is not visible: what was never stored may be no number.
+template <class T> DEVICE void load_visible(const u8 *head, u32 padded, u32 slot, u32 i, bool visible, f32 *out) {
+  if (visible) {
+    kv_load8<T>(head, padded, slot, i, out);
+  } else {
+    UNROLL for (u32 k = 0; k < 8; k++) out[k] = 0.0f;
+  }
+}
 
 template <class T, u32 N>
 DEVICE void attend_decode(const f32 *q, const u8 *pool, const u32 *table, const u32 *token_tables, const u32 *positions,
                           f32 *out, f32 *partials, Shape shape, f32 scale, f32 softcap, u32 window, u32 table_len,
                           u32 splits, u64 layer_offset, u64 page_bytes) {
-  // The queries, and at the end what the subgroups found.
-  SHARED f32 memory[N * MAX_DIM];
+  // The queries, and at the end what the subgroups found for one of them.
+  SHARED __attribute__((aligned(16))) f32 memory[N * MAX_DIM > DECODE_THREADS * 8 ? N * MAX_DIM : DECODE_THREADS * 8];
   SHARED f32 scores[N][PAGE_LEN];
   SHARED f32 factors[N], maxima[N], sums[N];
+  const u32 LOADS = AHEAD<T, N>;
   u32 chunks = ceil_div(shape.group(), N), kv_head = block_x() / chunks, chunk = block_x() % chunks;
   u32 token = block_y(), split = block_z(), first_head = kv_head * shape.group() + chunk * N;
   u32 count = smaller(N, shape.group() - chunk * N);
@@ -40,10 +53,11 @@ DEVICE void attend_decode(const f32 *q, const u8 *pool, const u32 *table, const 
   }
   barrier();
 
-  // Threads share keys 8 to one, and values 4 columns to one, in as many subgroups as there are threads for.
-  u32 key_part = thread_x() % 8, value_threads = v_padded / 4, subgroups = DECODE_THREADS / value_threads;
-  u32 subgroup = thread_x() / value_threads, column = thread_x() % value_threads * 4;
-  f32 values[N][4] = {};
+  // Threads share keys, and values 8 columns to one, in as many subgroups as there are threads for.
+  u32 key_part = thread_x() % KEY_THREADS, key_slot = thread_x() / KEY_THREADS;
+  u32 value_threads = v_padded / 8, subgroups = DECODE_THREADS / value_threads;
+  u32 subgroup = thread_x() / value_threads, column = thread_x() % value_threads * 8;
+  f32 values[N][8] = {};
 
   u32 end = positions[token] + 1, start = first_visible(positions[token], window);
   u32 first_page = start / PAGE_LEN, pages = ceil_div(end, PAGE_LEN) - first_page;
@@ -54,27 +68,41 @@ DEVICE void attend_decode(const f32 *q, const u8 *pool, const u32 *table, const 
   u64 keys_of_head = layer_offset + (u64)kv_head * kv_head_bytes<T>(shape.k_dim);
   u64 values_of_head = layer_offset + (u64)shape.kv_heads * kv_head_bytes<T>(shape.k_dim) +
                        (u64)kv_head * kv_head_bytes<T>(shape.v_dim);
-  for (; page < last_page; page++) {
-    const u8 *bytes = pool + numbers[page] * page_bytes;
+  UNROLL_BY(1) for (; page < last_page; page++) {
+    const u8 *bytes = pool + numbers[page] * page_bytes, *key_bytes = bytes + keys_of_head;
+    const u8 *value_bytes = bytes + values_of_head;
     u32 from = larger(start, page * PAGE_LEN) - page * PAGE_LEN, to = smaller(end - page * PAGE_LEN, (u32)PAGE_LEN);
-    for (u32 base = 0; base < PAGE_LEN; base += DECODE_THREADS / 8) {
-      u32 slot = base + thread_x() / 8;
-      // What was never stored is not read, as it may be no number.
-      bool visible = from <= slot && slot < to;
-      f32 dots[N] = {};
-      if (visible) {
-        for (u32 i = key_part * 8; i < k_padded; i += 64) {
-          f32 key[8];
-          kv_load8<T>(bytes + keys_of_head, k_padded, slot, i, key);
-          UNROLL for (u32 n = 0; n < N; n++) {
-            UNROLL for (u32 k = 0; k < 8; k++) dots[n] = mul_add(memory[n * k_padded + i + k], key[k], dots[n]);
+    auto is_visible = [&](u32 slot) { return from <= slot && slot < to; };
+    // The first values are on their way while the scores are computed.
+    f32 ahead[LOADS][8];
+    auto load_values = [&](u32 first) {
+      UNROLL for (u32 j = 0; j < LOADS; j++) {
+        u32 slot = first + j * subgroups;
+        load_visible<T>(value_bytes, v_padded, slot, column, subgroup < subgroups && is_visible(slot), ahead[j]);
+      }
+    };
+    load_values(subgroup);
+    f32 dots[N] = {};
+    UNROLL_BY(1) for (u32 base = key_part * 8; base < k_padded; base += LOADS * KEY_THREADS * 8) {
+      f32 key[LOADS][8];
+      UNROLL for (u32 j = 0; j < LOADS; j++) {
+        u32 i = base + j * KEY_THREADS * 8;
+        load_visible<T>(key_bytes, k_padded, key_slot, i, i < k_padded && is_visible(key_slot), key[j]);
+      }
+      UNROLL for (u32 j = 0; j < LOADS; j++) {
+        u32 i = smaller(base + j * KEY_THREADS * 8, k_padded - 8);
+        UNROLL for (u32 n = 0; n < N; n++) {
+          f32x4 low = *(const f32x4 *)&memory[n * k_padded + i], high = *(const f32x4 *)&memory[n * k_padded + i + 4];
+          UNROLL for (u32 k = 0; k < 4; k++) {
+            dots[n] = mul_add(low[k], key[j][k], dots[n]);
+            dots[n] = mul_add(high[k], key[j][k + 4], dots[n]);
           }
         }
       }
-      UNROLL for (u32 n = 0; n < N; n++) {
-        f32 dot = wave_sum(dots[n], 8);
-        if (key_part == 0) scores[n][slot] = visible ? scoring.finish(dot) : LOWEST;
-      }
+    }
+    UNROLL for (u32 n = 0; n < N; n++) {
+      f32 dot = wave_sum(dots[n], KEY_THREADS);
+      if (key_part == 0) scores[n][key_slot] = is_visible(key_slot) ? scoring.finish(dot) : LOWEST;
     }
     barrier();
     for (u32 n = wave_id(); n < N; n += DECODE_THREADS / WAVE) {
@@ -85,7 +113,7 @@ DEVICE void attend_decode(const f32 *q, const u8 *pool, const u32 *table, const 
       for (u32 slot = lane_id(); slot < PAGE_LEN; slot += WAVE) {
         f32 weight = exp2_fast(scores[n][slot] - highest);
         scores[n][slot] = weight;
-        if (from <= slot && slot < to) sum += weight;
+        if (is_visible(slot)) sum += weight;
       }
       sum = wave_sum(sum);
       if (lane_id() == 0) {
@@ -95,43 +123,46 @@ DEVICE void attend_decode(const f32 *q, const u8 *pool, const u32 *table, const 
       }
     }
     barrier();
-    if (subgroup < subgroups) {
-      UNROLL for (u32 n = 0; n < N; n++) {
-        UNROLL for (u32 k = 0; k < 4; k++) values[n][k] *= factors[n];
-      }
-      for (u32 slot = from + subgroup; slot < to; slot += subgroups) {
-        f32 value[4];
-        kv_load4<T>(bytes + values_of_head, v_padded, slot, column, value);
+    UNROLL for (u32 n = 0; n < N; n++) {
+      UNROLL for (u32 k = 0; k < 8; k++) values[n][k] *= factors[n];
+    }
+    UNROLL_BY(1) for (u32 first = subgroup; first < PAGE_LEN; first += LOADS * subgroups) {
+      if (first != subgroup) load_values(first);
+      UNROLL for (u32 j = 0; j < LOADS; j++) {
+        u32 slot = smaller(first + j * subgroups, (u32)PAGE_LEN - 1);
         UNROLL for (u32 n = 0; n < N; n++) {
-          UNROLL for (u32 k = 0; k < 4; k++) values[n][k] = mul_add(scores[n][slot], value[k], values[n][k]);
+          f32 weight = scores[n][slot];
+          UNROLL for (u32 k = 0; k < 8; k++) values[n][k] = mul_add(weight, ahead[j][k], values[n][k]);
         }
       }
     }
     barrier();
   }
 
-  if (subgroup < subgroups) {
-    UNROLL for (u32 n = 0; n < N; n++) {
-      UNROLL for (u32 k = 0; k < 4; k++) memory[(subgroup * N + n) * v_padded + column + k] = values[n][k];
+  UNROLL for (u32 n = 0; n < N; n++) {
+    if (subgroup < subgroups) {
+      UNROLL for (u32 k = 0; k < 8; k++) memory[subgroup * v_padded + column + k] = values[n][k];
     }
-  }
-  barrier();
-  for (u32 i = thread_x(); i < count * shape.v_dim; i += DECODE_THREADS) {
-    u32 n = i / shape.v_dim, d = i % shape.v_dim;
-    f32 value = 0.0f;
-    for (u32 s = 0; s < subgroups; s++) value += memory[(s * N + n) * v_padded + d];
-    u64 head = (u64)token * shape.heads + first_head + n;
-    if (!partials) {
-      out[head * shape.v_dim + d] = value / sums[n];
-    } else {
-      f32 *partial = partials + (head * splits + split) * (shape.v_dim + 2);
-      partial[2 + d] = value;
-      if (d == 0) partial[0] = maxima[n], partial[1] = sums[n];
+    barrier();
+    for (u32 d = thread_x(); n < count && d < shape.v_dim; d += DECODE_THREADS) {
+      f32 value = 0.0f;
+      for (u32 s = 0; s < subgroups; s++) value += memory[s * v_padded + d];
+      u64 head = (u64)token * shape.heads + first_head + n;
+      if (!partials) {
+        out[head * shape.v_dim + d] = value / sums[n];
+      } else {
+        f32 *partial = partials + (head * splits + split) * (shape.v_dim + 2);
+        partial[2 + d] = value;
+        if (d == 0) partial[0] = maxima[n], partial[1] = sums[n];
+      }
     }
+    barrier();
   }
 }
 
-KERNEL(attend_combine, DECODE_THREADS,
+#define COMBINE_THREADS 128
+
+KERNEL(attend_combine, COMBINE_THREADS,
        (const f32 *partials, f32 *out, i8 *out_q, u32 *groups, u32 heads, u32 v_dim, u32 splits)) {
   u64 head = (u64)block_y() * heads + block_x();
   u32 stride = v_dim + 2;
@@ -139,7 +170,7 @@ KERNEL(attend_combine, DECODE_THREADS,
   f32 max = LOWEST;
   for (u32 s = 0; s < splits; s++) max = larger(parts[s * stride], max);
   // Whole waves go on, for the sake of the quantization.
-  for (u32 first = 0; first < v_dim; first += DECODE_THREADS) {
+  for (u32 first = 0; first < v_dim; first += COMBINE_THREADS) {
     u32 d = first + thread_x();
     bool active = d < v_dim;
     f32 sum = 0.0f, value = 0.0f;
@@ -155,10 +186,10 @@ KERNEL(attend_combine, DECODE_THREADS,
 }
 
 #define STAMP_N(name, type, n)                                                                                         \
-  KERNEL(attend_decode_##name##_##n, DECODE_THREADS,                                                                   \
-         (const f32 *q, const u8 *pool, const u32 *table, const u32 *token_tables, const u32 *positions, f32 *out,     \
-          f32 *partials, u32 heads, u32 kv_heads, u32 k_dim, u32 v_dim, f32 scale, f32 softcap, u32 window,            \
-          u32 table_len, u32 splits, u64 layer_offset, u64 page_bytes)) {                                              \
+  KERNEL_FOR_BLOCKS(attend_decode_##name##_##n, DECODE_THREADS, 2,                                                     \
+                    (const f32 *q, const u8 *pool, const u32 *table, const u32 *token_tables, const u32 *positions,    \
+                     f32 *out, f32 *partials, u32 heads, u32 kv_heads, u32 k_dim, u32 v_dim, f32 scale, f32 softcap,   \
+                     u32 window, u32 table_len, u32 splits, u64 layer_offset, u64 page_bytes)) {                       \
     attend_decode<type, n>(q, pool, table, token_tables, positions, out, partials, {heads, kv_heads, k_dim, v_dim},    \
                            scale, softcap, window, table_len, splits, layer_offset, page_bytes);                       \
   }

@@ -32,13 +32,13 @@
 // Units that are fetched ahead: more of those that are several small loads. R rows and N columns share the registers.
 template <class F> constexpr bool MANY_LOADS = sizeof(typename F::Raw) > 34;
 template <class F, u32 R, u32 N>
-constexpr u32 AHEAD = N > 2 || sizeof(typename F::Raw) * R > 64 ? 1 : MANY_LOADS<F> && R == 1 ? 4 : 2;
+constexpr u32 AHEAD = N > 2 || R > 1 ? 1 : MANY_LOADS<F> ? 4 : 2;
 
 // Registers for so many blocks on a compute unit: with one column as measured on an H100 (docs/gpu-performance.md), with
 // more as many as do not spill.
 template <class F, u32 N> constexpr u32 BLOCKS = N == 1 ? (MANY_LOADS<F> ? 5 : 8) : N == 2 ? 5 : 4;
 template <u32 N> constexpr u32 MIXED_BLOCKS = N == 1 ? 6 : 4;
-template <class F, u32 N> constexpr u32 GLU_BLOCKS = N == 1 && !MANY_LOADS<F> ? 3 : 2;
+template <class F, u32 N> constexpr u32 GLU_BLOCKS = N > 1 ? 2 : MANY_LOADS<F> ? 3 : 4;
 
 template <u32 N>
 DEVICE void finish_row(f32 *sums, f32 *out, const f32 *bias, const f32 *residual, u32 row, u32 rows, u32 count) {

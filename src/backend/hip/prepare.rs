@@ -14,7 +14,7 @@ use crate::{Error, Result};
 /// Columns that the kernels for few columns come for.
 pub(super) const MATVEC_COLUMNS: [usize; 4] = [1, 2, 4, 8];
 /// Parts of the positions that attention is cut into at most, for at most so many tokens.
-pub(super) const MOST_SPLITS: usize = 32;
+pub(super) const MOST_SPLITS: usize = 64;
 pub(super) const MOST_SPLIT_TOKENS: usize = 16;
 /// Queries in a tile of prompt attention.
 const TILE: usize = 32;
@@ -224,7 +224,7 @@ impl Finder<'_> {
             .transpose()?;
         let decode = format!("attend_decode_{kv}_{heads_per_block}");
         Ok(Attention {
-            decode: self.modules.kernel("attention", &decode, 128)?,
+            decode: self.modules.kernel("attention", &decode, 256)?,
             combine: self.modules.kernel("attention", "attend_combine", 128)?,
             quantize: self.modules.kernel("quantize", "quantize_q8", 256)?,
             prompt,
