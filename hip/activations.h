@@ -10,41 +10,58 @@
 
 #define GROUP 32
 
-struct Group {
-  i32 q;
-  f32 scale;
-  // The sum of the q of this lane's half.
-  i32 sum;
+// A group's scale, and what its numbers are multiplied with to be between -127 and 127, from the largest magnitude.
+struct GroupScale {
+  f32 scale, inverse;
+  MEMBER GroupScale(f32 max) {
+    // Numbers so small are zeros to the model, and their reciprocals could overflow.
+    bool zero = max < 1e-30f;
+    inverse = zero ? 0.0f : 127.0f / max;
+    scale = zero ? 0.0f : max / 127.0f;
+  }
+  MEMBER i32 quantize(f32 x) const {
+    // Adding 1.5 * 2^23 leaves the nearest integer, ties to even, in the low bits.
+    const f32 ROUND = 12582912.0f;
+    return (i8)(bits_of(x * inverse + ROUND) - bits_of(ROUND));
+  }
 };
 
-// 32 neighbouring lanes quantize a group, each its own element. All lanes of the wave call it together.
-DEVICE Group quantize_group(f32 x) {
-  // The bits of magnitudes are ordered as the magnitudes are, with infinity and then NaN at the end: what is not finite
-  // shows in the scale.
-  f32 max = f32_of(wave_max(bits_of(x) & 0x7fffffffu, GROUP));
-  // Numbers so small are zeros to the model, and their reciprocals could overflow.
-  bool zero = max < 1e-30f;
-  f32 inverse = zero ? 0.0f : 127.0f / max;
-  // Adding 1.5 * 2^23 leaves the nearest integer, ties to even, in the low bits.
-  const f32 ROUND = 12582912.0f;
-  Group group;
-  group.q = (i8)(bits_of(x * inverse + ROUND) - bits_of(ROUND));
-  group.scale = zero ? 0.0f : max / 127.0f;
-  group.sum = wave_sum(group.q, GROUP / 2);
-  return group;
+// Magnitudes, as integers: their order is the numbers', with infinity and then NaN at the end, so that what is not
+// finite shows in the scale.
+DEVICE u32 magnitude_bits(f32 x) { return bits_of(x) & 0x7fffffffu; }
+
+DEVICE void store_group(const GroupScale &group, i32 sum, i32 other, u64 i, u32 *groups) {
+  u32x2 words = {bits_of(group.scale), ((u32)sum & 0xffffu) | (u32)other << 16};
+  *(u32x2 *)(groups + i / GROUP * 2) = words;
 }
 
-// Stores element `i` (counted over all rows) and, by one lane of the 32, the words of its group. All lanes of the wave
+// Stores element `i` (counted over all rows) and, by one of the 32 lanes of a group, its words. All lanes of the wave
 // call it together; those without an element pass `active` as false for whole groups.
 DEVICE void store_quantized(f32 x, u64 i, bool active, i8 *q, u32 *groups) {
-  Group group = quantize_group(x);
-  u32 other = (u32)shuffle_xor(group.sum, GROUP / 2);
+  GroupScale group(f32_of(wave_max(magnitude_bits(x), GROUP)));
+  i32 quantized = group.quantize(x);
+  i32 sum = wave_sum(quantized, GROUP / 2), other = shuffle_xor(sum, GROUP / 2);
   if (!active) return;
-  q[i] = (i8)group.q;
-  if (i % GROUP == 0) {
-    u32x2 words = {bits_of(group.scale), ((u32)group.sum & 0xffffu) | other << 16};
-    *(u32x2 *)(groups + i / GROUP * 2) = words;
+  q[i] = (i8)quantized;
+  if (i % GROUP == 0) store_group(group, sum, other, i, groups);
+}
+
+// The same for four elements from `i` on, a multiple of 4: 8 lanes share a group.
+DEVICE void store_quantized(f32x4 x, u64 i, bool active, i8 *q, u32 *groups) {
+  u32 max = 0, word = 0;
+  UNROLL for (u32 k = 0; k < 4; k++) max = larger(max, magnitude_bits(x[k]));
+  GroupScale group(f32_of(wave_max(max, GROUP / 4)));
+  i32 sum = 0;
+  UNROLL for (u32 k = 0; k < 4; k++) {
+    i32 quantized = group.quantize(x[k]);
+    sum += quantized;
+    word |= ((u32)quantized & 255) << (8 * k);
   }
+  sum = wave_sum(sum, GROUP / 8);
+  i32 other = shuffle_xor(sum, GROUP / 8);
+  if (!active) return;
+  *(u32_alias *)(q + i) = word;
+  if (i % GROUP == 0) store_group(group, sum, other, i, groups);
 }
 
 // The sum of the first (half 0) or last 16 q of a group, from its second word.

@@ -8,6 +8,7 @@
 // gather_rows(x, rows, out, columns): out[i] = x[rows[i]]; grid (ceil(columns / 256), number of rows)
 
 #include "activations.h"
+#include "glu.h"
 
 #define ELEMENT_THREADS 256
 
@@ -27,18 +28,6 @@ KERNEL(softcap, ELEMENT_THREADS, (f32 *x, f32 cap, u64 elements)) {
   u64 i = element();
   if (i < elements) x[i] = cap * tanh_fast(x[i] / cap);
 }
-
-struct Silu {
-  static MEMBER f32 apply(f32 x) { return x * sigmoid(x); }
-};
-
-// x / 2 * (1 + tanh u) with u = √(2/π) (x + 0.044715 x³) (Hendrycks and Gimpel, 2016); (1 + tanh u) / 2 is sigmoid 2u.
-struct Gelu {
-  static MEMBER f32 apply(f32 x) {
-    const f32 SQRT_8_OVER_PI = 1.5957691f;
-    return x * sigmoid(SQRT_8_OVER_PI * mul_add(0.044715f * x * x, x, x));
-  }
-};
 
 template <class Activation>
 DEVICE void glu(const f32 *gate, const f32 *up, f32 *out, i8 *q, u32 *groups, u64 elements) {

@@ -63,10 +63,13 @@ typedef u32 u32_alias __attribute__((may_alias));
 #define UNROLL
 #define UNROLL_BY(n)
 // KERNEL(name, threads of a block, (parameters)) { body }
+// KERNEL_FOR_BLOCKS(name, threads of a block, blocks, (parameters)) { body }: so many blocks share a compute unit, and
+// registers need not suffice for more. Without that NVIDIA's assembler saves registers and waits for each load.
 #define KERNEL(name, threads, parameters)                                                                              \
   extern "C" void name parameters;                                                                                     \
   static sim::Registration registration_of_##name(#name, threads, &name);                                              \
   extern "C" void name parameters
+#define KERNEL_FOR_BLOCKS(name, threads, blocks, parameters) KERNEL(name, threads, parameters)
 #else
 #define DEVICE static __attribute__((device, always_inline)) inline
 #define MEMBER __attribute__((device, always_inline)) inline
@@ -78,9 +81,12 @@ typedef u32 u32_alias __attribute__((may_alias));
 #if GPU_AMD
 #define KERNEL(name, threads, parameters)                                                                              \
   extern "C" __attribute__((global, amdgpu_flat_work_group_size(threads, threads))) void name parameters
+#define KERNEL_FOR_BLOCKS(name, threads, blocks, parameters) KERNEL(name, threads, parameters)
 #else
 #define KERNEL(name, threads, parameters)                                                                              \
   extern "C" __attribute__((global, launch_bounds(threads))) void name parameters
+#define KERNEL_FOR_BLOCKS(name, threads, blocks, parameters)                                                           \
+  extern "C" __attribute__((global, launch_bounds(threads, blocks))) void name parameters
 #endif
 #endif
 
@@ -153,9 +159,13 @@ DEVICE f32 absolute(f32 x) { return f32_of(bits_of(x) & 0x7fffffffu); }
 DEVICE f32 square_root(f32 x) { return __builtin_sqrtf(x); }
 DEVICE f64 round_toward_infinity(f64 x) { return __builtin_ceil(x); }
 
-// 2^x with a relative error of about 1e-7; 0 where the result is below the normal range.
+// 2^x with a relative error of about 1e-7; 0 where the result is below the normal range, or that result.
 #if GPU_AMD
+#if __has_builtin(__builtin_amdgcn_exp2f)
 DEVICE f32 exp2_fast(f32 x) { return __builtin_amdgcn_exp2f(x); }
+#else
+DEVICE f32 exp2_fast(f32 x) { return __builtin_exp2f(x); } // hipRTC before ROCm 6
+#endif
 #elif GPU_NVIDIA
 DEVICE f32 exp2_fast(f32 x) { return __nvvm_ex2_approx_ftz_f(x); }
 #else
@@ -199,6 +209,48 @@ DEVICE i32 dot4(u32 a, u32 b, i32 sum) {
 // The dot product of 16 pairs of signed bytes.
 DEVICE i32 dot16(const u32 *a, u32x4 b) {
   return dot4(a[0], b[0], dot4(a[1], b[1], dot4(a[2], b[2], dot4(a[3], b[3], 0))));
+}
+
+// ------------------------------------------------------------------------------------------------ pairs of halves
+
+// Two f16 in a word, the first in the low half: what packed instructions work on.
+#if GPU_HOST
+DEVICE u32 half2(f32 low, f32 high) { return f32_to_f16(low) | (u32)f32_to_f16(high) << 16; }
+DEVICE u32 half2_sub(u32 a, u32 b) {
+  return half2(f16_to_f32((u16)a) - f16_to_f32((u16)b), f16_to_f32((u16)(a >> 16)) - f16_to_f32((u16)(b >> 16)));
+}
+// Products of halves are exact in f32; only the sum is rounded twice.
+DEVICE u32 half2_mul_add(u32 a, u32 b, u32 c) {
+  return half2(f16_to_f32((u16)a) * f16_to_f32((u16)b) + f16_to_f32((u16)c),
+               f16_to_f32((u16)(a >> 16)) * f16_to_f32((u16)(b >> 16)) + f16_to_f32((u16)(c >> 16)));
+}
+#else
+typedef _Float16 f16x2 __attribute__((ext_vector_type(2)));
+DEVICE u32 half2(f32 low, f32 high) {
+  f16x2 pair = {(_Float16)low, (_Float16)high};
+  return __builtin_bit_cast(u32, pair);
+}
+DEVICE u32 half2_sub(u32 a, u32 b) {
+  return __builtin_bit_cast(u32, __builtin_bit_cast(f16x2, a) - __builtin_bit_cast(f16x2, b));
+}
+DEVICE u32 half2_mul_add(u32 a, u32 b, u32 c) {
+  f16x2 sum = __builtin_elementwise_fma(__builtin_bit_cast(f16x2, a), __builtin_bit_cast(f16x2, b),
+                                        __builtin_bit_cast(f16x2, c));
+  return __builtin_bit_cast(u32, sum);
+}
+#endif
+
+// 1024 plus the first two bytes (PAIR 0) of a word, or the last two (PAIR 1), as halves: the bits of 1024 + q are
+// 0x6400 + q.
+template <u32 PAIR> DEVICE u32 halves_of_bytes(u32 q) {
+#if GPU_AMD
+  return __builtin_amdgcn_perm(0x64646464u, q, PAIR ? 0x04030402u : 0x04010400u);
+#elif GPU_NVIDIA
+  return __nvvm_prmt(q, 0x64646464u, PAIR ? 0x4342u : 0x4140u);
+#else
+  q >>= 16 * PAIR;
+  return (q & 0xffu) | (q & 0xff00u) << 8 | 0x64006400u;
+#endif
 }
 
 // ------------------------------------------------------------------------------------------------ waves and blocks

@@ -9,12 +9,36 @@
 //
 // for c < count <= n, with n = 1, 2, 4, 8. `residual` may be `out`. A wave computes a row, four waves make a block:
 // grid ceil(rows / 4), blocks of 4 * WAVE threads.
+//
+// What reads the same activations is one launch, of quantized types:
+//
+// matvec_three_<type>_<n>(w0, w1, w2, q, groups, out0, out1, out2, bias0, bias1, bias2, rows0, rows1, rows2, columns,
+//   count): three products (queries, keys, values), the last two with 0 rows where there are fewer. In
+//   matvec_three_<type>_<other>_<n> the last matrix has the other type. Grid ceil(rows0 / 4) + ceil(rows1 / 4) +
+//   ceil(rows2 / 4), blocks as above.
+// matvec_glu_<type>_<n>(gate, up, q, groups, out, out_q, out_groups, gelu, rows, columns, count): two products and what
+//   elementwise.hip's glu makes of them, to `out` (f32) and, quantized, to `out_q` and `out_groups`, each where not
+//   null; for the latter `rows` is a multiple of 32. A block takes 32 rows: grid ceil(rows / 32), blocks of 8 * WAVE threads.
 
 #include "activations.h"
+#include "glu.h"
 #include "quant.h"
 
 #define MATVEC_WAVES 4
 #define MATVEC_THREADS (MATVEC_WAVES * WAVE)
+#define GLU_WAVES 8
+#define GLU_ROWS 32
+
+// Units that are fetched ahead: more of those that are several small loads. R rows and N columns share the registers.
+template <class F> constexpr bool MANY_LOADS = sizeof(typename F::Raw) > 34;
+template <class F, u32 R, u32 N>
+constexpr u32 AHEAD = N > 2 || sizeof(typename F::Raw) * R > 64 ? 1 : MANY_LOADS<F> && R == 1 ? 4 : 2;
+
+// Registers for so many blocks on a compute unit: with one column as measured on an H100 (docs/gpu-performance.md), with
+// more as many as do not spill.
+template <class F, u32 N> constexpr u32 BLOCKS = N == 1 ? (MANY_LOADS<F> ? 5 : 8) : N == 2 ? 5 : 4;
+template <u32 N> constexpr u32 MIXED_BLOCKS = N == 1 ? 6 : 4;
+template <class F, u32 N> constexpr u32 GLU_BLOCKS = N == 1 && !MANY_LOADS<F> ? 3 : 2;
 
 template <u32 N>
 DEVICE void finish_row(f32 *sums, f32 *out, const f32 *bias, const f32 *residual, u32 row, u32 rows, u32 count) {
@@ -29,51 +53,141 @@ DEVICE void finish_row(f32 *sums, f32 *out, const f32 *bias, const f32 *residual
   }
 }
 
-template <class F, u32 N>
-DEVICE void matvec_quantized(const u8 *w, const i8 *q, const u32 *groups, f32 *out, const f32 *bias,
-                             const f32 *residual, u32 rows, u32 columns, u32 count) {
-  u32 row = block_x() * MATVEC_WAVES + wave_id();
-  if (row >= rows) return;
-  const u32 UNITS = F::BLOCK / UNIT_WEIGHTS;
-  u32 blocks = columns / F::BLOCK;
-  F weights(w, (u64)rows * blocks);
-  f32 sums[N] = {};
-  for (u32 i = lane_id(); i < blocks * UNITS; i += WAVE) {
-    u32 block = i / UNITS, unit = i % UNITS;
-    Unit u;
-    weights.unpack((u64)row * blocks + block, unit, u);
-    u32 first = block * F::BLOCK + F::first(unit), second = block * F::BLOCK + F::second(unit);
+// The quantized activations of a product.
+struct Columns {
+  const i8 *q;
+  const u32 *groups;
+  u32 columns, count;
+};
+
+// What a lane does in a row: its units are `unit` of the blocks `first`, `first` + STEP and so on.
+template <class F> struct Lane {
+  static constexpr u32 UNITS = F::BLOCK / UNIT_WEIGHTS, STEP = WAVE / UNITS;
+  u32 unit, first;
+  MEMBER Lane() : unit(lane_id() % UNITS), first(lane_id() / UNITS) {}
+};
+
+// Adds K units, which are fetched before the first is decoded, of R rows, for N columns.
+template <class F, u32 R, u32 N, u32 K>
+DEVICE void add_units(const F *weights, u64 start, u32 at, const Lane<F> &lane, const Columns &x, f32 sums[R][N]) {
+  typename F::Raw raws[K][R];
+  UNROLL for (u32 k = 0; k < K; k++) {
+    UNROLL for (u32 r = 0; r < R; r++) raws[k][r] = weights[r].fetch(start + at + k * Lane<F>::STEP, lane.unit);
+  }
+  UNROLL for (u32 k = 0; k < K; k++) {
+    Unit units[R];
+    UNROLL for (u32 r = 0; r < R; r++) weights[r].decode(raws[k][r], lane.unit, units[r]);
+    u32 block = (at + k * Lane<F>::STEP) * F::BLOCK;
+    u32 first = block + F::first(lane.unit), second = block + F::second(lane.unit);
     UNROLL for (u32 c = 0; c < N; c++) {
       // Columns beyond the count repeat the last one, and are not stored.
-      u64 column = (u64)smaller(c, count - 1) * columns;
-      const u8 *x = (const u8 *)q + column;
-      i32 dot_a = dot16(u.a, load16(x + first)), dot_b = dot16(u.b, load16(x + second));
-      const u32 *group = groups + column / GROUP * 2;
-      u32x2 words_a = *(const u32x2 *)(group + first / GROUP * 2);
-      if (F::ONE_SCALE) {
-        i32 sum = half_sum(words_a[1], 0) + half_sum(words_a[1], 1);
-        f32 value = u.scale_a * (f32)(dot_a + dot_b - F::ZERO * sum);
-        if (F::MINS) value = mul_add(-u.min_a, (f32)sum, value);
-        sums[c] = mul_add(f32_of(words_a[0]), value, sums[c]);
-      } else {
-        u32x2 words_b = *(const u32x2 *)(group + second / GROUP * 2);
-        i32 sum_a = half_sum(words_a[1], first / 16 % 2), sum_b = half_sum(words_b[1], second / 16 % 2);
-        f32 value_a = u.scale_a * (f32)(dot_a - F::ZERO * sum_a), value_b = u.scale_b * (f32)(dot_b - F::ZERO * sum_b);
-        if (F::MINS) {
-          value_a = mul_add(-u.min_a, (f32)sum_a, value_a);
-          value_b = mul_add(-u.min_b, (f32)sum_b, value_b);
+      u64 column = N == 1 ? 0 : (u64)smaller(c, x.count - 1) * x.columns;
+      const u8 *q = (const u8 *)x.q + column;
+      const u32 *groups = x.groups + column / GROUP * 2;
+      u32x4 q_a = load16(q + first), q_b = load16(q + second);
+      u32x2 words_a = *(const u32x2 *)(groups + first / GROUP * 2), words_b = words_a;
+      if (!F::ONE_SCALE) words_b = *(const u32x2 *)(groups + second / GROUP * 2);
+      UNROLL for (u32 r = 0; r < R; r++) {
+        const Unit &u = units[r];
+        i32 dot_a = dot16(u.a, q_a), dot_b = dot16(u.b, q_b);
+        if (F::ONE_SCALE) {
+          i32 sum = half_sum(words_a[1], 0) + half_sum(words_a[1], 1);
+          f32 value = u.scale_a * (f32)(dot_a + dot_b - F::ZERO * sum);
+          if (F::MINS) value = mul_add(-u.min_a, (f32)sum, value);
+          sums[r][c] = mul_add(f32_of(words_a[0]), value, sums[r][c]);
+        } else {
+          // Both runs are in the same half of their groups.
+          u32 half = lane.unit % 2;
+          i32 sum_a = half_sum(words_a[1], half), sum_b = half_sum(words_b[1], half);
+          f32 value_a = u.scale_a * (f32)(dot_a - F::ZERO * sum_a);
+          f32 value_b = u.scale_b * (f32)(dot_b - F::ZERO * sum_b);
+          if (F::MINS) {
+            value_a = mul_add(-u.min_a, (f32)sum_a, value_a);
+            value_b = mul_add(-u.min_b, (f32)sum_b, value_b);
+          }
+          sums[r][c] = mul_add(f32_of(words_a[0]), value_a, mul_add(f32_of(words_b[0]), value_b, sums[r][c]));
         }
-        sums[c] = mul_add(f32_of(words_a[0]), value_a, mul_add(f32_of(words_b[0]), value_b, sums[c]));
       }
     }
   }
-  finish_row<N>(sums, out, bias, residual, row, rows, count);
+}
+
+// Adds this lane's part of row number `row` of R matrices.
+template <class F, u32 R, u32 N>
+DEVICE void add_row(const F *weights, u32 row, const Columns &x, f32 sums[R][N]) {
+  Lane<F> lane;
+  u32 blocks = x.columns / F::BLOCK, i = lane.first;
+  u64 start = (u64)row * blocks;
+  if constexpr (AHEAD<F, R, N> >= 4) {
+    UNROLL_BY(1) for (; i + 3 * lane.STEP < blocks; i += 4 * lane.STEP) {
+      add_units<F, R, N, 4>(weights, start, i, lane, x, sums);
+    }
+  }
+  if constexpr (AHEAD<F, R, N> >= 2) {
+    UNROLL_BY(1) for (; i + lane.STEP < blocks; i += 2 * lane.STEP) {
+      add_units<F, R, N, 2>(weights, start, i, lane, x, sums);
+    }
+  }
+  UNROLL_BY(1) for (; i < blocks; i += lane.STEP) add_units<F, R, N, 1>(weights, start, i, lane, x, sums);
+}
+
+template <class F, u32 N>
+DEVICE void matvec_quantized(const u8 *w, const i8 *q, const u32 *groups, f32 *out, const f32 *bias,
+                             const f32 *residual, u32 row, u32 rows, u32 columns, u32 count) {
+  if (row >= rows) return;
+  F weights[1] = {F(w, (u64)rows * (columns / F::BLOCK))};
+  f32 sums[1][N] = {};
+  add_row<F, 1, N>(weights, row, {q, groups, columns, count}, sums);
+  finish_row<N>(sums[0], out, bias, residual, row, rows, count);
+}
+
+// The row of this wave where a matrix starts at block `block` of the grid.
+DEVICE u32 row_of_wave(u32 block) { return (block_x() - block) * MATVEC_WAVES + wave_id(); }
+
+template <class F, class G, u32 N>
+DEVICE void matvec_three(const u8 *w0, const u8 *w1, const u8 *w2, const i8 *q, const u32 *groups, f32 *out0,
+                         f32 *out1, f32 *out2, const f32 *bias0, const f32 *bias1, const f32 *bias2, u32 rows0,
+                         u32 rows1, u32 rows2, u32 columns, u32 count) {
+  u32 second = ceil_div(rows0, MATVEC_WAVES), third = second + ceil_div(rows1, MATVEC_WAVES);
+  if (block_x() >= third) {
+    matvec_quantized<G, N>(w2, q, groups, out2, bias2, nullptr, row_of_wave(third), rows2, columns, count);
+    return;
+  }
+  bool is_first = block_x() < second;
+  matvec_quantized<F, N>(is_first ? w0 : w1, q, groups, is_first ? out0 : out1, is_first ? bias0 : bias1, nullptr,
+                         row_of_wave(is_first ? 0 : second), is_first ? rows0 : rows1, columns, count);
+}
+
+template <class F, u32 N>
+DEVICE void matvec_glu(const u8 *gate, const u8 *up, const i8 *q, const u32 *groups, f32 *out, i8 *out_q,
+                       u32 *out_groups, u32 gelu, u32 rows, u32 columns, u32 count) {
+  SHARED f32 values[N][GLU_ROWS];
+  u64 blocks = (u64)rows * (columns / F::BLOCK);
+  F weights[2] = {F(gate, blocks), F(up, blocks)};
+  UNROLL_BY(1) for (u32 i = wave_id(); i < GLU_ROWS; i += GLU_WAVES) {
+    u32 row = block_x() * GLU_ROWS + i;
+    f32 sums[2][N] = {};
+    if (row < rows) add_row<F, 2, N>(weights, row, {q, groups, columns, count}, sums);
+    UNROLL for (u32 c = 0; c < N; c++) {
+      f32 g = wave_sum(sums[0][c]), u = wave_sum(sums[1][c]);
+      if (lane_id() == 0) values[c][i] = (gelu ? Gelu::apply(g) : Silu::apply(g)) * u;
+    }
+  }
+  barrier();
+  u32 c = wave_id(), row = block_x() * GLU_ROWS + lane_id();
+  if (c >= N || c >= count) return;
+  // Lanes from 32 on have no row, but take part.
+  bool active = lane_id() < GLU_ROWS && row < rows;
+  f32 value = values[c][lane_id() % GLU_ROWS];
+  u64 at = (u64)c * rows + row;
+  if (out && active) out[at] = value;
+  if (out_q) store_quantized(value, at, active, out_q, out_groups);
 }
 
 template <class F, u32 N>
 DEVICE void matvec_floats(const u8 *w, const f32 *x, f32 *out, const f32 *bias, const f32 *residual, u32 rows,
                           u32 columns, u32 count) {
-  u32 row = block_x() * MATVEC_WAVES + wave_id();
+  u32 row = row_of_wave(0);
   if (row >= rows) return;
   u64 start = (u64)row * columns;
   f32 sums[N] = {};
@@ -96,16 +210,39 @@ DEVICE void matvec_floats(const u8 *w, const f32 *x, f32 *out, const f32 *bias, 
   finish_row<N>(sums, out, bias, residual, row, rows, count);
 }
 
+#define THREE(name, format, other, n, blocks)                                                                          \
+  KERNEL_FOR_BLOCKS(matvec_three_##name##_##n, MATVEC_THREADS, blocks,                                                 \
+                    (const u8 *w0, const u8 *w1, const u8 *w2, const i8 *q, const u32 *groups, f32 *out0, f32 *out1,   \
+                     f32 *out2, const f32 *bias0, const f32 *bias1, const f32 *bias2, u32 rows0, u32 rows1, u32 rows2, \
+                     u32 columns, u32 count)) {                                                                        \
+    matvec_three<format, other, n>(w0, w1, w2, q, groups, out0, out1, out2, bias0, bias1, bias2, rows0, rows1, rows2,  \
+                                   columns, count);                                                                    \
+  }
 #define STAMP_N(name, format, n)                                                                                       \
-  KERNEL(matvec_##name##_##n, MATVEC_THREADS,                                                                          \
-         (const u8 *w, const i8 *q, const u32 *groups, f32 *out, const f32 *bias, const f32 *residual, u32 rows,       \
-          u32 columns, u32 count)) {                                                                                   \
-    matvec_quantized<format, n>(w, q, groups, out, bias, residual, rows, columns, count);                              \
+  KERNEL_FOR_BLOCKS(matvec_##name##_##n, MATVEC_THREADS, (BLOCKS<format, n>),                                          \
+                    (const u8 *w, const i8 *q, const u32 *groups, f32 *out, const f32 *bias, const f32 *residual,      \
+                     u32 rows, u32 columns, u32 count)) {                                                              \
+    matvec_quantized<format, n>(w, q, groups, out, bias, residual, row_of_wave(0), rows, columns, count);              \
+  }                                                                                                                    \
+  THREE(name, format, format, n, (BLOCKS<format, n>))                                                                  \
+  KERNEL_FOR_BLOCKS(matvec_glu_##name##_##n, GLU_WAVES *WAVE, (GLU_BLOCKS<format, n>),                                 \
+                    (const u8 *gate, const u8 *up, const i8 *q, const u32 *groups, f32 *out, i8 *out_q,                \
+                     u32 *out_groups, u32 gelu, u32 rows, u32 columns, u32 count)) {                                   \
+    matvec_glu<format, n>(gate, up, q, groups, out, out_q, out_groups, gelu, rows, columns, count);                    \
   }
 #define STAMP(name, format)                                                                                            \
   STAMP_N(name, format, 1) STAMP_N(name, format, 2) STAMP_N(name, format, 4) STAMP_N(name, format, 8)
 QUANTIZED_FORMATS(STAMP)
 #undef STAMP_N
+#undef STAMP
+
+// Half of the layers of the mixes Q4_K_M and Q5_K_M have values of 6 bits.
+#define STAMP(name, format)                                                                                            \
+  THREE(name, format, Q6_K, 1, MIXED_BLOCKS<1>) THREE(name, format, Q6_K, 2, MIXED_BLOCKS<2>)                          \
+  THREE(name, format, Q6_K, 4, MIXED_BLOCKS<4>) THREE(name, format, Q6_K, 8, MIXED_BLOCKS<8>)
+STAMP(q4_k_q6_k, Q4_K)
+STAMP(q5_k_q6_k, Q5_K)
+#undef STAMP
 
 #define STAMP_N(name, format, n)                                                                                       \
   KERNEL(matvec_##name##_##n, MATVEC_THREADS,                                                                          \
@@ -113,4 +250,6 @@ QUANTIZED_FORMATS(STAMP)
           u32 count)) {                                                                                                \
     matvec_floats<format, n>(w, x, out, bias, residual, rows, columns, count);                                         \
   }
+#define STAMP(name, format)                                                                                            \
+  STAMP_N(name, format, 1) STAMP_N(name, format, 2) STAMP_N(name, format, 4) STAMP_N(name, format, 8)
 FLOAT_FORMATS(STAMP)

@@ -3,35 +3,57 @@
 // rms_norm(x, add, weight, out, q, groups, columns, eps): for each row of x [rows][columns]; where `add` is not null it
 // is added to x first, in place (the residual stream). The result goes to `out` (f32, may be x where nothing is added)
 // and, quantized as in activations.h, to `q` and `groups`, each where not null; for the latter `columns` is a multiple
-// of 32. Grid (rows).
+// of 32. Grid (rows), blocks of 1024: with one row, the time is that of one thread's elements.
 //
 // head_norm(x, weight, heads, columns, eps): in place, for each of `heads` heads of `columns` columns, one after the
 // other in memory. A wave takes a head: grid ceil(heads / 4), blocks of 4 * WAVE threads.
 
 #include "activations.h"
 
-#define NORM_THREADS 256
+#define NORM_THREADS 1024
 #define HEAD_NORM_WAVES 4
+
+// Four elements of a row; zeros beyond it. Rows of whole fours are aligned, others are read number by number.
+DEVICE f32x4 load4(const f32 *row, u32 i, u32 columns) {
+  if (columns % 4 == 0) return i < columns ? *(const f32x4 *)(row + i) : f32x4{};
+  f32x4 values = {};
+  UNROLL for (u32 k = 0; k < 4; k++) values[k] = i + k < columns ? row[i + k] : 0.0f;
+  return values;
+}
+
+DEVICE void store4(f32 *row, u32 i, u32 columns, f32x4 values) {
+  if (columns % 4 == 0) {
+    if (i < columns) *(f32x4 *)(row + i) = values;
+    return;
+  }
+  UNROLL for (u32 k = 0; k < 4; k++) {
+    if (i + k < columns) row[i + k] = values[k];
+  }
+}
 
 KERNEL(rms_norm, NORM_THREADS,
        (f32 *x, const f32 *add, const f32 *weight, f32 *out, i8 *q, u32 *groups, u32 columns, f32 eps)) {
   SHARED f32 scratch[NORM_THREADS / WAVE];
+  const u32 STEP = NORM_THREADS * 4;
   u64 start = (u64)block_x() * columns;
+  f32 *row = x + start;
   f32 squares = 0.0f;
-  for (u32 i = thread_x(); i < columns; i += NORM_THREADS) {
-    f32 value = x[start + i];
-    if (add) x[start + i] = value += add[start + i];
-    squares = mul_add(value, value, squares);
+  // The last elements stay in registers: of most rows there are no others.
+  f32x4 last = {};
+  for (u32 i = thread_x() * 4; i < columns; i += STEP) {
+    last = load4(row, i, columns);
+    if (add) store4(row, i, columns, last += load4(add + start, i, columns));
+    UNROLL for (u32 k = 0; k < 4; k++) squares = mul_add(last[k], last[k], squares);
   }
   f32 mean = block_sum<NORM_THREADS>(squares, scratch) / (f32)columns;
   f32 factor = 1.0f / square_root(mean + eps);
   // Threads come back to the elements that they added to. Whole waves go on, for the sake of the quantization.
-  for (u32 first = 0; first < columns; first += NORM_THREADS) {
-    u32 i = first + thread_x();
-    bool active = i < columns;
-    f32 value = active ? x[start + i] * factor * weight[i] : 0.0f;
-    if (out && active) out[start + i] = value;
-    if (q) store_quantized(value, start + i, active, q, groups);
+  for (u32 first = 0; first < columns; first += STEP) {
+    u32 i = first + thread_x() * 4;
+    f32x4 value = i + STEP < columns ? load4(row, i, columns) : last;
+    value = value * factor * load4(weight, i, columns);
+    if (out) store4(out + start, i, columns, value);
+    if (q) store_quantized(value, start + i, i < columns, q, groups);
   }
 }
 

@@ -39,7 +39,7 @@ struct Unit {
 };
 
 DEVICE u32x4 load16(const u8 *p) { return *(const u32x4 *)p; }
-DEVICE f32 load_f16(const u8 *p) { return f16_to_f32(*(const u16_alias *)p); }
+DEVICE u16 load_u16(const u8 *p) { return *(const u16_alias *)p; }
 DEVICE u32 load_u32(const u8 *p) { return *(const u32_alias *)p; }
 
 #define NIBBLES 0x0f0f0f0fu
@@ -49,93 +49,133 @@ DEVICE u32 load_u32(const u8 *p) { return *(const u32_alias *)p; }
 // The four low bits of `bits`, one in the lowest bit of each byte.
 DEVICE u32 spread_bits(u32 bits) { return ((bits & 15) * 0x00204081u) & ONES; }
 
+// The low nibbles of 16 bytes are one run, the high ones the other.
+DEVICE void split_nibbles(u32x4 q, Unit &unit) {
+  UNROLL for (u32 i = 0; i < 4; i++) {
+    unit.a[i] = q[i] & NIBBLES;
+    unit.b[i] = q[i] >> 4 & NIBBLES;
+  }
+}
+
+// Bit i of `high` is the fifth of weight i.
+DEVICE void add_fifth_bits(u32 high, Unit &unit) {
+  UNROLL for (u32 i = 0; i < 4; i++) {
+    unit.a[i] |= spread_bits(high >> (4 * i)) << 4;
+    unit.b[i] |= spread_bits(high >> (16 + 4 * i)) << 4;
+  }
+}
+
+// A format fetches what a unit is stored as (Raw), and decodes it: kernels that wait for memory fetch several units
+// before they decode the first.
+template <class F> struct Format {
+  MEMBER void unpack(u64 block, u32 u, Unit &unit) const {
+    F::decode(static_cast<const F *>(this)->fetch(block, u), u, unit);
+  }
+};
+
 // What the formats of 32 weights a block have in common: a block is a unit, whose two runs share scale and minimum.
 struct Block32 {
   static constexpr u32 BLOCK = 32;
   // Whether the runs are neighbours within a group of 32 activations, and share scale and minimum.
   static constexpr bool ONE_SCALE = true;
   static constexpr bool MINS = false;
+  // Whether the q are signed bytes.
+  static constexpr bool SIGNED = false;
   static MEMBER u32 first(u32) { return 0; }
   static MEMBER u32 second(u32) { return 16; }
 };
 
-struct Q4_0 : Block32 {
+struct Q4_0 : Block32, Format<Q4_0> {
   static constexpr i32 ZERO = 8;
   const u8 *qs, *d;
   MEMBER Q4_0(const u8 *w, u64 blocks) : qs(w), d(w + plane_bytes(blocks, 16)) {}
-  MEMBER void unpack(u64 block, u32, Unit &unit) const {
-    u32x4 q = load16(qs + block * 16);
-    UNROLL for (u32 i = 0; i < 4; i++) {
-      unit.a[i] = q[i] & NIBBLES;
-      unit.b[i] = q[i] >> 4 & NIBBLES;
-    }
-    unit.scale_a = unit.scale_b = load_f16(d + block * 2);
+  struct Raw {
+    u32x4 q;
+    u16 d;
+  };
+  MEMBER Raw fetch(u64 block, u32) const { return {load16(qs + block * 16), load_u16(d + block * 2)}; }
+  static MEMBER void decode(const Raw &raw, u32, Unit &unit) {
+    split_nibbles(raw.q, unit);
+    unit.scale_a = unit.scale_b = f16_to_f32(raw.d);
   }
 };
 
-struct Q4_1 : Block32 {
+struct Q4_1 : Block32, Format<Q4_1> {
   static constexpr i32 ZERO = 0;
   static constexpr bool MINS = true;
   const u8 *qs, *dm;
   MEMBER Q4_1(const u8 *w, u64 blocks) : qs(w), dm(w + plane_bytes(blocks, 16)) {}
-  MEMBER void unpack(u64 block, u32, Unit &unit) const {
-    u32x4 q = load16(qs + block * 16);
-    UNROLL for (u32 i = 0; i < 4; i++) {
-      unit.a[i] = q[i] & NIBBLES;
-      unit.b[i] = q[i] >> 4 & NIBBLES;
-    }
-    u32 scales = load_u32(dm + block * 4);
-    unit.scale_a = unit.scale_b = f16_to_f32((u16)scales);
-    unit.min_a = unit.min_b = -f16_to_f32((u16)(scales >> 16));
+  struct Raw {
+    u32x4 q;
+    u32 dm;
+  };
+  MEMBER Raw fetch(u64 block, u32) const { return {load16(qs + block * 16), load_u32(dm + block * 4)}; }
+  static MEMBER void decode(const Raw &raw, u32, Unit &unit) {
+    split_nibbles(raw.q, unit);
+    unit.scale_a = unit.scale_b = f16_to_f32((u16)raw.dm);
+    unit.min_a = unit.min_b = -f16_to_f32((u16)(raw.dm >> 16));
   }
 };
 
-struct Q5_0 : Block32 {
+struct Q5_0 : Block32, Format<Q5_0> {
   static constexpr i32 ZERO = 16;
   const u8 *qs, *qh, *d;
   MEMBER Q5_0(const u8 *w, u64 blocks)
       : qs(w), qh(qs + plane_bytes(blocks, 16)), d(qh + plane_bytes(blocks, 4)) {}
-  MEMBER void unpack(u64 block, u32, Unit &unit) const {
-    u32x4 q = load16(qs + block * 16);
-    u32 high = load_u32(qh + block * 4);
-    UNROLL for (u32 i = 0; i < 4; i++) {
-      unit.a[i] = (q[i] & NIBBLES) | spread_bits(high >> (4 * i)) << 4;
-      unit.b[i] = (q[i] >> 4 & NIBBLES) | spread_bits(high >> (16 + 4 * i)) << 4;
-    }
-    unit.scale_a = unit.scale_b = load_f16(d + block * 2);
+  struct Raw {
+    u32x4 q;
+    u32 high;
+    u16 d;
+  };
+  MEMBER Raw fetch(u64 block, u32) const {
+    return {load16(qs + block * 16), load_u32(qh + block * 4), load_u16(d + block * 2)};
+  }
+  static MEMBER void decode(const Raw &raw, u32, Unit &unit) {
+    split_nibbles(raw.q, unit);
+    add_fifth_bits(raw.high, unit);
+    unit.scale_a = unit.scale_b = f16_to_f32(raw.d);
   }
 };
 
-struct Q5_1 : Block32 {
+struct Q5_1 : Block32, Format<Q5_1> {
   static constexpr i32 ZERO = 0;
   static constexpr bool MINS = true;
   const u8 *qs, *qh, *dm;
   MEMBER Q5_1(const u8 *w, u64 blocks)
       : qs(w), qh(qs + plane_bytes(blocks, 16)), dm(qh + plane_bytes(blocks, 4)) {}
-  MEMBER void unpack(u64 block, u32, Unit &unit) const {
-    u32x4 q = load16(qs + block * 16);
-    u32 high = load_u32(qh + block * 4);
-    UNROLL for (u32 i = 0; i < 4; i++) {
-      unit.a[i] = (q[i] & NIBBLES) | spread_bits(high >> (4 * i)) << 4;
-      unit.b[i] = (q[i] >> 4 & NIBBLES) | spread_bits(high >> (16 + 4 * i)) << 4;
-    }
-    u32 scales = load_u32(dm + block * 4);
-    unit.scale_a = unit.scale_b = f16_to_f32((u16)scales);
-    unit.min_a = unit.min_b = -f16_to_f32((u16)(scales >> 16));
+  struct Raw {
+    u32x4 q;
+    u32 high, dm;
+  };
+  MEMBER Raw fetch(u64 block, u32) const {
+    return {load16(qs + block * 16), load_u32(qh + block * 4), load_u32(dm + block * 4)};
+  }
+  static MEMBER void decode(const Raw &raw, u32, Unit &unit) {
+    split_nibbles(raw.q, unit);
+    add_fifth_bits(raw.high, unit);
+    unit.scale_a = unit.scale_b = f16_to_f32((u16)raw.dm);
+    unit.min_a = unit.min_b = -f16_to_f32((u16)(raw.dm >> 16));
   }
 };
 
-struct Q8_0 : Block32 {
+struct Q8_0 : Block32, Format<Q8_0> {
   static constexpr i32 ZERO = 0;
+  static constexpr bool SIGNED = true;
   const u8 *qs, *d;
   MEMBER Q8_0(const u8 *w, u64 blocks) : qs(w), d(w + plane_bytes(blocks, 32)) {}
-  MEMBER void unpack(u64 block, u32, Unit &unit) const {
-    u32x4 low = load16(qs + block * 32), high = load16(qs + block * 32 + 16);
+  struct Raw {
+    u32x4 low, high;
+    u16 d;
+  };
+  MEMBER Raw fetch(u64 block, u32) const {
+    return {load16(qs + block * 32), load16(qs + block * 32 + 16), load_u16(d + block * 2)};
+  }
+  static MEMBER void decode(const Raw &raw, u32, Unit &unit) {
     UNROLL for (u32 i = 0; i < 4; i++) {
-      unit.a[i] = low[i];
-      unit.b[i] = high[i];
+      unit.a[i] = raw.low[i];
+      unit.b[i] = raw.high[i];
     }
-    unit.scale_a = unit.scale_b = load_f16(d + block * 2);
+    unit.scale_a = unit.scale_b = f16_to_f32(raw.d);
   }
 };
 
@@ -144,6 +184,7 @@ struct Block256 {
   static constexpr u32 BLOCK = 256;
   static constexpr bool ONE_SCALE = false;
   static constexpr bool MINS = false;
+  static constexpr bool SIGNED = false;
 };
 
 // Q2_K and Q3_K: weights 128h + 32j + l are the two bits from bit 2j on of byte 32h + l. A unit is 16 bytes and two
@@ -156,50 +197,66 @@ struct Pairs : Block256 {
   static MEMBER u32 second(u32 unit) { return first(unit) + 32; }
 };
 
-struct Q2_K : Pairs {
+struct Q2_K : Pairs, Format<Q2_K> {
   static constexpr i32 ZERO = 0;
   static constexpr bool MINS = true;
   const u8 *qs, *scales, *d;
   MEMBER Q2_K(const u8 *w, u64 blocks)
       : qs(w), scales(qs + plane_bytes(blocks, 64)), d(scales + plane_bytes(blocks, 16)) {}
-  MEMBER void unpack(u64 block, u32 u, Unit &unit) const {
-    u32x4 q = load16(qs + block * 64 + 32 * half(u) + l(u));
+  struct Raw {
+    u32x4 q;
+    u32 dm;
+    u8 a, b;
+  };
+  MEMBER Raw fetch(u64 block, u32 u) const {
+    const u8 *factors = scales + block * 16;
+    return {load16(qs + block * 64 + 32 * half(u) + l(u)), load_u32(d + block * 4), factors[first(u) / 16],
+            factors[second(u) / 16]};
+  }
+  static MEMBER void decode(const Raw &raw, u32 u, Unit &unit) {
     u32 shift = 2 * j(u);
     UNROLL for (u32 i = 0; i < 4; i++) {
-      unit.a[i] = q[i] >> shift & PAIRS;
-      unit.b[i] = q[i] >> (shift + 2) & PAIRS;
+      unit.a[i] = raw.q[i] >> shift & PAIRS;
+      unit.b[i] = raw.q[i] >> (shift + 2) & PAIRS;
     }
-    u32 dm = load_u32(d + block * 4);
-    f32 scale = f16_to_f32((u16)dm), min = f16_to_f32((u16)(dm >> 16));
-    u32 a = scales[block * 16 + first(u) / 16], b = scales[block * 16 + second(u) / 16];
-    unit.scale_a = scale * (f32)(a & 15);
-    unit.scale_b = scale * (f32)(b & 15);
-    unit.min_a = min * (f32)(a >> 4);
-    unit.min_b = min * (f32)(b >> 4);
+    f32 scale = f16_to_f32((u16)raw.dm), min = f16_to_f32((u16)(raw.dm >> 16));
+    unit.scale_a = scale * (f32)(raw.a & 15);
+    unit.scale_b = scale * (f32)(raw.b & 15);
+    unit.min_a = min * (f32)(raw.a >> 4);
+    unit.min_b = min * (f32)(raw.b >> 4);
   }
 };
 
-struct Q3_K : Pairs {
+struct Q3_K : Pairs, Format<Q3_K> {
   static constexpr i32 ZERO = 4;
   const u8 *qs, *hmask, *scales, *d;
   MEMBER Q3_K(const u8 *w, u64 blocks)
       : qs(w), hmask(qs + plane_bytes(blocks, 64)), scales(hmask + plane_bytes(blocks, 32)),
         d(scales + plane_bytes(blocks, 12)) {}
   // Group g of 16, plus 32: its low 4 bits are a nibble of byte g % 8, the other two in byte 8 + g % 4.
-  static MEMBER i32 scale(const u8 *packed, u32 g) {
-    u32 low = (u32)packed[g % 8] >> (g / 8 * 4) & 15, high = (u32)packed[8 + g % 4] >> (g / 4 * 2) & 3;
-    return (i32)(low | high << 4) - 32;
+  static MEMBER i32 scale(u32 low, u32 high, u32 g) {
+    return (i32)((low >> (g / 8 * 4) & 15) | (high >> (g / 4 * 2) & 3) << 4) - 32;
   }
-  MEMBER void unpack(u64 block, u32 u, Unit &unit) const {
-    u32x4 q = load16(qs + block * 64 + 32 * half(u) + l(u)), high = load16(hmask + block * 32 + l(u));
+  struct Raw {
+    u32x4 q, high;
+    u16 d;
+    u8 low_a, high_a, low_b, high_b;
+  };
+  MEMBER Raw fetch(u64 block, u32 u) const {
+    const u8 *packed = scales + block * 12;
+    u32 a = first(u) / 16, b = second(u) / 16;
+    return {load16(qs + block * 64 + 32 * half(u) + l(u)), load16(hmask + block * 32 + l(u)), load_u16(d + block * 2),
+            packed[a % 8], packed[8 + a % 4], packed[b % 8], packed[8 + b % 4]};
+  }
+  static MEMBER void decode(const Raw &raw, u32 u, Unit &unit) {
     u32 shift = 2 * j(u), bit = 4 * half(u) + j(u);
     UNROLL for (u32 i = 0; i < 4; i++) {
-      unit.a[i] = (q[i] >> shift & PAIRS) | (high[i] >> bit & ONES) << 2;
-      unit.b[i] = (q[i] >> (shift + 2) & PAIRS) | (high[i] >> (bit + 1) & ONES) << 2;
+      unit.a[i] = (raw.q[i] >> shift & PAIRS) | (raw.high[i] >> bit & ONES) << 2;
+      unit.b[i] = (raw.q[i] >> (shift + 2) & PAIRS) | (raw.high[i] >> (bit + 1) & ONES) << 2;
     }
-    f32 all = load_f16(d + block * 2);
-    unit.scale_a = all * (f32)scale(scales + block * 12, first(u) / 16);
-    unit.scale_b = all * (f32)scale(scales + block * 12, second(u) / 16);
+    f32 all = f16_to_f32(raw.d);
+    unit.scale_a = all * (f32)scale(raw.low_a, raw.high_a, first(u) / 16);
+    unit.scale_b = all * (f32)scale(raw.low_b, raw.high_b, second(u) / 16);
   }
 };
 
@@ -212,17 +269,14 @@ struct NibblePairs : Block256 {
   // Scale and minimum of groups 2p and 2p + 1, whose 6-bit factors are packed in the last three words of the header.
   static MEMBER void set_scales(u32x4 header, u32 p, Unit &unit) {
     f32 d = f16_to_f32((u16)header[0]), dmin = f16_to_f32((u16)(header[0] >> 16));
-    // Groups 4 to 7 have their low 4 bits in the last word and the high two on top of the factors of groups 0 to 3.
-    u32 shift = p % 2 * 16;
-    u32 low = header[1] >> shift, min = header[2] >> shift, rest = header[3] >> shift;
-    u32 scale_a, scale_b, min_a, min_b;
-    if (p < 2) {
-      scale_a = low & 63, scale_b = low >> 8 & 63;
-      min_a = min & 63, min_b = min >> 8 & 63;
-    } else {
-      scale_a = (rest & 15) | (low >> 6 & 3) << 4, scale_b = (rest >> 8 & 15) | (low >> 14 & 3) << 4;
-      min_a = (rest >> 4 & 15) | (min >> 6 & 3) << 4, min_b = (rest >> 12 & 15) | (min >> 14 & 3) << 4;
-    }
+    // Groups 0 to 3 have all 6 bits in the second and third word, 4 to 7 their low 4 in the last one and the high two
+    // on top of the others. Masks choose, since branches would keep compilers from fetching ahead.
+    u32 early = p / 2 - 1, shift = p % 2 * 16, own = 15 | (48 & early), borrowed = 48 & ~early;
+    u32 scales = (header[3] ^ ((header[3] ^ header[1]) & early)) >> shift, high_scales = header[1] >> (shift + 2);
+    u32 mins = (header[3] >> 4 ^ ((header[3] >> 4 ^ header[2]) & early)) >> shift, high_mins = header[2] >> (shift + 2);
+    u32 scale_a = (scales & own) | (high_scales & borrowed), min_a = (mins & own) | (high_mins & borrowed);
+    scales >>= 8, high_scales >>= 8, mins >>= 8, high_mins >>= 8;
+    u32 scale_b = (scales & own) | (high_scales & borrowed), min_b = (mins & own) | (high_mins & borrowed);
     unit.scale_a = d * (f32)scale_a;
     unit.scale_b = d * (f32)scale_b;
     unit.min_a = dmin * (f32)min_a;
@@ -230,37 +284,45 @@ struct NibblePairs : Block256 {
   }
 };
 
-struct Q4_K : NibblePairs {
+struct Q4_K : NibblePairs, Format<Q4_K> {
   const u8 *qs, *header;
   MEMBER Q4_K(const u8 *w, u64 blocks) : qs(w), header(w + plane_bytes(blocks, 128)) {}
-  MEMBER void unpack(u64 block, u32 u, Unit &unit) const {
-    u32x4 q = load16(qs + block * 128 + u * 16);
-    UNROLL for (u32 i = 0; i < 4; i++) {
-      unit.a[i] = q[i] & NIBBLES;
-      unit.b[i] = q[i] >> 4 & NIBBLES;
-    }
-    set_scales(load16(header + block * 16), u / 2, unit);
+  struct Raw {
+    u32x4 q, header;
+  };
+  MEMBER Raw fetch(u64 block, u32 u) const {
+    return {load16(qs + block * 128 + u * 16), load16(header + block * 16)};
+  }
+  static MEMBER void decode(const Raw &raw, u32 u, Unit &unit) {
+    split_nibbles(raw.q, unit);
+    set_scales(raw.header, u / 2, unit);
   }
 };
 
-struct Q5_K : NibblePairs {
+struct Q5_K : NibblePairs, Format<Q5_K> {
   const u8 *qs, *qh, *header;
   MEMBER Q5_K(const u8 *w, u64 blocks)
       : qs(w), qh(qs + plane_bytes(blocks, 128)), header(qh + plane_bytes(blocks, 32)) {}
-  MEMBER void unpack(u64 block, u32 u, Unit &unit) const {
-    u32x4 q = load16(qs + block * 128 + u * 16), high = load16(qh + block * 32 + u % 2 * 16);
+  struct Raw {
+    u32x4 q, high, header;
+  };
+  MEMBER Raw fetch(u64 block, u32 u) const {
+    return {load16(qs + block * 128 + u * 16), load16(qh + block * 32 + u % 2 * 16), load16(header + block * 16)};
+  }
+  static MEMBER void decode(const Raw &raw, u32 u, Unit &unit) {
+    split_nibbles(raw.q, unit);
     u32 bit = u / 2 * 2;
     UNROLL for (u32 i = 0; i < 4; i++) {
-      unit.a[i] = (q[i] & NIBBLES) | (high[i] >> bit & ONES) << 4;
-      unit.b[i] = (q[i] >> 4 & NIBBLES) | (high[i] >> (bit + 1) & ONES) << 4;
+      unit.a[i] |= (raw.high[i] >> bit & ONES) << 4;
+      unit.b[i] |= (raw.high[i] >> (bit + 1) & ONES) << 4;
     }
-    set_scales(load16(header + block * 16), u / 2, unit);
+    set_scales(raw.header, u / 2, unit);
   }
 };
 
 // Weights 128h + 32j + l have their low 4 bits in a nibble (low for j < 2) of byte 64h + 32(j % 2) + l of ql, and the
 // other two in the bits from 2j on of byte 32h + l of qh. A unit is 16 bytes of ql.
-struct Q6_K : Block256 {
+struct Q6_K : Block256, Format<Q6_K> {
   static constexpr i32 ZERO = 32;
   const u8 *ql, *qh, *scales, *d;
   MEMBER Q6_K(const u8 *w, u64 blocks)
@@ -268,16 +330,26 @@ struct Q6_K : Block256 {
         d(scales + plane_bytes(blocks, 16)) {}
   static MEMBER u32 first(u32 unit) { return unit / 4 * 128 + unit / 2 % 2 * 32 + unit % 2 * 16; }
   static MEMBER u32 second(u32 unit) { return first(unit) + 64; }
-  MEMBER void unpack(u64 block, u32 u, Unit &unit) const {
-    u32x4 low = load16(ql + block * 128 + u * 16), high = load16(qh + block * 64 + u / 4 * 32 + u % 2 * 16);
+  struct Raw {
+    u32x4 low, high;
+    u16 d;
+    i8 a, b;
+  };
+  MEMBER Raw fetch(u64 block, u32 u) const {
+    const i8 *factors = (const i8 *)scales + block * 16;
+    return {load16(ql + block * 128 + u * 16), load16(qh + block * 64 + u / 4 * 32 + u % 2 * 16),
+            load_u16(d + block * 2), factors[first(u) / 16], factors[second(u) / 16]};
+  }
+  static MEMBER void decode(const Raw &raw, u32 u, Unit &unit) {
+    split_nibbles(raw.low, unit);
     u32 shift = u / 2 % 2 * 2;
     UNROLL for (u32 i = 0; i < 4; i++) {
-      unit.a[i] = (low[i] & NIBBLES) | (high[i] >> shift & PAIRS) << 4;
-      unit.b[i] = (low[i] >> 4 & NIBBLES) | (high[i] >> (shift + 4) & PAIRS) << 4;
+      unit.a[i] |= (raw.high[i] >> shift & PAIRS) << 4;
+      unit.b[i] |= (raw.high[i] >> (shift + 4) & PAIRS) << 4;
     }
-    f32 all = load_f16(d + block * 2);
-    unit.scale_a = all * (f32)(i8)scales[block * 16 + first(u) / 16];
-    unit.scale_b = all * (f32)(i8)scales[block * 16 + second(u) / 16];
+    f32 all = f16_to_f32(raw.d);
+    unit.scale_a = all * (f32)raw.a;
+    unit.scale_b = all * (f32)raw.b;
   }
 };
 

@@ -1,25 +1,23 @@
 // Choosing the next token, with the arithmetic of the CPU's sampler (src/sampler), so that the same logits, settings
 // and seed give the same token: exp is made of operations that IEEE 754 rounds exactly, probabilities are fixed-point
-// integers, whose sums do not depend on the order, and random numbers come from a counter.
+// integers, whose sums do not depend on the order, and random numbers come from a counter. A rejection sampler would
+// draw other tokens; here nothing is sorted but the few candidates that a draw is about, which serves as well.
 //
-// Three launches for any number of rows of logits, each with its own settings in `rows` (struct Row) and its own part
-// of each buffer. With peaks = ceil(vocabulary / 64), spans = ceil(vocabulary / 4096):
+// Three launches for any number of draws, each with its own settings in `rows` (struct Row), from its own row of the
+// logits [][vocabulary], and with its own part of the other buffers. With peaks = ceil(vocabulary / 64),
+// spans = ceil(vocabulary / 2048):
 //
-//   sample_penalize(rows, logits, scores, biases, counts, vocabulary)          grid (ceil(vocabulary / 1024), rows)
+//   sample_penalize(rows, edits, logits, scores, vocabulary)                   grid (ceil(vocabulary / 1024), rows)
 //       scores = logits with biases, penalties and numbers that are not finite seen to, and the largest of each 64
-//   sample_weigh(logits, scores, totals, vocabulary)                           grid (spans, rows)
-//       sums of the weights, at a temperature of 1, of 4096 logits and 4096 scores each
-//   sample_choose(rows, logits, scores, totals, counts, ring, tokens, choices, vocabulary, ring_len)      grid (rows)
-//       top-k, top-p, min-p, the draw; writes the token of each row to `tokens` (0xffffffff where there is none to
-//       choose) and what its probability is made of to `choices` (struct Choice); counts the token, and the step in
-//       `rows`
-//   sample_argmax(logits, tokens, vocabulary)                                  grid (rows), instead of all of these
-//       the first of the largest logits; 0xffffffff where none is above -infinity
+//   sample_weigh(rows, logits, scores, totals, vocabulary)                     grid (spans, rows)
+//       the largest of all, and sums of the weights of 2048 logits each
+//   sample_choose(rows, logits, scores, totals, choices, vocabulary)           grid (rows)
+//       top-k, typical, top-p, min-p, the draw; writes the token of each row (0xffffffff where there is none to
+//       choose) and what its probability is made of to `choices` (struct Choice)
 //
-// Buffers: logits [rows][vocabulary]; scores [rows][vocabulary + 2 * peaks]: the scores, their peaks, those of the
-// logits; totals [rows][2 * spans] u64; counts [rows][vocabulary] u32, how often each token is in the penalty window,
-// and ring [rows][ring_len] u32, the tokens of that window, both null where no row has penalties; biases: pairs of
-// words, token and f32, sorted by token.
+// Buffers: scores [rows][66 * peaks]: the scores, padded with -infinity, their peaks, those of the logits; totals
+// [rows][3 * spans + 1] u64; edits: pairs of words, a token and its bias (f32), or a token and how often it is in the
+// penalty window (u32). A token is in each list of a row once at most.
 
 #include "gpu.h"
 
@@ -27,15 +25,16 @@ struct Row {
   u64 seed, step;
   // The logarithm of min-p; -infinity for none.
   f64 log_min_p;
-  f32 temperature, top_p;
+  // `typical` below 1 needs a top_k between 1 and 1024.
+  f32 temperature, top_p, typical;
   // 0 is off.
   u32 top_k;
   // 1 is off for the first, 0 for the others.
   f32 repetition_penalty, frequency_penalty, presence_penalty;
-  // The biases of this row.
-  u32 first_bias, biases;
-  // Of the ring: its length (0: tokens are not counted), and how many tokens went into it so far.
-  u32 window, pushed;
+  // Which row of the logits.
+  u32 logits;
+  // The edits of this row: biases, then counts.
+  u32 first_edit, biases, counts, unused;
 };
 
 // A chosen token by the model's own logits: the logarithm of its probability is logit - best - ln(total / 2^40).
@@ -118,166 +117,176 @@ DEVICE u64 share(f32 fraction, u64 total) {
 #define PENALIZE_THREADS 256
 #define PENALIZE_SPAN 1024
 #define WEIGH_THREADS 256
-#define WEIGH_SPAN 4096
+#define WEIGH_SPAN 2048
+// Candidates that are sorted at most.
+#define RANKED 1024
 
 // Rows of the buffers.
 struct Vocabulary {
   u32 size, peaks, spans;
   MEMBER Vocabulary(u32 size) : size(size), peaks(ceil_div(size, PEAK)), spans(ceil_div(size, WEIGH_SPAN)) {}
-  MEMBER u64 scores(u32 row) const { return (u64)row * (size + 2 * peaks); }
-  MEMBER u64 totals(u32 row) const { return (u64)row * 2 * spans; }
+  MEMBER u32 padded() const { return peaks * PEAK; }
+  MEMBER u64 logits(const Row &row) const { return (u64)row.logits * size; }
+  MEMBER u64 scores(u32 row) const { return (u64)row * (padded() + 2 * peaks); }
+  MEMBER u64 totals(u32 row) const { return (u64)row * (3 * spans + 1); }
 };
 
-// The bias of a token, by bisection.
-DEVICE f32 bias_of(const u32 *biases, u32 count, u32 token) {
-  u32 low = 0, high = count;
-  while (low < high) {
-    u32 middle = (low + high) / 2;
-    if (biases[2 * middle] < token) low = middle + 1;
-    else high = middle;
-  }
-  return low < count && biases[2 * low] == token ? f32_of(biases[2 * low + 1]) : 0.0f;
-}
-
 KERNEL(sample_penalize, PENALIZE_THREADS,
-       (const Row *rows, const f32 *logits, f32 *scores, const u32 *biases, const u32 *counts, u32 vocabulary)) {
+       (const Row *rows, const u32 *edits, const f32 *logits, f32 *scores, u32 vocabulary)) {
+  SHARED f32 bias_of[PENALIZE_SPAN];
+  SHARED u32 count_of[PENALIZE_SPAN];
   Vocabulary v(vocabulary);
-  u32 index = block_y();
-  const Row *row = rows + index;
-  const f32 *from = logits + (u64)index * vocabulary;
-  f32 *to = scores + v.scores(index);
+  const Row &row = rows[block_y()];
+  const f32 *from = logits + v.logits(row);
+  f32 *to = scores + v.scores(block_y());
+  u32 start = block_x() * PENALIZE_SPAN;
+  bool edited = row.biases + row.counts > 0;
+  if (edited) {
+    // Each block looks for its own tokens among the few that the lists have.
+    for (u32 i = thread_x(); i < PENALIZE_SPAN; i += PENALIZE_THREADS) bias_of[i] = 0.0f, count_of[i] = 0;
+    barrier();
+    const u32 *own = edits + 2 * (u64)row.first_edit;
+    for (u32 i = thread_x(); i < row.biases + row.counts; i += PENALIZE_THREADS) {
+      u32 place = own[2 * i] - start;
+      if (place >= PENALIZE_SPAN) continue;
+      if (i < row.biases) bias_of[place] = f32_of(own[2 * i + 1]);
+      else count_of[place] = own[2 * i + 1];
+    }
+    barrier();
+  }
   // 16 lanes take 64 logits.
-  u32 peak = block_x() * (PENALIZE_SPAN / PEAK) + thread_x() / 16;
+  u32 peak = start / PEAK + thread_x() / 16;
   f32 raw_max = minus_infinity(), max = minus_infinity();
   UNROLL for (u32 i = 0; i < PEAK / 16; i++) {
     u32 token = peak * PEAK + 16 * i + thread_x() % 16;
-    if (token < vocabulary) {
-      f32 score = without_infinity(from[token]);
-      raw_max = larger(score, raw_max);
-      if (row->biases) score += bias_of(biases + 2 * row->first_bias, row->biases, token);
-      u32 count = counts && row->window ? counts[(u64)index * vocabulary + token] : 0;
+    f32 score = token < vocabulary ? without_infinity(from[token]) : minus_infinity();
+    raw_max = larger(score, raw_max);
+    if (edited) {
+      score += bias_of[token - start];
+      u32 count = count_of[token - start];
       if (count) {
-        score = score > 0.0f ? score / row->repetition_penalty : score * row->repetition_penalty;
-        score -= (f32)count * row->frequency_penalty + row->presence_penalty;
+        score = score > 0.0f ? score / row.repetition_penalty : score * row.repetition_penalty;
+        score -= (f32)count * row.frequency_penalty + row.presence_penalty;
       }
       score = without_infinity(score);
-      to[token] = score;
-      max = larger(score, max);
     }
+    if (peak < v.peaks) to[token] = score;
+    max = larger(score, max);
   }
   raw_max = wave_max(raw_max, 16);
   max = wave_max(max, 16);
   if (thread_x() % 16 == 0 && peak < v.peaks) {
-    to[vocabulary + peak] = max;
-    to[vocabulary + v.peaks + peak] = raw_max;
+    to[v.padded() + peak] = max;
+    to[v.padded() + v.peaks + peak] = raw_max;
   }
 }
 
 // The largest of the peaks; all threads of the block call it together.
-template <u32 THREADS> DEVICE f32 largest_peak(const f32 *peaks, u32 count, f32 *scratch) {
+DEVICE f32 largest_peak(const f32 *peaks, u32 count, f32 *scratch) {
   f32 max = minus_infinity();
-  for (u32 i = thread_x(); i < count; i += THREADS) max = larger(peaks[i], max);
-  max = block_max<THREADS>(max, scratch);
+  for (u32 i = thread_x(); i < count; i += WEIGH_THREADS) max = larger(peaks[i], max);
+  max = block_max<WEIGH_THREADS>(max, scratch);
   barrier();
   return max;
 }
 
+// The lowest logit that min-p keeps.
+DEVICE f32 floor_of(const Row &row, f32 best) {
+  return larger((f32)((f64)best + row.log_min_p), lowest_finite());
+}
+
 KERNEL(sample_weigh, WEIGH_THREADS,
-       (const f32 *logits, const f32 *scores, u64 *totals, u32 vocabulary)) {
+       (const Row *rows, const f32 *logits, const f32 *scores, u64 *totals, u32 vocabulary)) {
   SHARED f32 maxima[WEIGH_THREADS / WAVE];
   SHARED u64 sums[WEIGH_THREADS / WAVE];
   Vocabulary v(vocabulary);
-  u32 index = block_y(), span = block_x();
-  const f32 *raw = logits + (u64)index * vocabulary, *row = scores + v.scores(index);
-  f32 best = largest_peak<WEIGH_THREADS>(row + vocabulary, v.peaks, maxima);
-  f32 raw_best = largest_peak<WEIGH_THREADS>(row + vocabulary + v.peaks, v.peaks, maxima);
-  u64 sum = 0, raw_sum = 0;
+  const Row &row = rows[block_y()];
+  const f32 *raw = logits + v.logits(row), *own = scores + v.scores(block_y());
+  f32 best = largest_peak(own + v.padded(), v.peaks, maxima), raw_best = best;
+  bool edited = row.biases + row.counts > 0;
+  if (edited) raw_best = largest_peak(own + v.padded() + v.peaks, v.peaks, maxima);
+  // With a short top-k only the logits matter: the other sums are made of the few that are left.
+  bool ranked = row.temperature == 0.0f || (row.top_k > 0 && row.top_k <= RANKED);
+  bool plain = !ranked || !edited;
+  f32 floor = floor_of(row, best);
+  // At a temperature of 1, at the row's and without what min-p leaves out, and of the logits.
+  u64 sum = 0, drawn_sum = 0, raw_sum = 0;
   for (u32 i = thread_x(); i < WEIGH_SPAN; i += WEIGH_THREADS) {
-    u32 token = span * WEIGH_SPAN + i;
-    if (token < vocabulary) {
-      sum += weight(row[token] - best);
-      raw_sum += weight(without_infinity(raw[token]) - raw_best);
-    }
+    u32 token = block_x() * WEIGH_SPAN + i;
+    if (token >= vocabulary) break;
+    f32 distance = own[token] - best;
+    if (plain) sum += weight(distance);
+    if (!ranked && own[token] >= floor) drawn_sum += weight(distance / row.temperature);
+    if (edited) raw_sum += weight(without_infinity(raw[token]) - raw_best);
   }
   sum = block_sum<WEIGH_THREADS>(sum, sums);
   barrier();
-  raw_sum = block_sum<WEIGH_THREADS>(raw_sum, sums);
-  if (thread_x() == 0) {
-    totals[v.totals(index) + span] = sum;
-    totals[v.totals(index) + v.spans + span] = raw_sum;
-  }
+  drawn_sum = block_sum<WEIGH_THREADS>(drawn_sum, sums);
+  barrier();
+  raw_sum = edited ? block_sum<WEIGH_THREADS>(raw_sum, sums) : sum;
+  if (thread_x() != 0) return;
+  u64 *to = totals + v.totals(block_y());
+  to[block_x()] = sum;
+  to[v.spans + block_x()] = drawn_sum;
+  to[2 * v.spans + block_x()] = raw_sum;
+  if (block_x() == 0) to[3 * v.spans] = (u64)bits_of(raw_best) << 32 | bits_of(best);
 }
 
 // ------------------------------------------------------------------------------------------------ the choice
 
 #define CHOOSE_THREADS 512
-// Candidates that are sorted at most; a longer ranking is searched by its histogram.
-#define RANKED 1024
-// … and where it is not known how many are needed: most draws need no more.
+// How many candidates are sorted where it is not known how many are needed: most draws need no more.
 #define FIRST 256
 // What is gathered to be sorted: more than the first so many candidates, by the way they are found.
 #define GATHERED 2048
-#define BUCKETS 256
+// Distances to the best score, in parts of 1/32 or more.
+#define BUCKETS 1024
+#define BUCKETS_PER_UNIT 32.0f
+#define DIGITS 256
+
+// Adds to a sum in shared memory.
+DEVICE void shared_sum(u64 *sum, u64 value) {
+#if GPU_NVIDIA
+  // Only additions of 32 bits are one instruction.
+  u32_alias *halves = (u32_alias *)sum;
+  u32 low = (u32)value, before = __atomic_fetch_add(&halves[0], low, __ATOMIC_RELAXED);
+  u32 high = (u32)(value >> 32) + (before + low < before);
+  if (high) __atomic_fetch_add(&halves[1], high, __ATOMIC_RELAXED);
+#else
+  shared_add(sum, value);
+#endif
+}
 
 // The candidates of one row in rank order, the first of which are sorted in shared memory. All threads of the block
 // call each function together and get the same result.
 struct Ranking {
   const f32 *scores, *peaks;
-  u32 vocabulary, peak_count;
-  // Shared memory: the sorted candidates, the histogram, what is passed on, and sums.
-  u64 *ranked, *buckets, *passed, *sums;
+  u32 padded, peak_count;
+  // Shared memory: GATHERED candidates, of which the first RANKED stay; what is passed on, and sums; blocks of scores
+  // that are looked into, how many these are, and how many candidates are found.
+  u64 *ranked, *passed, *sums;
+  u32 *blocks, *listed, *found;
+  f32 best;
   // The candidates are those that rank up to this one. Where `complete`, they are the first `count` of `ranked`;
   // otherwise these are only the first ones.
   u64 last;
   u32 count;
   bool complete;
-  f32 best;
 
-  MEMBER bool is_candidate(u32 token) const { return scores[token] >= lowest_finite(); }
+  // The second half of `ranked`: masses of buckets, or the candidates of one.
+  MEMBER u64 *others() const { return ranked + RANKED; }
 
-  MEMBER u64 weight_of(u64 candidate, f32 temperature) const {
-    return weight((logit_of(candidate) - best) / temperature);
+  // In the order of ranks, as differences and products are rounded monotonically.
+  MEMBER u32 bucket_of(f32 score, f32 temperature) const {
+    return (u32)smaller((best - score) * (BUCKETS_PER_UNIT / larger(temperature, 1.0f)), BUCKETS - 1.0f);
   }
 
-  // In the order of ranks, the first candidate with which the sum of its and all weights before reaches `target`, where
-  // weights are 1 if `temperature` is 0. Elements are `values` [..], whose index is the token, that rank up to `bound`.
-  // Candidates are 64-bit numbers: each pass finds 8 more bits. NONE with the high half set if the total is too small.
-  MEMBER u64 search(const f32 *values, u32 length, u64 bound, u64 target, f32 temperature) {
-    u64 prefix = 0;
-    for (i32 shift = 56; shift >= 0; shift -= 8) {
-      for (u32 i = thread_x(); i < BUCKETS; i += CHOOSE_THREADS) buckets[i] = 0;
-      barrier();
-      for (u32 token = thread_x(); token < length; token += CHOOSE_THREADS) {
-        f32 value = values[token];
-        if (!(value >= lowest_finite())) continue;
-        u64 key = candidate(token, value);
-        if (key > bound || (shift < 56 && key >> (shift + 8) != prefix)) continue;
-        u64 mass = temperature == 0.0f ? 1 : weight((value - best) / temperature);
-        shared_add(&buckets[key >> shift & (BUCKETS - 1)], mass);
-      }
-      barrier();
-      // One wave finds the bucket in which the target is reached.
-      if (wave_id() == 0) {
-        u64 own = 0;
-        const u32 PER_LANE = BUCKETS / WAVE;
-        UNROLL for (u32 i = 0; i < PER_LANE; i++) own += buckets[lane_id() * PER_LANE + i];
-        u64 before = wave_prefix(own) - own;
-        if (lane_id() == WAVE - 1 && before + own < target) passed[0] = ~(u64)0;
-        if (before < target && target <= before + own) {
-          u32 bucket = lane_id() * PER_LANE;
-          while (before + buckets[bucket] < target) before += buckets[bucket++];
-          passed[0] = bucket;
-          passed[1] = target - before;
-        }
-      }
-      barrier();
-      u64 bucket = passed[0];
-      target = passed[1];
-      barrier();
-      if (bucket == ~(u64)0) return bucket;
-      prefix = prefix << 8 | bucket;
-    }
-    return prefix;
+  // The weight of a candidate at a temperature, of which 0 is to count.
+  MEMBER u64 mass_of(f32 score, f32 temperature) const {
+    return temperature == 0.0f ? 1 : weight((score - best) / temperature);
+  }
+  MEMBER u64 mass_at(const u64 *candidates, u32 place, u32 end, f32 temperature) const {
+    return place < end ? mass_of(logit_of(candidates[place]), temperature) : 0;
   }
 
   // The sum of the values of this lane and those before.
@@ -290,43 +299,152 @@ struct Ranking {
     return value;
   }
 
-  // Gathers the candidates that rank up to `bound` and returns how many there are: of more than GATHERED, the rest is
-  // left out.
-  MEMBER u32 gather(u64 bound) {
-    if (thread_x() == 0) passed[0] = 0;
+  // Each thread has two neighbours of 2 * CHOOSE_THREADS masses. Returns the first place with which their sum reaches
+  // `target`, and leaves in `target` what of it is that place's; NONE where all together do not.
+  MEMBER u32 crossing(u64 first, u64 second, u64 &target) {
+    u64 own = first + second, before = wave_prefix(own);
+    if (lane_id() == WAVE - 1) sums[wave_id()] = before;
+    if (thread_x() == 0) passed[0] = NONE;
     barrier();
-    f32 floor = logit_of(bound);
-    // 16 lanes look into a block of which the peak says that it has any.
-    for (u32 peak = thread_x() / 16; peak < peak_count; peak += CHOOSE_THREADS / 16) {
-      if (!(peaks[peak] >= floor)) continue;
-      for (u32 i = thread_x() % 16; i < PEAK; i += 16) {
-        u32 token = peak * PEAK + i;
-        if (token >= vocabulary || !is_candidate(token)) continue;
-        u64 key = candidate(token, scores[token]);
-        if (key > bound) continue;
-        u64 place = shared_add(&passed[0], (u64)1);
-        if (place < GATHERED) ranked[place] = key;
-      }
+    before -= own;
+    for (u32 wave = 0; wave < wave_id(); wave++) before += sums[wave];
+    if (before < target && target <= before + own) {
+      bool is_second = before + first < target;
+      passed[0] = 2 * thread_x() + is_second;
+      passed[1] = target - before - (is_second ? first : 0);
     }
     barrier();
-    u32 found = (u32)passed[0];
+    u32 place = (u32)passed[0];
+    target = passed[1];
     barrier();
-    return found;
+    return place;
   }
 
-  // Sorts what was gathered (bitonic; Batcher, 1968).
-  MEMBER void sort(u32 found) {
-    u32 length = 2;
-    while (length < found) length *= 2;
-    for (u32 i = found + thread_x(); i < length; i += CHOOSE_THREADS) ranked[i] = ~(u64)0;
+  // Clears the masses of the buckets.
+  MEMBER void clear() {
+    for (u32 i = thread_x(); i < BUCKETS; i += CHOOSE_THREADS) others()[i] = 0;
     barrier();
-    for (u32 size = 2; size <= length; size *= 2) {
+  }
+
+  // Sums up the masses of all candidates by their buckets, and returns the sum of all.
+  MEMBER u64 spread(f32 temperature) {
+    clear();
+    const u32 AHEAD = 4;
+    f32 floor = logit_of(last);
+    u64 sum = 0;
+    for (u32 start = thread_x(); start < padded; start += AHEAD * CHOOSE_THREADS) {
+      f32 score[AHEAD];
+      UNROLL for (u32 i = 0; i < AHEAD; i++) {
+        u32 token = start + i * CHOOSE_THREADS;
+        score[i] = token < padded ? scores[token] : minus_infinity();
+      }
+      UNROLL for (u32 i = 0; i < AHEAD; i++) {
+        if (!(score[i] >= floor) || candidate(start + i * CHOOSE_THREADS, score[i]) > last) continue;
+        u64 mass = mass_of(score[i], temperature);
+        if (mass) shared_sum(&others()[bucket_of(score[i], temperature)], mass);
+        sum += mass;
+      }
+    }
+    sum = block_sum<CHOOSE_THREADS>(sum, sums);
+    barrier();
+    return sum;
+  }
+
+  // Of the candidates that `spread` saw, the first one with which the sum of the masses in rank order reaches `target`;
+  // all bits set where there is none.
+  MEMBER u64 search(u64 target, f32 temperature) {
+    u32 bucket = crossing(others()[2 * thread_x()], others()[2 * thread_x() + 1], target);
+    if (bucket == NONE) return ~(u64)0;
+    if (thread_x() == 0) *found = 0;
+    barrier();
+    f32 floor = logit_of(last);
+    for (u32 token = thread_x(); token < padded; token += CHOOSE_THREADS) {
+      f32 score = scores[token];
+      if (!(score >= floor) || bucket_of(score, temperature) != bucket) continue;
+      u64 key = candidate(token, score);
+      if (key > last) continue;
+      u32 place = shared_add(found, (u32)1);
+      if (place < RANKED) others()[place] = key;
+    }
+    barrier();
+    u32 gathered = *found;
+    barrier();
+    if (gathered > RANKED) return search_digits(bucket, target, temperature);
+    sort(others(), gathered);
+    u32 first = 2 * thread_x();
+    u32 place = crossing(mass_at(others(), first, gathered, temperature),
+                         mass_at(others(), first + 1, gathered, temperature), target);
+    // The masses are those that the bucket's was made of.
+    u64 key = others()[place % RANKED];
+    barrier();
+    return key;
+  }
+
+  // The same within one bucket of any length: candidates are 64-bit numbers, and each pass finds 8 more bits.
+  MEMBER u64 search_digits(u32 bucket, u64 target, f32 temperature) {
+    f32 floor = logit_of(last);
+    u64 prefix = 0;
+    for (i32 shift = 56; shift >= 0; shift -= 8) {
+      clear();
+      for (u32 token = thread_x(); token < padded; token += CHOOSE_THREADS) {
+        f32 score = scores[token];
+        if (!(score >= floor) || bucket_of(score, temperature) != bucket) continue;
+        u64 key = candidate(token, score);
+        if (key > last || (shift < 56 && key >> (shift + 8) != prefix)) continue;
+        shared_sum(&others()[key >> shift & (DIGITS - 1)], mass_of(score, temperature));
+      }
+      barrier();
+      u32 digit = crossing(others()[2 * thread_x()], others()[2 * thread_x() + 1], target);
+      prefix = prefix << 8 | (digit & (DIGITS - 1));
+    }
+    return prefix;
+  }
+
+  // Gathers the candidates up to `bucket` that rank up to `bound` and returns how many there are: of more than GATHERED
+  // the rest is left out.
+  MEMBER u32 gather(u32 bucket, u64 bound) {
+    f32 floor = logit_of(bound);
+    if (thread_x() == 0) *found = 0;
+    for (u32 start = 0; start < peak_count; start += CHOOSE_THREADS) {
+      // Each thread looks at a peak; 16 lanes then look into each block that has any.
+      if (thread_x() == 0) *listed = 0;
+      barrier();
+      u32 own = start + thread_x();
+      f32 peak = own < peak_count ? peaks[own] : minus_infinity();
+      if (peak >= floor && bucket_of(peak, 1.0f) <= bucket) blocks[shared_add(listed, (u32)1)] = own;
+      barrier();
+      u32 end = *listed;
+      for (u32 i = thread_x() / 16; i < end; i += CHOOSE_THREADS / 16) {
+        UNROLL for (u32 j = 0; j < PEAK / 16; j++) {
+          u32 token = blocks[i] * PEAK + 16 * j + thread_x() % 16;
+          f32 score = scores[token];
+          if (!(score >= floor) || bucket_of(score, 1.0f) > bucket) continue;
+          u64 key = candidate(token, score);
+          if (key > bound) continue;
+          u32 place = shared_add(found, (u32)1);
+          if (place < GATHERED) ranked[place] = key;
+        }
+      }
+      barrier();
+    }
+    u32 gathered = *found;
+    barrier();
+    return gathered;
+  }
+
+  // Sorts up to 2 * RANKED candidates (bitonic; Batcher, 1968).
+  MEMBER void sort(u64 *candidates, u32 length) {
+    u32 padded_length = 2;
+    while (padded_length < length) padded_length *= 2;
+    for (u32 i = length + thread_x(); i < padded_length; i += CHOOSE_THREADS) candidates[i] = ~(u64)0;
+    barrier();
+    for (u32 size = 2; size <= padded_length; size *= 2) {
       for (u32 distance = size / 2; distance > 0; distance /= 2) {
-        for (u32 pair = thread_x(); pair < length / 2; pair += CHOOSE_THREADS) {
-          u32 low = pair / distance * distance * 2 + pair % distance, high = low + distance;
-          u64 a = ranked[low], b = ranked[high];
+        for (u32 pair = thread_x(); pair < padded_length / 2; pair += CHOOSE_THREADS) {
+          u32 low = 2 * pair - (pair & (distance - 1)), high = low + distance;
+          u64 a = candidates[low], b = candidates[high];
           bool descending = (low & size) != 0;
-          if ((a > b) != descending) ranked[low] = b, ranked[high] = a;
+          if ((a > b) != descending) candidates[low] = b, candidates[high] = a;
         }
         barrier();
       }
@@ -335,22 +453,26 @@ struct Ranking {
 
   // Sorts the first `wanted` (up to RANKED) candidates.
   MEMBER void load(u32 wanted) {
-    // With the wanted-th highest peak as the threshold, as many blocks have a score that reaches it: what the first
-    // candidates have is at least that.
-    u64 bound = last;
+    // As many blocks as are wanted have a score up to the bucket in which the wanted-th peak is, so that the first
+    // candidates are up to there.
+    u32 bucket = BUCKETS - 1;
     if (wanted < peak_count) {
-      u64 peak = search(peaks, peak_count, ~(u64)0, wanted, 0.0f);
-      if (peak != ~(u64)0) bound = smaller(bound, candidate(NONE, logit_of(peak)));
+      clear();
+      for (u32 i = thread_x(); i < peak_count; i += CHOOSE_THREADS)
+        if (peaks[i] >= lowest_finite()) shared_sum(&others()[bucket_of(peaks[i], 1.0f)], 1);
+      barrier();
+      u64 target = wanted;
+      bucket = smaller(crossing(others()[2 * thread_x()], others()[2 * thread_x() + 1], target), bucket);
     }
-    u32 found = gather(bound);
-    if (found > GATHERED) {
-      // Many equals: the exact candidate instead of a threshold.
-      bound = smaller(bound, search(scores, vocabulary, bound, wanted, 0.0f));
-      found = gather(bound);
+    u32 gathered = gather(bucket, last);
+    if (gathered > GATHERED) {
+      // Many near each other: the exact candidate instead of a bucket.
+      spread(0.0f);
+      gathered = gather(BUCKETS - 1, smaller(last, search(wanted, 0.0f)));
     }
-    sort(found);
-    complete = found < wanted || wanted >= vocabulary;
-    count = smaller(found, wanted);
+    sort(ranked, gathered);
+    complete = gathered < wanted || wanted >= padded;
+    count = smaller(gathered, wanted);
   }
 
   // Keeps the first `wanted` candidates.
@@ -359,9 +481,9 @@ struct Ranking {
     if (wanted <= RANKED) {
       complete = true;
     } else if (!complete) {
-      u64 found = search(scores, vocabulary, last, wanted, 0.0f);
+      spread(0.0f);
       // Where there are fewer, all of them stay.
-      last = smaller(last, found);
+      last = smaller(last, search(wanted, 0.0f));
     }
   }
 
@@ -374,132 +496,131 @@ struct Ranking {
       if (ranked[middle] <= bound) low = middle + 1;
       else high = middle;
     }
-    if (low < count) {
-      count = low;
-      complete = true;
-    }
+    complete = complete || low < count || (low > 0 && ranked[low - 1] == bound);
+    count = low;
   }
 
-  // The sum of the weights of all candidates.
+  // The sum of the weights of all candidates; `spread` is done where not all are sorted.
   MEMBER u64 total(f32 temperature) {
-    u64 sum = 0;
-    if (complete) {
-      for (u32 i = thread_x(); i < count; i += CHOOSE_THREADS) sum += weight_of(ranked[i], temperature);
-    } else {
-      for (u32 token = thread_x(); token < vocabulary; token += CHOOSE_THREADS) {
-        if (is_candidate(token) && candidate(token, scores[token]) <= last)
-          sum += weight((scores[token] - best) / temperature);
-      }
-    }
+    if (!complete) return spread(temperature);
+    u32 first = 2 * thread_x();
+    u64 sum = mass_at(ranked, first, count, temperature) + mass_at(ranked, first + 1, count, temperature);
     sum = block_sum<CHOOSE_THREADS>(sum, sums);
     barrier();
     return sum;
   }
 
   // The first candidate with which the sum of the weights in rank order reaches `target`; all bits set if there is
-  // none.
-  MEMBER u64 find(u64 target, f32 temperature) {
-    // Each thread has neighbouring candidates.
-    const u32 PER_THREAD = RANKED / CHOOSE_THREADS;
-    u64 own = 0;
-    u32 first = thread_x() * PER_THREAD;
-    for (u32 i = first; i < first + PER_THREAD && i < count; i++) own += weight_of(ranked[i], temperature);
-    u64 before = wave_prefix(own);
-    if (lane_id() == WAVE - 1) sums[wave_id()] = before;
-    if (thread_x() == 0) passed[0] = ~(u64)0;
-    barrier();
-    before -= own;
-    for (u32 wave = 0; wave < wave_id(); wave++) before += sums[wave];
-    if (before < target && target <= before + own) {
-      for (u32 i = first;; i++) {
-        before += weight_of(ranked[i], temperature);
-        if (before >= target) {
-          passed[0] = ranked[i];
-          break;
-        }
-      }
+  // none. `is_spread` says that `spread` is done for this temperature and these candidates.
+  MEMBER u64 find(u64 target, f32 temperature, bool is_spread) {
+    u32 first = 2 * thread_x();
+    u64 rest = target;
+    u32 place = crossing(mass_at(ranked, first, count, temperature), mass_at(ranked, first + 1, count, temperature), rest);
+    if (place != NONE) return ranked[place];
+    if (complete) return ~(u64)0;
+    if (!is_spread) spread(temperature);
+    return search(target, temperature);
+  }
+
+  // Keeps, of a complete ranking, those whose distances to the best are nearest to the mean of these distances, until
+  // they have the share `mass`: the distance is the surprisal, and its mean the entropy, but for the same constant.
+  MEMBER void keep_typical(f32 mass) {
+    u64 sum = 0, all = total(1.0f), target = share(mass, all);
+    for (u32 i = thread_x(); i < count; i += CHOOSE_THREADS) {
+      f32 distance = best - logit_of(ranked[i]);
+      u64 own = weight(-distance);
+      if (own) sum += (u64)((f64)own * (f64)distance);
+    }
+    sum = block_sum<CHOOSE_THREADS>(sum, sums);
+    // The rank follows the oddity in the low half of a number.
+    for (u32 i = thread_x(); i < count; i += CHOOSE_THREADS) {
+      f64 oddity = (f64)(best - logit_of(ranked[i])) * (f64)all - (f64)sum;
+      others()[i] = (u64)bits_of(absolute((f32)oddity)) << 32 | i;
     }
     barrier();
-    u64 found = passed[0];
+    sort(others(), count);
+    u64 masses[2];
+    for (u32 i = 0; i < 2; i++) {
+      u32 place = 2 * thread_x() + i;
+      masses[i] = place < count ? mass_of(logit_of(ranked[(u32)others()[place] % RANKED]), 1.0f) : 0;
+    }
+    u32 cut = crossing(masses[0], masses[1], target);
+    if (cut == NONE) return;
+    for (u32 i = cut + 1 + thread_x(); i < count; i += CHOOSE_THREADS) ranked[(u32)others()[i] % RANKED] = ~(u64)0;
     barrier();
-    if (found != ~(u64)0 || complete) return found;
-    return search(scores, vocabulary, last, target, temperature);
+    sort(ranked, count);
+    count = cut + 1;
+    best = logit_of(ranked[0]);
+  }
+
+  // The first of the candidates.
+  MEMBER u64 first() {
+    u64 nearest = 0;
+    for (u32 i = thread_x(); i < peak_count && !nearest; i += CHOOSE_THREADS)
+      if (peaks[i] == best) nearest = ~(u64)i;
+    nearest = ~block_max<CHOOSE_THREADS>(nearest, sums);
+    barrier();
+    u32 token = (u32)nearest * PEAK + thread_x();
+    u64 key = thread_x() < PEAK && scores[token] == best ? ~candidate(token, best) : 0;
+    key = block_max<CHOOSE_THREADS>(key, sums);
+    barrier();
+    return ~key;
   }
 };
 
 KERNEL(sample_choose, CHOOSE_THREADS,
-       (Row * rows, const f32 *logits, const f32 *scores, const u64 *totals, u32 *counts, u32 *ring, u32 *tokens,
-        Choice *choices, u32 vocabulary, u32 ring_len)) {
-  SHARED u64 ranked[GATHERED], buckets[BUCKETS], passed[2], sums[CHOOSE_THREADS / WAVE];
-  SHARED f32 maxima[CHOOSE_THREADS / WAVE];
+       (const Row *rows, const f32 *logits, const f32 *scores, const u64 *totals, Choice *choices, u32 vocabulary)) {
+  SHARED u64 ranked[GATHERED], passed[2], sums[CHOOSE_THREADS / WAVE];
+  SHARED u32 blocks[CHOOSE_THREADS], counters[2];
   Vocabulary v(vocabulary);
-  u32 index = block_x();
-  Row *row = rows + index;
-  const f32 *own_scores = scores + v.scores(index), *peaks = own_scores + vocabulary;
-  f32 best = largest_peak<CHOOSE_THREADS>(peaks, v.peaks, maxima);
-  f32 raw_best = largest_peak<CHOOSE_THREADS>(peaks + v.peaks, v.peaks, maxima);
-  u64 total = 0, raw_total = 0;
+  const Row &row = rows[block_x()];
+  const u64 *own_totals = totals + v.totals(block_x());
+  u64 total = 0, drawn_total = 0, raw_total = 0;
   for (u32 i = thread_x(); i < v.spans; i += CHOOSE_THREADS) {
-    total += totals[v.totals(index) + i];
-    raw_total += totals[v.totals(index) + v.spans + i];
+    total += own_totals[i];
+    drawn_total += own_totals[v.spans + i];
+    raw_total += own_totals[2 * v.spans + i];
   }
   total = block_sum<CHOOSE_THREADS>(total, sums);
   barrier();
+  drawn_total = block_sum<CHOOSE_THREADS>(drawn_total, sums);
+  barrier();
   raw_total = block_sum<CHOOSE_THREADS>(raw_total, sums);
   barrier();
+  f32 best = f32_of((u32)own_totals[3 * v.spans]), raw_best = f32_of((u32)(own_totals[3 * v.spans] >> 32));
 
-  u64 found = ~(u64)0;
+  u64 chosen = ~(u64)0;
   if (best >= lowest_finite()) {
-    Ranking ranking = {own_scores, peaks, vocabulary, v.peaks, ranked, buckets, passed, sums,
-                       candidate(NONE, lowest_finite()), 0, false, best};
-    f32 temperature = row->temperature, top_p = row->top_p;
-    f64 log_min_p = row->log_min_p;
-    u32 top_k = temperature == 0.0f ? 1 : row->top_k;
-    if (top_k) ranking.keep(top_k);
-    else ranking.load(FIRST);
+    const f32 *own_scores = scores + v.scores(block_x());
+    Ranking ranking = {own_scores, own_scores + v.padded(), v.padded(), v.peaks, ranked, passed, sums,
+                       blocks, &counters[0], &counters[1], best, candidate(NONE, lowest_finite()), 0, false};
+    f32 temperature = row.temperature;
     if (temperature == 0.0f) {
-      found = ranked[0];
+      chosen = ranking.first();
     } else {
-      if (top_p < 1.0f && (top_k || ranking.complete)) total = ranking.total(1.0f);
-      if (log_min_p > (f64)minus_infinity()) {
-        f32 floor = (f32)((f64)best + log_min_p);
-        ranking.keep_to(candidate(NONE, larger(floor, lowest_finite())));
+      if (row.top_k) ranking.keep(row.top_k);
+      else ranking.load(FIRST);
+      if (row.typical < 1.0f && ranking.complete) ranking.keep_typical(row.typical);
+      // The totals of the launch before are of all candidates, the second of those that min-p keeps.
+      if (row.top_p < 1.0f && (row.top_k || ranking.complete)) total = ranking.total(1.0f);
+      if (row.log_min_p > (f64)minus_infinity()) ranking.keep_to(candidate(NONE, floor_of(row, ranking.best)));
+      bool is_whole = !row.top_k;
+      if (row.top_p < 1.0f) {
+        u64 end = ranking.find(share(row.top_p, total), 1.0f, false);
+        if (end != ~(u64)0) {
+          ranking.keep_to(end);
+          is_whole = false;
+        }
       }
-      if (top_p < 1.0f) {
-        u64 end = ranking.find(share(top_p, total), 1.0f);
-        if (end != ~(u64)0) ranking.keep_to(end);
-      }
-      u64 before = multiply_high(uniform(row->seed, row->step), ranking.total(temperature));
-      found = ranking.find(before + 1, temperature);
+      bool is_spread = !ranking.complete && !is_whole;
+      if (ranking.complete || is_spread) drawn_total = ranking.total(temperature);
+      u64 before = multiply_high(uniform(row.seed, row.step), drawn_total);
+      chosen = ranking.find(before + 1, temperature, is_spread);
     }
   }
 
   if (thread_x() != 0) return;
-  u32 token = found == ~(u64)0 ? NONE : (u32)found;
-  tokens[index] = token;
-  f32 logit = token < vocabulary ? without_infinity(logits[(u64)index * vocabulary + token]) : minus_infinity();
-  choices[index] = {token, logit, raw_best, 0, raw_total};
-  if (token >= vocabulary) return;
-  row->step += 1;
-  if (row->window) {
-    u32 *own_counts = counts + (u64)index * vocabulary;
-    u32 *place = ring + (u64)index * ring_len + row->pushed % row->window;
-    if (row->pushed >= row->window && *place < vocabulary) own_counts[*place] -= 1;
-    *place = token;
-    own_counts[token] += 1;
-    row->pushed += 1;
-  }
-}
-
-KERNEL(sample_argmax, CHOOSE_THREADS, (const f32 *logits, u32 *tokens, u32 vocabulary)) {
-  SHARED u64 scratch[CHOOSE_THREADS / WAVE];
-  const f32 *row = logits + (u64)block_x() * vocabulary;
-  // The largest complement is the first candidate; 0 is none.
-  u64 best = 0;
-  for (u32 token = thread_x(); token < vocabulary; token += CHOOSE_THREADS) {
-    f32 logit = without_infinity(row[token]);
-    if (logit >= lowest_finite()) best = larger(~candidate(token, logit), best);
-  }
-  best = block_max<CHOOSE_THREADS>(best, scratch);
-  if (thread_x() == 0) tokens[block_x()] = best ? (u32)~best : NONE;
+  u32 token = chosen == ~(u64)0 ? NONE : (u32)chosen;
+  f32 logit = token < vocabulary ? without_infinity(logits[v.logits(row) + token]) : minus_infinity();
+  choices[block_x()] = {token, logit, raw_best, 0, raw_total};
 }

@@ -56,6 +56,7 @@
 //! | `WAVELM_THREADS` | threads where [`LoadOptions::threads`] is not called |
 //! | `WAVELM_CPU` | the CPU kernels: `scalar`, `avx2` or `avx512`, where the processor has them |
 //! | `WAVELM_HIP_LIBRARY` | the GPU driver library to load, in place of those that are looked for |
+//! | `WAVELM_HIP_TILE` | the columns of the tiles of products on matrix cores: 16, 32, 64 or 128 |
 //! | `WAVELM_HSACO_DIR` | a folder of GPU kernels (`<family>.<arch>.hsaco` or `.ptx`), taken before the built-in ones |
 //!
 //! The library never prints; it reports through the [`log`](https://docs.rs/log) crate.

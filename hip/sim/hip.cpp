@@ -9,6 +9,7 @@
 // every later call fails too. wavelm_sim_fail and wavelm_sim_lose do the same while a program runs, and
 // wavelm_sim_calls tells how often each was called. WAVELM_SIM_DEVICES is the number of devices (default 1),
 // WAVELM_SIM_MEMORY the bytes of memory (default 1 GiB); wavelm_sim_memory changes them.
+// wavelm_sim_downloaded tells how many bytes came to the host.
 //
 // WAVELM_SIM_CORRUPT is the beginning of the names of kernels that compute wrongly: every number that such a kernel
 // changes becomes a quarter larger, or something else where it is no float.
@@ -21,6 +22,7 @@
 #include <map>
 #include <mutex>
 #include <string>
+#include <vector>
 
 extern "C" int wavelm_sim_launch(const char *name, unsigned int grid_x, unsigned int grid_y, unsigned int grid_z,
                                  unsigned int threads, void **arguments, unsigned int count, char *message,
@@ -48,6 +50,7 @@ struct State {
   bool loses = false, lost = false;
   std::map<char *, size_t> memory;
   size_t used = 0, limit = size_t(1) << 30;
+  unsigned long downloaded = 0;
   int devices = 1;
   int handles = 0;
   std::string corrupt;
@@ -112,6 +115,7 @@ int copy(void *to, const void *from, size_t bytes, const void *device_part, cons
     }
   }
   memmove(to, from, bytes);
+  if (!is_inside(static_cast<char *>(to), bytes)) state().downloaded += bytes;
   return SUCCESS;
 }
 
@@ -153,6 +157,34 @@ int status() {
   return state().status();
 }
 
+// A launch that was captured. Arguments are of at most 8 bytes.
+struct Launch {
+  const char *name;
+  unsigned int grid[3], threads;
+  std::vector<unsigned long long> arguments;
+};
+typedef std::vector<Launch> Graph;
+
+// The graphs that streams are captured into.
+std::map<void *, Graph> captures;
+
+int run(const Launch &launch) {
+  std::vector<unsigned long long> arguments = launch.arguments;
+  std::vector<void *> pointers;
+  for (auto &argument : arguments) pointers.push_back(&argument);
+  const std::string &prefix = state().corrupt;
+  bool corrupts = !prefix.empty() && !strncmp(launch.name, prefix.c_str(), prefix.size());
+  auto before = corrupts ? snapshot() : std::map<char *, std::string>();
+  char message[500];
+  if (wavelm_sim_launch(launch.name, launch.grid[0], launch.grid[1], launch.grid[2], launch.threads, pointers.data(),
+                        (unsigned int)pointers.size(), message, sizeof message)) {
+    fprintf(stderr, "simulator: %s\n", message);
+    return LAUNCH_FAILURE;
+  }
+  corrupt(before);
+  return SUCCESS;
+}
+
 int wait() {
   std::lock_guard<std::mutex> lock(state().lock);
   return state().fails(SYNC) ? LAUNCH_FAILURE : SUCCESS;
@@ -183,6 +215,12 @@ void wavelm_sim_memory(size_t bytes) {
 unsigned long wavelm_sim_calls(int what) {
   std::lock_guard<std::mutex> lock(state().lock);
   return what >= 0 && what < WHATS ? state().calls[what] : 0;
+}
+
+// Bytes that were copied to the host so far.
+unsigned long wavelm_sim_downloaded() {
+  std::lock_guard<std::mutex> lock(state().lock);
+  return state().downloaded;
 }
 
 // Allocations, modules, streams and events that exist.
@@ -306,23 +344,65 @@ int hipModuleGetFunction(void **function, void *, const char *name) {
 }
 
 int hipModuleLaunchKernel(void *function, unsigned int x, unsigned int y, unsigned int z, unsigned int threads,
-                          unsigned int, unsigned int, unsigned int, void *, void **arguments, void **) {
+                          unsigned int, unsigned int, unsigned int, void *stream, void **arguments, void **) {
+  Launch launch = {static_cast<const char *>(function), {x, y, z}, threads, {}};
+  for (unsigned int i = 0; i < wavelm_sim_parameters(launch.name); i++) {
+    launch.arguments.push_back(0);
+    memcpy(&launch.arguments.back(), arguments[i], sizeof launch.arguments.back());
+  }
+  {
+    std::lock_guard<std::mutex> lock(state().lock);
+    if (state().fails(LAUNCH)) return LAUNCH_FAILURE;
+    auto capture = captures.find(stream);
+    if (capture != captures.end()) {
+      capture->second.push_back(launch);
+      return SUCCESS;
+    }
+  }
+  return run(launch);
+}
+
+int hipStreamBeginCapture(void *stream, unsigned int) {
+  std::lock_guard<std::mutex> lock(state().lock);
+  return captures.emplace(stream, Graph()).second ? SUCCESS : INVALID_VALUE;
+}
+
+int hipStreamEndCapture(void *stream, void **graph) {
+  std::lock_guard<std::mutex> lock(state().lock);
+  auto capture = captures.find(stream);
+  if (capture == captures.end()) return INVALID_VALUE;
+  state().handles++;
+  *graph = new Graph(capture->second);
+  captures.erase(capture);
+  return SUCCESS;
+}
+
+int hipGraphInstantiate(void **made, void *graph, void **, char *, size_t) {
+  std::lock_guard<std::mutex> lock(state().lock);
+  if (state().fails(ALLOC)) return OUT_OF_MEMORY;
+  state().handles++;
+  *made = new Graph(*static_cast<Graph *>(graph));
+  return SUCCESS;
+}
+
+int hipGraphLaunch(void *made, void *) {
   {
     std::lock_guard<std::mutex> lock(state().lock);
     if (state().fails(LAUNCH)) return LAUNCH_FAILURE;
   }
-  const char *name = static_cast<const char *>(function);
-  const std::string &prefix = state().corrupt;
-  bool corrupts = !prefix.empty() && !strncmp(name, prefix.c_str(), prefix.size());
-  auto before = corrupts ? snapshot() : std::map<char *, std::string>();
-  char message[500];
-  if (wavelm_sim_launch(name, x, y, z, threads, arguments, wavelm_sim_parameters(name), message, sizeof message)) {
-    fprintf(stderr, "simulator: %s\n", message);
-    return LAUNCH_FAILURE;
-  }
-  corrupt(before);
+  for (const Launch &launch : *static_cast<Graph *>(made))
+    if (int failed = run(launch)) return failed;
   return SUCCESS;
 }
+
+int hipGraphDestroy(void *graph) {
+  std::lock_guard<std::mutex> lock(state().lock);
+  state().handles--;
+  delete static_cast<Graph *>(graph);
+  return SUCCESS;
+}
+
+int hipGraphExecDestroy(void *made) { return hipGraphDestroy(made); }
 
 int hipStreamCreateWithFlags(void **stream, unsigned int) { return make_handle(stream); }
 int hipStreamDestroy(void *stream) { return free_handle(stream); }

@@ -99,7 +99,7 @@ struct Wave {
   unsigned int arrived;
   unsigned int lanes;
   // Two, because a lane may pass its next value before all others have read its last one.
-  unsigned int values[2][WAVE];
+  unsigned int values[2][WAVE][EXCHANGED];
 };
 
 // ------------------------------------------------------------------------------------------------ the running launch
@@ -199,14 +199,10 @@ void barrier() {
   yield();
 }
 
-unsigned int shuffle(unsigned int value, unsigned int lane) {
+const unsigned int *exchange(const unsigned int *words, unsigned int count) {
   Wave &wave = waves[thread / WAVE];
   unsigned int epoch = wave.epoch;
-  wave.values[epoch % 2][thread % WAVE] = value;
-  if (lane >= wave.lanes) {
-    fault = place() + ": a lane reads from lane " + std::to_string(lane) + ", which the wave does not have";
-    yield();
-  }
+  memcpy(wave.values[epoch % 2][thread % WAVE], words, count * sizeof *words);
   if (++wave.arrived == wave.lanes) {
     wave.arrived = 0;
     wave.epoch++;
@@ -216,7 +212,15 @@ unsigned int shuffle(unsigned int value, unsigned int lane) {
     self.epoch = epoch;
     yield();
   }
-  return wave.values[epoch % 2][lane];
+  return wave.values[epoch % 2][0];
+}
+
+unsigned int shuffle(unsigned int value, unsigned int lane) {
+  if (lane >= waves[thread / WAVE].lanes) {
+    fault = place() + ": a lane reads from lane " + std::to_string(lane) + ", which the wave does not have";
+    yield();
+  }
+  return exchange(&value, 1)[lane * EXCHANGED];
 }
 
 float f16_to_f32(unsigned short bits) {

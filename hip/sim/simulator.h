@@ -17,6 +17,11 @@ void barrier();
 // The value that lane `lane` of the wave passes. All lanes of the wave call it together.
 unsigned int shuffle(unsigned int value, unsigned int lane);
 
+// What all lanes of the wave pass, `count` words (up to EXCHANGED) each: lane i's begin at EXCHANGED * i. They may be
+// read until the lane's next operation. All lanes call it together.
+const unsigned int EXCHANGED = 16;
+const unsigned int *exchange(const unsigned int *words, unsigned int count);
+
 float f16_to_f32(unsigned short bits);
 unsigned short f32_to_f16(float value);
 

@@ -101,6 +101,45 @@ def product(launch, kernel):
     yield out, np.float64(x) @ np.float64(weights).T, 2e-6
 
 
+CORE_TYPES = [name for name in FORMATS if name != "f32"]
+# Columns and weight rows of a block.
+CORE_TILES = {16: 32, 32: 64, 64: 64, 128: 128}
+
+
+def halved(x):
+    """Rows as f16, and the powers of two that they were divided by."""
+    scales = np.exp2(np.floor(np.log2(np.abs(x).max(axis=1, keepdims=True))) - 14).astype(np.float32)
+    return (x / scales).astype(np.float16), scales
+
+
+@check("halve_rows")
+def halve_rows(launch, kernel):
+    x = normal(seeded(kernel), 3, 1100) * np.float32([[1], [1e30], [1e-30]])
+    halves, scales = np.zeros(x.shape, np.float16), np.zeros((3, 1), np.float32)
+    launch((3,), x, halves, scales, np.uint32(1100))
+    yield halves.view(np.uint16), halved(x)[0].view(np.uint16), 0
+    yield scales, halved(x)[1], 0
+
+
+@check(*[f"matmul_core_{name}_{n}" for name in CORE_TYPES for n in CORE_TILES])
+def product_on_matrix_cores(launch, kernel):
+    rng = seeded(kernel)
+    name, n = kernel.removeprefix("matmul_core_").rsplit("_", 1)
+    block_rows, rows, count = CORE_TILES[int(n)], 67, 19
+    planes, weights = matrix(rng, name, rows, 256 if name.endswith("k") else 96)
+    columns = weights.shape[1]
+    x, bias, residual = normal(rng, count, columns), normal(rng, rows), normal(rng, count, rows)
+    halves, scales = halved(x)
+    out = np.full((count, rows), np.nan, np.float32)
+    grid = (-(-rows // block_rows), -(-count // int(n)))
+    launch(grid, planes, halves, scales, out, bias, residual, np.uint32(rows), np.uint32(columns), np.uint32(count))
+    # Weights have f16's precision; in the formats below their f16 is what the kernel computes.
+    exact = name in ("f16", "bf16", "q4_0", "q5_0", "q8_0")
+    weights = np.float64(weights.astype(np.float16) if exact else weights)
+    expected = (np.float64(halves) * scales) @ weights.T + bias + residual
+    yield out, expected, 2e-6 if exact else 1e-3
+
+
 # ---------------------------------------------------------------------------------------------------- rows
 
 
@@ -243,36 +282,25 @@ def attend_prompt(launch, kernel):
 # ---------------------------------------------------------------------------------------------------- sampling
 
 
-@check("sample_argmax")
-def sample_argmax(launch, kernel):
-    logits = np.round(normal(seeded(kernel), 3, 700) * 2)
-    logits[1, 5], logits[2] = np.inf, np.nan
-    chosen = np.zeros(3, np.uint32)
-    launch((3,), logits, chosen, np.uint32(700))
-    yield chosen, np.array([np.argmax(logits[0]), 5, 0xFFFFFFFF], np.uint32), 0
-
-
 @check("sample_penalize", "sample_weigh", "sample_choose")
 def sample(launch, kernel):
-    case = Sampling(seeded(kernel), 700)
+    case = Sampling(seeded(kernel), 700 if kernel == "sample_choose" else 2200)
     scores, totals = case.scores(), case.totals()
-    size = np.uint32(case.size)
+    size, count = np.uint32(case.size), len(case.rows)
     if kernel == "sample_penalize":
-        found = np.zeros_like(scores)
-        launch((1, len(case.rows)), case.rows, case.logits, found, case.biases, case.counts, size)
+        found = np.full_like(scores, np.nan)
+        launch((-(-case.size // 1024), count), case.rows, case.edits, case.logits, found, size)
         yield found, scores, 0
     elif kernel == "sample_weigh":
         found = np.zeros_like(totals)
-        launch((1, len(case.rows)), case.logits, scores, found, size)
+        launch((-(-case.size // 2048), count), case.rows, case.logits, scores, found, size)
         yield found, totals, 0
     else:
         expected = case.choices()
-        tokens, choices = np.zeros(len(case.rows), np.uint32), np.zeros_like(expected)
-        launch((len(case.rows),), case.rows, case.logits, scores, totals, case.counts, case.ring, tokens, choices, size,
-               np.uint32(case.ring.shape[1]))
-        yield tokens, expected["token"], 0
-        yield choices, expected, 0
-        yield case.rows["step"], np.ones(len(case.rows), np.uint64), 0
+        found = np.zeros_like(expected)
+        launch((count,), case.rows, case.logits, scores, totals, found, size)
+        yield found["token"], expected["token"], 0
+        yield found, expected, 0
 
 
 # ---------------------------------------------------------------------------------------------------- running

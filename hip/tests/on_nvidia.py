@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs every kernel's PTX on an NVIDIA GPU, with the checks of emulate.py, and times products with one column.
+"""Runs every kernel's PTX on an NVIDIA GPU, with the checks of emulate.py, and times products of matrices.
 
     on_nvidia.py [--objects DIR] [--kernels REGEX] [--table FILE] [--speed]
 
@@ -59,6 +59,38 @@ def speed(function, name):
     print(f"matvec_{name}_1 {rows} x {columns}: {seconds * 1e6:.1f} us, {per_row * rows / seconds / 1e9:.0f} GB/s")
 
 
+# Rows and columns of the matrices of an 8B model: queries, keys and values; output; gate and up; down.
+SHAPES = [(6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336)]
+
+
+def speed_on_matrix_cores(function, name, n):
+    """Prints how fast products with n columns (512 where n is the largest tile) are."""
+    n, block_rows, count = int(n), emulate.CORE_TILES[int(n)], 512 if int(n) == 128 else int(n)
+    planes, _ = matrix(np.random.default_rng(1), name, 8, 4096)
+    for rows, columns in SHAPES:
+        size = planes.nbytes * rows * columns // (8 * 4096)
+        # Enough copies that the caches do not hold them all.
+        copies = max(1, -(-200_000_000 // size))
+        w = [cupy.random.randint(0, 256, size + 4096, dtype=cupy.uint8) for _ in range(copies)]
+        x = cupy.random.standard_normal((count, columns), dtype=cupy.float32).astype(cupy.float16)
+        scales = cupy.ones(count, cupy.float32)
+        out = cupy.zeros((count, rows), cupy.float32)
+        grid = (-(-rows // block_rows), -(-count // n))
+        start, end, times = cupy.cuda.Event(), cupy.cuda.Event(), []
+        for _ in range(12):
+            start.record()
+            for weights in w:
+                function(grid, (function.max_threads_per_block,),
+                         (weights, x, scales, out, np.uint64(0), np.uint64(0), np.uint32(rows), np.uint32(columns),
+                          np.uint32(count)))
+            end.record()
+            end.synchronize()
+            times.append(cupy.cuda.get_elapsed_time(start, end) / copies * 1e-3)
+        seconds = float(np.median(times[2:]))
+        print(f"matmul_core_{name}_{n} {rows} x {columns}, {count} columns: {seconds * 1e6:.1f} us, "
+              f"{2e-12 * rows * columns * count / seconds:.1f} TFLOP/s, {size / seconds / 1e9:.0f} GB/s", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--objects")
@@ -88,6 +120,9 @@ def main():
             name = kernel.removeprefix("matvec_").removesuffix("_1")
             if options.speed and kernel == f"matvec_{name}_1" and name in FORMATS and name not in emulate.FLOATS:
                 speed(function, name)
+            core = re.fullmatch(r"matmul_core_(\w+)_(\d+)", kernel)
+            if options.speed and core and core[1] in ("q4_k", "q4_0", "q6_k"):
+                speed_on_matrix_cores(function, *core.groups())
     print(f"{len(results)} kernels on {card}, {len(failed)} wrong")
     if options.table:
         lines = [f"| kernel | {card} |", "|---|---|"] + [f"| {k} | {v} |" for k, v in sorted(results.items())]

@@ -257,8 +257,8 @@ def combined(partials):
 # ---------------------------------------------------------------------------------------------------- sampling
 
 ROW = np.dtype([("seed", "u8"), ("step", "u8"), ("log_min_p", "f8"), ("temperature", "f4"), ("top_p", "f4"),
-                ("top_k", "u4"), ("repetition", "f4"), ("frequency", "f4"), ("presence", "f4"), ("first_bias", "u4"),
-                ("biases", "u4"), ("window", "u4"), ("pushed", "u4")])
+                ("typical", "f4"), ("top_k", "u4"), ("repetition", "f4"), ("frequency", "f4"), ("presence", "f4"),
+                ("logits", "u4"), ("first_edit", "u4"), ("biases", "u4"), ("counts", "u4"), ("unused", "u4")])
 CHOICE = np.dtype([("token", "u4"), ("logit", "f4"), ("best", "f4"), ("unused", "u4"), ("total", "u8")])
 
 
@@ -293,68 +293,82 @@ class Sampling:
     """Rows of logits with different settings, and what is drawn from them."""
 
     def __init__(self, rng, size):
-        settings = [(0.0, 0, 1.0, 0.0), (0.8, 40, 0.95, 0.05), (1.0, 0, 0.9, 0.0), (4.0, 0, 1.0, 0.0),
-                    (2.0, 400, 1.0, 0.01)]
+        settings = [(0.0, 0, 1.0, 0.0, 1.0), (0.8, 40, 0.95, 0.05, 1.0), (1.0, 0, 0.9, 0.0, 1.0),
+                    (4.0, 0, 1.0, 0.0, 1.0), (2.0, 400, 1.0, 0.01, 1.0), (1.5, 60, 0.95, 0.0, 0.7),
+                    (3.0, 0, 0.97, 0.001, 1.0)]
         self.size, count = size, len(settings)
         self.rows = np.zeros(count, ROW)
         self.logits = (rng.standard_normal((count, size)) * 2).astype(np.float32)
-        self.logits[2] = np.round(self.logits[2])
+        self.logits[4] = np.round(self.logits[4])
         self.logits[:, 7], self.logits[:, 9] = np.nan, -np.inf
         self.logits[3, 11] = np.inf
-        self.biases = np.array([[3, 0], [7, 0], [60, 0]], np.uint32)
-        self.biases[:, 1] = np.array([1.5, 2, -np.inf], np.float32).view(np.uint32)
-        self.counts, self.ring = np.zeros((count, size), np.uint32), np.zeros((count, 8), np.uint32)
-        for row, (temperature, top_k, top_p, min_p) in zip(self.rows, settings):
+        # Biases for two rows, and how often tokens were there.
+        bias = np.array([1.5, 2, -np.inf], np.float32).view(np.uint32)
+        self.edits = np.array([[3, bias[0]], [7, bias[1]], [60, 1], [5, 2],
+                               [7, bias[1]], [60, bias[2]], [5, 2], [size - 1, 1]], np.uint32)
+        for index, (row, (temperature, top_k, top_p, min_p, typical)) in enumerate(zip(self.rows, settings)):
             row["seed"] = rng.integers(1 << 63)
-            row["temperature"], row["top_k"], row["top_p"] = temperature, top_k, top_p
+            row["temperature"], row["top_k"], row["top_p"], row["typical"] = temperature, top_k, top_p, typical
             row["log_min_p"] = np.log(min_p) if min_p else -np.inf
             row["repetition"], row["frequency"], row["presence"] = 1.3, 0.2, 0.1
+            row["logits"] = count - 1 - index
         for index in (1, 2):
-            self.rows[index]["first_bias"], self.rows[index]["biases"] = index - 1, 2
-            self.rows[index]["window"] = self.rows[index]["pushed"] = 4
-            self.ring[index, :4] = [5, 60, 5, 100]
-            self.counts[index, [5, 60, 100]] = [2, 1, 1]
+            self.rows[index]["first_edit"], self.rows[index]["biases"] = 4 * (index - 1), 2
+            self.rows[index]["counts"] = 2
+        self.own = self.logits[self.rows["logits"]]
+        self.finite = np.where(self.own == np.inf, np.finfo(np.float32).max, self.own)
 
     def scores(self):
         """The scores, their peaks, and those of the logits."""
         peaks = -(-self.size // 64)
-        out = np.zeros((len(self.rows), self.size + 2 * peaks), np.float32)
-        finite = np.where(self.logits == np.inf, np.finfo(np.float32).max, self.logits)
-        scores = finite.copy()
-        for row, score, counts in zip(self.rows, scores, self.counts):
-            for token, bias in self.biases[row["first_bias"] :][: row["biases"]]:
-                score[token] += np.uint32(bias).view(np.float32)
-            seen = (counts > 0) & (row["window"] > 0)
-            with np.errstate(over="ignore"):
-                scaled = np.where(score > 0, score / row["repetition"], score * row["repetition"])
-            penalty = counts.astype(np.float32) * row["frequency"] + row["presence"]
-            score[seen] = (scaled - penalty)[seen]
-        for part, values in ((0, scores), (1, finite)):
-            padded = np.full((len(self.rows), peaks * 64), -np.inf, np.float32)
-            padded[:, : self.size] = np.where(np.isnan(values), -np.inf, values)
-            start = self.size + part * peaks
-            out[:, start : start + peaks] = padded.reshape(len(self.rows), peaks, 64).max(axis=2)
-        out[:, : self.size] = scores
-        self.finite = finite
-        return out
+        scores = self.finite.copy()
+        for row, score in zip(self.rows, scores):
+            edits = self.edits[row["first_edit"] :][: row["biases"] + row["counts"]]
+            for i, (token, word) in enumerate(edits):
+                if i < row["biases"]:
+                    score[token] += np.uint32(word).view(np.float32)
+                else:
+                    scaled = score[token] / row["repetition"] if score[token] > 0 else score[token] * row["repetition"]
+                    score[token] = scaled - (np.float32(word) * row["frequency"] + row["presence"])
+        both = np.full((2, len(self.rows), peaks * 64), -np.inf, np.float32)
+        both[0, :, : self.size], both[1, :, : self.size] = scores, self.finite
+        scores = both[0].copy()
+        both[np.isnan(both)] = -np.inf
+        return np.concatenate([scores, *both.reshape(2, len(self.rows), peaks, 64).max(axis=3)], axis=1)
 
     def totals(self):
-        """The sums of the weights of scores and of logits: all are in one span."""
-        scores = self.scores()[:, : self.size]
-        both = [np.sum(weights_from(x - np.nanmax(x, axis=1, keepdims=True)), axis=1) for x in (scores, self.finite)]
-        return np.stack(both, axis=1)
+        """The sums of the weights of each 2048 tokens: of scores, of scores at the temperature, of logits; the best."""
+        out = []
+        for row, score, finite in zip(self.rows, self.scores()[:, : self.size], self.finite):
+            best, raw_best = np.nanmax(score), np.nanmax(finite)
+            ranked = row["temperature"] == 0 or row["top_k"] > 0
+            edited = row["biases"] + row["counts"] > 0
+            starts = np.arange(0, self.size, 2048)
+            sums = np.zeros((3, len(starts)), np.uint64)
+            if not (ranked and edited):
+                sums[0] = np.add.reduceat(weights_from(score - best), starts)
+            if not ranked:
+                floor = np.float32(np.float64(best) + row["log_min_p"])
+                weights = weights_from((score - best) / row["temperature"])
+                sums[1] = np.add.reduceat(np.where(score >= floor, weights, 0), starts)
+            sums[2] = np.add.reduceat(weights_from(finite - raw_best), starts)
+            bits = np.array([best, raw_best], np.float32).view(np.uint64)
+            out.append(np.concatenate([sums.reshape(-1), bits]))
+        return np.stack(out)
 
     def choices(self):
         """The tokens that are drawn, and what their probabilities are made of."""
         scores, choices = self.scores()[:, : self.size], np.zeros(len(self.rows), CHOICE)
-        for choice, row, score, finite, total in zip(choices, self.rows, scores, self.finite, self.totals()[:, 1]):
+        for choice, row, score, finite in zip(choices, self.rows, scores, self.finite):
             order = np.argsort(np.where(np.isfinite(score), -score, np.inf), kind="stable")
             order = order[np.isfinite(score[order])]
-            best = score[order[0]]
             if row["temperature"] == 0:
                 order = order[:1]
             if row["top_k"]:
                 order = order[: row["top_k"]]
+            if row["typical"] < 1:
+                order = self.typical(row, score, order)
+            best = score[order[0]]
             likely = np.cumsum(weights_from(score[order] - best))
             if row["log_min_p"] > -np.inf:
                 order = order[score[order] >= np.float32(np.float64(best) + row["log_min_p"])]
@@ -366,5 +380,17 @@ class Sampling:
                 before = uniform(int(row["seed"]), int(row["step"])) * int(mass[-1]) >> 64
                 order = order[np.searchsorted(mass, before + 1) :]
             choice["token"], choice["logit"], choice["best"] = order[0], finite[order[0]], np.nanmax(finite)
-            choice["total"] = total
+            choice["total"] = np.sum(weights_from(finite - np.nanmax(finite)))
         return choices
+
+    @staticmethod
+    def typical(row, score, order):
+        """Those of the ranked tokens whose surprisals are nearest to the entropy."""
+        distances = score[order[0]] - score[order]
+        weights = weights_from(-distances)
+        mean = np.float64(np.sum((np.float64(weights) * distances).astype(np.uint64)))
+        oddities = np.float64(distances) * np.float64(np.sum(weights)) - mean
+        nearest = np.argsort(np.abs(oddities.astype(np.float32)), kind="stable")
+        target = int(np.ceil(np.float64(row["typical"]) * np.float64(np.sum(weights))))
+        end = np.searchsorted(np.cumsum(weights[nearest]), target) + 1
+        return order[np.sort(nearest[:end])]

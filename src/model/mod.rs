@@ -83,7 +83,6 @@ impl Model {
             log::warn!("{}: the chat template is unusable: {e}", gguf.path().display());
         }
         let context = options.context.unwrap_or(config.context);
-        options.prefetch(&gguf)?;
         let (backend, report) = options.open_backend(&gguf, &program, &config)?;
         log::info!("{}: {}, {}", gguf.path().display(), config.arch, backend.describe());
         let rescue = options.take_rescue();

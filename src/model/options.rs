@@ -152,8 +152,9 @@ impl LoadOptions {
         self
     }
 
-    /// Calls `callback` while the weights are brought into memory. Without a callback the weights are only mapped, and
-    /// read when first used; with one they are read while loading.
+    /// Calls `callback` while the weights are brought into memory: on a GPU as they arrive there, where they are those
+    /// that the model needs; on the CPU as they are read, where without a callback they are only mapped, and read when
+    /// first used. If a GPU turns out not to be usable, the next device starts again from 0.
     pub fn on_progress(mut self, callback: impl FnMut(Progress) -> ControlFlow<()> + Send + 'static) -> Self {
         self.on_progress = Some(Box::new(callback));
         self
@@ -240,23 +241,31 @@ impl LoadOptions {
         }
     }
 
+    /// Tells who watches how far loading has come.
+    fn tell(&mut self, bytes: u64, total_bytes: u64) -> Result<()> {
+        match self.on_progress.as_mut().map(|callback| callback(Progress { bytes, total_bytes })) {
+            Some(ControlFlow::Break(())) => {
+                Err(Error::new(ErrorKind::Cancelled, "loading was cancelled by the caller"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Reads all tensors in, if somebody watches.
-    pub(super) fn prefetch(&mut self, gguf: &Gguf) -> Result<()> {
-        let Some(callback) = &mut self.on_progress else { return Ok(()) };
+    fn prefetch(&mut self, gguf: &Gguf) -> Result<()> {
+        if self.on_progress.is_none() {
+            return Ok(());
+        }
         let total_bytes = gguf.tensors().iter().map(|t| t.size()).sum();
         let mut bytes = 0;
-        let mut tell = |bytes| match callback(Progress { bytes, total_bytes }) {
-            ControlFlow::Continue(()) => Ok(()),
-            ControlFlow::Break(()) => Err(Error::new(ErrorKind::Cancelled, "loading was cancelled by the caller")),
-        };
-        tell(0)?;
+        self.tell(0, total_bytes)?;
         for tensor in gguf.tensors() {
             const STEP: usize = 16 << 20;
             for part in gguf.data(tensor).chunks(STEP) {
                 // One byte of each memory page makes the system read the page.
                 std::hint::black_box(part.iter().step_by(4096).fold(0u8, |sum, &b| sum.wrapping_add(b)));
                 bytes += part.len() as u64;
-                tell(bytes)?;
+                self.tell(bytes, total_bytes)?;
             }
         }
         Ok(())
@@ -274,15 +283,17 @@ impl LoadOptions {
         let mut report = DeviceReport::choose(device)?;
         let kv_type = self.effective_kv_type();
         while let Device::Hip(gpu) = report.device() {
+            let threads = self.threads.unwrap_or_else(cpu::cores::default_threads);
             let load = Load {
                 gguf,
                 program,
-                hip: hip::HipOptions { gpu, kv_type, precision: self.precision },
+                hip: hip::HipOptions { gpu, kv_type, precision: self.precision, threads },
                 cpu: self.cpu_options(),
                 context: self.context.unwrap_or(config.context.min(ROOM)),
             };
-            match load.place(self.placement) {
+            match load.place(self.placement, &mut |bytes, total| self.tell(bytes, total)) {
                 Ok((backend, part)) => return Ok((backend, report.with_placement(part))),
+                Err(e) if e.kind() == ErrorKind::Cancelled => return Err(e),
                 // What the caller forces is no reason to do something else.
                 Err(e) if self.placement != Placement::Automatic && e.kind() == ErrorKind::OutOfMemory => {
                     return Err(e);
@@ -293,6 +304,7 @@ impl LoadOptions {
                 }
             }
         }
+        self.prefetch(gguf)?;
         let backend = cpu::CpuBackend::new(Arc::clone(gguf), Arc::clone(program), self.cpu_options())?;
         Ok((Arc::new(backend), report))
     }

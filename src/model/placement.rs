@@ -1,6 +1,7 @@
 //! Which layers of a model a GPU runs, and which the CPU.
 
 use super::program::Program;
+use crate::backend::hip::Tell;
 use crate::backend::split::{self, SplitBackend};
 use crate::backend::{Backend, cpu, hip};
 use crate::gguf::Gguf;
@@ -31,29 +32,34 @@ pub(super) struct Load<'a> {
 }
 
 impl Load<'_> {
-    /// Loads the model; where the GPU does not run all of it, the text says how much and why.
+    /// Loads the model; where the GPU does not run all of it, the text says how much and why. `tell` hears how many bytes
+    /// of weights are on the GPU.
     ///
     /// # Errors
     /// `OutOfMemory` where not even one layer fits, or not as many as were asked for; else as the backends' own.
-    pub(super) fn place(&self, placement: Placement) -> Result<(Arc<dyn Backend>, Option<String>)> {
+    pub(super) fn place(
+        &self,
+        placement: Placement,
+        tell: &mut Tell<'_>,
+    ) -> Result<(Arc<dyn Backend>, Option<String>)> {
         let layers = self.program.kv.len();
         match placement {
-            Placement::Layers(n) if n >= layers => self.whole(),
-            Placement::Layers(n) => self.split(n, "as the caller asked"),
-            Placement::Automatic => self.fit(layers),
+            Placement::Layers(n) if n >= layers => self.whole(tell),
+            Placement::Layers(n) => self.split(n, "as the caller asked", tell),
+            Placement::Automatic => self.fit(layers, tell),
         }
     }
 
-    fn whole(&self) -> Result<(Arc<dyn Backend>, Option<String>)> {
-        Ok((Arc::new(hip::HipBackend::new(self.gguf, Arc::clone(self.program), &self.hip)?), None))
+    fn whole(&self, tell: &mut Tell<'_>) -> Result<(Arc<dyn Backend>, Option<String>)> {
+        Ok((Arc::new(hip::HipBackend::new(self.gguf, Arc::clone(self.program), &self.hip, tell)?), None))
     }
 
-    fn split(&self, layers: usize, why: &str) -> Result<(Arc<dyn Backend>, Option<String>)> {
+    fn split(&self, layers: usize, why: &str, tell: &mut Tell<'_>) -> Result<(Arc<dyn Backend>, Option<String>)> {
         let cut = self.program.layer_cuts().get(layers).copied().flatten().ok_or_else(|| {
             Error::unsupported(format!("this model cannot be cut before layer {layers}; place all of it on one device"))
         })?;
         let (front, back) = split::parts(self.program, cut);
-        let front = hip::HipBackend::new(self.gguf, Arc::new(front), &self.hip)?;
+        let front = hip::HipBackend::new(self.gguf, Arc::new(front), &self.hip, tell)?;
         let back = cpu::CpuBackend::new(Arc::clone(self.gguf), Arc::new(back), self.cpu.clone())?;
         let all = self.program.kv.len();
         let text = format!("the first {layers} of {all} layers, the others on the CPU, {why}");
@@ -61,14 +67,14 @@ impl Load<'_> {
     }
 
     /// As many layers as fit: by what is free now, and one after the other fewer where the device has less after all.
-    fn fit(&self, layers: usize) -> Result<(Arc<dyn Backend>, Option<String>)> {
+    fn fit(&self, layers: usize, tell: &mut Tell<'_>) -> Result<(Arc<dyn Backend>, Option<String>)> {
         let free = hip::free_memory(self.hip.gpu)?;
         // Code and what the driver keeps for itself.
         let usable = free - free / 32;
-        let needed = |program: &Program| hip::bytes(program, self.hip.kv_type, self.context);
+        let needed = |program: &Program| hip::bytes(self.hip.gpu, program, self.hip.kv_type, self.context);
         let all = needed(self.program)?;
         if all <= usable {
-            match self.whole() {
+            match self.whole(tell) {
                 Err(e) if e.kind() == ErrorKind::OutOfMemory => log::info!("hip:{}: {e}", self.hip.gpu),
                 placed => return placed,
             }
@@ -83,7 +89,7 @@ impl Load<'_> {
             if least > usable {
                 continue;
             }
-            match self.split(n, &why) {
+            match self.split(n, &why, tell) {
                 Err(e) if e.kind() == ErrorKind::OutOfMemory => log::info!("hip:{}: {e}", self.hip.gpu),
                 placed => return placed,
             }

@@ -59,6 +59,7 @@ use std::sync::Arc;
 
 pub use builder::SamplerBuilder;
 pub use state::{Choice, SamplerState, TokenLogprob};
+pub(crate) use state::{Drawn, Request};
 
 /// How to choose tokens: cheap to clone, never changed, shared between threads at will.
 ///

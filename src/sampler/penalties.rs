@@ -44,6 +44,11 @@ impl History {
         self.recent.is_empty()
     }
 
+    /// How often each token occurs, in any order.
+    pub(super) fn counts(&self) -> impl Iterator<Item = (u32, u32)> {
+        self.counts.iter().map(|(&token, &count)| (token, count))
+    }
+
     /// Applies the penalties of `sampler` to `logits`; tokens without a logit are ignored.
     ///
     /// The repetition penalty (Keskar et al., "CTRL", 2019) divides a logit by it, or multiplies one below zero, so

@@ -34,6 +34,41 @@ pub struct TokenLogprob {
     pub logprob: f32,
 }
 
+/// The most candidates among which a device looks for the typical ones.
+const MOST_TYPICAL: usize = 1024;
+
+/// What a choice depends on beside the logits.
+#[derive(Debug)]
+pub(crate) struct Request<'a> {
+    pub(crate) seed: u64,
+    pub(crate) step: u64,
+    /// The logarithm of min-p; -∞ for none.
+    pub(crate) log_min_p: f64,
+    pub(crate) temperature: f32,
+    pub(crate) top_p: f32,
+    pub(crate) typical: f32,
+    /// 0 is off.
+    pub(crate) top_k: u32,
+    pub(crate) repetition_penalty: f32,
+    pub(crate) frequency_penalty: f32,
+    pub(crate) presence_penalty: f32,
+    /// Tokens and what is added to their logits; each token is there once.
+    pub(crate) biases: &'a [(u32, f32)],
+    /// Tokens and how often they are in the penalty window; each token is there once.
+    pub(crate) counts: Vec<(u32, u32)>,
+}
+
+/// A token that a device chose, by the model's own logits.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Drawn {
+    pub(crate) token: u32,
+    /// Its logit, and the largest one.
+    pub(crate) logit: f32,
+    pub(crate) best: f32,
+    /// The sum of the weights of all logits.
+    pub(crate) total: u64,
+}
+
 /// The state of one generation, made by [`Sampler::start`]. A clone goes on to draw the same random numbers.
 #[derive(Debug, Clone)]
 pub struct SamplerState {
@@ -93,7 +128,7 @@ impl SamplerState {
             )));
         }
         let total = logits::total(&logits, best, 1.0, f32::NEG_INFINITY);
-        let log_total = ln(total as f64 / UNIT as f64);
+        let log_total = log_of(total);
         let logprob = |logit: f32| (f64::from(logit) - f64::from(best) - log_total) as f32;
 
         let mut top_logprobs = Vec::new();
@@ -105,10 +140,48 @@ impl SamplerState {
         }
 
         let token = self.choose(&logits, best, total)?;
-        self.step += 1;
-        self.history.push(token);
+        self.count(token);
         let logit = logits.get(token as usize).copied().unwrap_or(f32::NEG_INFINITY);
         Ok(Choice { token, logprob: logprob(logit), top_logprobs })
+    }
+
+    /// Counts a chosen token as part of the text.
+    fn count(&mut self, token: u32) {
+        self.step += 1;
+        self.history.push(token);
+    }
+
+    /// The next choice, for a device that makes it where the logits are, `vocabulary` of them. `None` where that cannot
+    /// be, and [`sample`](Self::sample) does it or says what is wrong.
+    pub(crate) fn request(&self, vocabulary: usize) -> Option<Request<'_>> {
+        let sampler = &self.sampler;
+        let top_k = u32::try_from(sampler.top_k).unwrap_or(u32::MAX);
+        let is_known = |&(token, _): &(u32, f32)| (token as usize) < vocabulary;
+        let is_possible = (1..=MAX_VOCABULARY).contains(&vocabulary)
+            && sampler.top_logprobs == 0
+            && (sampler.typical >= 1.0 || (1..=MOST_TYPICAL).contains(&sampler.top_k))
+            && sampler.biases.iter().all(is_known);
+        is_possible.then(|| Request {
+            seed: self.seed,
+            step: self.step,
+            log_min_p: if sampler.min_p > 0.0 { ln(f64::from(sampler.min_p)) } else { f64::NEG_INFINITY },
+            temperature: sampler.temperature,
+            top_p: sampler.top_p,
+            typical: sampler.typical,
+            top_k,
+            repetition_penalty: sampler.repetition_penalty,
+            frequency_penalty: sampler.frequency_penalty,
+            presence_penalty: sampler.presence_penalty,
+            biases: &sampler.biases,
+            counts: self.history.counts().collect(),
+        })
+    }
+
+    /// Takes what a device chose for the last [`request`](Self::request).
+    pub(crate) fn accept(&mut self, drawn: Drawn) -> Choice {
+        self.count(drawn.token);
+        let logprob = (f64::from(drawn.logit) - f64::from(drawn.best) - log_of(drawn.total)) as f32;
+        Choice { token: drawn.token, logprob, top_logprobs: Vec::new() }
     }
 
     /// All steps, on logits without +∞, whose peaks are in the buffers. `best` is the highest of them, and `total` the
@@ -145,6 +218,11 @@ impl SamplerState {
         let random = uniform(self.seed, self.step);
         steps::draw(&mut ranking, sampler.temperature, random).map(|drawn| drawn.token()).ok_or_else(nothing)
     }
+}
+
+/// The logarithm of a sum of weights.
+fn log_of(total: u64) -> f64 {
+    ln(total as f64 / UNIT as f64)
 }
 
 /// Replaces +∞ by the largest finite number, and returns that, the highest of the new peaks.

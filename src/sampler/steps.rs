@@ -1,7 +1,7 @@
 //! The steps that narrow the candidates down, and the draw from what is left.
 
 use super::Sampler;
-use super::math::{UNIT, ln, weight};
+use super::math::{ln, weight};
 use super::ranking::{Candidate, Ranking};
 
 /// Top-k, typical, top-p and min-p, in this order.
@@ -25,32 +25,35 @@ pub(super) fn narrow(ranking: &mut Ranking, sampler: &Sampler) {
 
 /// Locally typical sampling (Meister, Pimentel, Wiher and Cotterell, 2022): keeps the smallest set of a mass of at
 /// least `mass` whose surprisals, `-ln p`, are the closest to their expectation, the entropy.
+///
+/// Surprisals are the distances to the best logit but for a constant, which the difference to their mean does not have.
+/// The mean is made of integers, so that no order matters, and not divided by their total: nor are the distances.
 fn typical(ranking: &mut Ranking, mass: f32) {
     let best = ranking.best();
     let total = ranking.total(1.0);
     let candidates = ranking.all();
-    let log_total = ln(total as f64 / UNIT as f64);
-    let distance = |candidate: &Candidate| candidate.logit() - best;
-    // -Σ p ln p with ln p = distance - log_total; the sum is made in rank order.
-    let mean_distance = candidates
+    let distance = |candidate: &Candidate| best - candidate.logit();
+    let sum: u64 = candidates
         .iter()
-        .map(|candidate| (weight(distance(candidate)), distance(candidate)))
+        .map(|candidate| (weight(-distance(candidate)), distance(candidate)))
         .filter(|&(weight, _)| weight > 0)
-        .fold(0.0, |sum, (weight, distance)| sum + weight as f64 / total as f64 * f64::from(distance));
-    let entropy = log_total - mean_distance;
-    let mut by_oddity: Vec<(f64, usize)> = candidates
+        .map(|(weight, distance)| (weight as f64 * f64::from(distance)) as u64)
+        .sum();
+    // The rank follows the oddity in the low half of a number: oddities are positive, and order as their bits.
+    let oddity = |candidate: &Candidate| ((f64::from(distance(candidate)) * total as f64 - sum as f64) as f32).abs();
+    let mut by_oddity: Vec<u64> = candidates
         .iter()
-        .map(|candidate| (log_total - f64::from(distance(candidate)) - entropy).abs())
-        .zip(0..)
+        .zip(0u64..)
+        .map(|(candidate, rank)| u64::from(oddity(candidate).to_bits()) << 32 | rank)
         .collect();
-    by_oddity.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+    by_oddity.sort_unstable();
 
     let target = share(mass, total);
     let mut kept = vec![false; candidates.len()];
     let mut sum = 0;
-    for (_, rank) in by_oddity {
+    for rank in by_oddity.into_iter().map(|key| key as u32 as usize) {
         if let (Some(candidate), Some(kept)) = (candidates.get(rank), kept.get_mut(rank)) {
-            sum += weight(distance(candidate));
+            sum += weight(-distance(candidate));
             *kept = true;
         }
         if sum >= target {

@@ -137,6 +137,12 @@ impl Faults {
         unsafe { self.0.get::<extern "C" fn(i32) -> u64>(b"wavelm_sim_calls").unwrap()(kind as i32) }
     }
 
+    /// Bytes that were copied to the host so far.
+    pub fn downloaded(&self) -> u64 {
+        // SAFETY: the signature is that of the simulator's function.
+        unsafe { self.0.get::<extern "C" fn() -> u64>(b"wavelm_sim_downloaded").unwrap()() }
+    }
+
     /// Allocations, modules, streams and events that exist.
     pub fn held(&self) -> u64 {
         // SAFETY: as above.

@@ -2,6 +2,7 @@
 
 use crate::args;
 use crate::common::{Random, assert_near};
+use crate::rows::assert_quantized;
 use crate::sim::{Buffer, Sim, sims};
 use half::f16;
 
@@ -300,11 +301,15 @@ fn attention_of_few_queries_is_right() {
                     .enumerate()
                     .flat_map(|(i, q)| cache.attend(q, i % heads, tokens[i / heads], scale))
                     .collect();
-                for splits in [1, 2, 5] {
+                for splits in [1, 2, 5_usize] {
                     let n = [1, 4, 8][(i + splits) % 3];
                     let kernel = format!("attend_decode_{name}_{n}");
                     let out = Buffer::unset::<f32>(tokens.len() * heads * v_dim);
                     let partials = Buffer::unset::<f32>(tokens.len() * heads * splits * (v_dim + 2));
+                    let combines = splits > 1 || i % 2 == 0;
+                    let quantizes = v_dim % 32 == 0;
+                    let (out_q, groups) =
+                        (Buffer::unset::<i8>(expected.len()), Buffer::unset::<[u32; 2]>(expected.len() / 32));
                     sim.launch(
                         &kernel,
                         [kv_heads * group.div_ceil(n), tokens.len(), splits],
@@ -315,7 +320,7 @@ fn attention_of_few_queries_is_right() {
                             &Buffer::new(&columns(&tokens, |t| t.0 as u32)),
                             &Buffer::new(&columns(&tokens, |t| t.1 as u32)),
                             &out,
-                            &partials,
+                            combines.then_some(&partials),
                             heads,
                             kv_heads,
                             k_dim,
@@ -329,14 +334,18 @@ fn attention_of_few_queries_is_right() {
                             layer.page_bytes() as u64,
                         ],
                     );
-                    if splits > 1 {
+                    let what = format!("wave {}, {kernel}, {splits} splits, {layer:?}", sim.wave);
+                    if combines {
+                        let (q, words) = (quantizes.then_some(&out_q), quantizes.then_some(&groups));
                         sim.launch(
                             "attend_combine",
                             [heads, tokens.len(), 1],
-                            args![&partials, &out, heads, v_dim, splits],
+                            args![&partials, &out, q, words, heads, v_dim, splits],
                         );
+                        if quantizes {
+                            assert_quantized(&out_q, &groups, &expected, &what);
+                        }
                     }
-                    let what = format!("wave {}, {kernel}, {splits} splits, {layer:?}", sim.wave);
                     assert_near(&out.read::<f32>(), &expected, &[1.0], 1e-5, &what);
                 }
             }

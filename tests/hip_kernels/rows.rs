@@ -11,7 +11,7 @@ fn dequantized(q: &Buffer, groups: &Buffer) -> Vec<f32> {
 }
 
 /// Checks quantized numbers: each is off by at most half a step.
-fn assert_quantized(q: &Buffer, groups: &Buffer, expected: &[f64], what: &str) {
+pub fn assert_quantized(q: &Buffer, groups: &Buffer, expected: &[f64], what: &str) {
     let steps: Vec<f64> =
         expected.chunks(32).map(|g| g.iter().fold(0.0, |max: f64, x| max.max(x.abs())) / 127.0).collect();
     let sums: Vec<i32> = q.read::<i8>().chunks(16).map(|half| half.iter().map(|&q| i32::from(q)).sum()).collect();
@@ -34,7 +34,7 @@ fn norm(x: &[f32], weight: &[f32], eps: f32) -> Vec<f64> {
 fn norms_are_right() {
     let mut random = Random::new(10);
     for sim in sims() {
-        for (rows, columns) in [(1, 1), (3, 37), (2, 256), (2, 576), (3, 1056)] {
+        for (rows, columns) in [(1, 1), (3, 37), (2, 256), (2, 576), (3, 1056), (2, 4096), (2, 5152), (1, 8197)] {
             let (x, y) = (random.normals(rows * columns), random.normals(rows * columns));
             let weight = random.normals(columns);
             let w = Buffer::new(&weight);
@@ -101,11 +101,18 @@ fn elementwise_kernels_are_right() {
     }
 }
 
+pub fn silu(x: f64) -> f64 {
+    x / (1.0 + (-x).exp())
+}
+
+/// The approximation by tanh.
+pub fn gelu(x: f64) -> f64 {
+    0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
+}
+
 #[test]
 fn gated_units_are_right() {
     let mut random = Random::new(12);
-    let silu = |x: f64| x / (1.0 + (-x).exp());
-    let gelu = |x: f64| 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh());
     type Gate<'a> = &'a dyn Fn(f64) -> f64;
     for sim in sims() {
         for (kernel, gate) in [("glu_silu", &silu as Gate), ("glu_gelu", &gelu as Gate)] {

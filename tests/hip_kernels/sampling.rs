@@ -15,14 +15,16 @@ struct Row {
     log_min_p: f64,
     temperature: f32,
     top_p: f32,
+    typical: f32,
     top_k: u32,
     repetition_penalty: f32,
     frequency_penalty: f32,
     presence_penalty: f32,
-    first_bias: u32,
+    logits: u32,
+    first_edit: u32,
     biases: u32,
-    window: u32,
-    pushed: u32,
+    counts: u32,
+    unused: u32,
 }
 
 /// What was chosen: struct Choice of hip/sampling.hip.
@@ -51,6 +53,7 @@ struct Settings {
     top_k: usize,
     top_p: f32,
     min_p: f32,
+    typical: f32,
     /// Repetition, frequency, presence.
     penalties: [f32; 3],
     window: usize,
@@ -59,7 +62,16 @@ struct Settings {
 
 impl Settings {
     fn new(temperature: f32, top_k: usize, top_p: f32, min_p: f32) -> Self {
-        Self { temperature, top_k, top_p, min_p, penalties: [1.0, 0.0, 0.0], window: 0, biases: Vec::new() }
+        Self {
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            typical: 1.0,
+            penalties: [1.0, 0.0, 0.0],
+            window: 0,
+            biases: Vec::new(),
+        }
     }
 
     fn builder(&self) -> SamplerBuilder {
@@ -69,6 +81,7 @@ impl Settings {
             .top_k(self.top_k)
             .top_p(self.top_p)
             .min_p(self.min_p)
+            .typical(self.typical)
             .repetition_penalty(repetition)
             .frequency_penalty(frequency)
             .presence_penalty(presence)
@@ -92,7 +105,15 @@ fn settings() -> Vec<Settings> {
         plain(3.0, 1500, 0.97, 0.0),
         plain(1.0, 1024, 0.99, 1e-4),
         plain(0.9, 300, 1.0, 0.0),
+        plain(1.0, 1025, 0.5, 0.0),
+        plain(30.0, 0, 0.9, 1e-6),
+        plain(1e30, 0, 1.0, 0.0),
+        plain(1e-30, 0, 1.0, 0.0),
+        plain(1.0, 0, 0.0, 1.0),
     ];
+    for (typical, top_k) in [(0.0, 40), (0.3, 40), (0.9, 1024), (0.99, 700), (0.5, 1)] {
+        all.push(Settings { typical, ..plain(1.5, top_k, 0.95, 0.01) });
+    }
     let biases: Vec<(u32, f32)> = vec![(0, 1.5), (3, f32::NEG_INFINITY), (17, -2.0), (61, 6.0)];
     for (i, base) in [all[0].clone(), all[2].clone(), all[7].clone()].into_iter().enumerate() {
         all.push(Settings { penalties: [1.3, 0.2, 0.1], window: 3 + i, ..base.clone() });
@@ -119,106 +140,133 @@ fn logits(random: &mut Random, vocabulary: usize, spread: f32, step: f32, odd: b
 
 const STEPS: usize = 2;
 
-fn check(sim: &Sim, vocabulary: usize, spread: f32, step: f32, odd: bool) {
+/// Draws a token with each of the settings, each from logits of its own, in one launch.
+fn check(sim: &Sim, settings: &[Settings], logits: impl Fn(&mut Random) -> Vec<f32>) {
+    let mut random = Random::new(3);
+    let vocabulary = logits(&mut random).len();
     let mut random = Random::new(vocabulary as u64);
-    let settings: Vec<Settings> =
-        settings().into_iter().filter(|s| s.biases.iter().all(|b| (b.0 as usize) < vocabulary)).collect();
+    let settings: Vec<&Settings> =
+        settings.iter().filter(|s| s.biases.iter().all(|b| (b.0 as usize) < vocabulary)).collect();
     let count = settings.len();
-    let (peaks, spans) = (vocabulary.div_ceil(64), vocabulary.div_ceil(4096));
-    let prompt: Vec<u32> = (0..10).map(|_| random.below(vocabulary) as u32).collect();
-    let ring_len = 64;
-    let mut biases = Vec::new();
-    let (mut counts, mut ring) = (vec![0_u32; count * vocabulary], vec![u32::MAX; count * ring_len]);
-    let mut states = Vec::new();
-    let rows: Vec<Row> = settings
-        .iter()
-        .enumerate()
-        .map(|(i, s)| {
-            let seed = random.bits();
-            states.push(s.builder().seed(seed).build().unwrap().start(&prompt));
-            let first_bias = biases.len() as u32;
-            biases.extend(s.biases.iter().map(|&(token, bias)| [token, bias.to_bits()]));
-            let kept = &prompt[prompt.len().saturating_sub(s.window)..];
-            for (place, &token) in kept.iter().enumerate() {
-                counts[i * vocabulary + token as usize] += 1;
-                ring[i * ring_len + place] = token;
-            }
+    let (peaks, spans) = (vocabulary.div_ceil(64), vocabulary.div_ceil(2048));
+    // Twice the same token, and one that the model does not have.
+    let mut prompt: Vec<u32> = (0..10).map(|_| random.below(vocabulary) as u32).collect();
+    prompt.extend([prompt[9], vocabulary as u32 + 3]);
+    let seeds: Vec<u64> = (0..count).map(|_| random.bits()).collect();
+    let start = |(s, &seed): (&&Settings, &u64)| s.builder().seed(seed).build().unwrap().start(&prompt);
+    let mut states: Vec<_> = settings.iter().zip(&seeds).map(start).collect();
+    let mut texts: Vec<Vec<u32>> = vec![prompt.clone(); count];
+    for step in 0..STEPS {
+        let mut edits: Vec<[u32; 2]> = Vec::new();
+        let row = |(i, s): (usize, &&Settings)| {
+            let first_edit = edits.len() as u32;
+            edits.extend(s.biases.iter().map(|&(token, bias)| [token, bias.to_bits()]));
+            let mut window = texts[i][texts[i].len().saturating_sub(s.window)..].to_vec();
+            window.sort_unstable();
+            let counts = window.chunk_by(|a, b| a == b).map(|run| [run[0], run.len() as u32]);
+            let counts: Vec<[u32; 2]> = counts.filter(|_| s.penalties != [1.0, 0.0, 0.0]).collect();
+            edits.extend(&counts);
             Row {
-                seed,
-                step: 0,
+                seed: seeds[i],
+                step: (texts[i].len() - prompt.len()) as u64,
                 log_min_p: f64::from(s.min_p).ln(),
                 temperature: s.temperature,
                 top_p: s.top_p,
+                typical: s.typical,
                 top_k: s.top_k as u32,
                 repetition_penalty: s.penalties[0],
                 frequency_penalty: s.penalties[1],
                 presence_penalty: s.penalties[2],
-                first_bias,
+                // The rows of logits are in another order.
+                logits: (count - 1 - i) as u32,
+                first_edit,
                 biases: s.biases.len() as u32,
-                window: s.window as u32,
-                pushed: kept.len() as u32,
+                counts: counts.len() as u32,
+                unused: 0,
             }
-        })
-        .collect();
-    let (rows, biases) = (Buffer::new(&rows), Buffer::new(&biases));
-    let (counts, ring) = (Buffer::new(&counts), Buffer::new(&ring));
-    for sampled in 0..STEPS {
-        let logits: Vec<Vec<f32>> = (0..count).map(|_| logits(&mut random, vocabulary, spread, step, odd)).collect();
-        let memory = Buffer::new(&logits.concat());
-        let scores = Buffer::unset::<f32>(count * (vocabulary + 2 * peaks));
-        let totals = Buffer::unset::<u64>(count * 2 * spans);
-        let (tokens, chosen) = (Buffer::unset::<u32>(count), Buffer::unset::<Choice>(count));
+        };
+        let rows: Vec<Row> = settings.iter().enumerate().map(row).collect();
+        let (rows, edits) = (Buffer::new(&rows), Buffer::new(&edits));
+        let logits: Vec<Vec<f32>> = (0..count).map(|_| logits(&mut random)).collect();
+        let memory = Buffer::new(&logits.iter().rev().flatten().copied().collect::<Vec<f32>>());
+        let scores = Buffer::unset::<f32>(count * 66 * peaks);
+        let totals = Buffer::unset::<u64>(count * (3 * spans + 1));
+        let chosen = Buffer::unset::<Choice>(count);
         let grid = [vocabulary.div_ceil(1024), count, 1];
-        sim.launch("sample_penalize", grid, args![&rows, &memory, &scores, &biases, &counts, vocabulary]);
-        sim.launch("sample_weigh", [spans, count, 1], args![&memory, &scores, &totals, vocabulary]);
-        let args = args![&rows, &memory, &scores, &totals, &counts, &ring, &tokens, &chosen, vocabulary, ring_len];
+        sim.launch("sample_penalize", grid, args![&rows, &edits, &memory, &scores, vocabulary]);
+        sim.launch("sample_weigh", [spans, count, 1], args![&rows, &memory, &scores, &totals, vocabulary]);
+        let args = args![&rows, &memory, &scores, &totals, &chosen, vocabulary];
         sim.launch("sample_choose", [count, 1, 1], args);
-        for (i, (token, chosen)) in tokens.read::<u32>().into_iter().zip(chosen.read::<Choice>()).enumerate() {
-            assert_eq!(token, chosen.token);
-            let what = format!("wave {}, step {sampled} of {vocabulary} logits, {:?}", sim.wave, settings[i]);
+        for (i, chosen) in chosen.read::<Choice>().into_iter().enumerate() {
+            let what = format!("wave {}, step {step} of {vocabulary} logits, {:?}", sim.wave, settings[i]);
             match states[i].sample(&logits[i]) {
                 Ok(choice) => {
-                    assert_eq!(token, choice.token, "{what}");
+                    assert_eq!(chosen.token, choice.token, "{what}");
                     assert_eq!(chosen.logprob(), choice.logprob, "{what}");
+                    texts[i].push(choice.token);
                 }
-                Err(error) => assert_eq!(token, u32::MAX, "{what}: {error}"),
+                Err(error) => assert_eq!(chosen.token, u32::MAX, "{what}: {error}"),
             }
         }
-        let largest = Buffer::unset::<u32>(count);
-        sim.launch("sample_argmax", [count, 1, 1], args![&memory, &largest, vocabulary]);
-        for (found, logits) in largest.read::<u32>().into_iter().zip(&logits) {
-            let greedy = Sampler::greedy().start(&[]).sample(logits).map(|choice| choice.token);
-            assert_eq!(found, greedy.unwrap_or(u32::MAX));
-        }
     }
+}
+
+/// All settings, on random logits.
+fn check_all(sim: &Sim, vocabulary: usize, spread: f32, step: f32, odd: bool) {
+    check(sim, &settings(), |random| logits(random, vocabulary, spread, step, odd));
 }
 
 #[test]
 fn the_same_tokens_are_drawn_as_on_the_cpu() {
     for sim in sims() {
         for vocabulary in [1, 62, 64, 1000, 5003] {
-            check(sim, vocabulary, 3.0, 0.0, false);
+            check_all(sim, vocabulary, 3.0, 0.0, false);
         }
-        check(sim, 20_011, 2.0, 0.0, true);
+        check_all(sim, 20_011, 2.0, 0.0, true);
+    }
+}
+
+#[test]
+fn the_largest_vocabularies_are_drawn_from_as_on_the_cpu() {
+    let plain = Settings::new;
+    let settings = [
+        plain(0.0, 0, 1.0, 0.0),
+        Settings { penalties: [1.3, 0.2, 0.1], window: 8, ..plain(0.8, 40, 0.95, 0.05) },
+        plain(1.0, 0, 0.95, 0.0),
+        plain(1.5, 0, 1.0, 0.0),
+    ];
+    for sim in sims() {
+        check(sim, &settings, |random| logits(random, 262_144, 2.5, 0.0, false));
+        check(sim, &settings[2..], |random| logits(random, 300_001, 0.5, 0.0, false));
     }
 }
 
 #[test]
 fn equal_logits_are_drawn_as_on_the_cpu() {
     for sim in sims() {
-        check(sim, 700, 2.0, 0.5, true);
-        check(sim, 9000, 1.0, 0.0625, false);
-        check(sim, 6000, 1.0, 1000.0, true);
-        check(sim, 100, 0.0, 0.0, true);
+        check_all(sim, 700, 2.0, 0.5, true);
+        check_all(sim, 9000, 1.0, 0.0625, false);
+        check_all(sim, 6000, 1.0, 1000.0, true);
+        check_all(sim, 100, 0.0, 0.0, true);
+    }
+}
+
+#[test]
+fn far_apart_and_overflowing_logits_are_drawn_as_on_the_cpu() {
+    for sim in sims() {
+        check_all(sim, 3000, 1e37, 0.0, true);
+        check_all(sim, 3000, 1e6, 0.0, false);
+        check_all(sim, 3000, 1e-30, 0.0, false);
+        check_all(sim, 5000, 200.0, 0.0, true);
     }
 }
 
 #[test]
 fn nothing_to_choose_from_is_said() {
+    let banned = Settings { biases: vec![(1, f32::NEG_INFINITY)], ..Settings::new(0.0, 0, 1.0, 0.0) };
+    let settings = [Settings::new(0.0, 0, 1.0, 0.0), Settings::new(1.0, 40, 0.9, 0.1), banned.clone()];
     for sim in sims() {
-        let logits = [f32::NAN, f32::NEG_INFINITY, f32::NEG_INFINITY];
-        let chosen = Buffer::unset::<u32>(1);
-        sim.launch("sample_argmax", [1, 1, 1], args![&Buffer::new(&logits), &chosen, 3_usize]);
-        assert_eq!(chosen.read::<u32>(), [u32::MAX]);
+        check(sim, &settings, |_| vec![f32::NAN, f32::NEG_INFINITY, f32::NEG_INFINITY]);
+        check(sim, &[banned.clone()], |_| vec![f32::NAN, 3.0, f32::NEG_INFINITY]);
     }
 }

@@ -3,6 +3,7 @@
 use crate::args;
 use crate::common::{Random, assert_near};
 use crate::sim::{Buffer, Sim, sims};
+use half::f16;
 use wavelm::gguf::TensorType::{self, *};
 use wavelm::quant;
 
@@ -227,9 +228,121 @@ fn products_with_few_columns_are_right() {
             let odd_columns = if is_float(ty) { 37 } else { ty.block_len() };
             for (rows, columns) in [(1, odd_columns), (9, 3 * ty.block_len().max(16)), (6, 1024)] {
                 let w = matrix(ty, rows, columns, &mut random);
-                for (n, count) in [(1, 1), (2, 2), (4, 3), (8, 5), (8, 8)] {
+                for (n, count) in FEW {
                     let kernel = format!("matvec_{name}_{n}");
                     check_product(sim, &kernel, [rows.div_ceil(4), 1, 1], ty, &w, count, random.bits());
+                }
+            }
+        }
+    }
+}
+
+/// The kernels for few columns, and numbers of columns to try each with.
+const FEW: [(usize, usize); 5] = [(1, 1), (2, 2), (4, 3), (8, 5), (8, 8)];
+
+#[test]
+fn three_products_in_one_launch_are_right() {
+    let mut random = Random::new(31);
+    let same = TYPES.iter().filter(|(ty, _)| !is_float(*ty)).map(|&(ty, name)| (ty, ty, name.to_owned()));
+    let mixed = [(Q4_K, Q6_K, "q4_k_q6_k".to_owned()), (Q5_K, Q6_K, "q5_k_q6_k".to_owned())];
+    let kinds: Vec<_> = same.chain(mixed).collect();
+    for sim in sims() {
+        for (ty, last, name) in &kinds {
+            for (i, rows) in [[9, 3, 6], [5, 8, 0], [4, 0, 0]].into_iter().enumerate() {
+                let (n, count) = FEW[(i * 2 + random.below(3) as usize) % FEW.len()];
+                let columns = 3 * ty.block_len().max(last.block_len());
+                let types = [*ty, *ty, *last];
+                let w = [0, 1, 2].map(|j| matrix(types[j], rows[j].max(1), columns, &mut random));
+                let x = random.normals(count * columns);
+                let x = activations(sim, &x);
+                let out = rows.map(|rows| Buffer::unset::<f32>(count * rows.max(1)));
+                let bias = rows.map(|rows| random.normals(rows.max(1)));
+                let memory = [0, 1, 2].map(|j| Buffer::new(&bias[j]));
+                // The second has none.
+                let biases = [Some(&memory[0]), None, Some(&memory[2])];
+                let grid = [rows.iter().map(|rows| rows.div_ceil(4)).sum(), 1, 1];
+                let kernel = format!("matvec_three_{name}_{n}");
+                sim.launch(
+                    &kernel,
+                    grid,
+                    args![
+                        &w[0].memory,
+                        &w[1].memory,
+                        &w[2].memory,
+                        &x.q,
+                        &x.groups,
+                        &out[0],
+                        &out[1],
+                        &out[2],
+                        biases[0],
+                        biases[1],
+                        biases[2],
+                        rows[0],
+                        rows[1],
+                        rows[2],
+                        columns,
+                        count
+                    ],
+                );
+                for j in (0..3).filter(|&j| rows[j] > 0) {
+                    let (mut expected, scale) = product(&w[j].weights, &x.values, columns);
+                    for (k, expected) in expected.iter_mut().enumerate() {
+                        *expected += if biases[j].is_some() { f64::from(bias[j][k % rows[j]]) } else { 0.0 };
+                    }
+                    let scale: Vec<f64> = scale.iter().map(|s| s + 1.0).collect();
+                    let what = format!("wave {}, {kernel}, part {j} of {rows:?}, {count} columns", sim.wave);
+                    assert_near(&out[j].read::<f32>(), &expected, &scale, 2e-6, &what);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn gated_products_are_right() {
+    let mut random = Random::new(32);
+    for sim in sims() {
+        for (ty, name) in TYPES.into_iter().filter(|(ty, _)| !is_float(*ty)) {
+            for (i, (n, count)) in FEW.into_iter().enumerate() {
+                // Without quantization any number of rows will do.
+                let rows = [64, 37, 32, 96, 5][(i + random.below(5) as usize) % 5];
+                let columns = 2 * ty.block_len().max(64);
+                let w = [0, 1].map(|_| matrix(ty, rows, columns, &mut random));
+                let x = activations(sim, &random.normals(count * columns));
+                let (out, len) = (Buffer::unset::<f32>(count * rows), count * rows);
+                let (q, groups) = (Buffer::unset::<i8>(len), Buffer::unset::<[u32; 2]>(len / 32));
+                let quantizes = rows % 32 == 0;
+                let gelu = i % 2;
+                let kernel = format!("matvec_glu_{name}_{n}");
+                sim.launch(
+                    &kernel,
+                    [rows.div_ceil(32), 1, 1],
+                    args![
+                        &w[0].memory,
+                        &w[1].memory,
+                        &x.q,
+                        &x.groups,
+                        &out,
+                        quantizes.then_some(&q),
+                        quantizes.then_some(&groups),
+                        gelu,
+                        rows,
+                        columns,
+                        count
+                    ],
+                );
+                let (gate, gate_scale) = product(&w[0].weights, &x.values, columns);
+                let (up, up_scale) = product(&w[1].weights, &x.values, columns);
+                let act = if gelu == 1 { crate::rows::gelu } else { crate::rows::silu };
+                let expected: Vec<f64> = gate.iter().zip(&up).map(|(&g, &u)| act(g) * u).collect();
+                let scale = gate.iter().zip(&up).zip(gate_scale.iter().zip(&up_scale));
+                let scale: Vec<f64> =
+                    scale.map(|((g, u), (gs, us))| g.abs() * us + u.abs() * gs + g.abs() * u.abs() + 1.0).collect();
+                let what = format!("wave {}, {kernel}, {rows} x {columns}, {count} columns", sim.wave);
+                assert_near(&out.read::<f32>(), &expected, &scale, 3e-6, &what);
+                if quantizes {
+                    let found: Vec<f64> = out.read::<f32>().into_iter().map(f64::from).collect();
+                    crate::rows::assert_quantized(&q, &groups, &found, &what);
                 }
             }
         }
@@ -246,6 +359,93 @@ fn products_with_many_columns_are_right() {
                 let w = matrix(ty, rows, columns, &mut random);
                 let grid = [rows.div_ceil(64), count.div_ceil(64), 1];
                 check_product(sim, &format!("matmul_{name}"), grid, ty, &w, count, random.bits());
+            }
+        }
+    }
+}
+
+/// The power of two that a row is divided by before it becomes f16.
+fn halving_scale(row: &[f32]) -> f32 {
+    let max = row.iter().fold(0, |max, x| max.max(x.to_bits() & 0x7fff_ffff));
+    let exponent = (max >> 23) as i32 - 127;
+    if exponent == 128 { 1.0 } else { 2.0_f32.powi((exponent - 14).max(-126)) }
+}
+
+#[test]
+fn rows_halve_without_overflow() {
+    let mut random = Random::new(5);
+    for sim in sims() {
+        for columns in [4, 36, 1024, 2080] {
+            let mut x = random.normals(columns * 8);
+            let factors = [1.0, 1e38, 1e-38, 1e-42, 0.0, 65504.0, 3e-3, 1.0];
+            for (row, factor) in x.chunks_mut(columns).zip(factors) {
+                row.iter_mut().for_each(|x| *x = (*x * factor).clamp(f32::MIN, f32::MAX));
+            }
+            x[columns - 1] = f32::NEG_INFINITY;
+            x[7 * columns + 1] = f32::NAN;
+            let (halves, scales) = (Buffer::unset::<u16>(x.len()), Buffer::unset::<f32>(8));
+            sim.launch("halve_rows", [8, 1, 1], args![&Buffer::new(&x), &halves, &scales, columns]);
+            let (halves, scales) = (halves.read::<u16>(), scales.read::<f32>());
+            for (i, row) in x.chunks(columns).enumerate() {
+                assert_eq!(scales[i], halving_scale(row), "row {i}");
+                for (&x, &bits) in row.iter().zip(&halves[i * columns..]) {
+                    let (found, expected) = (f16::from_bits(bits), f16::from_f32(x / scales[i]));
+                    assert!(found == expected || found.is_nan() && expected.is_nan(), "row {i}: {x} became {found}");
+                    assert_eq!(found.is_finite(), x.is_finite(), "row {i}: {x} became {found}");
+                }
+            }
+        }
+    }
+}
+
+/// Tokens and rows that blocks of the matrix-core kernels compute.
+const CORE_TILES: [(usize, usize); 4] = [(16, 32), (32, 64), (64, 64), (128, 128)];
+
+#[test]
+fn products_on_matrix_cores_are_right() {
+    let mut random = Random::new(6);
+    for sim in sims() {
+        for (ty, name) in TYPES.into_iter().filter(|(ty, _)| *ty != F32) {
+            // Their weights are exactly those of the file, rounded to f16.
+            let exact = matches!(ty, F16 | BF16 | Q4_0 | Q5_0 | Q8_0);
+            for (i, (tokens, block_rows)) in CORE_TILES.into_iter().enumerate() {
+                let few = ty.block_len().max(32);
+                let shapes = [
+                    (1, few, 1),
+                    (block_rows + 3, 3 * few, tokens / 2 + 1),
+                    (block_rows - 5, [256, 512, 768, 1280][i], tokens + 1),
+                ];
+                for (rows, columns, count) in shapes {
+                    let mut w = matrix(ty, rows, columns, &mut random);
+                    if exact {
+                        w.weights.iter_mut().for_each(|w| *w = f16::from_f32(*w).to_f32());
+                    }
+                    let x: Vec<f32> = random.normals(count * columns).iter().map(|x| x * 300.0).collect();
+                    let (halves, scales) = (Buffer::unset::<u16>(x.len()), Buffer::unset::<f32>(count));
+                    sim.launch("halve_rows", [count, 1, 1], args![&Buffer::new(&x), &halves, &scales, columns]);
+                    let (read, factors) = (halves.read::<u16>(), scales.read::<f32>());
+                    let value = |(i, &bits)| f16::from_bits(bits).to_f32() * factors[i / columns];
+                    let values: Vec<f32> = read.iter().enumerate().map(value).collect();
+                    let (mut expected, scale) = product(&w.weights, &values, columns);
+                    let (bias, residual) = (random.normals(rows), random.normals(count * rows));
+                    let (out, bias_memory) = (Buffer::new(&residual), Buffer::new(&bias));
+                    let epilogue = columns > few;
+                    let (bias_arg, residual_arg) =
+                        if epilogue { (Some(&bias_memory), Some(&out)) } else { (None, None) };
+                    if epilogue {
+                        for (i, expected) in expected.iter_mut().enumerate() {
+                            *expected += f64::from(bias[i % rows]) + f64::from(residual[i]);
+                        }
+                    }
+                    let kernel = format!("matmul_core_{name}_{tokens}");
+                    let grid = [rows.div_ceil(block_rows), count.div_ceil(tokens), 1];
+                    let args = args![&w.memory, &halves, &scales, &out, bias_arg, residual_arg, rows, columns, count];
+                    sim.launch(&kernel, grid, args);
+                    let what = format!("wave {}, {kernel}, {rows} x {columns}, {count} columns", sim.wave);
+                    let scale: Vec<f64> = scale.iter().map(|s| s + 1.0).collect();
+                    let tolerance = if exact { 2e-6 } else { 4e-4 };
+                    assert_near(&out.read::<f32>(), &expected, &scale, tolerance, &what);
+                }
             }
         }
     }

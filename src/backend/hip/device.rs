@@ -110,6 +110,11 @@ impl Device {
         Ok(Arc::new(device))
     }
 
+    /// Whether the driver can capture passes.
+    pub(super) fn has_graphs(&self) -> bool {
+        self.driver.graphs().is_some()
+    }
+
     /// The driver, with this device bound to the calling thread.
     pub(super) fn driver(&self) -> Result<&Driver> {
         self.driver.bind(self.number, self.context)?;
@@ -172,8 +177,12 @@ fn kfd_hint() -> &'static str {
     if !cfg!(target_os = "linux") {
         return "";
     }
-    match std::fs::OpenOptions::new().read(true).write(true).open("/dev/kfd") {
-        Ok(_) => "",
+    kfd_hint_of(std::fs::OpenOptions::new().read(true).write(true).open("/dev/kfd").map(drop))
+}
+
+fn kfd_hint_of(opened: std::io::Result<()>) -> &'static str {
+    match opened {
+        Ok(()) => "",
         Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {
             "; this user may not open /dev/kfd: add it to the groups render and video"
         }
@@ -209,6 +218,15 @@ mod tests {
 
     fn attempt(library: &str, reason: &str) -> Attempt {
         Attempt { library: library.to_owned(), reason: reason.to_owned() }
+    }
+
+    #[test]
+    fn a_missing_kfd_and_a_denied_one_have_different_reasons() {
+        use std::io::ErrorKind::{NotFound, PermissionDenied, ResourceBusy};
+        let hints = [NotFound, PermissionDenied, ResourceBusy].map(|kind| kfd_hint_of(Err(kind.into())));
+        let [missing, denied, other] = hints;
+        assert!(missing.contains("does not exist") && denied.contains("may not open") && other.contains("cannot be"));
+        assert_eq!(kfd_hint_of(Ok(())), "");
     }
 
     #[test]

@@ -8,6 +8,7 @@
 mod link;
 
 use crate::{Error, ErrorKind, Result};
+use graph::GraphFunctions;
 use libloading::Library;
 use std::env;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
@@ -28,12 +29,14 @@ pub(super) type Handle = *mut c_void;
 const OUT_OF_MEMORY: Status = 2;
 /// `hipErrorNoDevice` and `CUDA_ERROR_NO_DEVICE`.
 const NO_DEVICE: Status = 100;
+/// `hipErrorInvalidDevice` and `CUDA_ERROR_INVALID_DEVICE`: what HIP 5 says of itself where there is no device.
+const INVALID_DEVICE: Status = 101;
 
 /// Declares a table of driver functions, and how to fill it from a library.
 macro_rules! table {
     ($(#[$doc:meta])* $table:ident { $($(#[$fdoc:meta])* $field:ident ($($arg:ty),*) = $($symbol:literal)|+;)* }) => {
         $(#[$doc])*
-        struct $table {
+        pub(in crate::backend::hip) struct $table {
             $($(#[$fdoc])* $field: unsafe extern "C" fn($($arg),*) -> Status,)*
         }
 
@@ -42,7 +45,7 @@ macro_rules! table {
             ///
             /// # Errors
             /// The names of the first function that is missing.
-            fn find(library: &Library) -> Result<Self, String> {
+            pub(super) fn find(library: &Library) -> Result<Self, String> {
                 Ok(Self {
                     $($field: {
                         type Function = unsafe extern "C" fn($($arg),*) -> Status;
@@ -57,6 +60,8 @@ macro_rules! table {
         }
     };
 }
+
+mod graph;
 
 table! {
     /// What both vendors have, under the name in HIP and the one in CUDA.
@@ -132,6 +137,7 @@ pub(super) enum Attribute {
 pub(super) struct Driver {
     functions: Functions,
     vendor: Vendor,
+    graphs: Option<GraphFunctions>,
     /// How it was found.
     name: String,
     /// Never unloaded: the drivers' threads and exit handlers do not survive that. `None` where it is linked.
@@ -225,7 +231,8 @@ impl Driver {
             }
         };
         let name = path.display().to_string();
-        Ok(Self { functions, vendor, name, _library: std::mem::ManuallyDrop::new(Some(library)) })
+        let graphs = GraphFunctions::find(&library).inspect_err(|e| log::debug!("{name}: no graphs: {e}")).ok();
+        Ok(Self { functions, vendor, graphs, name, _library: std::mem::ManuallyDrop::new(Some(library)) })
     }
 
     #[cfg(feature = "link-hip")]
@@ -233,13 +240,19 @@ impl Driver {
         Self {
             functions: link::functions(),
             vendor: Vendor::Hip(link::hip_functions()),
-            name: "libamdhip64, linked".to_owned(),
+            graphs: Some(link::graph_functions()),
+            name: "the linked libamdhip64".to_owned(),
             _library: std::mem::ManuallyDrop::new(None),
         }
     }
 
     pub(super) fn is_hip(&self) -> bool {
         matches!(self.vendor, Vendor::Hip(_))
+    }
+
+    /// The functions for graphs, where the library has them.
+    pub(super) fn graphs(&self) -> Option<&GraphFunctions> {
+        self.graphs.as_ref()
     }
 
     /// How the library was found.
@@ -265,7 +278,7 @@ impl Driver {
             0 => unsafe { (self.functions.device_count)(&mut count) },
             failed => failed,
         };
-        if status == NO_DEVICE {
+        if status == NO_DEVICE || status == INVALID_DEVICE {
             return Ok(0);
         }
         self.check(status, "cannot start the GPU driver")?;

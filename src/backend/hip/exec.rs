@@ -1,39 +1,41 @@
-//! One forward pass: the launches of the plan's steps, on one stream.
+//! One forward pass on one stream: inputs up, then the launches of the plan's steps, as a graph where that helps.
 
 use super::device::Device;
-use super::driver::DevicePtr;
+use super::graph::{Graphs, Key};
 use super::inputs::{InputMemory, Inputs};
 use super::memory::{DeviceBuffer, Stream};
-use super::modules::{Args, Kernel, Modules};
-use super::plan::{Plan, Step};
-use super::prepare::{self, Attention, Buffers, Kernels, MATVEC_COLUMNS, MOST_SPLIT_TOKENS, MOST_SPLITS};
-use super::weights::Weights;
+use super::modules::Modules;
+use super::pass::Pass;
+use super::plan::Plan;
+use super::prepare::{self, Buffers, Kernels};
+use super::weights::{Loading, Weights};
 use super::{MOST_OUTPUTS, MOST_TOKENS};
 use crate::backend::cpu;
 use crate::backend::{Batch, Canceller, KvType};
 use crate::gguf::Gguf;
-use crate::model::program::{AttentionInfo, Buf, Program, RowKind, Weight};
-use crate::model::rope::RopeStyle;
+use crate::model::program::Program;
 use crate::{Error, ErrorKind, Result};
+use std::cell::Cell;
 use std::sync::Arc;
 
 /// A program that is ready to run on a device.
 pub(super) struct Executor {
     device: Arc<Device>,
-    program: Arc<Program>,
-    plan: Plan,
+    pub(super) program: Arc<Program>,
+    pub(super) plan: Plan,
     kernels: Vec<Kernels>,
     /// Tokens in the tiles of the program's attentions.
     tile_sizes: Vec<usize>,
     /// Where each layer's keys and values lie in a page, and the size of one.
-    layers: Vec<usize>,
-    page_bytes: usize,
-    buffers: Buffers,
+    pub(super) layers: Vec<usize>,
+    pub(super) page_bytes: usize,
+    pub(super) buffers: Buffers,
+    graphs: Graphs,
     // The stream comes before the memory that its work uses: it is waited for when it is dropped.
-    stream: Stream,
-    memory: DeviceBuffer,
+    pub(super) stream: Stream,
+    pub(super) memory: DeviceBuffer,
     inputs: InputMemory,
-    weights: Weights,
+    pub(super) weights: Weights,
 }
 
 impl Executor {
@@ -43,6 +45,7 @@ impl Executor {
         gguf: &Gguf,
         program: &Arc<Program>,
         kv_type: KvType,
+        loading: &mut Loading<'_, '_>,
     ) -> Result<Self> {
         let plan = Plan::new(program);
         // Before anything is uploaded: without kernels there is no point.
@@ -56,14 +59,15 @@ impl Executor {
         tile_sizes.sort_unstable();
         tile_sizes.dedup();
         let (layers, page_bytes) = cpu::layers(program, kv_type)?;
-        let buffers = Buffers::new(program, &plan)?;
+        let buffers = Buffers::new(program, &plan, device)?;
         let stream = Stream::new(device)?;
         Ok(Self {
             memory: DeviceBuffer::new(device, buffers.bytes, "buffers of a pass")?,
             inputs: InputMemory::new(device)?,
-            weights: Weights::upload(device, &stream, gguf, program)?,
+            weights: Weights::upload(device, &stream, gguf, program, loading)?,
             layers: layers.into_iter().map(|(_, offset)| offset).collect(),
             page_bytes,
+            graphs: Graphs::new(device),
             stream,
             buffers,
             tile_sizes,
@@ -72,6 +76,10 @@ impl Executor {
             program: Arc::clone(program),
             device: Arc::clone(device),
         })
+    }
+
+    pub(super) fn device(&self) -> &Device {
+        &self.device
     }
 
     pub(super) fn page_bytes(&self) -> usize {
@@ -120,10 +128,39 @@ impl Executor {
     ) -> Result<()> {
         // SAFETY: every pass waits for the stream at its end, also where it fails.
         let inputs = unsafe { self.inputs.upload(&self.device, &self.stream, &self.program, batch, &self.tile_sizes) }?;
-        let pass = Pass { executor: self, inputs, pages: pages.start(), logits: logits.start() };
+        let key = Key::new(&inputs, pages.start(), logits.start());
+        if let Some(graph) = key.as_ref().and_then(|key| self.graphs.find(key)) {
+            return if cancel.is_cancelled() { Err(cancelled()) } else { graph.launch(&self.stream) };
+        }
+        let launch_all = |executor: &Self| executor.launch_all(&inputs, pages, logits, cancel);
+        let Some(key) = key.filter(|_| self.graphs.are_on()) else { return launch_all(self) };
+        match self.graphs.capture(&self.stream, || launch_all(self)) {
+            Ok(graph) => {
+                let launched = graph.launch(&self.stream);
+                self.graphs.keep(key, graph);
+                launched
+            }
+            Err(e) if e.kind() == ErrorKind::Cancelled => Err(e),
+            Err(e) => {
+                log::warn!("{}: passes are not captured in graphs any more: {e}", self.device.name);
+                self.graphs.turn_off();
+                launch_all(self)
+            }
+        }
+    }
+
+    fn launch_all(
+        &self,
+        inputs: &Inputs,
+        pages: &DeviceBuffer,
+        logits: &DeviceBuffer,
+        cancel: &Canceller,
+    ) -> Result<()> {
+        let (pages, logits) = (pages.start(), logits.start());
+        let pass = Pass { executor: self, inputs, pages, logits, halved: Cell::new(None) };
         for (step, kernels) in self.plan.steps.iter().zip(&self.kernels) {
             if cancel.is_cancelled() {
-                return Err(Error::new(ErrorKind::Cancelled, "the session was cancelled"));
+                return Err(cancelled());
             }
             pass.step(step, kernels)?;
         }
@@ -131,299 +168,6 @@ impl Executor {
     }
 }
 
-struct Pass<'a> {
-    executor: &'a Executor,
-    inputs: Inputs,
-    pages: DevicePtr,
-    logits: DevicePtr,
-}
-
-fn bug(what: &str) -> Error {
-    Error::new(ErrorKind::Device, format!("{what}: a bug in wavelm"))
-}
-
-/// A number that kernels take as 32 bits.
-fn narrow(value: usize) -> Result<u32> {
-    u32::try_from(value).map_err(|_| Error::unsupported(format!("{value} is more than a GPU kernel can count")))
-}
-
-/// Blocks for so many items.
-fn blocks(items: usize, per_block: usize) -> Result<u32> {
-    narrow(items.div_ceil(per_block))
-}
-
-impl Pass<'_> {
-    fn columns(&self, buf: Buf) -> usize {
-        self.executor.program.buffers.get(buf.0).map_or(0, |b| b.columns)
-    }
-
-    fn rows(&self, buf: Buf) -> usize {
-        match self.executor.program.buffers.get(buf.0).map(|b| b.rows) {
-            Some(RowKind::Outputs) => self.inputs.outputs,
-            _ => self.inputs.tokens,
-        }
-    }
-
-    fn float(&self, buf: Buf) -> Result<DevicePtr> {
-        if buf == self.executor.plan.logits {
-            return Ok(self.logits);
-        }
-        let offset = self.executor.buffers.float(buf).ok_or_else(|| bug("a buffer is not known"))?;
-        Ok(self.executor.memory.start() + offset as u64)
-    }
-
-    /// The int8 form of a buffer: numbers and groups.
-    fn int8(&self, buf: Buf) -> Result<(DevicePtr, DevicePtr)> {
-        let (q, groups) = self.executor.buffers.int8(buf).ok_or_else(|| bug("a buffer has no int8 form"))?;
-        let start = self.executor.memory.start();
-        Ok((start + q as u64, start + groups as u64))
-    }
-
-    /// The int8 form where it is wanted, null where not.
-    fn int8_if(&self, wanted: bool, buf: Buf) -> Result<(DevicePtr, DevicePtr)> {
-        if wanted { self.int8(buf) } else { Ok((0, 0)) }
-    }
-
-    fn weight(&self, weight: Weight) -> Result<DevicePtr> {
-        self.executor.weights.address(weight.0)
-    }
-
-    fn launch(&self, kernel: &Kernel, grid: [u32; 3], args: Args) -> Result<()> {
-        // SAFETY: each call below has the arguments that the kernel's file lists, in order. Buffers have room for the
-        // most rows of a pass, which `run` checks; weights have the sizes that the program was built with; page
-        // numbers are checked by `run`; all of it is allocated until `run` has waited.
-        unsafe { kernel.launch(&self.executor.stream, grid, args) }
-    }
-
-    fn step(&self, step: &Step, kernels: &Kernels) -> Result<()> {
-        match (step, kernels) {
-            (Step::MatMul { x, weight, bias, out }, Kernels::MatMul { few, many }) => {
-                self.matmul(*x, *weight, *bias, *out, few, many)
-            }
-            (Step::Attention { layer, q, out, info }, Kernels::Attention(kernels)) => {
-                self.attention(*layer, *q, *out, info, kernels)
-            }
-            (step, Kernels::One(kernel)) => self.simple(step, kernel),
-            _ => Err(bug("a step has the kernels of another")),
-        }
-    }
-
-    /// Steps of one launch.
-    fn simple(&self, step: &Step, kernel: &Kernel) -> Result<()> {
-        let elements = |buf| self.rows(buf) * self.columns(buf);
-        let over_elements =
-            |buf, args: Args| self.launch(kernel, [blocks(elements(buf), 256)?, 1, 1], args.u64(elements(buf)));
-        match *step {
-            Step::Embed { table, out } => {
-                let info = self.executor.program.weights.get(table.0).ok_or_else(|| bug("a weight is not known"))?;
-                let per_thread = if info.tensor.tensor_type().is_quantized() { 32 } else { 1 };
-                let args = Args::default()
-                    .ptr(self.weight(table)?)
-                    .ptr(self.inputs.ids)
-                    .ptr(self.float(out)?)
-                    .u32(narrow(info.rows)?)
-                    .u32(narrow(info.columns)?);
-                self.launch(kernel, [blocks(info.columns, per_thread * 128)?, narrow(self.inputs.tokens)?, 1], args)
-            }
-            Step::Scale { x, by } => over_elements(x, Args::default().ptr(self.float(x)?).f32(by)),
-            Step::Softcap { x, cap } => over_elements(x, Args::default().ptr(self.float(x)?).f32(cap)),
-            Step::Add { x, y } => over_elements(x, Args::default().ptr(self.float(x)?).ptr(self.float(y)?)),
-            Step::Quantize { x } => {
-                let (q, groups) = self.int8(x)?;
-                over_elements(x, Args::default().ptr(self.float(x)?).ptr(q).ptr(groups))
-            }
-            Step::Glu { gate, up, quantize, .. } => {
-                let (q, groups) = self.int8_if(quantize, gate)?;
-                let gate_address = self.float(gate)?;
-                let args = Args::default().ptr(gate_address).ptr(self.float(up)?).ptr(gate_address).ptr(q).ptr(groups);
-                over_elements(gate, args)
-            }
-            Step::Norm { x, add, weight, eps, out, quantize } => {
-                let (q, groups) = self.int8_if(quantize, out)?;
-                let args = Args::default()
-                    .ptr(self.float(x)?)
-                    .ptr(add.map_or(Ok(0), |y| self.float(y))?)
-                    .ptr(self.weight(weight)?)
-                    .ptr(self.float(out)?)
-                    .ptr(q)
-                    .ptr(groups)
-                    .u32(narrow(self.columns(x))?)
-                    .f32(eps);
-                self.launch(kernel, [narrow(self.rows(x))?, 1, 1], args)
-            }
-            Step::HeadNorm { x, weight, eps } => {
-                let columns = self.executor.program.weights.get(weight.0).map_or(1, |w| w.columns);
-                let heads = elements(x) / columns.max(1);
-                let args = Args::default()
-                    .ptr(self.float(x)?)
-                    .ptr(self.weight(weight)?)
-                    .u32(narrow(heads)?)
-                    .u32(narrow(columns)?)
-                    .f32(eps);
-                self.launch(kernel, [blocks(heads, 4)?, 1, 1], args)
-            }
-            Step::Rope { x, rope, head_dim } => {
-                let heads = self.columns(x) / head_dim.max(1);
-                let (angles, pairs, neox) = self.rope(rope)?;
-                let args = Args::default()
-                    .ptr(self.float(x)?)
-                    .ptr(angles)
-                    .ptr(0)
-                    .u32(narrow(heads)?)
-                    .u32(narrow(head_dim)?)
-                    .u32(pairs)
-                    .u32(neox);
-                self.launch(kernel, [narrow(heads)?, narrow(self.rows(x))?, 1], args)
-            }
-            Step::StoreKv { layer, k, v, turn } => self.store_kv(kernel, layer, k, v, turn),
-            Step::Gather { x, out } => {
-                let columns = self.columns(out);
-                let args = Args::default()
-                    .ptr(self.float(x)?)
-                    .ptr(self.inputs.wanted)
-                    .ptr(self.float(out)?)
-                    .u32(narrow(columns)?);
-                self.launch(kernel, [blocks(columns, 256)?, narrow(self.inputs.outputs)?, 1], args)
-            }
-            Step::MatMul { .. } | Step::Attention { .. } => Err(bug("a step has the kernels of another")),
-        }
-    }
-
-    /// Angles, pairs and style of a rotary embedding, as kernels take them.
-    fn rope(&self, rope: usize) -> Result<(DevicePtr, u32, u32)> {
-        let info = self.executor.program.ropes.get(rope).ok_or_else(|| bug("a rotary embedding is not known"))?;
-        let angles = self.inputs.angles.get(rope).copied().ok_or_else(|| bug("a rotary embedding has no angles"))?;
-        Ok((angles, narrow(info.inv_freq.len())?, u32::from(info.style == RopeStyle::Neox)))
-    }
-
-    fn layer(&self, layer: usize) -> Result<usize> {
-        self.executor.layers.get(layer).copied().ok_or_else(|| bug("a cache layer is not known"))
-    }
-
-    fn store_kv(&self, kernel: &Kernel, layer: usize, k: Buf, v: Buf, turn: Option<(Buf, usize)>) -> Result<()> {
-        let shape = self.executor.program.kv.get(layer).ok_or_else(|| bug("a cache layer is not known"))?;
-        let (q, heads, (angles, pairs, neox)) = match turn {
-            Some((q, rope)) => (self.float(q)?, self.columns(q) / shape.head_dim.max(1), self.rope(rope)?),
-            None => (0, 0, (0, 0, 0)),
-        };
-        let args = Args::default()
-            .ptr(q)
-            .ptr(self.float(k)?)
-            .ptr(self.float(v)?)
-            .ptr(angles)
-            .ptr(0)
-            .ptr(self.pages)
-            .ptr(self.inputs.table)
-            .ptr(self.inputs.token_tables)
-            .ptr(self.inputs.positions)
-            .u32(narrow(heads)?)
-            .u32(narrow(shape.kv_heads)?)
-            .u32(narrow(shape.head_dim)?)
-            .u32(narrow(shape.value_dim)?)
-            .u32(pairs)
-            .u32(neox)
-            .u32(narrow(self.inputs.table_len)?)
-            .u64(self.layer(layer)?)
-            .u64(self.executor.page_bytes);
-        self.launch(kernel, [narrow(heads + 2 * shape.kv_heads)?, narrow(self.inputs.tokens)?, 1], args)
-    }
-
-    fn matmul(
-        &self,
-        x: Buf,
-        weight: Weight,
-        bias: Option<Weight>,
-        out: Buf,
-        few: &[Kernel],
-        many: &Kernel,
-    ) -> Result<()> {
-        let info = self.executor.program.weights.get(weight.0).ok_or_else(|| bug("a weight is not known"))?;
-        let count = self.rows(x);
-        let (kernel, grid) = match MATVEC_COLUMNS.iter().zip(few).find(|(n, _)| count <= **n) {
-            Some((_, kernel)) => (kernel, [blocks(info.rows, 4)?, u32::from(count > 0), 1]),
-            None => (many, [blocks(info.rows, 64)?, blocks(count, 64)?, 1]),
-        };
-        let args = Args::default().ptr(self.weight(weight)?);
-        let args = if info.tensor.tensor_type().is_quantized() {
-            let (q, groups) = self.int8(x)?;
-            args.ptr(q).ptr(groups)
-        } else {
-            args.ptr(self.float(x)?)
-        };
-        let args = args
-            .ptr(self.float(out)?)
-            .ptr(bias.map_or(Ok(0), |b| self.weight(b))?)
-            .ptr(0)
-            .u32(narrow(info.rows)?)
-            .u32(narrow(info.columns)?)
-            .u32(narrow(count)?);
-        self.launch(kernel, grid, args)
-    }
-
-    fn attention(&self, layer: usize, q: Buf, out: Buf, info: &AttentionInfo, kernels: &Attention) -> Result<()> {
-        let inputs = &self.inputs;
-        let (q, out, layer) = (self.float(q)?, self.float(out)?, self.layer(layer)?);
-        let shape = |args: Args| -> Result<Args> {
-            Ok(args
-                .u32(narrow(info.heads)?)
-                .u32(narrow(info.kv_heads)?)
-                .u32(narrow(info.head_dim)?)
-                .u32(narrow(info.value_dim)?)
-                .f32(info.scale)
-                .f32(info.softcap.unwrap_or(0.0))
-                // A window as long as positions can count is none.
-                .u32(info.window.map_or(0, |w| u32::try_from(w.max(1)).unwrap_or(0)))
-                .u32(narrow(inputs.table_len)?))
-        };
-        let tiles = inputs.tiles.iter().find(|(size, ..)| *size == kernels.tile_tokens());
-        if let (Some(prompt), Some(&(_, tiles, count))) = (&kernels.prompt, tiles) {
-            let args = Args::default()
-                .ptr(q)
-                .ptr(self.pages)
-                .ptr(inputs.table)
-                .ptr(inputs.token_tables)
-                .ptr(inputs.positions)
-                .ptr(tiles)
-                .ptr(out);
-            let args = shape(args)?.u64(layer).u64(self.executor.page_bytes);
-            let chunks = kernels.group.div_ceil(kernels.heads_in_tile);
-            self.launch(prompt, [narrow(count)?, narrow(info.kv_heads * chunks)?, 1], args)?;
-        }
-        let all = 0..inputs.tokens;
-        let runs = if kernels.prompt.is_some() { inputs.decode.as_slice() } else { std::slice::from_ref(&all) };
-        for run in runs {
-            let tokens = run.len();
-            let chunks = info.kv_heads * kernels.group.div_ceil(kernels.heads_per_block);
-            let splits = if tokens > MOST_SPLIT_TOKENS {
-                1
-            } else {
-                // Enough blocks for four on each compute unit, but each with a page of work.
-                let wanted = (self.executor.device.units as usize * 4).div_ceil((chunks * tokens).max(1));
-                wanted.clamp(1, MOST_SPLITS).min(inputs.pages.max(1))
-            };
-            let partials = self.executor.memory.start() + self.executor.buffers.partials as u64;
-            let skip = |address: u64, words: usize| address + (run.start * words * 4) as u64;
-            let run_out = skip(out, info.heads * info.value_dim);
-            let args = Args::default()
-                .ptr(skip(q, info.heads * info.head_dim))
-                .ptr(self.pages)
-                .ptr(inputs.table)
-                .ptr(skip(inputs.token_tables, 1))
-                .ptr(skip(inputs.positions, 1))
-                .ptr(run_out)
-                .ptr(partials);
-            let args = shape(args)?.u32(narrow(splits)?).u64(layer).u64(self.executor.page_bytes);
-            self.launch(&kernels.decode, [narrow(chunks)?, narrow(tokens)?, narrow(splits)?], args)?;
-            if splits > 1 {
-                let args = Args::default()
-                    .ptr(partials)
-                    .ptr(run_out)
-                    .u32(narrow(info.heads)?)
-                    .u32(narrow(info.value_dim)?)
-                    .u32(narrow(splits)?);
-                self.launch(&kernels.combine, [narrow(info.heads)?, narrow(tokens)?, 1], args)?;
-            }
-        }
-        Ok(())
-    }
+fn cancelled() -> Error {
+    Error::new(ErrorKind::Cancelled, "the session was cancelled")
 }

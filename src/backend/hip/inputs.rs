@@ -11,6 +11,8 @@ use std::sync::Arc;
 
 /// Spans of at least so many tokens attend in tiles.
 const PROMPT_TOKENS: usize = 16;
+/// Passes of at most so many tokens decode.
+const MOST_DECODED: usize = 8;
 
 /// Addresses and sizes of the inputs of a pass.
 #[derive(Default)]
@@ -32,8 +34,21 @@ pub(super) struct Inputs {
     pub(super) decode: Vec<Range<usize>>,
     /// For each tile size the tiles of the long spans: where they are, and how many.
     pub(super) tiles: Vec<(usize, u64, usize)>,
-    /// The most pages that a token of a short span sees.
+    /// The most pages that a token of a short span sees, or a few more.
     pub(super) pages: usize,
+}
+
+impl Inputs {
+    /// Whether this pass decodes: few tokens of short spans alone. There will be more of its shape.
+    pub(super) fn decodes(&self) -> bool {
+        self.tokens > 0 && self.tokens <= MOST_DECODED && self.tiles.iter().all(|(.., count)| *count == 0)
+    }
+
+    /// Where each input lies.
+    pub(super) fn addresses(&self) -> Vec<u64> {
+        let single = [self.ids, self.positions, self.token_tables, self.table, self.wanted];
+        single.into_iter().chain(self.angles.iter().copied()).collect()
+    }
 }
 
 /// The memory that inputs go through and to. It grows when a pass needs more.
@@ -66,7 +81,8 @@ impl InputMemory {
         let mut writer = Writer { layout: Layout::default(), parts: Vec::new() };
         let mut inputs = Inputs { tokens: batch.tokens(), outputs: batch.outputs(), ..Inputs::default() };
         let (mut ids, mut positions, mut token_tables, mut wanted) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        inputs.table_len = batch.spans.iter().map(|s| s.pages.len()).max().unwrap_or(0);
+        // Powers of two, so that passes of the same launches follow each other.
+        inputs.table_len = batch.spans.iter().map(|s| s.pages.len()).max().unwrap_or(0).next_power_of_two();
         let mut table = Vec::with_capacity(inputs.table_len * batch.spans.len());
         let mut tiles = vec![Vec::new(); tile_sizes.len()];
         for (number, span) in batch.spans.iter().enumerate() {
@@ -94,7 +110,7 @@ impl InputMemory {
                     tiles.extend(starts.flat_map(|at| [narrow(first + at), narrow(size.min(count - at))]));
                 }
             } else if count > 0 {
-                inputs.pages = inputs.pages.max(end.div_ceil(PAGE_LEN));
+                inputs.pages = inputs.pages.max(end.div_ceil(PAGE_LEN).next_power_of_two());
                 match inputs.decode.last_mut() {
                     Some(run) if run.end == first => run.end = first + count,
                     _ => inputs.decode.push(first..first + count),

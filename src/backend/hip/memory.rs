@@ -3,6 +3,7 @@
 use super::device::Device;
 use super::driver::{DevicePtr, Handle};
 use crate::{Error, ErrorKind, Result};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Every part of a buffer that is handed to kernels starts at a multiple of this: enough for all vector loads.
@@ -108,6 +109,8 @@ pub(super) struct Stream {
 
 // SAFETY: the handles are names that any thread may use.
 unsafe impl Send for Stream {}
+// SAFETY: as above; the drivers order calls for one stream by themselves.
+unsafe impl Sync for Stream {}
 
 impl Stream {
     pub(super) fn new(device: &Arc<Device>) -> Result<Self> {
@@ -135,14 +138,33 @@ impl Stream {
         from: &HostBuffer,
         bytes: usize,
     ) -> Result<()> {
-        if bytes == 0 {
+        // SAFETY: the caller's promise.
+        unsafe { self.upload_range(to, offset, from, 0..bytes) }
+    }
+
+    /// Queues a copy of some bytes of `from`.
+    ///
+    /// # Errors
+    /// As [`upload`](Self::upload).
+    ///
+    /// # Safety
+    /// These bytes stay as they are, and both buffers allocated, until the stream or an event after it was waited for.
+    pub(super) unsafe fn upload_range(
+        &self,
+        to: &DeviceBuffer,
+        offset: usize,
+        from: &HostBuffer,
+        range: Range<usize>,
+    ) -> Result<()> {
+        if range.is_empty() {
             return Ok(());
         }
-        if offset.checked_add(bytes).is_none_or(|end| end > to.bytes) || bytes > from.bytes {
+        if offset.checked_add(range.len()).is_none_or(|end| end > to.bytes) || range.end > from.bytes {
             return Err(Error::new(ErrorKind::Device, "a copy exceeds its buffer: a bug in wavelm"));
         }
+        let start = from.start.wrapping_add(range.start);
         // SAFETY: both parts are inside of their buffers; the rest is the caller's promise.
-        unsafe { self.device.driver()?.copy_to_device(to.start + offset as u64, from.start, bytes, self.stream) }
+        unsafe { self.device.driver()?.copy_to_device(to.start + offset as u64, start, range.len(), self.stream) }
     }
 
     /// Copies to the host and waits for it.
@@ -195,6 +217,46 @@ impl Drop for Stream {
             let event = if self.event.is_null() { Ok(()) } else { driver.destroy_event(self.event) };
             waited.and(event).and(driver.destroy_stream(self.stream))
         };
+        if let Err(e) = ended {
+            log::warn!("{e}");
+        }
+    }
+}
+
+/// A place in a stream that can be waited for.
+pub(super) struct Event {
+    device: Arc<Device>,
+    event: Handle,
+}
+
+// SAFETY: the handle is a name that any thread may use.
+unsafe impl Send for Event {}
+
+impl Event {
+    pub(super) fn new(device: &Arc<Device>) -> Result<Self> {
+        Ok(Self { device: Arc::clone(device), event: device.driver()?.create_event()? })
+    }
+
+    /// Makes it the place after all that is queued now.
+    pub(super) fn record(&self, stream: &Stream) -> Result<()> {
+        // SAFETY: both exist.
+        unsafe { self.device.driver()?.record_event(self.event, stream.stream) }
+    }
+
+    /// Waits, without spinning, until the work before it is done.
+    ///
+    /// # Errors
+    /// `Device`, where any of it failed.
+    pub(super) fn wait(&self) -> Result<()> {
+        // SAFETY: the event exists.
+        unsafe { self.device.driver()?.synchronize_event(self.event) }
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: the event came from the driver and is destroyed only here.
+        let ended = self.device.driver().and_then(|driver| unsafe { driver.destroy_event(self.event) });
         if let Err(e) = ended {
             log::warn!("{e}");
         }

@@ -7,13 +7,16 @@
 pub(crate) mod device;
 mod driver;
 mod exec;
+mod graph;
 mod inputs;
 mod memory;
 mod modules;
 mod objects;
+mod pass;
 mod plan;
 mod pool;
 mod prepare;
+mod sampling;
 mod selftest;
 mod weights;
 
@@ -22,16 +25,20 @@ use super::{Backend, Batch, Canceller, KvType, Limits, Logits};
 use crate::gguf::{Gguf, TensorType};
 use crate::model::Precision;
 use crate::model::program::{Program, RowKind};
+use crate::sampler::{Choice, SamplerState};
 use crate::{Error, ErrorKind, Result};
 use device::Device;
 use exec::Executor;
 use memory::{DeviceBuffer, HostBuffer};
 use modules::Modules;
 use pool::Pages;
+use sampling::{DrawMemory, Sampling};
 use std::sync::{Arc, Mutex, PoisonError};
+use weights::Loading;
+pub(crate) use weights::Tell;
 
 /// Tokens in a pass at most.
-const MOST_TOKENS: usize = 256;
+const MOST_TOKENS: usize = 512;
 /// Outputs in a pass at most.
 const MOST_OUTPUTS: usize = 32;
 
@@ -41,6 +48,8 @@ pub(crate) struct HipOptions {
     pub(crate) gpu: usize,
     pub(crate) kv_type: KvType,
     pub(crate) precision: Precision,
+    /// Threads that read the weights.
+    pub(crate) threads: usize,
 }
 
 /// Bytes of a GPU's memory that nobody uses.
@@ -48,12 +57,12 @@ pub(crate) fn free_memory(gpu: usize) -> Result<u64> {
     device::open(gpu)?.driver()?.free_memory()
 }
 
-/// Bytes of a GPU's memory that a program takes, with one session of `context` tokens.
+/// Bytes of memory that a program takes on a GPU, with one session of `context` tokens.
 ///
 /// # Errors
 /// `Unsupported` for a tensor type without kernels.
-pub(crate) fn bytes(program: &Program, kv_type: KvType, context: usize) -> Result<u64> {
-    let buffers = prepare::Buffers::new(program, &plan::Plan::new(program))?.bytes;
+pub(crate) fn bytes(gpu: usize, program: &Program, kv_type: KvType, context: usize) -> Result<u64> {
+    let buffers = prepare::Buffers::new(program, &plan::Plan::new(program), &*device::open(gpu)?)?.bytes;
     let mut bytes = buffers as u64;
     for weight in &program.weights {
         let ty = if weight.rows == 1 { TensorType::F32 } else { weight.tensor.tensor_type() };
@@ -82,23 +91,26 @@ pub(crate) struct HipBackend {
     pages: Pages,
     pool: Arc<KvPool>,
     executor: Arc<Mutex<Executor>>,
+    sampling: Arc<Sampling>,
     /// Memory for logits that nobody holds at the moment.
     idle: Arc<Mutex<Vec<Rows>>>,
 }
 
 impl HipBackend {
-    /// Loads the program's weights and kernels.
+    /// Loads the program's weights and kernels. `tell` hears how many bytes of weights are on the device.
     ///
     /// # Errors
-    /// `Device` or `OutOfMemory`, with what the device lacks; `Unsupported` for what there are no kernels for.
-    pub(crate) fn new(gguf: &Gguf, program: Arc<Program>, options: &HipOptions) -> Result<Self> {
+    /// `Device` or `OutOfMemory`, with what the device lacks; `Unsupported` for what there are no kernels for; those of
+    /// `tell`.
+    pub(crate) fn new(gguf: &Gguf, program: Arc<Program>, options: &HipOptions, tell: &mut Tell<'_>) -> Result<Self> {
         if options.precision == Precision::Reference {
             return Err(Error::unsupported("the reference precision is computed on the CPU alone"));
         }
         let device = device::open(options.gpu)?;
         let modules = Modules::new(&device);
         selftest::check(options.gpu, &device, &modules, &program, options.kv_type)?;
-        Self::untested(&device, &modules, gguf, program, options.kv_type)
+        let mut loading = Loading { threads: options.threads, tell };
+        Self::untested(&device, &modules, gguf, program, options.kv_type, &mut loading)
     }
 
     /// A backend whose kernels were not compared with the CPU's.
@@ -108,17 +120,21 @@ impl HipBackend {
         gguf: &Gguf,
         program: Arc<Program>,
         kv_type: KvType,
+        loading: &mut Loading<'_, '_>,
     ) -> Result<Self> {
-        let executor = Executor::new(device, modules, gguf, &program, kv_type)?;
+        let executor = Executor::new(device, modules, gguf, &program, kv_type, loading)?;
+        let columns = program.result().map_or(0, |buffer| buffer.columns);
+        let sampling = Arc::new(Sampling::new(device, modules, columns)?);
         let pages = Pages::new(device, executor.page_bytes())?;
         Ok(Self {
             kv_type,
             weight_bytes: executor.weight_bytes(),
-            columns: program.result().map_or(0, |buffer| buffer.columns),
+            columns,
             program,
             pool: KvPool::new(Box::new(pages.clone())),
             pages,
             executor: Arc::new(Mutex::new(executor)),
+            sampling,
             idle: Arc::default(),
             device: Arc::clone(device),
         })
@@ -135,10 +151,7 @@ impl HipBackend {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         match idle {
             Some(idle) if idle.memory.bytes() >= bytes => Ok(idle),
-            _ => Ok(Rows {
-                memory: DeviceBuffer::new(&self.device, bytes, "logits")?,
-                row: HostBuffer::new(&self.device, self.columns.saturating_mul(4))?,
-            }),
+            _ => Ok(Rows { memory: DeviceBuffer::new(&self.device, bytes, "logits")?, row: None, draw: None }),
         }
     }
 }
@@ -170,7 +183,9 @@ impl Backend for HipBackend {
         };
         // Returned to the idle ones when dropped, also after an error.
         let logits = HipLogits {
+            device: Arc::clone(&self.device),
             executor: Arc::clone(&self.executor),
+            sampling: Arc::clone(&self.sampling),
             idle: Arc::clone(&self.idle),
             rows: Some(rows),
             outputs,
@@ -180,15 +195,19 @@ impl Backend for HipBackend {
     }
 }
 
-/// Rows of logits on the device, and a place on the host for one.
+/// Rows of logits on the device, and what was needed so far to draw tokens from them.
 struct Rows {
     memory: DeviceBuffer,
-    row: HostBuffer,
+    /// A place on the host for one.
+    row: Option<HostBuffer>,
+    draw: Option<DrawMemory>,
 }
 
 /// The logits of a pass.
 struct HipLogits {
+    device: Arc<Device>,
     executor: Arc<Mutex<Executor>>,
+    sampling: Arc<Sampling>,
     idle: Arc<Mutex<Vec<Rows>>>,
     /// `None` only while it is dropped.
     rows: Option<Rows>,
@@ -196,15 +215,44 @@ struct HipLogits {
     columns: usize,
 }
 
+impl HipLogits {
+    /// The memory, if it has this row.
+    fn rows(&mut self, row: usize) -> Result<&mut Rows> {
+        let unknown = || Error::invalid_input(format!("row {row} of logits was not asked for"));
+        self.rows.as_mut().filter(|_| row < self.outputs).ok_or_else(unknown)
+    }
+}
+
 impl Logits for HipLogits {
     fn row(&mut self, row: usize) -> Result<&[f32]> {
-        let unknown = || Error::invalid_input(format!("row {row} of logits was not asked for"));
-        let rows = self.rows.as_mut().filter(|_| row < self.outputs).ok_or_else(unknown)?;
-        let bytes = self.columns * 4;
-        let executor = self.executor.lock().unwrap_or_else(PoisonError::into_inner);
-        executor.stream().download(&rows.memory, row * bytes, &mut rows.row, bytes)?;
-        let values = rows.row.as_slice().get(..bytes).and_then(|bytes| bytemuck::try_cast_slice(bytes).ok());
+        let (bytes, device, executor) = (self.columns * 4, Arc::clone(&self.device), Arc::clone(&self.executor));
+        let Rows { memory, row: place, .. } = self.rows(row)?;
+        if place.is_none() {
+            *place = Some(HostBuffer::new(&device, bytes)?);
+        }
+        let bug = || Error::new(ErrorKind::Device, "a row of logits has no place on the host: a bug in wavelm");
+        let place = place.as_mut().ok_or_else(bug)?;
+        let executor = executor.lock().unwrap_or_else(PoisonError::into_inner);
+        executor.stream().download(memory, row * bytes, place, bytes)?;
+        let values = place.as_slice().get(..bytes).and_then(|bytes| bytemuck::try_cast_slice(bytes).ok());
         values.ok_or_else(|| Error::new(ErrorKind::Device, "pinned memory is not aligned"))
+    }
+
+    fn sample(&mut self, row: usize, state: &mut SamplerState) -> Result<Choice> {
+        let drawn = match state.request(self.columns) {
+            Some(request) => {
+                let (executor, sampling) = (Arc::clone(&self.executor), Arc::clone(&self.sampling));
+                let Rows { memory, draw, .. } = self.rows(row)?;
+                let executor = executor.lock().unwrap_or_else(PoisonError::into_inner);
+                sampling.draw(executor.stream(), memory, &[(row, request)], draw)?.into_iter().next().flatten()
+            }
+            None => None,
+        };
+        match drawn {
+            Some(drawn) => Ok(state.accept(drawn)),
+            // What is not drawn on the device, the CPU draws; or it says why there is nothing to choose.
+            None => state.sample(self.row(row)?),
+        }
     }
 }
 

@@ -2,15 +2,41 @@
 
 use std::borrow::Cow;
 use std::env;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 /// A folder of `<family>.<target>.hsaco` and `<family>.<target>.ptx` files, which are taken before the embedded ones.
 pub(super) const FOLDER_VARIABLE: &str = "WAVELM_HSACO_DIR";
 
-/// An embedded code object: family, target and code.
-type Embedded = (&'static str, &'static str, &'static [u8]);
+/// An embedded code object.
+struct Embedded {
+    family: &'static str,
+    target: &'static str,
+    code: Code,
+    /// [`fnv`] of the code.
+    hash: u64,
+}
+
+#[derive(Clone, Copy)]
+// Each build has one kind: what was built with the library, or before.
+#[allow(dead_code)]
+enum Code {
+    Plain(&'static [u8]),
+    /// A part of an LZMA archive, which has the objects of one family for neighbouring targets: they are so alike that
+    /// together they take a third of the space.
+    Packed {
+        archive: &'static [u8],
+        from: usize,
+        length: usize,
+    },
+}
 
 include!(concat!(env!("OUT_DIR"), "/hip_objects.rs"));
+
+/// FNV-1a with 64 bits: finds what was damaged, not what was forged.
+pub(super) fn fnv(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
 
 /// A code object and where it comes from.
 pub(super) struct Object {
@@ -23,7 +49,7 @@ const PROBE: &str = "matvec";
 
 /// Where the kernels for an architecture come from, or why there are none.
 pub(super) fn origin(arch: &str) -> Result<String, String> {
-    find(PROBE, arch).map(|object| object.origin)
+    locate(folder().as_deref(), EMBEDDED, PROBE, arch).map(|source| source.origin())
 }
 
 /// The kernels of a family for an architecture.
@@ -31,45 +57,99 @@ pub(super) fn origin(arch: &str) -> Result<String, String> {
 /// # Errors
 /// Why there are none.
 pub(super) fn find(family: &str, arch: &str) -> Result<Object, String> {
-    let folder = env::var_os(FOLDER_VARIABLE).filter(|v| !v.is_empty()).map(PathBuf::from);
-    find_in(folder.as_deref(), EMBEDDED, family, arch)
+    locate(folder().as_deref(), EMBEDDED, family, arch)?.load()
 }
 
-fn find_in(folder: Option<&Path>, embedded: &[Embedded], family: &str, arch: &str) -> Result<Object, String> {
+fn folder() -> Option<PathBuf> {
+    env::var_os(FOLDER_VARIABLE).filter(|v| !v.is_empty()).map(PathBuf::from)
+}
+
+/// Where an object is.
+enum Source<'a> {
+    File(PathBuf),
+    Embedded(&'a Embedded),
+}
+
+fn locate<'a>(folder: Option<&Path>, embedded: &'a [Embedded], family: &str, arch: &str) -> Result<Source<'a>, String> {
     let targets = targets(arch);
-    for target in folder.iter().flat_map(|_| &targets) {
-        for extension in ["hsaco", "ptx"] {
-            let Some(folder) = folder else { continue };
-            let path = folder.join(format!("{family}.{target}.{extension}"));
-            match std::fs::read(&path) {
-                Ok(code) => return Ok(Object::new(Cow::Owned(code), path.display().to_string())),
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-                Err(e) => return Err(format!("{} cannot be read: {e}", path.display())),
-            }
+    if let Some(folder) = folder {
+        let files = targets.iter().flat_map(|t| ["hsaco", "ptx"].map(|e| folder.join(format!("{family}.{t}.{e}"))));
+        if let Some(path) = files.into_iter().find(|path| path.exists()) {
+            return Ok(Source::File(path));
         }
     }
-    let target = targets.iter().find_map(|t| embedded.iter().find(|(f, e, _)| *f == family && e == t));
-    if let Some((_, target, code)) = target {
-        return Ok(Object::new(Cow::Borrowed(*code), format!("embedded for {target}")));
+    if let Some(found) = targets.iter().find_map(|t| embedded.iter().find(|e| e.family == family && e.target == t)) {
+        return Ok(Source::Embedded(found));
     }
     let elsewhere = match folder {
         Some(folder) => format!("{} ({FOLDER_VARIABLE}) has none either", folder.display()),
         None => format!("{FOLDER_VARIABLE} names no folder with others"),
     };
-    let mut known: Vec<&str> = embedded.iter().map(|(_, target, _)| *target).collect();
+    let mut known: Vec<&str> = embedded.iter().map(|e| e.target).collect();
     known.sort_unstable();
     known.dedup();
     let known = if known.is_empty() { "no kernels at all".to_owned() } else { format!("only {}", known.join(", ")) };
     Err(format!("there are no {family} kernels for {arch}: this build of wavelm has {known}, and {elsewhere}"))
 }
 
-impl Object {
-    fn new(code: Cow<'static, [u8]>, origin: String) -> Self {
+impl Source<'_> {
+    /// What people read of it.
+    fn origin(&self) -> String {
+        match self {
+            Self::File(path) => path.display().to_string(),
+            Self::Embedded(embedded) => format!("embedded for {}", embedded.target),
+        }
+    }
+
+    fn load(&self) -> Result<Object, String> {
+        let code = match self {
+            Self::File(path) => {
+                Cow::Owned(std::fs::read(path).map_err(|e| format!("{} cannot be read: {e}", path.display()))?)
+            }
+            Self::Embedded(embedded) => embedded.unpack()?,
+        };
         // PTX is text, which the driver takes as a C string; machine code begins with the magic number of ELF files.
         let is_text = !code.starts_with(b"\x7fELF") && code.last() != Some(&0);
         let code = if is_text { Cow::Owned([&code, &b"\0"[..]].concat()) } else { code };
-        Self { code, origin }
+        Ok(Object { code, origin: self.origin() })
     }
+}
+
+/// Whether kernels of an architecture use matrix cores: those of the families matmul_core_*, which no other has.
+pub(super) fn has_matrix_cores(arch: &str) -> bool {
+    const FAMILIES: [&str; 5] = ["gfx11", "gfx12", "gfx94", "gfx95", "sm_"];
+    FAMILIES.iter().any(|family| arch.starts_with(family)) || ["gfx908", "gfx90a", "gfxsim"].contains(&arch)
+}
+
+impl Embedded {
+    /// The code, checked.
+    fn unpack(&self) -> Result<Cow<'static, [u8]>, String> {
+        let damaged = |e: &str| format!("the embedded {} kernels for {} are damaged: {e}", self.family, self.target);
+        let code = match self.code {
+            Code::Plain(code) => Cow::Borrowed(code),
+            Code::Packed { archive, from, length } => {
+                Cow::Owned(unpack(archive, from, length).map_err(|e| damaged(&e.to_string()))?)
+            }
+        };
+        if fnv(&code) != self.hash {
+            return Err(damaged("their checksum is another"));
+        }
+        Ok(code)
+    }
+}
+
+/// The part of an archive from byte `from` on.
+fn unpack(archive: &[u8], from: usize, length: usize) -> io::Result<Vec<u8>> {
+    /// Kibibytes that the decoder may take: its window is as large as the largest archive's content.
+    const MOST_MEMORY: u32 = 64 << 10;
+    let mut reader = lzma_rust2::LzmaReader::new_mem_limit(archive, MOST_MEMORY, None)?;
+    io::copy(&mut (&mut reader).take(from as u64), &mut io::sink())?;
+    let mut code = Vec::new();
+    reader.take(length as u64).read_to_end(&mut code)?;
+    if code.len() < length {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(code)
 }
 
 /// What runs on an architecture, best first: itself, and what its maker promises to run on it. There are no guesses.
@@ -103,15 +183,23 @@ fn generic_target(arch: &str) -> Option<&'static str> {
 mod tests {
     use super::*;
 
+    const fn plain(family: &'static str, target: &'static str, code: &'static [u8], hash: u64) -> Embedded {
+        Embedded { family, target, code: Code::Plain(code), hash }
+    }
+
     const SOME: &[Embedded] = &[
-        ("matvec", "gfx1100", b"\x7fELF exact"),
-        ("matvec", "gfx11-generic", b"\x7fELF generic"),
-        ("matvec", "sm_80", b"ptx"),
+        plain("matvec", "gfx1100", b"\x7fELF exact", 0),
+        plain("matvec", "gfx11-generic", b"\x7fELF generic", 0),
+        plain("matvec", "sm_80", b"ptx", 0x77f66219569bebfb),
     ];
+
+    fn load(folder: Option<&Path>, embedded: &[Embedded], family: &str, arch: &str) -> Result<Object, String> {
+        locate(folder, embedded, family, arch)?.load()
+    }
 
     #[test]
     fn the_exact_object_comes_before_the_generic_one() {
-        let origin = |arch| find_in(None, SOME, "matvec", arch).map(|o| o.origin);
+        let origin = |arch| locate(None, SOME, "matvec", arch).map(|source| source.origin());
         assert_eq!(origin("gfx1100").unwrap(), "embedded for gfx1100");
         assert_eq!(origin("gfx1102").unwrap(), "embedded for gfx11-generic");
         assert_eq!(origin("sm_90").unwrap(), "embedded for sm_80");
@@ -122,15 +210,73 @@ mod tests {
     }
 
     #[test]
+    fn matrix_cores_are_known() {
+        assert!(
+            ["gfx90a", "gfx942", "gfx1100", "gfx1151", "gfx1201", "sm_80", "sm_90"].map(has_matrix_cores) == [true; 7]
+        );
+        assert!(["gfx906", "gfx90c", "gfx1010", "gfx1030"].map(has_matrix_cores) == [false; 4]);
+    }
+
+    #[test]
     fn a_folder_comes_first_and_text_ends_with_zero() {
         let folder = env::temp_dir().join(format!("wavelm-objects-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         std::fs::write(folder.join("matvec.gfx11-generic.hsaco"), b"\x7fELF mine").unwrap();
-        let object = find_in(Some(&folder), SOME, "matvec", "gfx1100").unwrap_or_else(|e| panic!("{e}"));
+        let object = load(Some(&folder), SOME, "matvec", "gfx1100").unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(&*object.code, b"\x7fELF mine");
-        let other = find_in(Some(&folder), SOME, "matvec", "sm_86").unwrap_or_else(|e| panic!("{e}"));
+        let other = load(Some(&folder), SOME, "matvec", "sm_86").unwrap_or_else(|e| panic!("{e}"));
         assert_eq!((&*other.code, other.origin.as_str()), (&b"ptx\0"[..], "embedded for sm_80"));
-        assert!(find_in(Some(&folder), &[], "norm", "gfx1100").is_err_and(|e| e.contains("no kernels at all")));
+        assert!(load(Some(&folder), &[], "norm", "gfx1100").is_err_and(|e| e.contains("no kernels at all")));
         std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    /// 300 times "first, ", then 300 times "second, ", as hip/build.py packs them.
+    const ARCHIVE: &[u8] = &[
+        109, 0, 0, 1, 0, 255, 255, 255, 255, 255, 255, 255, 255, 0, 51, 26, 74, 71, 51, 216, 151, 15, 76, 112, 164, 4,
+        219, 243, 59, 255, 25, 105, 228, 179, 131, 196, 125, 4, 2, 105, 126, 138, 103, 178, 140, 167, 134, 140, 228,
+        121, 199, 14, 96, 169, 105, 204, 141, 133, 255, 255, 103, 88, 0, 0,
+    ];
+
+    fn packed(archive: &'static [u8], length: usize) -> Embedded {
+        let code = Code::Packed { archive, from: 7 * 300, length };
+        Embedded { family: "matvec", target: "gfx906", code, hash: fnv("second, ".repeat(300).as_bytes()) }
+    }
+
+    #[test]
+    fn a_part_of_an_archive_is_unpacked() {
+        let code = packed(ARCHIVE, 8 * 300).unpack().unwrap();
+        assert_eq!(code, "second, ".repeat(300).as_bytes());
+        for length in [8 * 300 + 1, 8 * 300 - 1, 0, usize::MAX] {
+            let reason = packed(ARCHIVE, length).unpack().unwrap_err();
+            assert!(reason.contains("matvec kernels for gfx906 are damaged"), "{reason}");
+        }
+    }
+
+    #[test]
+    fn a_damaged_archive_gives_an_error_or_the_right_code() {
+        let expected = "second, ".repeat(300);
+        let mut errors = 0;
+        for bit in 0..ARCHIVE.len() * 8 {
+            let mut archive = ARCHIVE.to_vec();
+            archive[bit / 8] ^= 1 << (bit % 8);
+            // Some bits matter to nothing that is read: a larger window, or what follows the code.
+            match packed(archive.leak(), expected.len()).unpack() {
+                Ok(code) => assert_eq!(code, expected.as_bytes(), "bit {bit}"),
+                Err(_) => errors += 1,
+            }
+        }
+        assert!(errors > ARCHIVE.len() * 8 / 2, "{errors} of {} bits", ARCHIVE.len() * 8);
+        for length in 0..ARCHIVE.len() / 2 {
+            assert!(packed(&ARCHIVE[..length], expected.len()).unpack().is_err(), "{length} bytes");
+        }
+    }
+
+    #[test]
+    fn all_embedded_objects_are_whole() {
+        for embedded in EMBEDDED {
+            let code = embedded.unpack().unwrap();
+            let start: &[u8] = if embedded.target.starts_with("sm_") { b"//" } else { b"\x7fELF" };
+            assert!(code.starts_with(start), "{} for {}", embedded.family, embedded.target);
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! Lowers a program to the launches of a pass: neighbours that one kernel can do are fused, and activations are
 //! quantized where they are produced.
 
+use crate::gguf::TensorType;
 use crate::model::program::{Activation, AttentionInfo, Buf, Op, Program, Weight};
 use std::collections::HashMap;
 
@@ -33,11 +34,19 @@ pub(super) enum Step {
     Quantize {
         x: Buf,
     },
+    /// One to three products with the same activations.
     MatMul {
         x: Buf,
-        weight: Weight,
-        bias: Option<Weight>,
-        out: Buf,
+        products: Vec<Product>,
+    },
+    /// `gate.out = act(gate) * up`, where the products are not needed by themselves, and its int8 form where `quantize`
+    /// is set. `up.out` may be written or not.
+    GatedMatMul {
+        x: Buf,
+        gate: Product,
+        up: Product,
+        act: Activation,
+        quantize: bool,
     },
     Rope {
         x: Buf,
@@ -51,11 +60,13 @@ pub(super) enum Step {
         v: Buf,
         turn: Option<(Buf, usize)>,
     },
+    /// The int8 form of `out` as well where `quantize` is set.
     Attention {
         layer: usize,
         q: Buf,
         out: Buf,
         info: AttentionInfo,
+        quantize: bool,
     },
     /// `gate = act(gate) * up`, and its int8 form where `quantize` is set.
     Glu {
@@ -78,6 +89,14 @@ pub(super) enum Step {
     },
 }
 
+/// `out = x * weightᵀ + bias`
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Product {
+    pub(super) weight: Weight,
+    pub(super) bias: Option<Weight>,
+    pub(super) out: Buf,
+}
+
 /// The lowered program.
 #[derive(Debug, Clone)]
 pub(super) struct Plan {
@@ -89,7 +108,7 @@ pub(super) struct Plan {
 
 impl Plan {
     pub(super) fn new(program: &Program) -> Self {
-        let mut lowering = Lowering { steps: Vec::new(), fresh: HashMap::new() };
+        let mut lowering = Lowering { program, steps: Vec::new(), fresh: HashMap::new() };
         let mut quantized = vec![false; program.buffers.len()];
         let mut logits = Buf(0);
         let mut ops = program.ops.as_slice();
@@ -120,10 +139,12 @@ impl Plan {
                 (Op::Rope { x, rope, head_dim }, _) => lowering.write(x, Step::Rope { x, rope, head_dim }),
                 (Op::StoreKv { layer, k, v }, _) => lowering.steps.push(Step::StoreKv { layer, k, v, turn: None }),
                 (Op::Attention { layer, q, out, info }, _) => {
-                    lowering.write(out, Step::Attention { layer, q, out, info });
+                    lowering.write(out, Step::Attention { layer, q, out, info, quantize: false });
                 }
                 (Op::Glu { gate, up, act }, _) => {
-                    lowering.write(gate, Step::Glu { gate, up, act, quantize: false });
+                    if is_read(rest, up) || !lowering.gate_products(gate, up, act) {
+                        lowering.write(gate, Step::Glu { gate, up, act, quantize: false });
+                    }
                 }
                 (Op::Add { x, y }, _) => lowering.write(x, Step::Add { x, y }),
                 (Op::Softcap { x, cap }, _) => lowering.write(x, Step::Softcap { x, cap }),
@@ -135,7 +156,7 @@ impl Plan {
                             *used = true;
                         }
                     }
-                    lowering.write(out, Step::MatMul { x, weight, bias, out });
+                    lowering.multiply(x, Product { weight, bias, out });
                 }
                 (Op::Logits { x }, _) => logits = x,
             }
@@ -167,13 +188,14 @@ fn is_read(ops: &[Op], buf: Buf) -> bool {
     false
 }
 
-struct Lowering {
+struct Lowering<'a> {
+    program: &'a Program,
     steps: Vec<Step>,
     /// For each buffer the step that wrote it last, and whether its int8 form is up to date.
     fresh: HashMap<Buf, (usize, bool)>,
 }
 
-impl Lowering {
+impl Lowering<'_> {
     /// Appends a step that writes `out`.
     fn write(&mut self, out: Buf, step: Step) {
         self.fresh.insert(out, (self.steps.len(), false));
@@ -187,16 +209,85 @@ impl Lowering {
             return;
         }
         match self.steps.get_mut(writer) {
-            Some(Step::Norm { quantize, .. } | Step::Glu { quantize, .. }) => *quantize = true,
+            Some(Step::Norm { quantize, .. } | Step::Glu { quantize, .. } | Step::GatedMatMul { quantize, .. }) => {
+                *quantize = true;
+            }
+            // Groups of 32 that no two heads share.
+            Some(Step::Attention { quantize, info, .. }) if info.value_dim % 32 == 0 => *quantize = true,
             _ => self.steps.push(Step::Quantize { x }),
         }
         self.fresh.insert(x, (writer, true));
+    }
+
+    fn tensor_type(&self, weight: Weight) -> Option<TensorType> {
+        self.program.weights.get(weight.0).map(|w| w.tensor.tensor_type())
+    }
+
+    /// Appends a product, to the step before where that has the same activations and there is a kernel for both.
+    fn multiply(&mut self, x: Buf, product: Product) {
+        let last = self.steps.len().wrapping_sub(1);
+        let types =
+            |products: &[Product]| products.iter().map(|p| self.tensor_type(p.weight)).collect::<Option<Vec<_>>>();
+        if let Some(Step::MatMul { x: other, products }) = self.steps.get(last)
+            && *other == x
+            && product.out != x
+            && products.iter().all(|p| p.out != product.out)
+            && types(&[products, &[product][..]].concat()).is_some_and(|types| have_one_kernel(&types))
+        {
+            if let Some(Step::MatMul { products, .. }) = self.steps.get_mut(last) {
+                products.push(product);
+            }
+            self.fresh.insert(product.out, (last, false));
+            return;
+        }
+        self.write(product.out, Step::MatMul { x, products: vec![product] });
+    }
+
+    /// Makes the step before, if it is the two products of a gated unit, that unit.
+    fn gate_products(&mut self, gate: Buf, up: Buf, act: Activation) -> bool {
+        let fused = match self.steps.last() {
+            Some(Step::MatMul { x, products }) => match products[..] {
+                [a, b]
+                    if (a.out, b.out) == (gate, up)
+                        && a.bias.is_none()
+                        && b.bias.is_none()
+                        && self.tensor_type(a.weight) == self.tensor_type(b.weight)
+                        && self.rows(a.weight) == self.rows(b.weight) =>
+                {
+                    Step::GatedMatMul { x: *x, gate: a, up: b, act, quantize: false }
+                }
+                _ => return false,
+            },
+            _ => return false,
+        };
+        self.steps.pop();
+        self.fresh.remove(&up);
+        self.write(gate, fused);
+        true
+    }
+
+    fn rows(&self, weight: Weight) -> Option<usize> {
+        self.program.weights.get(weight.0).map(|w| w.rows)
+    }
+}
+
+/// Whether products with matrices of these types can be one launch (hip/matvec.hip).
+fn have_one_kernel(types: &[TensorType]) -> bool {
+    match *types {
+        [a, b] => a == b && a.is_quantized(),
+        [a, b, c] => {
+            let mixed = matches!(a, TensorType::Q4_K | TensorType::Q5_K) && c == TensorType::Q6_K;
+            a == b && a.is_quantized() && (c == a || mixed)
+        }
+        _ => false,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gguf::TensorInfo;
+    use crate::model::program::WeightInfo;
 
     fn program(ops: Vec<Op>) -> Program {
         Program {
@@ -216,6 +307,53 @@ mod tests {
         let norm = |out| Op::RmsNorm { x, weight: Weight(0), eps: 1e-5, out };
         let steps = |out| Plan::new(&program(vec![Op::Add { x, y }, norm(out)])).steps.len();
         assert_eq!((steps(h), steps(x), steps(y)), (1, 2, 2));
+    }
+
+    /// A program over buffers 0 to 5 with square matrices of these types.
+    fn with_weights(types: &[TensorType], ops: Vec<Op>) -> Program {
+        let weights = types.iter().map(|&ty| WeightInfo {
+            tensor: TensorInfo { name: String::new(), ty, dims: vec![256, 256], part: 0, offset: 0, size: 0 },
+            rows: 256,
+            columns: 256,
+        });
+        Program { weights: weights.collect(), ..program(ops) }
+    }
+
+    fn product(weight: usize, out: usize) -> Op {
+        Op::MatMul { x: Buf(0), weight: Weight(weight), bias: None, out: Buf(out) }
+    }
+
+    #[test]
+    fn products_of_the_same_activations_are_one_step_where_there_is_a_kernel() {
+        use TensorType::{F16, Q4_0, Q4_K, Q6_K};
+        let sizes = |types: &[TensorType]| -> Vec<usize> {
+            let ops = (0..types.len()).map(|i| product(i, i + 1)).collect();
+            let steps = Plan::new(&with_weights(types, ops)).steps;
+            let sizes =
+                steps.iter().filter_map(|s| if let Step::MatMul { products, .. } = s { Some(products) } else { None });
+            sizes.map(Vec::len).collect()
+        };
+        assert_eq!(sizes(&[Q4_K, Q4_K, Q6_K]), [3]);
+        assert_eq!(sizes(&[Q4_0, Q4_0, Q4_0]), [3]);
+        assert_eq!(sizes(&[Q4_0, Q4_0, Q6_K]), [2, 1]);
+        assert_eq!(sizes(&[Q4_K, Q6_K, Q6_K]), [1, 2]);
+        assert_eq!(sizes(&[F16, F16]), [1, 1]);
+        assert_eq!(sizes(&[Q4_0; 5]), [3, 2]);
+    }
+
+    #[test]
+    fn a_gated_unit_is_one_step_where_nobody_reads_its_products() {
+        let ops = |more: Option<Op>| {
+            let glu = Op::Glu { gate: Buf(1), up: Buf(2), act: Activation::Silu };
+            let down = Op::MatMul { x: Buf(1), weight: Weight(2), bias: None, out: Buf(3) };
+            let ops = [product(0, 1), product(1, 2), glu].into_iter().chain(more).chain([down]);
+            Plan::new(&with_weights(&[TensorType::Q4_K; 3], ops.collect())).steps
+        };
+        let fused = ops(None);
+        assert!(matches!(fused[1], Step::GatedMatMul { quantize: true, .. }), "{fused:?}");
+        assert_eq!(fused.len(), 3, "{fused:?}");
+        let read = ops(Some(Op::Add { x: Buf(4), y: Buf(2) }));
+        assert!(read.iter().any(|s| matches!(s, Step::Glu { quantize: true, .. })), "{read:?}");
     }
 
     #[test]

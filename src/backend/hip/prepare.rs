@@ -3,9 +3,11 @@
 use super::device::Device;
 use super::memory::Layout;
 use super::modules::{Kernel, Modules};
-use super::plan::{Plan, Step};
+use super::objects::has_matrix_cores;
+use super::plan::{Plan, Product, Step};
 use super::{MOST_OUTPUTS, MOST_TOKENS};
 use crate::backend::KvType;
+use crate::gguf::TensorType;
 use crate::model::program::{Activation, AttentionInfo, Buf, Program, RowKind, Weight};
 use crate::{Error, Result};
 
@@ -20,18 +22,79 @@ const TILE: usize = 32;
 /// The kernels of a step.
 pub(super) enum Kernels {
     One(Kernel),
-    /// A product, for each of [`MATVEC_COLUMNS`] and for more.
+    /// Products with the same activations: all of them for each of [`MATVEC_COLUMNS`], and each for more.
     MatMul {
         few: Vec<Kernel>,
-        many: Kernel,
+        many: Vec<Many>,
+    },
+    /// A gated unit: as a whole, and as the gate's product, the other one and what is made of them.
+    GatedMatMul {
+        few: Vec<Kernel>,
+        many: [Many; 2],
+        glu: Kernel,
     },
     Attention(Attention),
+}
+
+/// How products with many columns are computed.
+pub(super) enum Many {
+    /// By plain arithmetic, in tiles of 64 x 64.
+    Tiles(Kernel),
+    Core(Core),
+}
+
+/// Products on matrix cores.
+pub(super) struct Core {
+    /// Makes the f16 form of the columns.
+    pub(super) halve: Kernel,
+    tiles: [Tile; 4],
+    /// The only one of them that is used, where the user chose.
+    forced: Option<usize>,
+}
+
+struct Tile {
+    columns: usize,
+    rows: usize,
+    kernel: Kernel,
+}
+
+/// Columns and weight rows of the blocks of matrix-core products, in the order of their columns.
+const TILES: [(usize, usize); 4] = [(16, 32), (32, 64), (64, 64), (128, 128)];
+/// The columns of the tile that is used whatever the shape.
+const TILE_VARIABLE: &str = "WAVELM_HIP_TILE";
+
+impl Core {
+    /// The kernel for `count` columns and `rows` weight rows, and its grid.
+    pub(super) fn choose(&self, rows: usize, count: usize, units: u32) -> (&Kernel, [usize; 2]) {
+        let [small, medium, large, largest] = &self.tiles;
+        let tile = match self.forced.unwrap_or_else(|| choose_tile(rows, count, units as usize)) {
+            16 => small,
+            32 => medium,
+            64 => large,
+            _ => largest,
+        };
+        (&tile.kernel, [rows.div_ceil(tile.rows), count.div_ceil(tile.columns)])
+    }
+}
+
+/// The columns of the tile for a shape: enough for all columns; for more than 64 the largest tile, unless it leaves a
+/// quarter of the compute units without work.
+fn choose_tile(rows: usize, count: usize, units: usize) -> usize {
+    match count {
+        ..=16 => 16,
+        17..=32 => 32,
+        33..=64 => 64,
+        _ if rows.div_ceil(128) * count.div_ceil(128) * 4 < units * 3 => 64,
+        _ => 128,
+    }
 }
 
 /// How attention of a shape is launched.
 pub(super) struct Attention {
     pub(super) decode: Kernel,
     pub(super) combine: Kernel,
+    /// For results that are needed as integers and do not come from `combine`.
+    pub(super) quantize: Kernel,
     /// For many queries, where heads are narrow enough.
     pub(super) prompt: Option<Kernel>,
     /// Query heads that share a key-value head.
@@ -56,14 +119,14 @@ pub(super) fn kernels(
     device: &Device,
     modules: &Modules,
 ) -> Result<Vec<Kernels>> {
-    let finder = Finder { program, kv_type, wave: device.wave, modules };
+    let finder = Finder { program, kv_type, device, modules };
     plan.steps.iter().map(|step| finder.step(step)).collect()
 }
 
 struct Finder<'a> {
     program: &'a Program,
     kv_type: KvType,
-    wave: u32,
+    device: &'a Device,
     modules: &'a Modules,
 }
 
@@ -73,25 +136,70 @@ impl Finder<'_> {
         match step {
             Step::Embed { table, .. } => one("dequant", &format!("dequant_rows_{}", self.type_name(*table)), 128),
             Step::Scale { .. } => one("elementwise", "scale", 256),
-            Step::Norm { .. } => one("norm", "rms_norm", 256),
-            Step::HeadNorm { .. } => one("norm", "head_norm", 4 * self.wave),
+            Step::Norm { .. } => one("norm", "rms_norm", 1024),
+            Step::HeadNorm { .. } => one("norm", "head_norm", 4 * self.device.wave),
             Step::Quantize { .. } => one("quantize", "quantize_q8", 256),
-            Step::MatMul { weight, .. } => {
-                let ty = self.type_name(*weight);
-                let kernel = |n: &usize| self.modules.kernel("matvec", &format!("matvec_{ty}_{n}"), 4 * self.wave);
-                let few = MATVEC_COLUMNS.iter().map(kernel).collect::<Result<_>>()?;
-                let many = self.modules.kernel("matmul", &format!("matmul_{ty}"), 256)?;
-                Ok(Kernels::MatMul { few, many })
+            Step::MatMul { products, .. } => {
+                let first = products.first().map_or(String::new(), |p| self.type_name(p.weight));
+                let name = match products.last().map(|p| self.type_name(p.weight)) {
+                    _ if products.len() == 1 => first,
+                    Some(last) if last != first => format!("three_{first}_{last}"),
+                    _ => format!("three_{first}"),
+                };
+                let few = self.few(&name, 4)?;
+                Ok(Kernels::MatMul { few, many: products.iter().map(|p| self.many(p)).collect::<Result<_>>()? })
             }
+            Step::GatedMatMul { gate, up, act, .. } => Ok(Kernels::GatedMatMul {
+                few: self.few(&format!("glu_{}", self.type_name(gate.weight)), 8)?,
+                many: [self.many(gate)?, self.many(up)?],
+                glu: self.glu(*act)?,
+            }),
             Step::Rope { .. } => one("rope", "rope", 64),
             Step::StoreKv { .. } => one("rope", &format!("store_kv_{}", self.kv_name()?), 64),
             Step::Attention { info, .. } => Ok(Kernels::Attention(self.attention(info)?)),
-            Step::Glu { act: Activation::Silu, .. } => one("elementwise", "glu_silu", 256),
-            Step::Glu { act: Activation::Gelu, .. } => one("elementwise", "glu_gelu", 256),
+            Step::Glu { act, .. } => Ok(Kernels::One(self.glu(*act)?)),
             Step::Add { .. } => one("elementwise", "add", 256),
             Step::Softcap { .. } => one("elementwise", "softcap", 256),
             Step::Gather { .. } => one("elementwise", "gather_rows", 256),
         }
+    }
+
+    /// `matvec_<name>` for each number of columns, in blocks of so many waves.
+    fn few(&self, name: &str, waves: u32) -> Result<Vec<Kernel>> {
+        let kernel = |n: &usize| self.modules.kernel("matvec", &format!("matvec_{name}_{n}"), waves * self.device.wave);
+        MATVEC_COLUMNS.iter().map(kernel).collect()
+    }
+
+    fn many(&self, product: &Product) -> Result<Many> {
+        let (weight, ty) = (product.weight, self.type_name(product.weight));
+        let family = core_family(self.program, weight).filter(|_| has_matrix_cores(&self.device.arch));
+        let Some(family) = family else {
+            return Ok(Many::Tiles(self.modules.kernel("matmul", &format!("matmul_{ty}"), 256)?));
+        };
+        let tile = |(columns, rows)| {
+            let kernel = self.modules.kernel(family, &format!("{family}_{columns}"), 256)?;
+            Ok::<_, Error>(Tile { columns, rows, kernel })
+        };
+        let [small, medium, large, largest] = TILES.map(tile);
+        let chosen = std::env::var(TILE_VARIABLE).ok().filter(|v| !v.is_empty());
+        let known = |v: &String| TILES.iter().map(|(n, _)| *n).find(|n| n.to_string() == *v);
+        let forced = chosen.as_ref().and_then(known);
+        if let (Some(chosen), None) = (&chosen, forced) {
+            log::warn!("{TILE_VARIABLE}={chosen} names no tile: there are 16, 32, 64 and 128");
+        }
+        Ok(Many::Core(Core {
+            halve: self.modules.kernel("halve", "halve_rows", 256)?,
+            tiles: [small?, medium?, large?, largest?],
+            forced,
+        }))
+    }
+
+    fn glu(&self, act: Activation) -> Result<Kernel> {
+        let name = match act {
+            Activation::Silu => "glu_silu",
+            Activation::Gelu => "glu_gelu",
+        };
+        self.modules.kernel("elementwise", name, 256)
     }
 
     fn attention(&self, info: &AttentionInfo) -> Result<Attention> {
@@ -111,12 +219,14 @@ impl Finder<'_> {
             1
         };
         let wide = [2, 4, 8].into_iter().find(|n| info.value_dim <= 32 * n);
-        let prompt =
-            wide.map(|n| self.modules.kernel("attention", &format!("attend_prompt_{kv}_{n}"), 256)).transpose()?;
+        let prompt = wide
+            .map(|n| self.modules.kernel("attention_prompt", &format!("attend_prompt_{kv}_{n}"), 256))
+            .transpose()?;
         let decode = format!("attend_decode_{kv}_{heads_per_block}");
         Ok(Attention {
             decode: self.modules.kernel("attention", &decode, 128)?,
             combine: self.modules.kernel("attention", "attend_combine", 128)?,
+            quantize: self.modules.kernel("quantize", "quantize_q8", 256)?,
             prompt,
             group,
             heads_per_block,
@@ -138,11 +248,34 @@ impl Finder<'_> {
     }
 }
 
+/// The family of kernels that multiply with a weight on matrix cores, where there is one for its type and shape.
+fn core_family(program: &Program, weight: Weight) -> Option<&'static str> {
+    let info = program.weights.get(weight.0).filter(|w| w.columns.is_multiple_of(32))?;
+    match info.tensor.tensor_type() {
+        TensorType::F16 => Some("matmul_core_f16"),
+        TensorType::BF16 => Some("matmul_core_bf16"),
+        TensorType::Q4_0 => Some("matmul_core_q4_0"),
+        TensorType::Q4_1 => Some("matmul_core_q4_1"),
+        TensorType::Q5_0 => Some("matmul_core_q5_0"),
+        TensorType::Q5_1 => Some("matmul_core_q5_1"),
+        TensorType::Q8_0 => Some("matmul_core_q8_0"),
+        TensorType::Q2_K => Some("matmul_core_q2_k"),
+        TensorType::Q3_K => Some("matmul_core_q3_k"),
+        TensorType::Q4_K => Some("matmul_core_q4_k"),
+        TensorType::Q5_K => Some("matmul_core_q5_k"),
+        TensorType::Q6_K => Some("matmul_core_q6_k"),
+        // In f32, they may be what f16 does not hold.
+        _ => None,
+    }
+}
+
 /// Where the buffers of the largest pass lie in their memory.
 pub(super) struct Buffers {
     floats: Vec<usize>,
     /// For each buffer whose int8 form is used: the numbers, and the words of their groups.
     int8: Vec<Option<(usize, usize)>>,
+    /// For each buffer whose f16 form is used: the numbers, and the scales of the rows.
+    halves: Vec<Option<(usize, usize)>>,
     /// What parts of the positions find, before they are combined.
     pub(super) partials: usize,
     pub(super) bytes: usize,
@@ -150,9 +283,18 @@ pub(super) struct Buffers {
 
 impl Buffers {
     /// The logits' buffer is none of them: each pass brings its own.
-    pub(super) fn new(program: &Program, plan: &Plan) -> Result<Self> {
+    pub(super) fn new(program: &Program, plan: &Plan, device: &Device) -> Result<Self> {
         let mut layout = Layout::default();
-        let (mut floats, mut int8) = (Vec::new(), Vec::new());
+        let (mut floats, mut int8, mut halves) = (Vec::new(), Vec::new(), Vec::new());
+        let halved = |buf| {
+            let is_core = |product: &Product| core_family(program, product.weight).is_some();
+            let multiplies = |step: &Step| match step {
+                Step::MatMul { x, products } => *x == buf && products.iter().any(is_core),
+                Step::GatedMatMul { x, gate, up, .. } => *x == buf && (is_core(gate) || is_core(up)),
+                _ => false,
+            };
+            has_matrix_cores(&device.arch) && plan.steps.iter().any(multiplies)
+        };
         for (i, buffer) in program.buffers.iter().enumerate() {
             let rows = match buffer.rows {
                 RowKind::Tokens => MOST_TOKENS,
@@ -165,6 +307,10 @@ impl Buffers {
                 Some(true) => Some((layout.part(elements)?, layout.part(elements / 32 * 8)?)),
                 _ => None,
             });
+            halves.push(match halved(Buf(i)) {
+                true => Some((layout.part(elements.saturating_mul(2))?, layout.part(rows * 4)?)),
+                false => None,
+            });
         }
         let partial = |step: &Step| match step {
             Step::Attention { info, .. } => info.heads * (info.value_dim + 2),
@@ -172,7 +318,7 @@ impl Buffers {
         };
         let partial = plan.steps.iter().map(partial).max().unwrap_or(0);
         let partials = layout.part(partial.saturating_mul(MOST_SPLITS * MOST_SPLIT_TOKENS * 4))?;
-        Ok(Self { floats, int8, partials, bytes: layout.bytes() })
+        Ok(Self { floats, int8, halves, partials, bytes: layout.bytes() })
     }
 
     pub(super) fn float(&self, buf: Buf) -> Option<usize> {
@@ -181,5 +327,22 @@ impl Buffers {
 
     pub(super) fn int8(&self, buf: Buf) -> Option<(usize, usize)> {
         self.int8.get(buf.0).copied().flatten()
+    }
+
+    pub(super) fn halves(&self, buf: Buf) -> Option<(usize, usize)> {
+        self.halves.get(buf.0).copied().flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_suit_the_columns_and_fill_the_device() {
+        let columns = |rows, count| choose_tile(rows, count, 132);
+        assert_eq!([9, 16, 17, 32, 33, 64].map(|count| columns(4096, count)), [16, 16, 32, 32, 64, 64]);
+        assert_eq!([1024, 2048, 4096, 28672].map(|rows| columns(rows, 512)), [64, 64, 128, 128]);
+        assert_eq!(columns(28672, 65), 128);
     }
 }

@@ -10,6 +10,7 @@ mod probes;
 
 use super::device::Device;
 use super::modules::Modules;
+use super::weights::Loading;
 use super::{HipBackend, objects};
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::kv::KvSequence;
@@ -76,7 +77,8 @@ pub(super) fn check(
 fn probe_fails(probe: &Probe, device: &Arc<Device>, modules: &Modules, kv_type: KvType) -> Result<Option<String>> {
     let (gguf, program) = probe.build()?;
     let (gguf, program) = (Arc::new(gguf), Arc::new(program));
-    let gpu = HipBackend::untested(device, modules, &gguf, Arc::clone(&program), kv_type)?;
+    let mut loading = Loading { threads: 1, tell: &mut |_, _| Ok(()) };
+    let gpu = HipBackend::untested(device, modules, &gguf, Arc::clone(&program), kv_type, &mut loading)?;
     let options = CpuOptions { threads: Some(1), pool: None, kv_type, precision: Precision::Fast, isa: probe.isa() };
     let cpu = CpuBackend::new(gguf, Arc::clone(&program), options)?;
     let mut random = Random::new(1);

@@ -1,14 +1,29 @@
 //! Weights in device memory: matrices in the planar layout that hip/quant.h describes, vectors as `f32`.
 
 use super::device::Device;
-use super::memory::{ALIGN, DeviceBuffer, HostBuffer, Layout, Stream};
+use super::memory::{ALIGN, DeviceBuffer, Event, HostBuffer, Layout, Stream};
 use crate::gguf::{Gguf, TensorType};
 use crate::model::program::Program;
 use crate::{Error, ErrorKind, Result, quant};
+use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::thread::ScopedJoinHandle;
 
-/// Bytes that are copied at a time, through one of two pinned buffers.
+/// Bytes of a pinned buffer, of which each thread has two.
 const STAGE: usize = 4 << 20;
+/// Threads that read: more are faster than the bus.
+const MOST_THREADS: usize = 8;
+
+/// Hears how many bytes of the weights are on the device, and of how many; an error of it ends the loading.
+pub(crate) type Tell<'a> = dyn FnMut(u64, u64) -> Result<()> + 'a;
+
+/// How weights are loaded.
+pub(super) struct Loading<'t, 'a> {
+    /// Threads that read, the calling one included.
+    pub(super) threads: usize,
+    pub(super) tell: &'t mut Tell<'a>,
+}
 
 /// The fields of a block in the order of their planes, each as (offset in the file's block, length).
 type Planes = &'static [(usize, usize)];
@@ -40,40 +55,50 @@ pub(super) struct Weights {
 }
 
 impl Weights {
-    /// Uploads all weights and waits for it.
+    /// Uploads all weights and waits for it, reading with several threads while copies run.
     ///
     /// # Errors
-    /// `OutOfMemory` where they do not fit, `Unsupported` for a type without kernels, and what the driver reports.
-    pub(super) fn upload(device: &Arc<Device>, stream: &Stream, gguf: &Gguf, program: &Program) -> Result<Self> {
-        let mut layout = Layout::default();
-        let mut offsets = Vec::with_capacity(program.weights.len());
+    /// `OutOfMemory` where they do not fit, `Unsupported` for a type without kernels, what the driver reports and what
+    /// the caller's `tell` does.
+    pub(super) fn upload(
+        device: &Arc<Device>,
+        stream: &Stream,
+        gguf: &Gguf,
+        program: &Program,
+        loading: &mut Loading<'_, '_>,
+    ) -> Result<Self> {
+        let (mut layout, mut offsets) = (Layout::default(), Vec::with_capacity(program.weights.len()));
+        let mut parts = Vec::new();
         for weight in &program.weights {
-            let ty = if weight.rows == 1 { TensorType::F32 } else { weight.tensor.tensor_type() };
+            let ty = weight.tensor.tensor_type();
             let elements = weight.rows.checked_mul(weight.columns);
-            let bytes = elements.and_then(|n| planar_bytes(ty, n)).ok_or_else(|| {
-                Error::unsupported(format!(
-                    "tensor {} has the type {ty:?}, which no GPU kernel reads",
-                    weight.tensor.name()
-                ))
+            let stored = if weight.rows == 1 { TensorType::F32 } else { ty };
+            let bytes = elements.and_then(|n| planar_bytes(stored, n)).ok_or_else(|| {
+                let name = weight.tensor.name();
+                Error::unsupported(format!("tensor {name} has the type {ty:?}, which no GPU kernel reads"))
             })?;
-            offsets.push(layout.part(bytes)?);
+            let offset = layout.part(bytes)?;
+            offsets.push(offset);
+            Part::cut(ty, weight.rows == 1, gguf.data(&weight.tensor), offset, &mut parts)?;
         }
         let memory = DeviceBuffer::new(device, layout.bytes(), "weights")?;
-        let mut stage = Stage::new(device, stream, &memory)?;
-        let queued = program.weights.iter().zip(&offsets).try_for_each(|(weight, &offset)| {
-            let (ty, data) = (weight.tensor.tensor_type(), gguf.data(&weight.tensor));
-            if weight.rows == 1 {
-                let mut values = vec![0.0f32; weight.columns];
-                quant::dequantize(ty, data, &mut values)?;
-                stage.tensor(TensorType::F32, bytemuck::cast_slice(&values), offset)
-            } else {
-                stage.tensor(ty, data, offset)
-            }
-        });
-        // Waited for in any case: the memory and the stage must outlive the copies.
+        let threads = loading.threads.clamp(1, MOST_THREADS).min(parts.len().max(1));
+        let mut stages: Vec<[Stage; 2]> =
+            (0..threads).map(|_| Ok([Stage::new(device)?, Stage::new(device)?])).collect::<Result<_>>()?;
+        let _guard = WaitInPanic(stream);
+        let shared = Shared {
+            stream,
+            memory: &memory,
+            parts: &parts,
+            next: AtomicUsize::new(0),
+            done: AtomicU64::new(0),
+            is_stopped: AtomicBool::new(false),
+        };
+        let queued = shared.run(&mut stages, loading.tell);
+        // Waited for in any case: the memory and the stages must outlive the copies.
         let waited = stream.wait();
         queued.and(waited)?;
-        drop(stage);
+        drop(stages);
         Ok(Self { memory, offsets })
     }
 
@@ -97,53 +122,172 @@ pub(super) fn planar_bytes(ty: TensorType, elements: usize) -> Option<usize> {
         .try_fold(0usize, |sum, (_, len)| sum.checked_add(blocks.checked_mul(*len)?.checked_next_multiple_of(ALIGN)?))
 }
 
-/// Two pinned buffers that take turns: one is filled while the other is copied.
-struct Stage<'a> {
-    stream: &'a Stream,
-    to: &'a DeviceBuffer,
-    buffers: [HostBuffer; 2],
-    /// How many copies were queued.
-    turn: usize,
+/// Consecutive blocks of a tensor, few enough for a stage.
+struct Part<'a> {
+    ty: TensorType,
+    /// Whether it is copied as `f32`, not in planes.
+    is_vector: bool,
+    data: &'a [u8],
+    /// Blocks of the whole tensor, and those before this part.
+    blocks: usize,
+    first: usize,
+    /// Where the tensor starts on the device.
+    offset: usize,
 }
 
-impl<'a> Stage<'a> {
-    fn new(device: &Arc<Device>, stream: &'a Stream, to: &'a DeviceBuffer) -> Result<Self> {
-        let buffers = [HostBuffer::new(device, STAGE)?, HostBuffer::new(device, STAGE)?];
-        Ok(Self { stream, to, buffers, turn: 0 })
+impl<'a> Part<'a> {
+    /// Cuts a tensor.
+    fn cut(ty: TensorType, is_vector: bool, data: &'a [u8], offset: usize, parts: &mut Vec<Self>) -> Result<()> {
+        let block_bytes = ty.block_bytes();
+        let staged = if is_vector { ty.block_len() * 4 } else { block_bytes };
+        if !quant::is_supported(ty) || staged > STAGE {
+            return Err(Error::unsupported(format!("no GPU kernel reads the type {ty:?}")));
+        }
+        let blocks = data.len() / block_bytes;
+        let per_part = STAGE / staged;
+        let part = |(i, data)| Part { ty, is_vector, data, blocks, first: i * per_part, offset };
+        parts.extend(data.chunks(per_part * block_bytes).enumerate().map(part));
+        Ok(())
     }
 
-    /// Queues the copy of a tensor, plane by plane.
-    fn tensor(&mut self, ty: TensorType, data: &[u8], offset: usize) -> Result<()> {
-        let unknown = || Error::unsupported(format!("no GPU kernel reads the type {ty:?}"));
-        let planes = planes(ty).ok_or_else(unknown)?;
-        let block_bytes = ty.block_bytes();
-        let blocks = data.len() / block_bytes;
-        let mut start = offset;
+    /// Fills a stage; returns the copies to make of it, as (place on the device, bytes of the stage).
+    fn fill(&self, stage: &mut [u8]) -> Result<Vec<(usize, Range<usize>)>> {
+        let block_bytes = self.ty.block_bytes();
+        let count = self.data.len() / block_bytes;
+        if self.is_vector {
+            let bytes = count * self.ty.block_len() * 4;
+            let out = stage.get_mut(..bytes).and_then(|out| bytemuck::try_cast_slice_mut(out).ok());
+            quant::dequantize(self.ty, self.data, out.ok_or_else(misaligned)?)?;
+            return Ok(vec![(self.offset + self.first * self.ty.block_len() * 4, 0..bytes)]);
+        }
+        let planes = planes(self.ty).ok_or_else(|| Error::unsupported("a type without kernels: a bug in wavelm"))?;
+        let (mut copies, mut staged, mut plane) = (Vec::with_capacity(planes.len()), 0, self.offset);
         for &(from, len) in planes {
-            let per_copy = STAGE / len;
-            for first in (0..blocks).step_by(per_copy) {
-                let count = per_copy.min(blocks - first);
-                let part = data.get(first * block_bytes..(first + count) * block_bytes).unwrap_or_default();
-                self.copy(start + first * len, count * len, |out| gather(part, block_bytes, from, len, out))?;
+            let range = staged..staged + count * len;
+            if let Some(out) = stage.get_mut(range.clone()) {
+                gather(self.data, block_bytes, from, len, out);
             }
-            start += (blocks * len).next_multiple_of(ALIGN);
+            staged = range.end;
+            copies.push((plane + self.first * len, range));
+            plane += (self.blocks * len).next_multiple_of(ALIGN);
+        }
+        Ok(copies)
+    }
+}
+
+fn misaligned() -> Error {
+    Error::new(ErrorKind::Device, "pinned memory is not aligned")
+}
+
+/// A pinned buffer, and how many bytes of the file its copy brings.
+struct Stage {
+    buffer: HostBuffer,
+    copied: Event,
+    under_way: u64,
+}
+
+impl Stage {
+    fn new(device: &Arc<Device>) -> Result<Self> {
+        Ok(Self { buffer: HostBuffer::new(device, STAGE)?, copied: Event::new(device)?, under_way: 0 })
+    }
+}
+
+/// Waits for copies also where the caller's `tell` panics, before their memory is freed.
+struct WaitInPanic<'a>(&'a Stream);
+
+impl Drop for WaitInPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.wait().ok();
+        }
+    }
+}
+
+/// What the threads of an upload share.
+struct Shared<'a> {
+    stream: &'a Stream,
+    memory: &'a DeviceBuffer,
+    parts: &'a [Part<'a>],
+    /// The next part that nobody has.
+    next: AtomicUsize,
+    /// Bytes of the file that are on the device.
+    done: AtomicU64,
+    is_stopped: AtomicBool,
+}
+
+impl Shared<'_> {
+    /// Uploads all parts: the calling thread works too, and tells how far all have come.
+    fn run(&self, stages: &mut [[Stage; 2]], tell: &mut Tell<'_>) -> Result<()> {
+        let total = self.parts.iter().map(|p| p.data.len() as u64).sum();
+        tell(0, total)?;
+        let Some((own, others)) = stages.split_first_mut() else { return Ok(()) };
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = others
+                .iter_mut()
+                // A thread that does not start is no loss: the others do its work.
+                .filter_map(|stages| {
+                    std::thread::Builder::new().spawn_scoped(scope, || self.work(stages, || Ok(()))).ok()
+                })
+                .collect();
+            let mut told = 0;
+            let own = self.work(own, || {
+                let done = self.done.load(Ordering::Relaxed);
+                if done > told {
+                    told = done;
+                    tell(done, total)?;
+                }
+                Ok(())
+            });
+            let join = |thread: ScopedJoinHandle<'_, Result<()>>| {
+                thread.join().unwrap_or_else(|_| Err(Error::new(ErrorKind::Device, "a thread that loads panicked")))
+            };
+            let results: Vec<_> = threads.into_iter().map(join).collect();
+            own?;
+            results.into_iter().collect::<Result<()>>()?;
+            if told < total { tell(total, total) } else { Ok(()) }
+        })
+    }
+
+    /// Uploads parts until there are no more; an error stops all threads.
+    fn work(&self, stages: &mut [Stage; 2], mut after: impl FnMut() -> Result<()>) -> Result<()> {
+        let worked = self.parts_of(stages, &mut after);
+        if worked.is_err() {
+            self.is_stopped.store(true, Ordering::Relaxed);
+        }
+        worked
+    }
+
+    fn parts_of(&self, stages: &mut [Stage; 2], after: &mut impl FnMut() -> Result<()>) -> Result<()> {
+        // One is filled while the other is copied.
+        let mut turn = 0;
+        while !self.is_stopped.load(Ordering::Relaxed) {
+            let Some(part) = self.parts.get(self.next.fetch_add(1, Ordering::Relaxed)) else { break };
+            let [a, b] = &mut *stages;
+            let stage = if turn % 2 == 0 { a } else { b };
+            self.finish(stage)?;
+            after()?;
+            for (place, range) in part.fill(stage.buffer.as_mut_slice())? {
+                // SAFETY: the stage is filled again only after its event, and `upload` waits before it is dropped.
+                unsafe { self.stream.upload_range(self.memory, place, &stage.buffer, range) }?;
+            }
+            stage.copied.record(self.stream)?;
+            stage.under_way = part.data.len() as u64;
+            turn += 1;
+        }
+        for stage in stages {
+            self.finish(stage)?;
+            after()?;
         }
         Ok(())
     }
 
-    /// Fills a buffer and queues its copy.
-    fn copy(&mut self, offset: usize, bytes: usize, fill: impl FnOnce(&mut [u8])) -> Result<()> {
-        // The other buffer's copy goes on while this one is filled.
-        if self.turn.is_multiple_of(2) {
-            self.stream.wait()?;
+    /// Waits for the copy of a stage.
+    fn finish(&self, stage: &mut Stage) -> Result<()> {
+        if stage.under_way > 0 {
+            stage.copied.wait()?;
+            self.done.fetch_add(std::mem::take(&mut stage.under_way), Ordering::Relaxed);
         }
-        let Some(buffer) = self.buffers.get_mut(self.turn % 2) else { return Ok(()) };
-        if let Some(out) = buffer.as_mut_slice().get_mut(..bytes) {
-            fill(out);
-        }
-        self.turn += 1;
-        // SAFETY: this buffer is filled again only after a wait, and `upload` waits before buffers are dropped.
-        unsafe { self.stream.upload(self.to, offset, buffer, bytes) }
+        Ok(())
     }
 }
 
@@ -153,9 +297,29 @@ fn gather(blocks: &[u8], block_bytes: usize, from: usize, len: usize, out: &mut 
         out.copy_from_slice(blocks);
         return;
     }
-    for (block, out) in blocks.chunks_exact(block_bytes).zip(out.chunks_exact_mut(len)) {
-        if let Some(field) = block.get(from..from + len) {
-            out.copy_from_slice(field);
+    // Fields of a fixed size are moved by a few wide instructions.
+    match len {
+        2 => gather_fixed::<2>(blocks, block_bytes, from, out),
+        4 => gather_fixed::<4>(blocks, block_bytes, from, out),
+        12 => gather_fixed::<12>(blocks, block_bytes, from, out),
+        16 => gather_fixed::<16>(blocks, block_bytes, from, out),
+        32 => gather_fixed::<32>(blocks, block_bytes, from, out),
+        64 => gather_fixed::<64>(blocks, block_bytes, from, out),
+        128 => gather_fixed::<128>(blocks, block_bytes, from, out),
+        _ => {
+            for (block, out) in blocks.chunks_exact(block_bytes).zip(out.chunks_exact_mut(len)) {
+                if let Some(field) = block.get(from..from + len) {
+                    out.copy_from_slice(field);
+                }
+            }
+        }
+    }
+}
+
+fn gather_fixed<const LEN: usize>(blocks: &[u8], block_bytes: usize, from: usize, out: &mut [u8]) {
+    for (block, out) in blocks.chunks_exact(block_bytes).zip(out.as_chunks_mut::<LEN>().0) {
+        if let Some(field) = block.get(from..).and_then(<[u8]>::first_chunk) {
+            *out = *field;
         }
     }
 }
@@ -190,6 +354,47 @@ mod tests {
             assert!(seen.iter().all(|&n| n == 1), "{ty:?}: {seen:?}");
         }
         assert!(ALL.iter().all(|&ty| quant::is_supported(ty)));
+    }
+
+    #[test]
+    fn parts_bring_every_field_to_its_plane() {
+        for ty in ALL {
+            // Two whole parts and a bit, so that planes are longer than a stage.
+            let (block_bytes, blocks) = (ty.block_bytes(), 2 * (STAGE / ty.block_bytes()) + 3);
+            let data: Vec<u8> = (0..blocks * block_bytes).map(|i| (i ^ i >> 8 ^ i >> 16) as u8).collect();
+            let mut parts = Vec::new();
+            Part::cut(ty, false, &data, ALIGN, &mut parts).unwrap();
+            assert_eq!(parts.len(), 3);
+            let mut device = vec![0; ALIGN + planar_bytes(ty, blocks * ty.block_len()).unwrap()];
+            let mut stage = vec![0; STAGE];
+            for part in &parts {
+                for (place, range) in part.fill(&mut stage).unwrap() {
+                    device[place..place + range.len()].copy_from_slice(&stage[range]);
+                }
+            }
+            let mut plane = ALIGN;
+            for &(from, len) in planes(ty).unwrap() {
+                for block in [0, 1, blocks / 2, blocks - 1] {
+                    let field = &data[block * block_bytes + from..][..len];
+                    assert_eq!(&device[plane + block * len..][..len], field, "{ty:?}, block {block}, field {from}");
+                }
+                plane += (blocks * len).next_multiple_of(ALIGN);
+            }
+        }
+    }
+
+    #[test]
+    fn long_vectors_are_cut_too() {
+        let values: Vec<f32> = (0..STAGE / 4 + 5).map(|i| i as f32).collect();
+        let mut parts = Vec::new();
+        Part::cut(TensorType::F32, true, bytemuck::cast_slice(&values), 0, &mut parts).unwrap();
+        let mut stage = vec![0f32; STAGE / 4];
+        let mut ends = Vec::new();
+        for part in &parts {
+            ends.extend(part.fill(bytemuck::cast_slice_mut(&mut stage)).unwrap());
+        }
+        assert_eq!(ends, [(0, 0..STAGE), (STAGE, 0..20)]);
+        assert_eq!(stage[..5], values[STAGE / 4..]);
     }
 
     #[test]

@@ -1,22 +1,53 @@
 //! The feature `link-hip`: the functions that the linker finds, by the bindings of `hip-runtime-sys`. That it compiles
 //! proves that the signatures of the table are those of HIP's headers.
+//!
+//! A function that is added to a table in driver.rs gets a line here, with the types of the bindings. A table of functions
+//! that not all libraries have, which is optional where the library is looked for (that of graphs, say), gets a function
+//! like [`hip_functions`]: what is linked is always there.
 
-use super::{Functions, HipFunctions, Status};
+use super::graph::GraphFunctions;
+use super::{Functions, HipFunctions};
 use hip_runtime_sys as hip;
 use std::ffi::{c_char, c_int, c_uint, c_void};
 
-/// Fills a table. The types are those of the bindings, and the compiler compares them; a table has plain numbers in the
-/// place of C enumerations, and one word for all pointers that mean nothing to the host.
+/// The sizes of what a function returns and takes: what a call depends on, all of it being numbers and pointers.
+trait Signature: Copy {
+    const SIZES: &'static [usize];
+}
+
+macro_rules! signatures {
+    ($(($($arg:ident)*))*) => {$(
+        impl<R, $($arg),*> Signature for unsafe extern "C" fn($($arg),*) -> R {
+            const SIZES: &'static [usize] = &[size_of::<R>(), $(size_of::<$arg>()),*];
+        }
+    )*};
+}
+
+signatures! { (A) (A B) (A B C) (A B C D) (A B C D E) (A B C D E F G H I J K) }
+
+/// The same function with the types of the table: plain numbers in the place of C enumerations, `u64` for device
+/// pointers, and one word for all pointers that mean nothing to the host.
+fn retype<F: Signature, T: Signature>(function: F) -> T {
+    const {
+        assert!(size_of::<F>() == size_of::<T>() && F::SIZES.len() == T::SIZES.len(), "another number of parameters");
+        let mut i = 0;
+        while i < F::SIZES.len() {
+            assert!(F::SIZES[i] == T::SIZES[i], "a parameter of another size");
+            i += 1;
+        }
+    }
+    // SAFETY: both are functions of the C calling convention, with parameters and results of the same sizes; enumerations
+    // and integers, pointers and `u64` are passed alike.
+    unsafe { std::mem::transmute_copy(&function) }
+}
+
+/// Fills a table. The types are those of the bindings, and the compiler compares them.
 macro_rules! linked {
     ($table:ident { $($field:ident: $function:ident($($arg:ty),*);)* }) => {
         $table {
             $($field: {
                 let function: unsafe extern "C" fn($($arg),*) -> hip::hipError_t = hip::$function;
-                // SAFETY: the type of the table differs from this one only in enumerations for `int` and in types of
-                // pointers, or `u64` for a device pointer, which functions take and return alike.
-                unsafe {
-                    std::mem::transmute::<unsafe extern "C" fn($($arg),*) -> hip::hipError_t, _>(function)
-                }
+                retype(function)
             },)*
         }
     };
@@ -61,5 +92,14 @@ pub(super) fn hip_functions() -> HipFunctions {
     })
 }
 
-const _: () = assert!(size_of::<hip::hipError_t>() == size_of::<Status>());
-const _: () = assert!(size_of::<hip::hipDeviceAttribute_t>() == size_of::<c_int>());
+pub(super) fn graph_functions() -> GraphFunctions {
+    linked!(GraphFunctions {
+        begin_capture: hipStreamBeginCapture(hip::hipStream_t, hip::hipStreamCaptureMode);
+        end_capture: hipStreamEndCapture(hip::hipStream_t, *mut hip::hipGraph_t);
+        instantiate: hipGraphInstantiate(
+            *mut hip::hipGraphExec_t, hip::hipGraph_t, *mut hip::hipGraphNode_t, *mut c_char, usize);
+        launch: hipGraphLaunch(hip::hipGraphExec_t, hip::hipStream_t);
+        destroy_executable: hipGraphExecDestroy(hip::hipGraphExec_t);
+        destroy: hipGraphDestroy(hip::hipGraph_t);
+    })
+}

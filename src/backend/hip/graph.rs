@@ -1,0 +1,141 @@
+//! Passes that were captured: what hundreds of launches cost the host is then paid once for passes of the same shape.
+
+use super::device::Device;
+use super::driver::{DevicePtr, Handle};
+use super::inputs::Inputs;
+use super::memory::Stream;
+use crate::{Error, ErrorKind, Result};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Turns graphs off where it is `off`: to compare, and for drivers whose graphs are broken.
+const VARIABLE: &str = "WAVELM_HIP_GRAPHS";
+
+/// Graphs that are kept at most. A session needs a new one each time its page table doubles.
+const MOST: usize = 32;
+
+/// What the launches of a pass depend on, apart from what kernels read in memory.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    tokens: usize,
+    outputs: usize,
+    /// Where each input lies, which follows from the number of sequences and the length of their tables.
+    addresses: Vec<DevicePtr>,
+    table_len: usize,
+    pages: usize,
+    pool: DevicePtr,
+    logits: DevicePtr,
+}
+
+impl Key {
+    /// The key of a pass that may come again: one that decodes.
+    pub(super) fn new(inputs: &Inputs, pool: DevicePtr, logits: DevicePtr) -> Option<Self> {
+        inputs.decodes().then(|| Self {
+            tokens: inputs.tokens,
+            outputs: inputs.outputs,
+            addresses: inputs.addresses(),
+            table_len: inputs.table_len,
+            pages: inputs.pages,
+            pool,
+            logits,
+        })
+    }
+}
+
+/// The graphs of an executor.
+pub(super) struct Graphs {
+    device: Arc<Device>,
+    kept: HashMap<Key, Graph>,
+    on: bool,
+}
+
+impl Graphs {
+    pub(super) fn new(device: &Arc<Device>) -> Self {
+        let on = std::env::var_os(VARIABLE).is_none_or(|v| v != "off");
+        Self { device: Arc::clone(device), kept: HashMap::new(), on }
+    }
+
+    /// Whether passes are captured.
+    pub(super) fn are_on(&self) -> bool {
+        self.on && self.device.has_graphs()
+    }
+
+    pub(super) fn turn_off(&mut self) {
+        self.on = false;
+        self.kept.clear();
+    }
+
+    pub(super) fn find(&self, key: &Key) -> Option<&Graph> {
+        self.kept.get(key)
+    }
+
+    pub(super) fn keep(&mut self, key: Key, graph: Graph) {
+        // Of those that are not used any more nobody knows; to make all anew costs milliseconds.
+        if self.kept.len() >= MOST {
+            self.kept.clear();
+        }
+        self.kept.insert(key, graph);
+    }
+
+    /// Records what `launch` queues on the stream, without running it.
+    ///
+    /// # Errors
+    /// Those of `launch`, and what the driver reports. Nothing is queued then.
+    pub(super) fn capture(&self, stream: &Stream, launch: impl FnOnce() -> Result<()>) -> Result<Graph> {
+        let graphs = self.device.driver()?.graphs();
+        let graphs = graphs.ok_or_else(|| Error::new(ErrorKind::Device, "the driver has no graphs"))?;
+        // SAFETY: the stream exists, and this thread ends the capture below in any case.
+        unsafe { graphs.begin_capture(stream.handle()) }?;
+        let launched = launch();
+        // SAFETY: the capture began above.
+        let graph = unsafe { graphs.end_capture(stream.handle()) };
+        let graph = match (launched, graph) {
+            (Ok(()), graph) => graph?,
+            (Err(e), graph) => {
+                if let Ok(graph) = graph {
+                    // SAFETY: nobody else has it.
+                    unsafe { graphs.destroy(graph) }?;
+                }
+                return Err(e);
+            }
+        };
+        // SAFETY: the graph was just made.
+        let made = unsafe { graphs.instantiate(graph) };
+        // SAFETY: what was made of it does not need it any more.
+        if let Err(e) = unsafe { graphs.destroy(graph) } {
+            log::warn!("{e}");
+        }
+        Ok(Graph { device: Arc::clone(&self.device), executable: made? })
+    }
+}
+
+/// A captured pass that is ready to run.
+pub(super) struct Graph {
+    device: Arc<Device>,
+    executable: Handle,
+}
+
+// SAFETY: the handle is a name that any thread may use.
+unsafe impl Send for Graph {}
+
+impl Graph {
+    /// Queues all of its launches.
+    pub(super) fn launch(&self, stream: &Stream) -> Result<()> {
+        let graphs = self.device.driver()?.graphs();
+        let graphs = graphs.ok_or_else(|| Error::new(ErrorKind::Device, "the driver has no graphs"))?;
+        // SAFETY: both exist. What the launches use is in the key that the graph was found by, or lives as long as the
+        // executor that owns the graph.
+        unsafe { graphs.launch(self.executable, stream.handle()) }
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        let Ok(driver) = self.device.driver() else { return };
+        let Some(graphs) = driver.graphs() else { return };
+        // SAFETY: it is destroyed only here. Each pass is waited for, so it does not run.
+        if let Err(e) = unsafe { graphs.destroy_executable(self.executable) } {
+            log::warn!("{e}");
+        }
+    }
+}

@@ -1,0 +1,454 @@
+//! The launches of a pass: what each step of the plan makes of its kernels and the pass's inputs.
+
+use super::driver::DevicePtr;
+use super::exec::Executor;
+use super::inputs::Inputs;
+use super::modules::{Args, Kernel};
+use super::plan::{Product, Step};
+use super::prepare::{Attention, Kernels, MATVEC_COLUMNS, MOST_SPLIT_TOKENS, MOST_SPLITS, Many};
+use crate::model::program::{Activation, AttentionInfo, Buf, RowKind, Weight, WeightInfo};
+use crate::model::rope::RopeStyle;
+use crate::{Error, ErrorKind, Result};
+use std::cell::Cell;
+
+/// Rows in a block of the kernels for few columns, and of their gated units.
+const MATVEC_ROWS: usize = 4;
+const GLU_ROWS: usize = 32;
+
+/// The launches of a pass whose inputs are on their way.
+pub(super) struct Pass<'a> {
+    pub(super) executor: &'a Executor,
+    pub(super) inputs: &'a Inputs,
+    pub(super) pages: DevicePtr,
+    pub(super) logits: DevicePtr,
+    /// The buffer whose f16 form is up to date.
+    pub(super) halved: Cell<Option<Buf>>,
+}
+
+pub(super) fn bug(what: &str) -> Error {
+    Error::new(ErrorKind::Device, format!("{what}: a bug in wavelm"))
+}
+
+/// A number that kernels take as 32 bits.
+fn narrow(value: usize) -> Result<u32> {
+    u32::try_from(value).map_err(|_| Error::unsupported(format!("{value} is more than a GPU kernel can count")))
+}
+
+/// Blocks for so many items.
+fn blocks(items: usize, per_block: usize) -> Result<u32> {
+    narrow(items.div_ceil(per_block))
+}
+
+impl Pass<'_> {
+    fn columns(&self, buf: Buf) -> usize {
+        self.executor.program.buffers.get(buf.0).map_or(0, |b| b.columns)
+    }
+
+    fn rows(&self, buf: Buf) -> usize {
+        match self.executor.program.buffers.get(buf.0).map(|b| b.rows) {
+            Some(RowKind::Outputs) => self.inputs.outputs,
+            _ => self.inputs.tokens,
+        }
+    }
+
+    fn float(&self, buf: Buf) -> Result<DevicePtr> {
+        if buf == self.executor.plan.logits {
+            return Ok(self.logits);
+        }
+        let offset = self.executor.buffers.float(buf).ok_or_else(|| bug("a buffer is not known"))?;
+        Ok(self.executor.memory.start() + offset as u64)
+    }
+
+    /// The int8 form of a buffer: numbers and groups.
+    fn int8(&self, buf: Buf) -> Result<(DevicePtr, DevicePtr)> {
+        let (q, groups) = self.executor.buffers.int8(buf).ok_or_else(|| bug("a buffer has no int8 form"))?;
+        let start = self.executor.memory.start();
+        Ok((start + q as u64, start + groups as u64))
+    }
+
+    /// The int8 form where it is wanted, null where not.
+    fn int8_if(&self, wanted: bool, buf: Buf) -> Result<(DevicePtr, DevicePtr)> {
+        if wanted { self.int8(buf) } else { Ok((0, 0)) }
+    }
+
+    fn weight(&self, weight: Weight) -> Result<DevicePtr> {
+        self.executor.weights.address(weight.0)
+    }
+
+    fn launch(&self, kernel: &Kernel, grid: [u32; 3], args: Args) -> Result<()> {
+        // SAFETY: each call below has the arguments that the kernel's file lists, in order. Buffers have room for the
+        // most rows of a pass, which `run` checks; weights have the sizes that the program was built with; page
+        // numbers are checked by `run`; all of it is allocated until `run` has waited.
+        unsafe { kernel.launch(&self.executor.stream, grid, args) }
+    }
+
+    /// Queues the launches of a step.
+    pub(super) fn step(&self, step: &Step, kernels: &Kernels) -> Result<()> {
+        if !matches!(step, Step::MatMul { .. }) {
+            // Only products leave alone what others of them read.
+            self.halved.set(None);
+        }
+        match (step, kernels) {
+            (Step::MatMul { x, products }, Kernels::MatMul { few, many }) => self.matmul(*x, products, few, many),
+            (
+                Step::GatedMatMul { x, gate, up, act, quantize },
+                Kernels::GatedMatMul { few, many: [gate_kernel, up_kernel], glu },
+            ) => match self.few(*x, few) {
+                Some(kernel) => self.gated_matmul(*x, [gate, up], *act, *quantize, kernel),
+                None => {
+                    self.matmul_many(*x, gate, gate_kernel)?;
+                    self.matmul_many(*x, up, up_kernel)?;
+                    self.simple(&Step::Glu { gate: gate.out, up: up.out, act: *act, quantize: *quantize }, glu)
+                }
+            },
+            (Step::Attention { layer, q, out, info, quantize }, Kernels::Attention(kernels)) => {
+                self.attention(*layer, *q, *out, info, *quantize, kernels)
+            }
+            (step, Kernels::One(kernel)) => self.simple(step, kernel),
+            _ => Err(bug("a step has the kernels of another")),
+        }
+    }
+
+    /// Steps of one launch.
+    fn simple(&self, step: &Step, kernel: &Kernel) -> Result<()> {
+        let elements = |buf| self.rows(buf) * self.columns(buf);
+        let over_elements =
+            |buf, args: Args| self.launch(kernel, [blocks(elements(buf), 256)?, 1, 1], args.u64(elements(buf)));
+        match *step {
+            Step::Embed { table, out } => {
+                let info = self.executor.program.weights.get(table.0).ok_or_else(|| bug("a weight is not known"))?;
+                let per_thread = if info.tensor.tensor_type().is_quantized() { 32 } else { 1 };
+                let args = Args::default()
+                    .ptr(self.weight(table)?)
+                    .ptr(self.inputs.ids)
+                    .ptr(self.float(out)?)
+                    .u32(narrow(info.rows)?)
+                    .u32(narrow(info.columns)?);
+                self.launch(kernel, [blocks(info.columns, per_thread * 128)?, narrow(self.inputs.tokens)?, 1], args)
+            }
+            Step::Scale { x, by } => over_elements(x, Args::default().ptr(self.float(x)?).f32(by)),
+            Step::Softcap { x, cap } => over_elements(x, Args::default().ptr(self.float(x)?).f32(cap)),
+            Step::Add { x, y } => over_elements(x, Args::default().ptr(self.float(x)?).ptr(self.float(y)?)),
+            Step::Quantize { x } => {
+                let (q, groups) = self.int8(x)?;
+                over_elements(x, Args::default().ptr(self.float(x)?).ptr(q).ptr(groups))
+            }
+            Step::Glu { gate, up, quantize, .. } => {
+                let (q, groups) = self.int8_if(quantize, gate)?;
+                let gate_address = self.float(gate)?;
+                let args = Args::default().ptr(gate_address).ptr(self.float(up)?).ptr(gate_address).ptr(q).ptr(groups);
+                over_elements(gate, args)
+            }
+            Step::Norm { x, add, weight, eps, out, quantize } => {
+                let (q, groups) = self.int8_if(quantize, out)?;
+                let args = Args::default()
+                    .ptr(self.float(x)?)
+                    .ptr(add.map_or(Ok(0), |y| self.float(y))?)
+                    .ptr(self.weight(weight)?)
+                    .ptr(self.float(out)?)
+                    .ptr(q)
+                    .ptr(groups)
+                    .u32(narrow(self.columns(x))?)
+                    .f32(eps);
+                self.launch(kernel, [narrow(self.rows(x))?, 1, 1], args)
+            }
+            Step::HeadNorm { x, weight, eps } => {
+                let columns = self.executor.program.weights.get(weight.0).map_or(1, |w| w.columns);
+                let heads = elements(x) / columns.max(1);
+                let args = Args::default()
+                    .ptr(self.float(x)?)
+                    .ptr(self.weight(weight)?)
+                    .u32(narrow(heads)?)
+                    .u32(narrow(columns)?)
+                    .f32(eps);
+                self.launch(kernel, [blocks(heads, 4)?, 1, 1], args)
+            }
+            Step::Rope { x, rope, head_dim } => {
+                let heads = self.columns(x) / head_dim.max(1);
+                let (angles, pairs, neox) = self.rope(rope)?;
+                let args = Args::default()
+                    .ptr(self.float(x)?)
+                    .ptr(angles)
+                    .ptr(0)
+                    .u32(narrow(heads)?)
+                    .u32(narrow(head_dim)?)
+                    .u32(pairs)
+                    .u32(neox);
+                self.launch(kernel, [narrow(heads)?, narrow(self.rows(x))?, 1], args)
+            }
+            Step::StoreKv { layer, k, v, turn } => self.store_kv(kernel, layer, k, v, turn),
+            Step::Gather { x, out } => {
+                let columns = self.columns(out);
+                let args = Args::default()
+                    .ptr(self.float(x)?)
+                    .ptr(self.inputs.wanted)
+                    .ptr(self.float(out)?)
+                    .u32(narrow(columns)?);
+                self.launch(kernel, [blocks(columns, 256)?, narrow(self.inputs.outputs)?, 1], args)
+            }
+            Step::MatMul { .. } | Step::GatedMatMul { .. } | Step::Attention { .. } => {
+                Err(bug("a step has the kernels of another"))
+            }
+        }
+    }
+
+    /// Angles, pairs and style of a rotary embedding, as kernels take them.
+    fn rope(&self, rope: usize) -> Result<(DevicePtr, u32, u32)> {
+        let info = self.executor.program.ropes.get(rope).ok_or_else(|| bug("a rotary embedding is not known"))?;
+        let angles = self.inputs.angles.get(rope).copied().ok_or_else(|| bug("a rotary embedding has no angles"))?;
+        Ok((angles, narrow(info.inv_freq.len())?, u32::from(info.style == RopeStyle::Neox)))
+    }
+
+    fn layer(&self, layer: usize) -> Result<usize> {
+        self.executor.layers.get(layer).copied().ok_or_else(|| bug("a cache layer is not known"))
+    }
+
+    fn store_kv(&self, kernel: &Kernel, layer: usize, k: Buf, v: Buf, turn: Option<(Buf, usize)>) -> Result<()> {
+        let shape = self.executor.program.kv.get(layer).ok_or_else(|| bug("a cache layer is not known"))?;
+        let (q, heads, (angles, pairs, neox)) = match turn {
+            Some((q, rope)) => (self.float(q)?, self.columns(q) / shape.head_dim.max(1), self.rope(rope)?),
+            None => (0, 0, (0, 0, 0)),
+        };
+        let args = Args::default()
+            .ptr(q)
+            .ptr(self.float(k)?)
+            .ptr(self.float(v)?)
+            .ptr(angles)
+            .ptr(0)
+            .ptr(self.pages)
+            .ptr(self.inputs.table)
+            .ptr(self.inputs.token_tables)
+            .ptr(self.inputs.positions)
+            .u32(narrow(heads)?)
+            .u32(narrow(shape.kv_heads)?)
+            .u32(narrow(shape.head_dim)?)
+            .u32(narrow(shape.value_dim)?)
+            .u32(pairs)
+            .u32(neox)
+            .u32(narrow(self.inputs.table_len)?)
+            .u64(self.layer(layer)?)
+            .u64(self.executor.page_bytes);
+        self.launch(kernel, [narrow(heads + 2 * shape.kv_heads)?, narrow(self.inputs.tokens)?, 1], args)
+    }
+
+    fn info(&self, weight: Weight) -> Result<&WeightInfo> {
+        self.executor.program.weights.get(weight.0).ok_or_else(|| bug("a weight is not known"))
+    }
+
+    /// The kernel for the few rows that `x` has, if they are few.
+    fn few<'k>(&self, x: Buf, kernels: &'k [Kernel]) -> Option<&'k Kernel> {
+        let count = self.rows(x);
+        MATVEC_COLUMNS.iter().zip(kernels).find(|(n, _)| count <= **n).map(|(_, kernel)| kernel)
+    }
+
+    fn matmul(&self, x: Buf, products: &[Product], few: &[Kernel], many: &[Many]) -> Result<()> {
+        match (self.few(x, few), products) {
+            (None, _) => {
+                products.iter().zip(many).try_for_each(|(product, kernel)| self.matmul_many(x, product, kernel))
+            }
+            (Some(kernel), [product]) => {
+                let info = self.info(product.weight)?;
+                let grid = [blocks(info.rows, MATVEC_ROWS)?, u32::from(self.rows(x) > 0), 1];
+                self.launch(kernel, grid, self.product_args(x, product)?)
+            }
+            (Some(kernel), _) => self.matmul_few(x, products, kernel),
+        }
+    }
+
+    /// One product with many rows of activations.
+    fn matmul_many(&self, x: Buf, product: &Product, many: &Many) -> Result<()> {
+        let (rows, count) = (self.info(product.weight)?.rows, self.rows(x));
+        let core = match many {
+            Many::Tiles(kernel) => {
+                return self.launch(kernel, [blocks(rows, 64)?, blocks(count, 64)?, 1], self.product_args(x, product)?);
+            }
+            Many::Core(core) => core,
+        };
+        let (kernel, [across, down]) = core.choose(rows, count, self.executor.device().units);
+        let (halves, scales) = self.halves(x, &core.halve)?;
+        if self.halved.get() == Some(product.out) {
+            self.halved.set(None);
+        }
+        let args = Args::default().ptr(self.weight(product.weight)?).ptr(halves).ptr(scales);
+        self.launch(kernel, [narrow(across)?, narrow(down)?, 1], self.result_args(args, x, product)?)
+    }
+
+    /// The f16 form of a buffer, which is made where it is not up to date: numbers, and scales of the rows.
+    fn halves(&self, x: Buf, halve: &Kernel) -> Result<(DevicePtr, DevicePtr)> {
+        let (numbers, scales) = self.executor.buffers.halves(x).ok_or_else(|| bug("a buffer has no f16 form"))?;
+        let start = self.executor.memory.start();
+        let (numbers, scales) = (start + numbers as u64, start + scales as u64);
+        if self.halved.get() != Some(x) {
+            let args = Args::default().ptr(self.float(x)?).ptr(numbers).ptr(scales).u32(narrow(self.columns(x))?);
+            self.launch(halve, [narrow(self.rows(x))?, 1, 1], args)?;
+            self.halved.set(Some(x));
+        }
+        Ok((numbers, scales))
+    }
+
+    /// The arguments of a product by plain arithmetic.
+    fn product_args(&self, x: Buf, product: &Product) -> Result<Args> {
+        let args = Args::default().ptr(self.weight(product.weight)?);
+        let args = if self.info(product.weight)?.tensor.tensor_type().is_quantized() {
+            let (q, groups) = self.int8(x)?;
+            args.ptr(q).ptr(groups)
+        } else {
+            args.ptr(self.float(x)?)
+        };
+        self.result_args(args, x, product)
+    }
+
+    /// Adds the arguments after the activations, which all products have in common.
+    fn result_args(&self, args: Args, x: Buf, product: &Product) -> Result<Args> {
+        let info = self.info(product.weight)?;
+        Ok(args
+            .ptr(self.float(product.out)?)
+            .ptr(self.bias(product)?)
+            .ptr(0)
+            .u32(narrow(info.rows)?)
+            .u32(narrow(info.columns)?)
+            .u32(narrow(self.rows(x))?))
+    }
+
+    fn bias(&self, product: &Product) -> Result<DevicePtr> {
+        product.bias.map_or(Ok(0), |b| self.weight(b))
+    }
+
+    /// Up to three products with few rows of activations, in one launch.
+    fn matmul_few(&self, x: Buf, products: &[Product], kernel: &Kernel) -> Result<()> {
+        // What is missing has no rows.
+        let three = || (0..3).map(|i| products.get(i));
+        let address = |f: &dyn Fn(&Product) -> Result<DevicePtr>| -> Result<Vec<DevicePtr>> {
+            three().map(|p| p.map_or(Ok(0), f)).collect()
+        };
+        let rows = three().map(|p| p.map_or(Ok(0), |p| Ok(self.info(p.weight)?.rows))).collect::<Result<Vec<_>>>()?;
+        let (q, groups) = self.int8(x)?;
+        let pointers = |args: Args, addresses: Vec<DevicePtr>| addresses.into_iter().fold(args, Args::ptr);
+        let args = pointers(Args::default(), address(&|p| self.weight(p.weight))?).ptr(q).ptr(groups);
+        let args = pointers(args, address(&|p| self.float(p.out))?);
+        let mut args = pointers(args, address(&|p| self.bias(p))?);
+        let mut grid = 0;
+        for &rows in &rows {
+            args = args.u32(narrow(rows)?);
+            grid += blocks(rows, MATVEC_ROWS)?;
+        }
+        let columns = products.first().map_or(Ok(0), |p| Ok(self.info(p.weight)?.columns))?;
+        let args = args.u32(narrow(columns)?).u32(narrow(self.rows(x))?);
+        self.launch(kernel, [grid, u32::from(self.rows(x) > 0), 1], args)
+    }
+
+    /// A gated unit with few rows of activations.
+    fn gated_matmul(
+        &self,
+        x: Buf,
+        [gate, up]: [&Product; 2],
+        act: Activation,
+        quantize: bool,
+        kernel: &Kernel,
+    ) -> Result<()> {
+        let info = self.info(gate.weight)?;
+        let ((q, groups), (out_q, out_groups)) = (self.int8(x)?, self.int8_if(quantize, gate.out)?);
+        let args = Args::default()
+            .ptr(self.weight(gate.weight)?)
+            .ptr(self.weight(up.weight)?)
+            .ptr(q)
+            .ptr(groups)
+            .ptr(self.float(gate.out)?)
+            .ptr(out_q)
+            .ptr(out_groups)
+            .u32(u32::from(act == Activation::Gelu))
+            .u32(narrow(info.rows)?)
+            .u32(narrow(info.columns)?)
+            .u32(narrow(self.rows(x))?);
+        self.launch(kernel, [blocks(info.rows, GLU_ROWS)?, u32::from(self.rows(x) > 0), 1], args)
+    }
+
+    fn attention(
+        &self,
+        layer: usize,
+        q: Buf,
+        out_buf: Buf,
+        info: &AttentionInfo,
+        quantize: bool,
+        kernels: &Attention,
+    ) -> Result<()> {
+        let inputs = self.inputs;
+        let (q, out, layer) = (self.float(q)?, self.float(out_buf)?, self.layer(layer)?);
+        let shape = |args: Args| -> Result<Args> {
+            Ok(args
+                .u32(narrow(info.heads)?)
+                .u32(narrow(info.kv_heads)?)
+                .u32(narrow(info.head_dim)?)
+                .u32(narrow(info.value_dim)?)
+                .f32(info.scale)
+                .f32(info.softcap.unwrap_or(0.0))
+                // A window as long as positions can count is none.
+                .u32(info.window.map_or(0, |w| u32::try_from(w.max(1)).unwrap_or(0)))
+                .u32(narrow(inputs.table_len)?))
+        };
+        let tiles = inputs.tiles.iter().find(|(size, ..)| *size == kernels.tile_tokens());
+        if let (Some(prompt), Some(&(_, tiles, count))) = (&kernels.prompt, tiles) {
+            let args = Args::default()
+                .ptr(q)
+                .ptr(self.pages)
+                .ptr(inputs.table)
+                .ptr(inputs.token_tables)
+                .ptr(inputs.positions)
+                .ptr(tiles)
+                .ptr(out);
+            let args = shape(args)?.u64(layer).u64(self.executor.page_bytes);
+            let chunks = kernels.group.div_ceil(kernels.heads_in_tile);
+            self.launch(prompt, [narrow(count)?, narrow(info.kv_heads * chunks)?, 1], args)?;
+        }
+        let (mut quantized, all) = (0, 0..inputs.tokens);
+        let runs = if kernels.prompt.is_some() { inputs.decode.as_slice() } else { std::slice::from_ref(&all) };
+        for run in runs {
+            let tokens = run.len();
+            let chunks = info.kv_heads * kernels.group.div_ceil(kernels.heads_per_block);
+            let splits = if tokens > MOST_SPLIT_TOKENS {
+                1
+            } else {
+                // Enough blocks for four on each compute unit, but each with a page of work.
+                let wanted = (self.executor.device().units as usize * 4).div_ceil((chunks * tokens).max(1));
+                wanted.clamp(1, MOST_SPLITS).min(inputs.pages.max(1))
+            };
+            let combines = splits > 1 || (quantize && tokens <= MOST_SPLIT_TOKENS);
+            let partials = self.executor.memory.start() + self.executor.buffers.partials as u64;
+            let skip = |address: u64, words: usize| address + (run.start * words * 4) as u64;
+            let run_out = skip(out, info.heads * info.value_dim);
+            let args = Args::default()
+                .ptr(skip(q, info.heads * info.head_dim))
+                .ptr(self.pages)
+                .ptr(inputs.table)
+                .ptr(skip(inputs.token_tables, 1))
+                .ptr(skip(inputs.positions, 1))
+                .ptr(run_out)
+                .ptr(if combines { partials } else { 0 });
+            let args = shape(args)?.u32(narrow(splits)?).u64(layer).u64(self.executor.page_bytes);
+            self.launch(&kernels.decode, [narrow(chunks)?, narrow(tokens)?, narrow(splits)?], args)?;
+            if combines {
+                let (out_q, groups) = match self.int8_if(quantize, out_buf)? {
+                    (0, _) => (0, 0),
+                    (q, groups) => {
+                        quantized += tokens;
+                        let first = (run.start * info.heads * info.value_dim) as u64;
+                        (q + first, groups + first / 32 * 8)
+                    }
+                };
+                let args = Args::default()
+                    .ptr(partials)
+                    .ptr(run_out)
+                    .ptr(out_q)
+                    .ptr(groups)
+                    .u32(narrow(info.heads)?)
+                    .u32(narrow(info.value_dim)?)
+                    .u32(narrow(splits)?);
+                self.launch(&kernels.combine, [narrow(info.heads)?, narrow(tokens)?, 1], args)?;
+            }
+        }
+        if quantize && quantized < inputs.tokens {
+            self.simple(&Step::Quantize { x: out_buf }, &kernels.quantize)?;
+        }
+        Ok(())
+    }
+}

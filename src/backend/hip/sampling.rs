@@ -1,0 +1,202 @@
+//! Drawing tokens where the logits are, so that only what was chosen comes back: the kernels of hip/sampling.hip.
+
+use super::device::Device;
+use super::memory::{DeviceBuffer, HostBuffer, Layout, Stream};
+use super::modules::{Args, Kernel, Modules};
+use crate::sampler::{Drawn, Request};
+use crate::{Error, ErrorKind, Result};
+use std::sync::Arc;
+
+/// Logits that a block of each kernel takes, and that share a peak.
+const PENALIZE_SPAN: usize = 1024;
+const WEIGH_SPAN: usize = 2048;
+const PEAK: usize = 64;
+
+/// The settings of a draw: struct Row of hip/sampling.hip.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Row {
+    seed: u64,
+    step: u64,
+    log_min_p: f64,
+    temperature: f32,
+    top_p: f32,
+    typical: f32,
+    top_k: u32,
+    repetition_penalty: f32,
+    frequency_penalty: f32,
+    presence_penalty: f32,
+    logits: u32,
+    first_edit: u32,
+    biases: u32,
+    counts: u32,
+    unused: u32,
+}
+
+/// What was chosen: struct Choice of hip/sampling.hip.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::AnyBitPattern)]
+struct Choice {
+    token: u32,
+    logit: f32,
+    best: f32,
+    _unused: u32,
+    total: u64,
+}
+
+/// The kernels, for one vocabulary.
+pub(super) struct Sampling {
+    device: Arc<Device>,
+    penalize: Kernel,
+    weigh: Kernel,
+    choose: Kernel,
+    vocabulary: usize,
+}
+
+/// The memory of draws, to be used again.
+pub(super) struct DrawMemory {
+    /// Settings and edits on their way, and choices on theirs.
+    host: HostBuffer,
+    device: DeviceBuffer,
+}
+
+impl Sampling {
+    /// Finds the kernels.
+    ///
+    /// # Errors
+    /// `Device` where there is no code for the device, or the driver does not take it.
+    pub(super) fn new(device: &Arc<Device>, modules: &Modules, vocabulary: usize) -> Result<Self> {
+        let kernel = |name, threads| modules.kernel("sampling", name, threads);
+        Ok(Self {
+            device: Arc::clone(device),
+            penalize: kernel("sample_penalize", 256)?,
+            weigh: kernel("sample_weigh", 256)?,
+            choose: kernel("sample_choose", 512)?,
+            vocabulary,
+        })
+    }
+
+    /// Draws a token for each request, from the row of logits that is named with it, and waits for them. `memory` is
+    /// that of a draw before, or is made. `None` stands for a request that leaves nothing to choose.
+    ///
+    /// # Errors
+    /// `InvalidInput` for rows that are not there, `OutOfMemory`, and what the driver reports.
+    pub(super) fn draw(
+        &self,
+        stream: &Stream,
+        logits: &DeviceBuffer,
+        requests: &[(usize, Request<'_>)],
+        memory: &mut Option<DrawMemory>,
+    ) -> Result<Vec<Option<Drawn>>> {
+        let (vocabulary, count) = (self.vocabulary, requests.len());
+        if requests.iter().any(|&(row, _)| (row + 1).saturating_mul(vocabulary) > logits.bytes() / 4) {
+            return Err(Error::invalid_input("a token is to be drawn from logits that are not there"));
+        }
+        let (rows, edits) = inputs(requests)?;
+        let (peaks, spans) = (vocabulary.div_ceil(PEAK), vocabulary.div_ceil(WEIGH_SPAN));
+        let mut layout = Layout::default();
+        // What is sent comes first, and what comes back has the start of the memory on the host.
+        layout.part(size_of_val(rows.as_slice()))?;
+        let at_edits = layout.part(size_of_val(edits.as_slice()))?;
+        let sent = layout.bytes();
+        let chosen = count.saturating_mul(size_of::<Choice>());
+        let at_choices = layout.part(chosen)?;
+        let at_totals = layout.part(count.saturating_mul((3 * spans + 1) * 8))?;
+        let at_scores = layout.part(count.saturating_mul((PEAK + 2) * peaks * 4))?;
+        let memory = self.memory(memory, sent.max(chosen), layout.bytes())?;
+
+        let host = memory.host.as_mut_slice();
+        fill(host, 0, bytemuck::cast_slice(&rows));
+        fill(host, at_edits, bytemuck::cast_slice(&edits));
+        let at = |offset: usize| memory.device.start() + offset as u64;
+        let (rows, edits, choices, totals, scores) =
+            (at(0), at(at_edits), at(at_choices), at(at_totals), at(at_scores));
+        let logits = logits.start();
+        let size = narrow(vocabulary)?;
+        let launch = |kernel: &Kernel, [x, y]: [usize; 2], args: Args| {
+            // SAFETY: the arguments are those that the kernels' file lists, in order, and the parts have the sizes that
+            // it asks for. The memory is the caller's, who gets it back after the stream was waited for.
+            unsafe { kernel.launch(stream, [narrow(x)?, narrow(y)?, 1], args) }
+        };
+        let queue = || {
+            // SAFETY: the memory stays as it is until the stream was waited for, below.
+            unsafe { stream.upload(&memory.device, 0, &memory.host, sent) }?;
+            let args = Args::default().ptr(rows).ptr(edits).ptr(logits).ptr(scores).u32(size);
+            launch(&self.penalize, [vocabulary.div_ceil(PENALIZE_SPAN), count], args)?;
+            let args = Args::default().ptr(rows).ptr(logits).ptr(scores).ptr(totals).u32(size);
+            launch(&self.weigh, [spans, count], args)?;
+            let args = Args::default().ptr(rows).ptr(logits).ptr(scores).ptr(totals).ptr(choices).u32(size);
+            launch(&self.choose, [count, 1], args)
+        };
+        if let Err(e) = queue() {
+            // What is queued reads memory that the caller may now free or use.
+            return stream.wait().and(Err(e));
+        }
+        stream.download(&memory.device, at_choices, &mut memory.host, chosen)?;
+        let choices = memory.host.as_slice().get(..chosen).unwrap_or_default();
+        let drawn = choices.chunks_exact(size_of::<Choice>()).map(|bytes| {
+            let Choice { token, logit, best, total, .. } = bytemuck::pod_read_unaligned(bytes);
+            ((token as usize) < vocabulary).then_some(Drawn { token, logit, best, total })
+        });
+        Ok(drawn.collect())
+    }
+
+    /// The memory of a draw before, where it is large enough.
+    fn memory<'a>(
+        &self,
+        memory: &'a mut Option<DrawMemory>,
+        on_host: usize,
+        on_device: usize,
+    ) -> Result<&'a mut DrawMemory> {
+        let is_enough = |m: &DrawMemory| m.host.as_slice().len() >= on_host && m.device.bytes() >= on_device;
+        if !memory.as_ref().is_some_and(is_enough) {
+            // Windows of penalties grow: not each step asks for more.
+            let (on_host, on_device) = (on_host.saturating_mul(2), on_device.saturating_add(on_host));
+            *memory = None;
+            *memory = Some(DrawMemory {
+                host: HostBuffer::new(&self.device, on_host)?,
+                device: DeviceBuffer::new(&self.device, on_device, "memory for sampling")?,
+            });
+        }
+        memory.as_mut().ok_or_else(|| Error::new(ErrorKind::Device, "no memory for sampling: a bug in wavelm"))
+    }
+}
+
+/// The settings of all draws, and their edits: pairs of words.
+fn inputs(requests: &[(usize, Request<'_>)]) -> Result<(Vec<Row>, Vec<[u32; 2]>)> {
+    let mut edits = Vec::new();
+    let row = |(logits, request): &(usize, Request<'_>)| {
+        let first_edit = narrow(edits.len())?;
+        edits.extend(request.biases.iter().map(|&(token, bias)| [token, bias.to_bits()]));
+        edits.extend(request.counts.iter().map(|&(token, count)| [token, count]));
+        Ok(Row {
+            seed: request.seed,
+            step: request.step,
+            log_min_p: request.log_min_p,
+            temperature: request.temperature,
+            top_p: request.top_p,
+            typical: request.typical,
+            top_k: request.top_k,
+            repetition_penalty: request.repetition_penalty,
+            frequency_penalty: request.frequency_penalty,
+            presence_penalty: request.presence_penalty,
+            logits: narrow(*logits)?,
+            first_edit,
+            biases: narrow(request.biases.len())?,
+            counts: narrow(request.counts.len())?,
+            unused: 0,
+        })
+    };
+    let rows = requests.iter().map(row).collect::<Result<_>>()?;
+    Ok((rows, edits))
+}
+
+fn fill(memory: &mut [u8], offset: usize, bytes: &[u8]) {
+    if let Some(part) = memory.get_mut(offset..offset + bytes.len()) {
+        part.copy_from_slice(bytes);
+    }
+}
+
+fn narrow(value: usize) -> Result<u32> {
+    u32::try_from(value).map_err(|_| Error::unsupported(format!("{value} is more than a GPU kernel can count")))
+}
