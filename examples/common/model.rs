@@ -4,7 +4,7 @@ use super::cli::{Cli, Outcome};
 use super::default_model::default_model;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::PathBuf;
-use wavelm::{Device, Model, Precision};
+use wavelm::{Device, Model, Placement, Precision};
 
 /// The help text of [`ModelOptions`].
 pub const MODEL_OPTIONS: &str = "
@@ -12,6 +12,7 @@ Model:
   -m, --model FILE    a GGUF file; of a split model, any part
                       [default: $WAVELM_MODEL, else SmolLM2-135M-Instruct, fetched once and cached]
       --device D      auto, cpu or hip:N [default: auto]
+      --gpu-layers N  layers that the GPU runs [default: as many as fit]
   -t, --threads N     threads that compute [default: $WAVELM_THREADS, else one per physical core]
   -c, --ctx N         context length in tokens [default: what the model was trained for]
       --reference     compute everything in 32-bit floats: slow and exact
@@ -26,6 +27,7 @@ pub struct ModelOptions {
     /// `None` for the default model.
     pub path: Option<PathBuf>,
     pub device: Device,
+    pub placement: Placement,
     pub threads: Option<usize>,
     pub context: Option<usize>,
     pub precision: Precision,
@@ -38,6 +40,7 @@ impl ModelOptions {
         match name {
             "-m" | "--model" => self.path = Some(cli.value()?.into()),
             "--device" => self.device = cli.parse()?,
+            "--gpu-layers" => self.placement = Placement::Layers(cli.parse()?),
             "-t" | "--threads" => self.threads = Some(cli.parse()?),
             "-c" | "--ctx" => self.context = Some(cli.parse()?),
             "--reference" => self.precision = Precision::Reference,
@@ -60,7 +63,8 @@ impl ModelOptions {
     pub fn load(&self) -> Outcome<Model> {
         let bar = if self.quiet { ProgressBar::hidden() } else { ProgressBar::new(0) };
         bar.set_style(ProgressStyle::with_template("loading {bar:40} {bytes}/{total_bytes}")?);
-        let mut options = Model::options().device(self.device).precision(self.precision).on_progress({
+        let options = Model::options().device(self.device).placement(self.placement).precision(self.precision);
+        let mut options = options.on_progress({
             let bar = bar.clone();
             move |progress| {
                 bar.set_length(progress.total_bytes);
