@@ -14,6 +14,7 @@ mod objects;
 mod plan;
 mod pool;
 mod prepare;
+mod rtc;
 mod weights;
 
 use super::kv::KvPool;
