@@ -33,11 +33,12 @@ fn main() {
         "none" => Ok(Objects::default()),
         wanted => built(&hip, &out, wanted),
     };
-    match objects {
-        Ok(objects) => {
+    match objects.and_then(|objects| Ok((objects, sources(&hip)?))) {
+        Ok((objects, sources)) => {
             let Objects { archives, entries } = objects;
             let table = format!("{archives}const EMBEDDED: &[Embedded] = &[\n{entries}];\n");
             fs::write(out.join("hip_objects.rs"), table).expect("OUT_DIR can be written");
+            fs::write(out.join("hip_sources.rs"), sources).expect("OUT_DIR can be written");
         }
         Err(e) => {
             println!("cargo::error={}", e.replace('\n', " "));
@@ -77,7 +78,7 @@ fn prebuilt(hip: &Path) -> Result<Objects, String> {
     let (first, lines) = manifest.split_once('\n').unwrap_or_default();
     let wrong = |line: &str| format!("hip/prebuilt/manifest has the line \"{line}\", which is not one of its kind");
     let compiler = first.strip_prefix("compiler ").ok_or_else(|| wrong(first))?;
-    let targets = read_targets(hip)?;
+    let targets = read_targets(hip)?.targets;
     let sources = Sources::read(hip)?;
     for line in lines.lines() {
         let parts: Vec<&str> = line.split(' ').collect();
@@ -113,10 +114,16 @@ struct Target {
     flags: Vec<String>,
 }
 
-/// The targets in hip/targets, which says what its lines are.
-fn read_targets(hip: &Path) -> Result<Vec<Target>, String> {
+struct Targets {
+    /// Flags that have a name.
+    named: HashMap<String, Vec<String>>,
+    targets: Vec<Target>,
+}
+
+/// The contents of hip/targets, which says what its lines are.
+fn read_targets(hip: &Path) -> Result<Targets, String> {
     let text = fs::read_to_string(hip.join("targets")).map_err(|e| format!("hip/targets: {e}"))?;
-    let mut named: HashMap<&str, Vec<String>> = HashMap::new();
+    let mut named: HashMap<String, Vec<String>> = HashMap::new();
     let mut targets = Vec::new();
     for line in text.lines() {
         let mut words = line.split_whitespace();
@@ -133,13 +140,13 @@ fn read_targets(hip: &Path) -> Result<Vec<Target>, String> {
             }
         }
         if name.starts_with('@') {
-            named.insert(name, flags);
+            named.insert(name.to_owned(), flags);
         } else {
             let flags = flags.iter().map(|flag| flag.replace("TARGET", name)).collect();
             targets.push(Target { name: name.to_owned(), flags });
         }
     }
-    Ok(targets)
+    Ok(Targets { named, targets })
 }
 
 const FNV_START: u64 = 0xcbf2_9ce4_8422_2325;
@@ -154,17 +161,11 @@ struct Sources(Vec<(String, u64)>);
 
 impl Sources {
     fn read(hip: &Path) -> Result<Self, String> {
-        let files = |extension: &str| -> Result<Vec<(String, Vec<u8>)>, String> {
-            let entries = fs::read_dir(hip).map_err(|e| format!("{}: {e}", hip.display()))?;
-            let mut paths: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
-            paths.retain(|path| path.extension().is_some_and(|e| e == extension));
-            paths.sort();
-            let read = |path: PathBuf| {
-                let name = path.file_stem().and_then(|n| n.to_str()).unwrap_or_default().to_owned();
-                Ok((name, fs::read(&path).map_err(|e| format!("{}: {e}", path.display()))?))
-            };
-            paths.into_iter().map(read).collect()
+        let read = |(name, path): (String, PathBuf)| {
+            let text = fs::read(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+            Ok::<_, String>((name, text))
         };
+        let files = |extension| files(hip, extension)?.into_iter().map(read).collect::<Result<Vec<_>, _>>();
         let headers = files("h")?;
         let hash = |source: &[u8]| headers.iter().fold(fnv(source, FNV_START), |hash, (_, text)| fnv(text, hash));
         Ok(Self(files("hip")?.into_iter().map(|(family, source)| (family, hash(&source))).collect()))
@@ -177,10 +178,37 @@ impl Sources {
     }
 }
 
+/// The source of constants with the sources of the kernels and the flags for hipRTC, which compiles them at run time.
+fn sources(hip: &Path) -> Result<String, String> {
+    let mut text = String::new();
+    for (constant, extension) in [("FAMILIES", "hip"), ("HEADERS", "h")] {
+        writeln!(text, "const {constant}: &[(&str, &str)] = &[").expect("a String takes all text");
+        for (name, path) in files(hip, extension)? {
+            let name = if extension == "h" { format!("{name}.h") } else { name };
+            writeln!(text, "    ({name:?}, include_str!({path:?})),").expect("a String takes all text");
+        }
+        text.push_str("];\n");
+    }
+    let targets = read_targets(hip)?;
+    let flags = targets.named.get("@rtc").ok_or("hip/targets does not define @rtc")?;
+    writeln!(text, "const FLAGS: &[&str] = &{flags:?};").expect("a String takes all text");
+    Ok(text)
+}
+
+/// The files in hip/ that have an extension, with their names without it, in order.
+fn files(hip: &Path, extension: &str) -> Result<Vec<(String, PathBuf)>, String> {
+    let entries = fs::read_dir(hip).map_err(|e| format!("{}: {e}", hip.display()))?;
+    let mut paths: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    paths.retain(|path| path.extension().is_some_and(|e| e == extension));
+    paths.sort();
+    let name = |path: &Path| path.file_stem().and_then(|n| n.to_str()).unwrap_or_default().to_owned();
+    Ok(paths.into_iter().map(|path| (name(&path), path)).collect())
+}
+
 /// Builds the kernels into `out`. What is there from the same sources, flags and compiler is not built again.
 fn built(hip: &Path, out: &Path, wanted: &str) -> Result<Objects, String> {
     let compiler = Compiler::find()?;
-    let mut targets = read_targets(hip)?;
+    let mut targets = read_targets(hip)?.targets;
     if wanted == "1" {
         // A compiler of another version, or AMD's, does not know them all.
         let (known, unknown): (Vec<_>, Vec<_>) = targets.into_iter().partition(|t| compiler.knows(&t.name));

@@ -63,6 +63,8 @@ macro_rules! table {
 
 mod graph;
 
+pub(super) use table;
+
 table! {
     /// What both vendors have, under the name in HIP and the one in CUDA.
     Functions {
@@ -194,14 +196,18 @@ pub(super) fn drivers() -> &'static Drivers {
     })
 }
 
-/// Where AMD's library may be where it is not linked: in the folders of an installation that is pointed to, else where the system looks.
+/// Where AMD's library may be where it is not linked.
 #[cfg_attr(feature = "link-hip", allow(dead_code))]
 fn hip_candidates() -> Vec<PathBuf> {
-    let (folder, names): (&str, &[&str]) = if cfg!(windows) {
-        ("bin", &["amdhip64_7.dll", "amdhip64_6.dll", "amdhip64.dll"])
-    } else {
-        ("lib", &["libamdhip64.so.7", "libamdhip64.so.6", "libamdhip64.so.5", "libamdhip64.so"])
-    };
+    rocm_libraries(
+        &["amdhip64_7.dll", "amdhip64_6.dll", "amdhip64.dll"].map(String::from),
+        &["libamdhip64.so.7", "libamdhip64.so.6", "libamdhip64.so.5", "libamdhip64.so"].map(String::from),
+    )
+}
+
+/// Where a library of ROCm may be: in the folders of an installation that is pointed to, else where the system looks.
+pub(super) fn rocm_libraries(windows: &[String], unix: &[String]) -> Vec<PathBuf> {
+    let (folder, names) = if cfg!(windows) { ("bin", windows) } else { ("lib", unix) };
     let roots = ["ROCM_PATH", "HIP_PATH"].into_iter().filter_map(env::var_os).filter(|v| !v.is_empty());
     let mut candidates: Vec<PathBuf> =
         roots.flat_map(|root| names.iter().map(move |name| Path::new(&root).join(folder).join(name))).collect();
@@ -573,7 +579,7 @@ fn find_arch(properties: &[u8]) -> Option<String> {
 }
 
 /// What the system says about a library that does not load.
-fn innermost(error: &dyn std::error::Error) -> String {
+pub(super) fn innermost(error: &dyn std::error::Error) -> String {
     let mut error = error;
     while let Some(source) = error.source() {
         error = source;

@@ -16,6 +16,7 @@ mod pass;
 mod plan;
 mod pool;
 mod prepare;
+mod rtc;
 mod sampling;
 mod selftest;
 mod weights;

@@ -1,5 +1,7 @@
-//! Where the machine code of the kernels comes from: a folder of the user's, or what is embedded in this library.
+//! Where the machine code of the kernels comes from: a folder of the user's, what is embedded in this library, or a
+//! compiler that is there when a program runs.
 
+use super::rtc;
 use std::borrow::Cow;
 use std::env;
 use std::io::{self, Read};
@@ -49,7 +51,7 @@ const PROBE: &str = "matvec";
 
 /// Where the kernels for an architecture come from, or why there are none.
 pub(super) fn origin(arch: &str) -> Result<String, String> {
-    locate(folder().as_deref(), EMBEDDED, PROBE, arch).map(|source| source.origin())
+    source(PROBE, arch).map(|source| source.origin())
 }
 
 /// The kernels of a family for an architecture.
@@ -57,17 +59,23 @@ pub(super) fn origin(arch: &str) -> Result<String, String> {
 /// # Errors
 /// Why there are none.
 pub(super) fn find(family: &str, arch: &str) -> Result<Object, String> {
-    locate(folder().as_deref(), EMBEDDED, family, arch)?.load()
+    source(family, arch)?.load()
 }
 
-fn folder() -> Option<PathBuf> {
-    env::var_os(FOLDER_VARIABLE).filter(|v| !v.is_empty()).map(PathBuf::from)
+fn source<'a>(family: &'a str, arch: &str) -> Result<Source<'a>, String> {
+    let folder = env::var_os(FOLDER_VARIABLE).filter(|v| !v.is_empty()).map(PathBuf::from);
+    locate(folder.as_deref(), EMBEDDED, family, arch).or_else(|reason| match rtc::Target::new(arch) {
+        Ok(target) => Ok(Source::Compiled(target, family)),
+        Err(e) => Err(format!("{reason}; {e}")),
+    })
 }
 
 /// Where an object is.
 enum Source<'a> {
     File(PathBuf),
     Embedded(&'a Embedded),
+    /// And the family.
+    Compiled(rtc::Target, &'a str),
 }
 
 fn locate<'a>(folder: Option<&Path>, embedded: &'a [Embedded], family: &str, arch: &str) -> Result<Source<'a>, String> {
@@ -98,6 +106,7 @@ impl Source<'_> {
         match self {
             Self::File(path) => path.display().to_string(),
             Self::Embedded(embedded) => format!("embedded for {}", embedded.target),
+            Self::Compiled(target, _) => target.origin(),
         }
     }
 
@@ -107,6 +116,7 @@ impl Source<'_> {
                 Cow::Owned(std::fs::read(path).map_err(|e| format!("{} cannot be read: {e}", path.display()))?)
             }
             Self::Embedded(embedded) => embedded.unpack()?,
+            Self::Compiled(target, family) => Cow::Owned(target.object(family)?),
         };
         // PTX is text, which the driver takes as a C string; machine code begins with the magic number of ELF files.
         let is_text = !code.starts_with(b"\x7fELF") && code.last() != Some(&0);

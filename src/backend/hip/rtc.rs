@@ -1,0 +1,355 @@
+//! Compiling the kernels when a program runs: what is left for an AMD GPU that the library has no code for.
+//!
+//! The compiler is hipRTC, which comes with ROCm 6 and later and is looked for as the driver is; `WAVELM_HIPRTC_LIBRARY`
+//! names another library. Older ones are not looked for: that of ROCm 5.2 aborts the process where it does not know a
+//! processor. NVIDIA's NVRTC is not clang, whose vector types and builtins the kernels use, and is not needed: drivers
+//! compile the embedded PTX.
+//!
+//! What was compiled is kept in the user's cache folder, under a name that has the hash of all that it was made from. A
+//! file there that is damaged is replaced; a folder that cannot be written costs time, nothing else.
+
+use super::driver::{Handle, Status, innermost, rocm_libraries, table};
+use super::objects::fnv;
+use libloading::Library;
+use std::collections::HashMap;
+use std::env;
+use std::ffi::{CString, c_char, c_int};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+/// Names the one compiler library to load, in place of all others.
+const LIBRARY_VARIABLE: &str = "WAVELM_HIPRTC_LIBRARY";
+
+// FAMILIES and HEADERS: names and texts of the sources. FLAGS: those of hip/targets for hipRTC.
+include!(concat!(env!("OUT_DIR"), "/hip_sources.rs"));
+
+table! {
+    /// The functions of hipRTC.
+    Functions {
+        create(*mut Handle, *const c_char, *const c_char, c_int, *const *const c_char, *const *const c_char)
+            = "hiprtcCreateProgram";
+        compile(Handle, c_int, *const *const c_char) = "hiprtcCompileProgram";
+        log_size(Handle, *mut usize) = "hiprtcGetProgramLogSize";
+        log(Handle, *mut c_char) = "hiprtcGetProgramLog";
+        code_size(Handle, *mut usize) = "hiprtcGetCodeSize";
+        code(Handle, *mut c_char) = "hiprtcGetCode";
+        destroy(*mut Handle) = "hiprtcDestroyProgram";
+    }
+}
+
+struct Compiler {
+    functions: Functions,
+    /// How the library was found.
+    name: String,
+    /// What the compiler calls itself, for each architecture that was asked for, or why it cannot compile for it. Held
+    /// while compiling: no library promises to do two things at once.
+    versions: Mutex<HashMap<String, Result<String, String>>>,
+    /// Never unloaded, as the driver.
+    _library: std::mem::ManuallyDrop<Library>,
+}
+
+/// The compiler of this machine, loaded at the first call, or why there is none.
+fn compiler() -> Result<&'static Compiler, String> {
+    static COMPILER: OnceLock<Result<Compiler, String>> = OnceLock::new();
+    let found = COMPILER.get_or_init(|| {
+        let candidates = match env::var_os(LIBRARY_VARIABLE).filter(|v| !v.is_empty()) {
+            Some(path) => vec![path.into()],
+            None => {
+                let windows =
+                    ["7", "6"].into_iter().flat_map(|v| (0..6).rev().map(move |m| format!("hiprtc0{v}0{m}.dll")));
+                let unix = ["libhiprtc.so.7", "libhiprtc.so.6"].map(String::from);
+                rocm_libraries(&windows.collect::<Vec<_>>(), &unix)
+            }
+        };
+        let mut reasons = Vec::new();
+        for path in &candidates {
+            match Compiler::load(path) {
+                Ok(compiler) => return Ok(compiler),
+                Err(reason) => {
+                    log::debug!("{}: {reason}", path.display());
+                    reasons.push(reason);
+                }
+            }
+        }
+        let names: Vec<String> = candidates.iter().map(|path| path.display().to_string()).collect();
+        Err(match reasons.as_slice() {
+            [reason] => format!("hipRTC cannot be loaded: {reason}"),
+            _ => format!("hipRTC was not found to compile them (tried {})", names.join(", ")),
+        })
+    });
+    found.as_ref().map_err(Clone::clone)
+}
+
+/// An architecture that the compiler of this machine knows.
+pub(super) struct Target {
+    compiler: &'static Compiler,
+    arch: String,
+    /// What the compiler calls itself.
+    version: String,
+}
+
+impl Target {
+    /// # Errors
+    /// Why nothing can be compiled for `arch`.
+    pub(super) fn new(arch: &str) -> Result<Self, String> {
+        // It becomes part of a file's name.
+        if !arch.starts_with("gfx") || !arch.bytes().all(|b| b.is_ascii_alphanumeric()) {
+            return Err("only those for AMD GPUs can be compiled when a program runs".to_owned());
+        }
+        let compiler = compiler()?;
+        let mut versions = compiler.versions.lock().unwrap_or_else(PoisonError::into_inner);
+        let version = versions.entry(arch.to_owned()).or_insert_with(|| compiler.version(arch)).clone()?;
+        Ok(Self { compiler, arch: arch.to_owned(), version })
+    }
+
+    /// What people read of it.
+    pub(super) fn origin(&self) -> String {
+        format!("compiled by {} (clang {})", self.compiler.name, self.version)
+    }
+
+    /// The code of a family: from the cache, or compiled and put there.
+    pub(super) fn object(&self, family: &str) -> Result<Vec<u8>, String> {
+        let unknown = || format!("there is no source of {family} kernels");
+        let (_, source) = FAMILIES.iter().find(|(name, _)| *name == family).ok_or_else(unknown)?;
+        let mut recipe = vec![*source, &self.version, &self.compiler.name, &self.arch];
+        recipe.extend(FLAGS);
+        recipe.extend(HEADERS.iter().map(|(_, text)| *text));
+        let name = format!("{family}.{}.{:016x}.hsaco", self.arch, fnv(recipe.join("\0").as_bytes()));
+        let folder = cache_folder();
+        if let Some(code) = folder.as_deref().and_then(|folder| cached(folder, &name)) {
+            return Ok(code);
+        }
+        let _one_at_a_time = self.compiler.versions.lock().unwrap_or_else(PoisonError::into_inner);
+        log::info!("compiling the {family} kernels for {} by {}", self.arch, self.compiler.name);
+        let (code, _) = self.compiler.compile(family, source, HEADERS, &self.arch)?;
+        match folder.as_deref().map(|folder| keep(folder, &name, &code)) {
+            Some(Err(e)) => log::warn!("compiled kernels are not kept for the next time: {e}"),
+            None => log::warn!("compiled kernels are not kept for the next time: there is no cache folder"),
+            Some(Ok(())) => {}
+        }
+        Ok(code)
+    }
+}
+
+impl Compiler {
+    fn load(path: &Path) -> Result<Self, String> {
+        // SAFETY: loading runs the library's constructors. The names are those of AMD's libraries, or what the user of the
+        // program asks for by an environment variable.
+        let library = unsafe { Library::new(path) }.map_err(|e| innermost(&e))?;
+        Ok(Self {
+            functions: Functions::find(&library).map_err(|e| format!("{}: {e}", path.display()))?,
+            name: path.display().to_string(),
+            versions: Mutex::default(),
+            _library: std::mem::ManuallyDrop::new(library),
+        })
+    }
+
+    /// What the compiler calls itself: in a message that it gives while it compiles a kernel that does nothing, because
+    /// hipRTC's own numbers do not change with it. Fails where it does not know the architecture.
+    fn version(&self, arch: &str) -> Result<String, String> {
+        const MARK: &str = "compiler: ";
+        let source = format!(
+            "#pragma message(\"{MARK}\" __clang_version__)\nextern \"C\" __attribute__((global)) void nothing() {{}}\n"
+        );
+        let (_, log) = self.compile("nothing", &source, &[], arch)?;
+        let version = log.lines().find_map(|line| line.split_once(MARK)?.1.split(['[', '(']).next());
+        Ok(version.unwrap_or("of unknown version").trim().to_owned())
+    }
+
+    /// Compiles a source. Returns the code and what the compiler says.
+    fn compile(
+        &self,
+        name: &str,
+        source: &str,
+        headers: &[(&str, &str)],
+        arch: &str,
+    ) -> Result<(Vec<u8>, String), String> {
+        let text = |text: &str| CString::new(text).map_err(|_| format!("the source of {name} has a zero byte"));
+        let (source, title) = (text(source)?, text(&format!("{name}.hip"))?);
+        let names = headers.iter().map(|(name, _)| text(name)).collect::<Result<Vec<_>, _>>()?;
+        let texts = headers.iter().map(|(_, header)| text(header)).collect::<Result<Vec<_>, _>>()?;
+        let target = format!("--offload-arch={arch}");
+        let flags = FLAGS.iter().copied().chain([target.as_str()]).map(text).collect::<Result<Vec<_>, _>>()?;
+        let pointers = |texts: &[CString]| texts.iter().map(|text| text.as_ptr()).collect::<Vec<_>>();
+        let (names, texts, options) = (pointers(&names), pointers(&texts), pointers(&flags));
+        let count = |list: &[*const c_char]| c_int::try_from(list.len()).unwrap_or(0);
+        let mut program = Program { functions: &self.functions, handle: std::ptr::null_mut() };
+        // SAFETY: all texts end with zero and live until the end of this function, and the counts are theirs; the program
+        // is written to a variable that lives.
+        let created = unsafe {
+            let (count, texts, names) = (count(&names), texts.as_ptr(), names.as_ptr());
+            (self.functions.create)(&mut program.handle, source.as_ptr(), title.as_ptr(), count, texts, names)
+        };
+        self.check(created, name, arch, "")?;
+        // SAFETY: the program exists; the options as above.
+        let compiled = unsafe { (self.functions.compile)(program.handle, count(&options), options.as_ptr()) };
+        let log = String::from_utf8_lossy(&program.read(self.functions.log_size, self.functions.log)).into_owned();
+        let log = log.trim_end_matches('\0').trim().to_owned();
+        self.check(compiled, name, arch, &log)?;
+        let code = program.read(self.functions.code_size, self.functions.code);
+        if code.is_empty() {
+            return Err(format!("{} compiled {name} for {arch} to nothing", self.name));
+        }
+        Ok((code, log))
+    }
+
+    fn check(&self, status: Status, name: &str, arch: &str, log: &str) -> Result<(), String> {
+        match status {
+            0 => Ok(()),
+            _ => Err(format!("{} cannot compile {name}.hip for {arch}: error {status}: {log}", self.name)),
+        }
+    }
+}
+
+/// A program of the compiler.
+struct Program<'a> {
+    functions: &'a Functions,
+    handle: Handle,
+}
+
+impl Program<'_> {
+    /// The log or the code; empty where the compiler does not give it.
+    fn read(
+        &self,
+        size: unsafe extern "C" fn(Handle, *mut usize) -> Status,
+        read: unsafe extern "C" fn(Handle, *mut c_char) -> Status,
+    ) -> Vec<u8> {
+        /// More than any code or log has.
+        const MOST: usize = 1 << 28;
+        let mut bytes = 0;
+        // SAFETY: the program exists, the size is written to a variable that lives.
+        if unsafe { size(self.handle, &mut bytes) } != 0 || bytes == 0 || bytes > MOST {
+            return Vec::new();
+        }
+        let mut text = vec![0u8; bytes];
+        // SAFETY: the memory has as many bytes as the library says that it writes.
+        match unsafe { read(self.handle, text.as_mut_ptr().cast()) } {
+            0 => text,
+            _ => Vec::new(),
+        }
+    }
+}
+
+impl Drop for Program<'_> {
+    fn drop(&mut self) {
+        if !self.handle.is_null() {
+            // SAFETY: the program exists, and is not used any more.
+            unsafe { (self.functions.destroy)(&mut self.handle) };
+        }
+    }
+}
+
+/// Where compiled kernels are kept, by the conventions of the system.
+fn cache_folder() -> Option<PathBuf> {
+    let variable = |name: &str| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let folder = if cfg!(windows) {
+        variable("LOCALAPPDATA")
+    } else {
+        variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")))
+    };
+    Some(folder?.join("wavelm").join("kernels"))
+}
+
+/// What a file of the cache begins with: then come the hash of the code, eight bytes from the lowest, and the code.
+const MAGIC: &[u8; 8] = b"wavelm 1";
+
+/// What the cache has under a name, unless it is damaged.
+fn cached(folder: &Path, name: &str) -> Option<Vec<u8>> {
+    let path = folder.join(name);
+    let mut file = match fs::read(&path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return None,
+        Err(e) => {
+            log::warn!("{} cannot be read: {e}", path.display());
+            return None;
+        }
+    };
+    let code = file.strip_prefix(MAGIC).and_then(|rest| rest.split_first_chunk::<8>());
+    match code {
+        Some((hash, code)) if !code.is_empty() && fnv(code) == u64::from_le_bytes(*hash) => {
+            file.drain(..MAGIC.len() + 8);
+            Some(file)
+        }
+        _ => {
+            log::warn!("{} is damaged: its kernels are compiled again", path.display());
+            None
+        }
+    }
+}
+
+/// Puts code under a name, at once: who reads at the same time finds the old file, or the new one, or none.
+fn keep(folder: &Path, name: &str, code: &[u8]) -> io::Result<()> {
+    /// Threads of one process must not write to the same file either.
+    static WRITTEN: AtomicU32 = AtomicU32::new(0);
+    fs::create_dir_all(folder)?;
+    let number = WRITTEN.fetch_add(1, Ordering::Relaxed);
+    let unfinished = folder.join(format!("{name}.{}.{number}", std::process::id()));
+    let file = [&MAGIC[..], &fnv(code).to_le_bytes(), code].concat();
+    let written = fs::write(&unfinished, file).and_then(|()| fs::rename(&unfinished, folder.join(name)));
+    if written.is_err() {
+        // What is left of it, if anything is.
+        let _ = fs::remove_file(&unfinished);
+    }
+    written
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cache_gives_back_what_is_whole() {
+        let folder = env::temp_dir().join(format!("wavelm-kernels-{}", std::process::id()));
+        assert_eq!(cached(&folder, "a"), None);
+        keep(&folder, "a", b"code").unwrap();
+        keep(&folder, "a", b"other").unwrap();
+        assert_eq!(cached(&folder, "a").as_deref(), Some(&b"other"[..]));
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
+        let whole = fs::read(folder.join("a")).unwrap();
+        for length in 0..whole.len() {
+            fs::write(folder.join("a"), &whole[..length]).unwrap();
+            assert_eq!(cached(&folder, "a"), None, "{length} bytes");
+        }
+        for bit in 0..whole.len() * 8 {
+            let mut damaged = whole.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            fs::write(folder.join("a"), damaged).unwrap();
+            assert_eq!(cached(&folder, "a"), None, "bit {bit}");
+        }
+        // A file in the place of the folder: nothing can be kept, also by root.
+        assert!(keep(&folder.join("a"), "b", b"code").is_err());
+        assert_eq!(cached(&folder.join("a"), "b"), None);
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn what_is_no_amd_gpu_is_not_compiled_for() {
+        for arch in ["sm_75", "", "gfx../..", "gfx90a:xnack+"] {
+            assert!(Target::new(arch).is_err_and(|e| e.contains("only those for AMD GPUs")), "{arch}");
+        }
+    }
+
+    /// By the real hipRTC, where its variable names one; it needs no GPU.
+    #[test]
+    fn all_kernels_compile() {
+        if env::var_os(LIBRARY_VARIABLE).is_none() {
+            println!("skipped: {LIBRARY_VARIABLE} names no compiler");
+            return;
+        }
+        for arch in ["gfx906", "gfx1030"] {
+            let target = Target::new(arch).unwrap_or_else(|e| panic!("{e}"));
+            assert!(target.version.starts_with(|c: char| c.is_ascii_digit()), "{}", target.origin());
+            for (family, source) in FAMILIES {
+                let compiled = target.compiler.compile(family, source, HEADERS, arch);
+                let (code, _) = compiled.unwrap_or_else(|e| panic!("{e}"));
+                assert!(code.starts_with(b"\x7fELF"), "{family} for {arch}");
+            }
+            let (_, source) = FAMILIES[0];
+            let reason = target.compiler.compile("broken", &source[..source.len() / 2], HEADERS, arch).unwrap_err();
+            assert!(reason.contains("broken.hip") && reason.contains("error:"), "{reason}");
+        }
+    }
+}
