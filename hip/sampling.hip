@@ -515,7 +515,8 @@ struct Ranking {
   MEMBER u64 find(u64 target, f32 temperature, bool is_spread) {
     u32 first = 2 * thread_x();
     u64 rest = target;
-    u32 place = crossing(mass_at(ranked, first, count, temperature), mass_at(ranked, first + 1, count, temperature), rest);
+    u32 place =
+        crossing(mass_at(ranked, first, count, temperature), mass_at(ranked, first + 1, count, temperature), rest);
     if (place != NONE) return ranked[place];
     if (complete) return ~(u64)0;
     if (!is_spread) spread(temperature);

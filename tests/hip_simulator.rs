@@ -237,6 +237,12 @@ impl Faults {
         unsafe { self.0.get::<extern "C" fn() -> u64>(b"wavelm_sim_downloaded").unwrap()() }
     }
 
+    /// Copies and launches that nobody has waited for.
+    fn queued(&self) -> u64 {
+        // SAFETY: as above.
+        unsafe { self.0.get::<extern "C" fn() -> u64>(b"wavelm_sim_queued").unwrap()() }
+    }
+
     /// Allocations, modules, streams and events that exist.
     fn held(&self) -> u64 {
         // SAFETY: as above.

@@ -7,7 +7,8 @@
 // Faults: WAVELM_SIM_FAIL="<what>:<n>" makes the n-th call (from 1) fail that allocates, copies, launches a kernel,
 // loads a module or waits: what is alloc, copy, launch, module or sync. wavelm_sim_fail does the same while a program
 // runs, and wavelm_sim_calls tells how often each was called. WAVELM_SIM_DEVICES is the number of devices (default 1),
-// WAVELM_SIM_MEMORY the bytes of memory (default 1 GiB). wavelm_sim_downloaded tells how many bytes came to the host.
+// WAVELM_SIM_MEMORY the bytes of memory (default 1 GiB). wavelm_sim_downloaded tells how many bytes came to the host,
+// wavelm_sim_queued what nobody has waited for.
 
 #include "simulator.h"
 
@@ -44,6 +45,9 @@ struct State {
   std::map<char *, size_t> memory;
   size_t used = 0, limit = size_t(1) << 30;
   unsigned long downloaded = 0;
+  // What was queued on each stream since it was waited for, and the stream that each event was recorded in last.
+  std::map<void *, unsigned long> queued;
+  std::map<void *, void *> recorded;
   int devices = 1;
   int handles = 0;
 
@@ -82,7 +86,8 @@ bool is_intact(const char *start, size_t bytes) {
   return true;
 }
 
-int copy(void *to, const void *from, size_t bytes, const void *device_part, const void *other_device_part) {
+int copy(void *to, const void *from, size_t bytes, const void *device_part, const void *other_device_part,
+         void *stream) {
   std::lock_guard<std::mutex> lock(state().lock);
   if (state().fails(COPY)) return LAUNCH_FAILURE;
   for (const void *part : {device_part, other_device_part}) {
@@ -92,6 +97,7 @@ int copy(void *to, const void *from, size_t bytes, const void *device_part, cons
     }
   }
   memmove(to, from, bytes);
+  state().queued[stream]++;
   if (!is_inside(static_cast<char *>(to), bytes)) state().downloaded += bytes;
   return SUCCESS;
 }
@@ -110,9 +116,11 @@ int free_handle(void *handle) {
   return SUCCESS;
 }
 
-int wait() {
+int wait(void *event) {
   std::lock_guard<std::mutex> lock(state().lock);
-  return state().fails(SYNC) ? LAUNCH_FAILURE : SUCCESS;
+  if (state().fails(SYNC)) return LAUNCH_FAILURE;
+  state().queued.erase(state().recorded[event]);
+  return SUCCESS;
 }
 
 } // namespace
@@ -130,6 +138,14 @@ void wavelm_sim_fail(int what, unsigned long n) {
 unsigned long wavelm_sim_calls(int what) {
   std::lock_guard<std::mutex> lock(state().lock);
   return what >= 0 && what < WHATS ? state().calls[what] : 0;
+}
+
+// Copies and launches that were queued on streams that were not waited for since.
+unsigned long wavelm_sim_queued() {
+  std::lock_guard<std::mutex> lock(state().lock);
+  unsigned long sum = 0;
+  for (auto &[stream, queued] : state().queued) sum += queued;
+  return sum;
 }
 
 // Bytes that were copied to the host so far.
@@ -233,9 +249,11 @@ int hipHostFree(void *memory) {
   return SUCCESS;
 }
 
-int hipMemcpyHtoDAsync(void *to, void *from, size_t bytes, void *) { return copy(to, from, bytes, to, nullptr); }
-int hipMemcpyDtoHAsync(void *to, void *from, size_t bytes, void *) { return copy(to, from, bytes, from, nullptr); }
-int hipMemcpyDtoDAsync(void *to, void *from, size_t bytes, void *) { return copy(to, from, bytes, to, from); }
+int hipMemcpyHtoDAsync(void *to, void *from, size_t n, void *stream) { return copy(to, from, n, to, nullptr, stream); }
+int hipMemcpyDtoHAsync(void *to, void *from, size_t n, void *stream) {
+  return copy(to, from, n, from, nullptr, stream);
+}
+int hipMemcpyDtoDAsync(void *to, void *from, size_t n, void *stream) { return copy(to, from, n, to, from, stream); }
 
 int hipModuleLoadData(void **module, const void *code) {
   {
@@ -258,10 +276,11 @@ int hipModuleGetFunction(void **function, void *, const char *name) {
 }
 
 int hipModuleLaunchKernel(void *function, unsigned int x, unsigned int y, unsigned int z, unsigned int threads,
-                          unsigned int, unsigned int, unsigned int, void *, void **arguments, void **) {
+                          unsigned int, unsigned int, unsigned int, void *stream, void **arguments, void **) {
   {
     std::lock_guard<std::mutex> lock(state().lock);
     if (state().fails(LAUNCH)) return LAUNCH_FAILURE;
+    state().queued[stream]++;
   }
   const char *name = static_cast<const char *>(function);
   char message[500];
@@ -274,10 +293,25 @@ int hipModuleLaunchKernel(void *function, unsigned int x, unsigned int y, unsign
 
 int hipStreamCreateWithFlags(void **stream, unsigned int) { return make_handle(stream); }
 int hipStreamDestroy(void *stream) { return free_handle(stream); }
-int hipStreamSynchronize(void *) { return SUCCESS; }
-int hipEventCreateWithFlags(void **event, unsigned int) { return make_handle(event); }
+
+int hipStreamSynchronize(void *stream) {
+  std::lock_guard<std::mutex> lock(state().lock);
+  state().queued.erase(stream);
+  return SUCCESS;
+}
+
+// With other flags beside hipEventBlockingSync, waiting may spin.
+int hipEventCreateWithFlags(void **event, unsigned int flags) {
+  return flags == 1 ? make_handle(event) : INVALID_VALUE;
+}
+
 int hipEventDestroy(void *event) { return free_handle(event); }
-int hipEventRecord(void *, void *) { return SUCCESS; }
-int hipEventSynchronize(void *) { return wait(); }
+int hipEventSynchronize(void *event) { return wait(event); }
+
+int hipEventRecord(void *event, void *stream) {
+  std::lock_guard<std::mutex> lock(state().lock);
+  state().recorded[event] = stream;
+  return SUCCESS;
+}
 
 } // extern "C"

@@ -126,6 +126,27 @@ fn only_choices_come_back() {
 }
 
 #[test]
+fn idle_sessions_leave_nothing_queued() {
+    simulated("sampling::idle_sessions_leave_nothing_queued", &[], || {
+        let driver = Faults::new();
+        let model = Tiny { layers: 1, ..Tiny::default() }.load(Model::options());
+        assert_eq!(driver.queued(), 0);
+        let mut session = model.session().unwrap();
+        session.feed(&Prompt::from_tokens((0..100).collect::<Vec<_>>())).unwrap();
+        assert_eq!(driver.queued(), 0);
+        // Both write to a page that they share, which copies it.
+        let mut fork = session.fork();
+        for session in [&mut session, &mut fork] {
+            let prompt = Prompt::from_tokens((0..101).collect::<Vec<_>>());
+            for piece in session.generate(&prompt, &Sampler::default()).unwrap().max_tokens(2) {
+                piece.unwrap();
+                assert_eq!(driver.queued(), 0);
+            }
+        }
+    });
+}
+
+#[test]
 fn errors_are_those_of_the_cpu_sampler() {
     simulated("sampling::errors_are_those_of_the_cpu_sampler", &[], || {
         let tiny = Tiny { layers: 1, ..Tiny::default() };
