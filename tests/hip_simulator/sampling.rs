@@ -59,7 +59,7 @@ fn samplers() -> Vec<SamplerBuilder> {
         Sampler::builder().top_k(0).typical(0.7),
         Sampler::builder().top_logprobs(3),
     ];
-    for _ in 0..24 {
+    for _ in 0..14 {
         let mut one = Sampler::builder()
             .temperature(pick(&[0.3, 0.8, 1.0, 2.5]))
             .top_k(pick(&[0.0, 1.0, 5.0, 40.0, 1000.0]) as usize)
