@@ -475,9 +475,8 @@ struct Ranking {
     count = smaller(gathered, wanted);
   }
 
-  // Keeps the first `wanted` candidates.
+  // Keeps the first `wanted` candidates, of which `load` sorted RANKED at most.
   MEMBER void keep(u32 wanted) {
-    load(smaller(wanted, (u32)RANKED));
     if (wanted <= RANKED) {
       complete = true;
     } else if (!complete) {
@@ -515,7 +514,8 @@ struct Ranking {
   MEMBER u64 find(u64 target, f32 temperature, bool is_spread) {
     u32 first = 2 * thread_x();
     u64 rest = target;
-    u32 place = crossing(mass_at(ranked, first, count, temperature), mass_at(ranked, first + 1, count, temperature), rest);
+    u32 place =
+        crossing(mass_at(ranked, first, count, temperature), mass_at(ranked, first + 1, count, temperature), rest);
     if (place != NONE) return ranked[place];
     if (complete) return ~(u64)0;
     if (!is_spread) spread(temperature);
@@ -598,24 +598,28 @@ KERNEL(sample_choose, CHOOSE_THREADS,
     if (temperature == 0.0f) {
       chosen = ranking.first();
     } else {
+      ranking.load(row.top_k ? smaller(row.top_k, (u32)RANKED) : FIRST);
       if (row.top_k) ranking.keep(row.top_k);
-      else ranking.load(FIRST);
       if (row.typical < 1.0f && ranking.complete) ranking.keep_typical(row.typical);
       // The totals of the launch before are of all candidates, the second of those that min-p keeps.
-      if (row.top_p < 1.0f && (row.top_k || ranking.complete)) total = ranking.total(1.0f);
-      if (row.log_min_p > (f64)minus_infinity()) ranking.keep_to(candidate(NONE, floor_of(row, ranking.best)));
       bool is_whole = !row.top_k;
-      if (row.top_p < 1.0f) {
-        u64 end = ranking.find(share(row.top_p, total), 1.0f, false);
-        if (end != ~(u64)0) {
-          ranking.keep_to(end);
+      f32 floor = floor_of(row, ranking.best);
+      // First top-p, with min-p in it, then the draw: one piece of code, which is long.
+      UNROLL_BY(1) for (u32 step = 0; step < 2; step++) {
+        f32 at = step ? temperature : 1.0f;
+        bool is_searched = step || row.top_p < 1.0f, is_known = is_whole && !ranking.complete;
+        if (step) total = drawn_total;
+        if (is_searched && !is_known) total = ranking.total(at);
+        if (!step) ranking.keep_to(candidate(NONE, floor));
+        if (!is_searched) continue;
+        u64 target = step ? multiply_high(uniform(row.seed, row.step), total) + 1 : share(row.top_p, total);
+        // The buckets of top-p were summed up before min-p.
+        chosen = ranking.find(target, at, step && !is_known && !ranking.complete);
+        if (!step && chosen != ~(u64)0) {
+          ranking.keep_to(chosen);
           is_whole = false;
         }
       }
-      bool is_spread = !ranking.complete && !is_whole;
-      if (ranking.complete || is_spread) drawn_total = ranking.total(temperature);
-      u64 before = multiply_high(uniform(row.seed, row.step), drawn_total);
-      chosen = ranking.find(before + 1, temperature, is_spread);
     }
   }
 

@@ -9,7 +9,8 @@
 // every later call fails too. wavelm_sim_fail and wavelm_sim_lose do the same while a program runs, and
 // wavelm_sim_calls tells how often each was called. WAVELM_SIM_DEVICES is the number of devices (default 1),
 // WAVELM_SIM_MEMORY the bytes of memory (default 1 GiB); wavelm_sim_memory changes them.
-// wavelm_sim_downloaded tells how many bytes came to the host.
+// wavelm_sim_downloaded tells how many bytes came to the host, wavelm_sim_queued
+// what nobody has waited for.
 //
 // WAVELM_SIM_CORRUPT is the beginning of the names of kernels that compute wrongly: every number that such a kernel
 // changes becomes a quarter larger, or something else where it is no float.
@@ -51,6 +52,9 @@ struct State {
   std::map<char *, size_t> memory;
   size_t used = 0, limit = size_t(1) << 30;
   unsigned long downloaded = 0;
+  // What was queued on each stream since it was waited for, and the stream that each event was recorded in last.
+  std::map<void *, unsigned long> queued;
+  std::map<void *, void *> recorded;
   int devices = 1;
   int handles = 0;
   std::string corrupt;
@@ -105,7 +109,8 @@ bool is_intact(const char *start, size_t bytes) {
   return true;
 }
 
-int copy(void *to, const void *from, size_t bytes, const void *device_part, const void *other_device_part) {
+int copy(void *to, const void *from, size_t bytes, const void *device_part, const void *other_device_part,
+         void *stream) {
   std::lock_guard<std::mutex> lock(state().lock);
   if (state().fails(COPY)) return LAUNCH_FAILURE;
   for (const void *part : {device_part, other_device_part}) {
@@ -115,6 +120,7 @@ int copy(void *to, const void *from, size_t bytes, const void *device_part, cons
     }
   }
   memmove(to, from, bytes);
+  state().queued[stream]++;
   if (!is_inside(static_cast<char *>(to), bytes)) state().downloaded += bytes;
   return SUCCESS;
 }
@@ -185,9 +191,11 @@ int run(const Launch &launch) {
   return SUCCESS;
 }
 
-int wait() {
+int wait(void *event) {
   std::lock_guard<std::mutex> lock(state().lock);
-  return state().fails(SYNC) ? LAUNCH_FAILURE : SUCCESS;
+  if (state().fails(SYNC)) return LAUNCH_FAILURE;
+  state().queued.erase(state().recorded[event]);
+  return SUCCESS;
 }
 
 } // namespace
@@ -215,6 +223,14 @@ void wavelm_sim_memory(size_t bytes) {
 unsigned long wavelm_sim_calls(int what) {
   std::lock_guard<std::mutex> lock(state().lock);
   return what >= 0 && what < WHATS ? state().calls[what] : 0;
+}
+
+// Copies and launches that were queued on streams that were not waited for since.
+unsigned long wavelm_sim_queued() {
+  std::lock_guard<std::mutex> lock(state().lock);
+  unsigned long sum = 0;
+  for (auto &[stream, queued] : state().queued) sum += queued;
+  return sum;
 }
 
 // Bytes that were copied to the host so far.
@@ -319,9 +335,11 @@ int hipHostFree(void *memory) {
   return state().status();
 }
 
-int hipMemcpyHtoDAsync(void *to, void *from, size_t bytes, void *) { return copy(to, from, bytes, to, nullptr); }
-int hipMemcpyDtoHAsync(void *to, void *from, size_t bytes, void *) { return copy(to, from, bytes, from, nullptr); }
-int hipMemcpyDtoDAsync(void *to, void *from, size_t bytes, void *) { return copy(to, from, bytes, to, from); }
+int hipMemcpyHtoDAsync(void *to, void *from, size_t n, void *stream) { return copy(to, from, n, to, nullptr, stream); }
+int hipMemcpyDtoHAsync(void *to, void *from, size_t n, void *stream) {
+  return copy(to, from, n, from, nullptr, stream);
+}
+int hipMemcpyDtoDAsync(void *to, void *from, size_t n, void *stream) { return copy(to, from, n, to, from, stream); }
 
 int hipModuleLoadData(void **module, const void *code) {
   {
@@ -358,6 +376,7 @@ int hipModuleLaunchKernel(void *function, unsigned int x, unsigned int y, unsign
       capture->second.push_back(launch);
       return SUCCESS;
     }
+    state().queued[stream]++;
   }
   return run(launch);
 }
@@ -385,10 +404,11 @@ int hipGraphInstantiate(void **made, void *graph, void **, char *, size_t) {
   return SUCCESS;
 }
 
-int hipGraphLaunch(void *made, void *) {
+int hipGraphLaunch(void *made, void *stream) {
   {
     std::lock_guard<std::mutex> lock(state().lock);
     if (state().fails(LAUNCH)) return LAUNCH_FAILURE;
+    state().queued[stream]++;
   }
   for (const Launch &launch : *static_cast<Graph *>(made))
     if (int failed = run(launch)) return failed;
@@ -406,10 +426,25 @@ int hipGraphExecDestroy(void *made) { return hipGraphDestroy(made); }
 
 int hipStreamCreateWithFlags(void **stream, unsigned int) { return make_handle(stream); }
 int hipStreamDestroy(void *stream) { return free_handle(stream); }
-int hipStreamSynchronize(void *) { return status(); }
-int hipEventCreateWithFlags(void **event, unsigned int) { return make_handle(event); }
+
+int hipStreamSynchronize(void *stream) {
+  std::lock_guard<std::mutex> lock(state().lock);
+  state().queued.erase(stream);
+  return state().status();
+}
+
+// With other flags beside hipEventBlockingSync, waiting may spin.
+int hipEventCreateWithFlags(void **event, unsigned int flags) {
+  return flags == 1 ? make_handle(event) : INVALID_VALUE;
+}
+
 int hipEventDestroy(void *event) { return free_handle(event); }
-int hipEventRecord(void *, void *) { return status(); }
-int hipEventSynchronize(void *) { return wait(); }
+int hipEventSynchronize(void *event) { return wait(event); }
+
+int hipEventRecord(void *event, void *stream) {
+  std::lock_guard<std::mutex> lock(state().lock);
+  state().recorded[event] = stream;
+  return state().status();
+}
 
 } // extern "C"

@@ -121,7 +121,7 @@ impl LoadOptions {
     }
 
     /// How many threads compute, the calling one included. Default: `$WAVELM_THREADS`, else the number of physical
-    /// cores that this process may use.
+    /// cores that this process may use. Where a GPU computes, they read the weights, and are eight at most.
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = Some(threads);
         self

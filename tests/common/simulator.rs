@@ -143,6 +143,12 @@ impl Faults {
         unsafe { self.0.get::<extern "C" fn() -> u64>(b"wavelm_sim_downloaded").unwrap()() }
     }
 
+    /// Copies and launches that nobody has waited for.
+    pub fn queued(&self) -> u64 {
+        // SAFETY: the signature is that of the simulator's function.
+        unsafe { self.0.get::<extern "C" fn() -> u64>(b"wavelm_sim_queued").unwrap()() }
+    }
+
     /// Allocations, modules, streams and events that exist.
     pub fn held(&self) -> u64 {
         // SAFETY: as above.

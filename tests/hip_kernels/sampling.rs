@@ -267,6 +267,6 @@ fn nothing_to_choose_from_is_said() {
     let settings = [Settings::new(0.0, 0, 1.0, 0.0), Settings::new(1.0, 40, 0.9, 0.1), banned.clone()];
     for sim in sims() {
         check(sim, &settings, |_| vec![f32::NAN, f32::NEG_INFINITY, f32::NEG_INFINITY]);
-        check(sim, &[banned.clone()], |_| vec![f32::NAN, 3.0, f32::NEG_INFINITY]);
+        check(sim, std::slice::from_ref(&banned), |_| vec![f32::NAN, 3.0, f32::NEG_INFINITY]);
     }
 }

@@ -531,13 +531,20 @@ impl Driver {
         self.check(unsafe { (self.functions.synchronize_stream)(stream) }, "the GPU failed")
     }
 
-    /// An event without time; who waits for it sleeps.
+    /// An event; who waits for it sleeps.
     pub(super) fn create_event(&self) -> Result<Handle> {
-        /// `hipEventBlockingSync | hipEventDisableTiming`
-        const BLOCKING_WITHOUT_TIME: c_uint = 1 | 2;
+        /// `hipEventBlockingSync` and `CU_EVENT_BLOCKING_SYNC`
+        const BLOCKING: c_uint = 1;
+        /// `CU_EVENT_DISABLE_TIMING`
+        const WITHOUT_TIME: c_uint = 2;
+        let flags = match &self.vendor {
+            // AMD's runtime compares all flags with this one: with any other beside it, waiting may spin.
+            Vendor::Hip(_) => BLOCKING,
+            Vendor::Cuda(_) => BLOCKING | WITHOUT_TIME,
+        };
         let mut event = std::ptr::null_mut();
         // SAFETY: the event is written to a variable that lives.
-        let status = unsafe { (self.functions.create_event)(&mut event, BLOCKING_WITHOUT_TIME) };
+        let status = unsafe { (self.functions.create_event)(&mut event, flags) };
         self.check(status, "cannot create an event")?;
         Ok(event)
     }
