@@ -173,47 +173,29 @@ impl Simd for Avx2 {
     }
 }
 
-impl Avx2 {
-    /// Word `word` of the activations in all lanes.
-    ///
-    /// # Safety
-    /// As for [`Dot::dot4`].
+// SAFETY of all blocks below: as above.
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl Dot for Avx2 {
+    type Word = __m256i;
+
     #[inline(always)]
-    unsafe fn word(self, x: *const i32, word: usize) -> __m256i {
-        // SAFETY: the caller's promise; the read needs no alignment.
-        unsafe { self.splat(x.add(word).read_unaligned()) }
+    unsafe fn word(self, from: *const i32, i: usize) -> __m256i {
+        unsafe { self.splat(from.add(i).read_unaligned()) }
     }
 
     #[inline(always)]
-    fn dot(self, sum: __m256i, w: __m256i, x: __m256i) -> __m256i {
+    fn dot4(self, sum: __m256i, w: __m256i, x: __m256i) -> __m256i {
         // The 16-bit sums of two products are at most 2 * 127 * 127: they do not saturate.
-        // SAFETY: `self` proves that the processor has the instructions.
         unsafe {
             let pairs = _mm256_maddubs_epi16(w, x);
             _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
         }
     }
-}
-
-// SAFETY of all blocks below: as above.
-#[allow(clippy::undocumented_unsafe_blocks)]
-impl Dot for Avx2 {
-    type Words = *const i32;
 
     #[inline(always)]
-    unsafe fn words(self, from: *const i32) -> *const i32 {
-        from
-    }
-
-    #[inline(always)]
-    unsafe fn dot4(self, sum: __m256i, w: __m256i, x: *const i32, word: usize) -> __m256i {
-        unsafe { self.dot(sum, w, self.word(x, word)) }
-    }
-
-    #[inline(always)]
-    unsafe fn dot4_wide(self, sum: __m256i, w: __m256i, x: *const i32, word: usize) -> __m256i {
+    fn dot4_wide(self, sum: __m256i, w: __m256i, x: __m256i) -> __m256i {
         // w * x = |w| * (x with the sign of w); |w| is at most 128 and x at least -127, so that nothing saturates.
-        unsafe { self.dot(sum, _mm256_abs_epi8(w), _mm256_sign_epi8(self.word(x, word), w)) }
+        unsafe { self.dot4(sum, _mm256_abs_epi8(w), _mm256_sign_epi8(x, w)) }
     }
 }
 

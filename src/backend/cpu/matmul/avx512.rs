@@ -170,21 +170,21 @@ impl Simd for Avx512 {
 // SAFETY of all blocks below: as above.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Dot for Avx512 {
-    type Words = *const i32;
+    type Word = __m512i;
 
     #[inline(always)]
-    unsafe fn words(self, from: *const i32) -> *const i32 {
-        from
+    unsafe fn word(self, from: *const i32, i: usize) -> __m512i {
+        unsafe { self.splat(from.add(i).read_unaligned()) }
     }
 
     #[inline(always)]
-    unsafe fn dot4(self, sum: __m512i, w: __m512i, x: *const i32, word: usize) -> __m512i {
-        unsafe { _mm512_dpbusd_epi32(sum, w, self.splat(x.add(word).read_unaligned())) }
+    fn dot4(self, sum: __m512i, w: __m512i, x: __m512i) -> __m512i {
+        unsafe { _mm512_dpbusd_epi32(sum, w, x) }
     }
 
     #[inline(always)]
-    unsafe fn dot4_wide(self, sum: __m512i, w: __m512i, x: *const i32, word: usize) -> __m512i {
-        unsafe { self.dot4(sum, w, x, word) }
+    fn dot4_wide(self, sum: __m512i, w: __m512i, x: __m512i) -> __m512i {
+        unsafe { _mm512_dpbusd_epi32(sum, w, x) }
     }
 }
 

@@ -175,24 +175,23 @@ instruction_set! {
 // read, which needs no alignment.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Dot for Neon {
-    type Words = *const i32;
+    type Word = int32x4_t;
 
     #[inline(always)]
-    unsafe fn words(self, from: *const i32) -> *const i32 {
-        from
+    unsafe fn word(self, from: *const i32, i: usize) -> int32x4_t {
+        unsafe { self.splat(from.add(i).read_unaligned()) }
     }
 
     #[inline(always)]
-    unsafe fn dot4(self, sum: int32x4_t, w: int32x4_t, x: *const i32, word: usize) -> int32x4_t {
-        unsafe { self.dot4_wide(sum, w, x, word) }
+    fn dot4(self, sum: int32x4_t, w: int32x4_t, x: int32x4_t) -> int32x4_t {
+        self.dot4_wide(sum, w, x)
     }
 
     #[inline(always)]
-    unsafe fn dot4_wide(self, sum: int32x4_t, w: int32x4_t, x: *const i32, word: usize) -> int32x4_t {
+    fn dot4_wide(self, sum: int32x4_t, w: int32x4_t, x: int32x4_t) -> int32x4_t {
         // The 16-bit sums of two products are at most 2 * 128 * 127: they do not overflow.
         unsafe {
-            let w = vreinterpretq_s8_s32(w);
-            let x = vreinterpretq_s8_s32(vdupq_n_s32(x.add(word).read_unaligned()));
+            let (w, x) = (vreinterpretq_s8_s32(w), vreinterpretq_s8_s32(x));
             let pairs = vpaddq_s16(vmull_s8(vget_low_s8(w), vget_low_s8(x)), vmull_high_s8(w, x));
             vpadalq_s16(sum, pairs)
         }
@@ -217,15 +216,17 @@ instruction_set! {
 // SAFETY of all blocks below: as above.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Dot for Dotprod {
-    type Words = int32x4_t;
+    /// 16 activations, and which word of them.
+    type Word = (int32x4_t, usize);
 
     #[inline(always)]
-    unsafe fn words(self, from: *const i32) -> int32x4_t {
-        unsafe { self.load(from) }
+    unsafe fn word(self, from: *const i32, i: usize) -> (int32x4_t, usize) {
+        // Compilers read once for all four words.
+        unsafe { (self.load(from), i) }
     }
 
     #[inline(always)]
-    unsafe fn dot4(self, sum: int32x4_t, w: int32x4_t, x: int32x4_t, word: usize) -> int32x4_t {
+    fn dot4(self, sum: int32x4_t, w: int32x4_t, (x, word): (int32x4_t, usize)) -> int32x4_t {
         unsafe {
             match word {
                 0 => sdot::<0>(sum, w, x),
@@ -237,8 +238,8 @@ impl Dot for Dotprod {
     }
 
     #[inline(always)]
-    unsafe fn dot4_wide(self, sum: int32x4_t, w: int32x4_t, x: int32x4_t, word: usize) -> int32x4_t {
-        unsafe { self.dot4(sum, w, x, word) }
+    fn dot4_wide(self, sum: int32x4_t, w: int32x4_t, x: (int32x4_t, usize)) -> int32x4_t {
+        self.dot4(sum, w, x)
     }
 }
 

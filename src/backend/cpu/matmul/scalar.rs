@@ -164,24 +164,22 @@ impl Simd for Scalar {
 }
 
 impl Dot for Scalar {
-    type Words = *const i32;
+    type Word = i32;
 
     #[inline(always)]
-    unsafe fn words(self, from: *const i32) -> *const i32 {
-        from
-    }
-
-    #[inline(always)]
-    unsafe fn dot4(self, sum: Int, w: Int, x: *const i32, word: usize) -> Int {
-        // Bytes below 128 are the same signed and unsigned.
-        // SAFETY: the caller's promise.
-        unsafe { self.dot4_wide(sum, w, x, word) }
-    }
-
-    #[inline(always)]
-    unsafe fn dot4_wide(self, sum: Int, w: Int, x: *const i32, word: usize) -> Int {
+    unsafe fn word(self, from: *const i32, i: usize) -> i32 {
         // SAFETY: the caller's promise; the read needs no alignment.
-        let x = unsafe { x.add(word).read_unaligned() };
+        unsafe { from.add(i).read_unaligned() }
+    }
+
+    #[inline(always)]
+    fn dot4(self, sum: Int, w: Int, x: i32) -> Int {
+        // Bytes below 128 are the same signed and unsigned.
+        self.dot4_wide(sum, w, x)
+    }
+
+    #[inline(always)]
+    fn dot4_wide(self, sum: Int, w: Int, x: i32) -> Int {
         array::from_fn(|i| {
             let byte = |v: i32, shift: u32| (v << (24 - shift)) >> 24;
             sum[i]

@@ -138,23 +138,19 @@ pub(super) trait Simd: Copy {
 
 /// What the kernel in [`tile`](super::tile) needs besides, to multiply bytes.
 pub(super) trait Dot: Simd {
-    /// Four times four activations of one token.
-    type Words: Copy;
+    /// Four activations of one token.
+    type Word: Copy;
 
+    /// Word `i`, below 4, of those at `from`.
+    ///
     /// # Safety
     /// `from` is valid for reads of four elements.
-    unsafe fn words(self, from: *const i32) -> Self::Words;
-    /// `sum` plus, in each lane, the products of its four bytes with the four in word `word`, below 4, of `x`: `w` unsigned
-    /// and below 128, `x` signed, not -128.
-    ///
-    /// # Safety
-    /// `x` comes from [`words`](Self::words), and what that was read from can still be read.
-    unsafe fn dot4(self, sum: Self::Int, w: Self::Int, x: Self::Words, word: usize) -> Self::Int;
+    unsafe fn word(self, from: *const i32, i: usize) -> Self::Word;
+    /// `sum` plus, in each lane, the products of its four bytes with those of `x`: `w` unsigned and below 128, `x` signed, not
+    /// -128.
+    fn dot4(self, sum: Self::Int, w: Self::Int, x: Self::Word) -> Self::Int;
     /// The same for any bytes in `w` that come from [`wide`](Simd::wide).
-    ///
-    /// # Safety
-    /// As for [`dot4`](Self::dot4).
-    unsafe fn dot4_wide(self, sum: Self::Int, w: Self::Int, x: Self::Words, word: usize) -> Self::Int;
+    fn dot4_wide(self, sum: Self::Int, w: Self::Int, x: Self::Word) -> Self::Int;
 }
 
 /// Repeats a block for `$i` in `0..$n`, which is at most 6, without a loop: accumulators indexed by `$i` are then sure to

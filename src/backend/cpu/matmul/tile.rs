@@ -90,22 +90,16 @@ pub(super) unsafe fn dots<S: Dot, K: Kind, const VECTORS: usize, const TOKENS: u
                 });
             }
             for _ in 0..K::GROUP / 4 / WORDS_AT_ONCE {
-                let mut words = [s.words(x[0]); TOKENS];
-                unroll!(t < TOKENS, {
-                    words[t] = s.words(x[t]);
-                });
                 unroll!(word < WORDS_AT_ONCE, {
                     let mut w = [s.splat(0); VECTORS];
                     unroll!(v < VECTORS, {
                         w[v] = s.load(q.add(word * rows + v * S::LANES));
                     });
                     unroll!(t < TOKENS, {
+                        let x = s.word(x[t], word);
                         unroll!(v < VECTORS, {
-                            sums[v][t] = if K::WIDE {
-                                s.dot4_wide(sums[v][t], w[v], words[t], word)
-                            } else {
-                                s.dot4(sums[v][t], w[v], words[t], word)
-                            };
+                            sums[v][t] =
+                                if K::WIDE { s.dot4_wide(sums[v][t], w[v], x) } else { s.dot4(sums[v][t], w[v], x) };
                         });
                     });
                 });
