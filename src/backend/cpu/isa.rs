@@ -14,6 +14,15 @@ pub(crate) enum Isa {
     /// AVX-512 F, BW, DQ, VL and VNNI, besides all of `Avx2`.
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// NEON, which every 64-bit ARM processor with an operating system has.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+    /// The dot products of ARMv8.4 (`sdot`), besides `Neon`.
+    #[cfg(target_arch = "aarch64")]
+    Dotprod,
+    /// The 8-bit matrix products of ARMv8.6 (`smmla`), besides all of `Dotprod`.
+    #[cfg(target_arch = "aarch64")]
+    I8mm,
 }
 
 impl Isa {
@@ -35,10 +44,25 @@ impl Isa {
                 }
             }
         }
+        // The kernels take vectors apart in the order of the bytes.
+        #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+        {
+            use std::arch::is_aarch64_feature_detected;
+            if is_aarch64_feature_detected!("neon") {
+                found.push(Isa::Neon);
+                if is_aarch64_feature_detected!("dotprod") {
+                    found.push(Isa::Dotprod);
+                    if is_aarch64_feature_detected!("i8mm") {
+                        found.push(Isa::I8mm);
+                    }
+                }
+            }
+        }
         found
     }
 
-    /// The best of them, or the one that `WAVELM_CPU` (`scalar`, `avx2`, `avx512`) names where the processor has it.
+    /// The best of them, or the one that `WAVELM_CPU` (`scalar`, `avx2`, `avx512`, `neon`, `dotprod`, `i8mm`) names where the processor
+    /// has it.
     pub(crate) fn best() -> Isa {
         static BEST: OnceLock<Isa> = OnceLock::new();
         *BEST.get_or_init(|| {
@@ -64,6 +88,12 @@ impl Isa {
             Isa::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => "avx512",
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => "neon",
+            #[cfg(target_arch = "aarch64")]
+            Isa::Dotprod => "dotprod",
+            #[cfg(target_arch = "aarch64")]
+            Isa::I8mm => "i8mm",
         }
     }
 }

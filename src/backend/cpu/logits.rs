@@ -29,6 +29,9 @@ fn peaks_with(isa: Isa, logits: &[f32], peaks: &mut Vec<f32>) -> f32 {
         // SAFETY: a value of this variant exists only where the processor has AVX-512 F, BW, DQ and VL.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => unsafe { peaks_avx512(logits, peaks) },
+        // NEON is what the target promises: compilers use it without being told.
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon | Isa::Dotprod | Isa::I8mm => peaks_body(logits, peaks),
     }
 }
 
@@ -48,6 +51,9 @@ fn total_with(isa: Isa, logits: &[f32], best: f32, temperature: f32, floor: f32)
         // SAFETY: a value of this variant exists only where the processor has AVX-512 F, BW, DQ and VL.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => unsafe { total_avx512(logits, best, temperature, floor) },
+        // NEON is what the target promises: compilers use it without being told.
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon | Isa::Dotprod | Isa::I8mm => total_body(logits, best, temperature, floor),
     }
 }
 

@@ -4,7 +4,7 @@ use super::activations::{self, QuantizeJob};
 use super::driver::{Correction, Dots, Kernels};
 use super::float::{self, FloatFormat};
 use super::formats::{Format, Kind};
-use super::simd::{MAGIC, Rows, Simd, kernels};
+use super::simd::{Dot, MAGIC, Rows, Simd, kernels};
 use super::tile::{self, Tile};
 use std::arch::x86_64::*;
 
@@ -80,21 +80,6 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn wide(self, a: __m256i) -> __m256i {
         a
-    }
-
-    #[inline(always)]
-    fn dot4(self, sum: __m256i, w: __m256i, x: __m256i) -> __m256i {
-        // The 16-bit sums of two products are at most 2 * 127 * 127: they do not saturate.
-        unsafe {
-            let pairs = _mm256_maddubs_epi16(w, x);
-            _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
-        }
-    }
-
-    #[inline(always)]
-    fn dot4_wide(self, sum: __m256i, w: __m256i, x: __m256i) -> __m256i {
-        // w * x = |w| * (x with the sign of w); |w| is at most 128 and x at least -127, so that nothing saturates.
-        unsafe { self.dot4(sum, _mm256_abs_epi8(w), _mm256_sign_epi8(x, w)) }
     }
 
     #[inline(always)]
@@ -180,6 +165,37 @@ impl Simd for Avx2 {
                 _mm256_unpackhi_epi64(ab_high, cd_high),
             ]
         }
+    }
+
+    #[inline(always)]
+    unsafe fn dots<K: Kind, const VECTORS: usize, const TOKENS: usize>(self, dots: &Dots<'_>) {
+        unsafe { tile::dots::<Self, K, VECTORS, TOKENS>(self, dots) }
+    }
+}
+
+// SAFETY of all blocks below: as above.
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl Dot for Avx2 {
+    type Word = __m256i;
+
+    #[inline(always)]
+    unsafe fn word(self, from: *const i32, i: usize) -> __m256i {
+        unsafe { self.splat(from.add(i).read_unaligned()) }
+    }
+
+    #[inline(always)]
+    fn dot4(self, sum: __m256i, w: __m256i, x: __m256i) -> __m256i {
+        // The 16-bit sums of two products are at most 2 * 127 * 127: they do not saturate.
+        unsafe {
+            let pairs = _mm256_maddubs_epi16(w, x);
+            _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+        }
+    }
+
+    #[inline(always)]
+    fn dot4_wide(self, sum: __m256i, w: __m256i, x: __m256i) -> __m256i {
+        // w * x = |w| * (x with the sign of w); |w| is at most 128 and x at least -127, so that nothing saturates.
+        unsafe { self.dot4(sum, _mm256_abs_epi8(w), _mm256_sign_epi8(x, w)) }
     }
 }
 

@@ -4,7 +4,7 @@ use super::activations::{self, QuantizeJob};
 use super::driver::{Correction, Dots, Kernels};
 use super::float::{self, FloatFormat};
 use super::formats::{Format, Kind};
-use super::simd::{MAGIC, Rows, Simd, kernels};
+use super::simd::{Dot, MAGIC, Rows, Simd, kernels};
 use super::tile::{self, Tile};
 use std::arch::x86_64::*;
 
@@ -78,16 +78,6 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn wide(self, a: __m512i) -> __m512i {
         unsafe { _mm512_xor_si512(a, _mm512_set1_epi8(-128)) }
-    }
-
-    #[inline(always)]
-    fn dot4(self, sum: __m512i, w: __m512i, x: __m512i) -> __m512i {
-        unsafe { _mm512_dpbusd_epi32(sum, w, x) }
-    }
-
-    #[inline(always)]
-    fn dot4_wide(self, sum: __m512i, w: __m512i, x: __m512i) -> __m512i {
-        unsafe { _mm512_dpbusd_epi32(sum, w, x) }
     }
 
     #[inline(always)]
@@ -169,6 +159,32 @@ impl Simd for Avx512 {
                 _mm512_unpackhi_epi64(ab_high, cd_high),
             ]
         }
+    }
+
+    #[inline(always)]
+    unsafe fn dots<K: Kind, const VECTORS: usize, const TOKENS: usize>(self, dots: &Dots<'_>) {
+        unsafe { tile::dots::<Self, K, VECTORS, TOKENS>(self, dots) }
+    }
+}
+
+// SAFETY of all blocks below: as above.
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl Dot for Avx512 {
+    type Word = __m512i;
+
+    #[inline(always)]
+    unsafe fn word(self, from: *const i32, i: usize) -> __m512i {
+        unsafe { self.splat(from.add(i).read_unaligned()) }
+    }
+
+    #[inline(always)]
+    fn dot4(self, sum: __m512i, w: __m512i, x: __m512i) -> __m512i {
+        unsafe { _mm512_dpbusd_epi32(sum, w, x) }
+    }
+
+    #[inline(always)]
+    fn dot4_wide(self, sum: __m512i, w: __m512i, x: __m512i) -> __m512i {
+        unsafe { _mm512_dpbusd_epi32(sum, w, x) }
     }
 }
 

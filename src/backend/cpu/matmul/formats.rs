@@ -164,7 +164,7 @@ impl Format for Q4_0 {
         unsafe {
             let head = s.transpose(rows, at)[0];
             out.scale(0, s.half_to_float(head));
-            nibbles(s, s.transpose(rows, at + 2), out);
+            nibbles(s, s.quants(rows, at + 2), out);
         }
     }
 }
@@ -182,7 +182,7 @@ impl Format for Q4_1 {
             let head = s.transpose(rows, at)[0];
             out.scale(0, s.half_to_float(head));
             out.min(0, s.half_to_float(s.shr(head, 16)));
-            nibbles(s, s.transpose(rows, at + 4), out);
+            nibbles(s, s.quants(rows, at + 4), out);
         }
     }
 }
@@ -201,7 +201,7 @@ impl Format for Q5_0 {
             let [head, next, ..] = s.transpose(rows, at);
             out.scale(0, s.half_to_float(head));
             let high = s.or(s.shr(head, 16), s.shl(next, 16));
-            nibbles_and_bits(s, s.transpose(rows, at + 6), high, out);
+            nibbles_and_bits(s, s.quants(rows, at + 6), high, out);
         }
     }
 }
@@ -219,7 +219,7 @@ impl Format for Q5_1 {
             let [head, high, ..] = s.transpose(rows, at);
             out.scale(0, s.half_to_float(head));
             out.min(0, s.half_to_float(s.shr(head, 16)));
-            nibbles_and_bits(s, s.transpose(rows, at + 8), high, out);
+            nibbles_and_bits(s, s.quants(rows, at + 8), high, out);
         }
     }
 }
@@ -237,7 +237,7 @@ impl Format for Q8_0 {
             let head = s.transpose(rows, at)[0];
             out.scale(0, s.half_to_float(head));
             for half in 0..2 {
-                for (j, v) in s.transpose(rows, at + 2 + 16 * half).into_iter().enumerate() {
+                for (j, v) in s.quants(rows, at + 2 + 16 * half).into_iter().enumerate() {
                     out.q(4 * half + j, s.wide(v));
                 }
             }
@@ -268,7 +268,7 @@ impl Format for Q2K {
             for piece in 0..4 {
                 // 16 bytes hold 16 weights of each of four groups, 32 weights apart.
                 let first = 32 * (piece / 2) + 4 * (piece % 2);
-                for (j, v) in s.transpose(rows, at + 16 + 16 * piece).into_iter().enumerate() {
+                for (j, v) in s.quants(rows, at + 16 + 16 * piece).into_iter().enumerate() {
                     for pair in 0..4 {
                         let q = s.and(s.shr(v, 2 * pair as u32), s.splat(0x0303_0303));
                         out.q(first + 8 * pair + j, q);
@@ -307,9 +307,9 @@ impl Format for Q3K {
             }
             for part in 0..2 {
                 // 16 of the 32 bytes that repeat: of the mask for all 256 weights, of the pairs for 128.
-                let mask = s.transpose(rows, at + 16 * part);
+                let mask = s.quants(rows, at + 16 * part);
                 for half in 0..2 {
-                    let pairs = s.transpose(rows, at + 32 + 32 * half + 16 * part);
+                    let pairs = s.quants(rows, at + 32 + 32 * half + 16 * part);
                     for j in 0..4 {
                         for pair in 0..4 {
                             let low = s.and(s.shr(pairs[j], 2 * pair as u32), s.splat(0x0303_0303));
@@ -353,7 +353,7 @@ impl Format for Q4K {
             scales_and_mins(s, s.transpose(rows, at), out);
             for piece in 0..8 {
                 let first = 16 * (piece / 2) + 4 * (piece % 2);
-                for (j, v) in s.transpose(rows, at + 16 + 16 * piece).into_iter().enumerate() {
+                for (j, v) in s.quants(rows, at + 16 + 16 * piece).into_iter().enumerate() {
                     out.q(first + j, s.and(v, s.splat(LOW_NIBBLES)));
                     out.q(first + 8 + j, s.and(s.shr(v, 4), s.splat(LOW_NIBBLES)));
                 }
@@ -375,9 +375,9 @@ impl Format for Q5K {
             scales_and_mins(s, s.transpose(rows, at), out);
             for part in 0..2 {
                 // 16 of the 32 bytes of high bits: bit g of a byte belongs to group g.
-                let high = s.transpose(rows, at + 16 + 16 * part);
+                let high = s.quants(rows, at + 16 + 16 * part);
                 for pair in 0..4 {
-                    let low = s.transpose(rows, at + 48 + 32 * pair + 16 * part);
+                    let low = s.quants(rows, at + 48 + 32 * pair + 16 * part);
                     for j in 0..4 {
                         let bit = s.splat(0x1010_1010);
                         let even = s.and(s.shl(s.shr(high[j], 2 * pair as u32), 4), bit);
@@ -412,9 +412,9 @@ impl Format for Q6K {
             let (nibble, pair) = (s.splat(LOW_NIBBLES), s.splat(0x3030_3030));
             for half in 0..2 {
                 for part in 0..2 {
-                    let low0 = s.transpose(rows, at + 64 * half + 16 * part);
-                    let low1 = s.transpose(rows, at + 64 * half + 32 + 16 * part);
-                    let high = s.transpose(rows, at + 128 + 32 * half + 16 * part);
+                    let low0 = s.quants(rows, at + 64 * half + 16 * part);
+                    let low1 = s.quants(rows, at + 64 * half + 32 + 16 * part);
+                    let high = s.quants(rows, at + 128 + 32 * half + 16 * part);
                     for j in 0..4 {
                         let first = 32 * half + 4 * part + j;
                         let h = high[j];

@@ -13,6 +13,10 @@ mod avx512;
 mod driver;
 mod float;
 mod formats;
+#[cfg(target_arch = "aarch64")]
+mod mmla;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod reference;
 mod scalar;
 mod simd;
@@ -54,6 +58,24 @@ macro_rules! on_isa {
             Isa::Avx512 => {
                 // SAFETY: the `Isa` is proof of the features.
                 let $simd = unsafe { $crate::backend::cpu::matmul::avx512::Avx512::new_unchecked() };
+                $body
+            }
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => {
+                // SAFETY: the `Isa` is proof of the features.
+                let $simd = unsafe { $crate::backend::cpu::matmul::neon::Neon::new_unchecked() };
+                $body
+            }
+            #[cfg(target_arch = "aarch64")]
+            Isa::Dotprod => {
+                // SAFETY: the `Isa` is proof of the features.
+                let $simd = unsafe { $crate::backend::cpu::matmul::neon::Dotprod::new_unchecked() };
+                $body
+            }
+            #[cfg(target_arch = "aarch64")]
+            Isa::I8mm => {
+                // SAFETY: the `Isa` is proof of the features.
+                let $simd = unsafe { $crate::backend::cpu::matmul::neon::I8mm::new_unchecked() };
                 $body
             }
         }

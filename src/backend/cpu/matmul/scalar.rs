@@ -4,7 +4,7 @@ use super::activations::{self, QuantizeJob};
 use super::driver::{Correction, Dots, Kernels};
 use super::float::{self, FloatFormat};
 use super::formats::{Format, Kind};
-use super::simd::{Rows, Simd, kernels};
+use super::simd::{Dot, Rows, Simd, kernels};
 use super::tile::{self, Tile};
 use std::array;
 
@@ -81,24 +81,6 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    fn dot4(self, sum: Int, w: Int, x: Int) -> Int {
-        // Bytes below 128 are the same signed and unsigned.
-        self.dot4_wide(sum, w, x)
-    }
-
-    #[inline(always)]
-    fn dot4_wide(self, sum: Int, w: Int, x: Int) -> Int {
-        array::from_fn(|i| {
-            let byte = |v: i32, shift: u32| (v << (24 - shift)) >> 24;
-            sum[i]
-                + byte(w[i], 0) * byte(x[i], 0)
-                + byte(w[i], 8) * byte(x[i], 8)
-                + byte(w[i], 16) * byte(x[i], 16)
-                + byte(w[i], 24) * byte(x[i], 24)
-        })
-    }
-
-    #[inline(always)]
     fn splat_float(self, value: f32) -> Float {
         [value; LANES]
     }
@@ -172,5 +154,39 @@ impl Simd for Scalar {
     unsafe fn transpose(self, rows: Rows, offset: usize) -> [Int; 4] {
         // SAFETY: the caller's promise.
         array::from_fn(|j| array::from_fn(|r| unsafe { word(rows.at(r, offset + 4 * j)) }))
+    }
+
+    #[inline(always)]
+    unsafe fn dots<K: Kind, const VECTORS: usize, const TOKENS: usize>(self, dots: &Dots<'_>) {
+        // SAFETY: the caller's promise.
+        unsafe { tile::dots::<Self, K, VECTORS, TOKENS>(self, dots) }
+    }
+}
+
+impl Dot for Scalar {
+    type Word = i32;
+
+    #[inline(always)]
+    unsafe fn word(self, from: *const i32, i: usize) -> i32 {
+        // SAFETY: the caller's promise; the read needs no alignment.
+        unsafe { from.add(i).read_unaligned() }
+    }
+
+    #[inline(always)]
+    fn dot4(self, sum: Int, w: Int, x: i32) -> Int {
+        // Bytes below 128 are the same signed and unsigned.
+        self.dot4_wide(sum, w, x)
+    }
+
+    #[inline(always)]
+    fn dot4_wide(self, sum: Int, w: Int, x: i32) -> Int {
+        array::from_fn(|i| {
+            let byte = |v: i32, shift: u32| (v << (24 - shift)) >> 24;
+            sum[i]
+                + byte(w[i], 0) * byte(x, 0)
+                + byte(w[i], 8) * byte(x, 8)
+                + byte(w[i], 16) * byte(x, 16)
+                + byte(w[i], 24) * byte(x, 24)
+        })
     }
 }

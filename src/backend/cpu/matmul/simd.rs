@@ -5,11 +5,12 @@
 //! (`#[target_feature]`): [`kernels`] makes these.
 
 use super::activations::QuantizeJob;
-use super::driver::Kernels;
+use super::driver::{Dots, Kernels};
 use super::float::FloatFormat;
-use super::formats::Format;
+use super::formats::{Format, Kind};
 
 /// 1.5 * 2^23: the f32 with the bits of this plus an integer below 2^22 in magnitude is `MAGIC` plus that integer.
+#[cfg(target_arch = "x86_64")]
 pub(super) const MAGIC: f32 = 12_582_912.0;
 
 /// Lanes of the widest vector.
@@ -67,14 +68,11 @@ pub(super) trait Simd: Copy {
     fn shr(self, a: Self::Int, bits: u32) -> Self::Int;
     /// Shifts each lane right by less than 32 bits, copies of the sign coming in.
     fn sar(self, a: Self::Int, bits: u32) -> Self::Int;
-    /// Bits `4 * nibble ..` of each lane, one to each of its bytes, there as bit 4 (0 or 16).
+    /// The bits of the weights of [element](Self::quants) `nibble`, whose rows have the bits of 32 weights each in the
+    /// lanes of `a`; bits of weights go to their bytes, there as bit 4 (0 or 16).
     fn spread_bits(self, a: Self::Int, nibble: u32) -> Self::Int;
-    /// Signed bytes in the form that [`dot4_wide`](Self::dot4_wide) takes: [`WIDE_ZERO`](Self::WIDE_ZERO) added.
+    /// Signed bytes in the form that products with [`Kind::WIDE`] take: [`WIDE_ZERO`](Self::WIDE_ZERO) added.
     fn wide(self, a: Self::Int) -> Self::Int;
-    /// `sum` plus, in each lane, the products of its four bytes: `w` unsigned and below 128, `x` signed, not -128.
-    fn dot4(self, sum: Self::Int, w: Self::Int, x: Self::Int) -> Self::Int;
-    /// The same for any bytes in `w` that come from [`wide`](Self::wide).
-    fn dot4_wide(self, sum: Self::Int, w: Self::Int, x: Self::Int) -> Self::Int;
 
     /// The same number in all lanes.
     fn splat_float(self, value: f32) -> Self::Float;
@@ -121,15 +119,47 @@ pub(super) trait Simd: Copy {
     /// # Safety
     /// `LANES` rows are valid for reads of `offset + 16` bytes.
     unsafe fn transpose(self, rows: Rows, offset: usize) -> [Self::Int; 4];
+    /// 16 weights of one byte of each row, as the four elements of a tile that [`dots`](Self::dots) takes: where nothing
+    /// else is said, as transposed. What formats do to weights they do to all bytes alike.
+    ///
+    /// # Safety
+    /// As for [`transpose`](Self::transpose).
+    #[inline(always)]
+    unsafe fn quants(self, rows: Rows, offset: usize) -> [Self::Int; 4] {
+        // SAFETY: the caller's promise.
+        unsafe { self.transpose(rows, offset) }
+    }
+    /// Multiplies a tile of `VECTORS` vectors of rows with `TOKENS` tokens.
+    ///
+    /// # Safety
+    /// The pointers are valid for the sizes in `dots`.
+    unsafe fn dots<K: Kind, const VECTORS: usize, const TOKENS: usize>(self, dots: &Dots<'_>);
+}
+
+/// What the kernel in [`tile`](super::tile) needs besides, to multiply bytes.
+pub(super) trait Dot: Simd {
+    /// Four activations of one token.
+    type Word: Copy;
+
+    /// Word `i`, below 4, of those at `from`.
+    ///
+    /// # Safety
+    /// `from` is valid for reads of four elements.
+    unsafe fn word(self, from: *const i32, i: usize) -> Self::Word;
+    /// `sum` plus, in each lane, the products of its four bytes with those of `x`: `w` unsigned and below 128, `x` signed, not
+    /// -128.
+    fn dot4(self, sum: Self::Int, w: Self::Int, x: Self::Word) -> Self::Int;
+    /// The same for any bytes in `w` that come from [`wide`](Simd::wide).
+    fn dot4_wide(self, sum: Self::Int, w: Self::Int, x: Self::Word) -> Self::Int;
 }
 
 /// Repeats a block for `$i` in `0..$n`, which is at most 6, without a loop: accumulators indexed by `$i` are then sure to
-/// be kept in registers.
+/// be kept in registers. Where it is at most less, the values may be given, so that no constant index is out of range.
 macro_rules! unroll {
     ($i:ident < $n:expr, $body:block) => {
-        unroll!(@ $i, $n, $body, 0 1 2 3 4 5)
+        unroll!($i < $n; 0 1 2 3 4 5, $body)
     };
-    (@ $i:ident, $n:expr, $body:block, $($value:literal)*) => {
+    ($i:ident < $n:expr; $($value:literal)*, $body:block) => {
         const { assert!($n <= 6) };
         $(
             if $value < $n {
@@ -158,7 +188,7 @@ macro_rules! kernels {
             $(#[target_feature(enable = $features)])?
             unsafe fn dots<K: Kind, const TOKENS: usize>(dots: &Dots<'_>) {
                 // SAFETY: the caller's promise.
-                unsafe { tile::dots::<$simd, K, $vectors, TOKENS>($proof, dots) }
+                unsafe { <$simd>::dots::<K, $vectors, TOKENS>($proof, dots) }
             }
 
             let zero = if F::Kind::WIDE { Self::WIDE_ZERO } else { F::ZERO };

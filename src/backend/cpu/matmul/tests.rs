@@ -261,7 +261,8 @@ fn reference_is_close(isa: Isa) {
 }
 
 macro_rules! stamp {
-    ($($module:ident: $name:literal;)*) => {$(
+    ($($(#[$target:meta])? $module:ident: $name:literal;)*) => {$(
+        $(#[$target])?
         mod $module {
             fn on_isa(test: fn(super::Isa)) {
                 match super::Isa::available().into_iter().find(|isa| isa.name() == $name) {
@@ -300,8 +301,16 @@ macro_rules! stamp {
 
 stamp! {
     scalar: "scalar";
+    #[cfg(target_arch = "x86_64")]
     avx2: "avx2";
+    #[cfg(target_arch = "x86_64")]
     avx512: "avx512";
+    #[cfg(target_arch = "aarch64")]
+    neon: "neon";
+    #[cfg(target_arch = "aarch64")]
+    dotprod: "dotprod";
+    #[cfg(target_arch = "aarch64")]
+    i8mm: "i8mm";
 }
 
 #[test]

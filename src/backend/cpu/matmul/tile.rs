@@ -3,7 +3,7 @@
 use super::activations::{self, SUM_GROUP};
 use super::driver::{Dots, TILE_ROWS};
 use super::formats::{Format, Kind, Unpacked};
-use super::simd::{Rows, Simd, unroll};
+use super::simd::{Dot, Rows, Simd, unroll};
 
 /// Columns of a slice at most: a multiple of every format's block.
 pub(super) const SLICE: usize = 512;
@@ -65,7 +65,7 @@ pub(super) unsafe fn unpack<S: Simd, F: Format, const VECTORS: usize>(
 /// # Safety
 /// The pointers are valid for the sizes in `dots`.
 #[inline(always)]
-pub(super) unsafe fn dots<S: Simd, K: Kind, const VECTORS: usize, const TOKENS: usize>(s: S, dots: &Dots<'_>) {
+pub(super) unsafe fn dots<S: Dot, K: Kind, const VECTORS: usize, const TOKENS: usize>(s: S, dots: &Dots<'_>) {
     const WORDS_AT_ONCE: usize = 4;
     let n = dots.n;
     let rows = VECTORS * S::LANES;
@@ -96,7 +96,7 @@ pub(super) unsafe fn dots<S: Simd, K: Kind, const VECTORS: usize, const TOKENS: 
                         w[v] = s.load(q.add(word * rows + v * S::LANES));
                     });
                     unroll!(t < TOKENS, {
-                        let x = s.splat(x[t].add(word).read_unaligned());
+                        let x = s.word(x[t], word);
                         unroll!(v < VECTORS, {
                             sums[v][t] =
                                 if K::WIDE { s.dot4_wide(sums[v][t], w[v], x) } else { s.dot4(sums[v][t], w[v], x) };

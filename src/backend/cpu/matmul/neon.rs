@@ -1,0 +1,328 @@
+//! The kernels' instructions on 64-bit ARM: four rows in a vector. Products of bytes are those of plain NEON, or `sdot`, or
+//! `smmla` ([`mmla`]); all else is the same. Bytes are signed on both sides, so that nothing has to be added to them.
+
+use super::activations::{self, QuantizeJob};
+use super::driver::{Correction, Dots, Kernels};
+use super::float::{self, FloatFormat};
+use super::formats::{Format, Kind};
+use super::mmla;
+use super::simd::{Dot, Rows, Simd, kernels};
+use super::tile::{self, Tile};
+use crate::backend::cpu::simd::neon::f16_to_f32;
+use std::arch::aarch64::*;
+use std::arch::asm;
+
+/// An instruction set whose vectors are NEON's: `$features`. `$own` are the functions in which it differs.
+macro_rules! instruction_set {
+    (
+        $(#[$doc:meta])* $simd:ident, tokens: [$($tokens:literal)*], $features:literal; { $($own:tt)* }
+    ) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy)]
+        pub(super) struct $simd(());
+
+        impl $simd {
+            /// # Safety
+            /// The processor has all features that the [`Isa`](crate::backend::cpu::isa::Isa) of the same name stands for.
+            pub(super) unsafe fn new_unchecked() -> Self {
+                Self(())
+            }
+        }
+
+        // SAFETY of all blocks below: `self` proves that the processor has the instructions, and where there are pointers,
+        // the caller promises that they are valid for the whole vector; no read or write needs alignment.
+        #[allow(clippy::undocumented_unsafe_blocks)]
+        impl Simd for $simd {
+            const LANES: usize = 4;
+            const WIDE_ZERO: i32 = 0;
+            const SUM_START: i32 = 0;
+            type Int = int32x4_t;
+            type Float = float32x4_t;
+
+            kernels!($simd, $simd(()), vectors: 2, tokens: [$($tokens)*], $features);
+
+            #[inline(always)]
+            fn splat(self, value: i32) -> int32x4_t {
+                unsafe { vdupq_n_s32(value) }
+            }
+
+            #[inline(always)]
+            fn and(self, a: int32x4_t, b: int32x4_t) -> int32x4_t {
+                unsafe { vandq_s32(a, b) }
+            }
+
+            #[inline(always)]
+            fn or(self, a: int32x4_t, b: int32x4_t) -> int32x4_t {
+                unsafe { vorrq_s32(a, b) }
+            }
+
+            #[inline(always)]
+            fn shl(self, a: int32x4_t, bits: u32) -> int32x4_t {
+                unsafe { vshlq_s32(a, vdupq_n_s32(bits as i32)) }
+            }
+
+            #[inline(always)]
+            fn shr(self, a: int32x4_t, bits: u32) -> int32x4_t {
+                unsafe { vreinterpretq_s32_u32(vshlq_u32(vreinterpretq_u32_s32(a), vdupq_n_s32(-(bits as i32)))) }
+            }
+
+            #[inline(always)]
+            fn sar(self, a: int32x4_t, bits: u32) -> int32x4_t {
+                unsafe { vshlq_s32(a, vdupq_n_s32(-(bits as i32))) }
+            }
+
+            #[inline(always)]
+            fn wide(self, a: int32x4_t) -> int32x4_t {
+                a
+            }
+
+            #[inline(always)]
+            fn splat_float(self, value: f32) -> float32x4_t {
+                unsafe { vdupq_n_f32(value) }
+            }
+
+            #[inline(always)]
+            fn offset(self, scale: float32x4_t) -> float32x4_t {
+                scale
+            }
+
+            #[inline(always)]
+            fn scaled(self, sum: int32x4_t, scale: float32x4_t, _: float32x4_t) -> float32x4_t {
+                self.mul(self.to_float(sum), scale)
+            }
+
+            #[inline(always)]
+            fn to_float(self, a: int32x4_t) -> float32x4_t {
+                unsafe { vcvtq_f32_s32(a) }
+            }
+
+            #[inline(always)]
+            fn half_to_float(self, a: int32x4_t) -> float32x4_t {
+                unsafe { f16_to_f32(vmovn_u32(vreinterpretq_u32_s32(a))) }
+            }
+
+            #[inline(always)]
+            fn bits_to_float(self, a: int32x4_t) -> float32x4_t {
+                unsafe { vreinterpretq_f32_s32(a) }
+            }
+
+            #[inline(always)]
+            fn mul(self, a: float32x4_t, b: float32x4_t) -> float32x4_t {
+                unsafe { vmulq_f32(a, b) }
+            }
+
+            #[inline(always)]
+            fn add(self, a: float32x4_t, b: float32x4_t) -> float32x4_t {
+                unsafe { vaddq_f32(a, b) }
+            }
+
+            #[inline(always)]
+            fn mul_add(self, a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t {
+                unsafe { vfmaq_f32(c, a, b) }
+            }
+
+            #[inline(always)]
+            unsafe fn load(self, from: *const i32) -> int32x4_t {
+                unsafe { from.cast::<int32x4_t>().read_unaligned() }
+            }
+
+            #[inline(always)]
+            unsafe fn store(self, to: *mut i32, value: int32x4_t) {
+                unsafe { to.cast::<int32x4_t>().write_unaligned(value) }
+            }
+
+            #[inline(always)]
+            unsafe fn load_float(self, from: *const f32) -> float32x4_t {
+                unsafe { from.cast::<float32x4_t>().read_unaligned() }
+            }
+
+            #[inline(always)]
+            unsafe fn store_float(self, to: *mut f32, value: float32x4_t) {
+                unsafe { to.cast::<float32x4_t>().write_unaligned(value) }
+            }
+
+            #[inline(always)]
+            unsafe fn transpose(self, rows: Rows, offset: usize) -> [int32x4_t; 4] {
+                unsafe {
+                    let [a, b, c, d] = load_rows(rows, offset);
+                    let (even, odd) = ((vtrn1q_s32(a, b), vtrn1q_s32(c, d)), (vtrn2q_s32(a, b), vtrn2q_s32(c, d)));
+                    let ((zero, two), (one, three)) = (halves(even.0, even.1), halves(odd.0, odd.1));
+                    [zero, one, two, three]
+                }
+            }
+
+            $($own)*
+        }
+    };
+}
+
+instruction_set! {
+    /// Proof that the processor has NEON.
+    Neon, tokens: [1 2 3 4], "neon"; {
+        #[inline(always)]
+        fn spread_bits(self, a: int32x4_t, nibble: u32) -> int32x4_t {
+            spread_in_lanes(a, nibble)
+        }
+
+        #[inline(always)]
+        unsafe fn dots<K: Kind, const VECTORS: usize, const TOKENS: usize>(self, dots: &Dots<'_>) {
+            unsafe { tile::dots::<Self, K, VECTORS, TOKENS>(self, dots) }
+        }
+    }
+}
+
+// SAFETY of all blocks below: `self` proves that the processor has the instructions; the caller promises that `x` can be
+// read, which needs no alignment.
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl Dot for Neon {
+    type Word = int32x4_t;
+
+    #[inline(always)]
+    unsafe fn word(self, from: *const i32, i: usize) -> int32x4_t {
+        unsafe { self.splat(from.add(i).read_unaligned()) }
+    }
+
+    #[inline(always)]
+    fn dot4(self, sum: int32x4_t, w: int32x4_t, x: int32x4_t) -> int32x4_t {
+        self.dot4_wide(sum, w, x)
+    }
+
+    #[inline(always)]
+    fn dot4_wide(self, sum: int32x4_t, w: int32x4_t, x: int32x4_t) -> int32x4_t {
+        // The 16-bit sums of two products are at most 2 * 128 * 127: they do not overflow.
+        unsafe {
+            let (w, x) = (vreinterpretq_s8_s32(w), vreinterpretq_s8_s32(x));
+            let pairs = vpaddq_s16(vmull_s8(vget_low_s8(w), vget_low_s8(x)), vmull_high_s8(w, x));
+            vpadalq_s16(sum, pairs)
+        }
+    }
+}
+
+instruction_set! {
+    /// Proof that the processor has NEON with dot products.
+    Dotprod, tokens: [1 2 3 4], "neon,dotprod"; {
+        #[inline(always)]
+        fn spread_bits(self, a: int32x4_t, nibble: u32) -> int32x4_t {
+            spread_in_lanes(a, nibble)
+        }
+
+        #[inline(always)]
+        unsafe fn dots<K: Kind, const VECTORS: usize, const TOKENS: usize>(self, dots: &Dots<'_>) {
+            unsafe { tile::dots::<Self, K, VECTORS, TOKENS>(self, dots) }
+        }
+    }
+}
+
+// SAFETY of all blocks below: as above.
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl Dot for Dotprod {
+    /// 16 activations, and which word of them.
+    type Word = (int32x4_t, usize);
+
+    #[inline(always)]
+    unsafe fn word(self, from: *const i32, i: usize) -> (int32x4_t, usize) {
+        // Compilers read once for all four words.
+        unsafe { (self.load(from), i) }
+    }
+
+    #[inline(always)]
+    fn dot4(self, sum: int32x4_t, w: int32x4_t, (x, word): (int32x4_t, usize)) -> int32x4_t {
+        unsafe {
+            match word {
+                0 => sdot::<0>(sum, w, x),
+                1 => sdot::<1>(sum, w, x),
+                2 => sdot::<2>(sum, w, x),
+                _ => sdot::<3>(sum, w, x),
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn dot4_wide(self, sum: int32x4_t, w: int32x4_t, x: (int32x4_t, usize)) -> int32x4_t {
+        self.dot4(sum, w, x)
+    }
+}
+
+/// `sum` plus, in each lane, the products of the four signed bytes of `w` with those in lane `WORD` of `x`. The compiler's
+/// own function for it is not stable yet.
+///
+/// # Safety
+/// The processor has the dot products, and this is inlined into a function that is compiled for them.
+#[inline(always)]
+unsafe fn sdot<const WORD: usize>(mut sum: int32x4_t, w: int32x4_t, x: int32x4_t) -> int32x4_t {
+    // SAFETY: the caller's promise; it works on registers only.
+    unsafe {
+        asm!(
+            "sdot {sum:v}.4s, {w:v}.16b, {x:v}.4b[{word}]",
+            sum = inout(vreg) sum,
+            w = in(vreg) w,
+            x = in(vreg) x,
+            word = const WORD,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    sum
+}
+
+instruction_set! {
+    /// Proof that the processor has NEON with dot products and products of 8-bit matrices.
+    I8mm, tokens: [1 2 3 4 5 6], "neon,dotprod,i8mm"; {
+        #[inline(always)]
+        fn spread_bits(self, a: int32x4_t, nibble: u32) -> int32x4_t {
+            mmla::spread_bits(a, nibble)
+        }
+
+        #[inline(always)]
+        unsafe fn quants(self, rows: Rows, offset: usize) -> [int32x4_t; 4] {
+            unsafe { mmla::quants(load_rows(rows, offset)) }
+        }
+
+        #[inline(always)]
+        unsafe fn dots<K: Kind, const VECTORS: usize, const TOKENS: usize>(self, dots: &Dots<'_>) {
+            unsafe { mmla::dots::<K, VECTORS, TOKENS>(self, dots) }
+        }
+    }
+}
+
+/// Vector `i` holds 16 bytes of row `i`.
+///
+/// # Safety
+/// As for [`Simd::transpose`].
+#[inline(always)]
+unsafe fn load_rows(rows: Rows, offset: usize) -> [int32x4_t; 4] {
+    // SAFETY: the caller's promise; the reads need no alignment.
+    let load = |row| unsafe { rows.at(row, offset).cast::<int32x4_t>().read_unaligned() };
+    [load(0), load(1), load(2), load(3)]
+}
+
+/// The low halves of `a` and `b`, and their high halves.
+#[inline(always)]
+pub(super) fn halves(a: int32x4_t, b: int32x4_t) -> (int32x4_t, int32x4_t) {
+    // SAFETY: instructions of every processor with NEON, which work on registers only.
+    unsafe {
+        let (a, b) = (vreinterpretq_s64_s32(a), vreinterpretq_s64_s32(b));
+        (vreinterpretq_s32_s64(vzip1q_s64(a, b)), vreinterpretq_s32_s64(vzip2q_s64(a, b)))
+    }
+}
+
+/// [`Simd::spread_bits`] where an element is four weights of each of four rows.
+#[inline(always)]
+fn spread_in_lanes(a: int32x4_t, nibble: u32) -> int32x4_t {
+    // The byte that holds the nibble goes to all bytes of its lane.
+    let byte = nibble / 2;
+    let bits = if nibble.is_multiple_of(2) { 0x0804_0201_0804_0201 } else { 0x8040_2010_8040_2010 };
+    let lanes = [byte, byte + 4, byte + 8, byte + 12].map(|byte| byte * 0x0101_0101);
+    select_bits(a, lanes, bits)
+}
+
+/// Bytes of `a`, those that the bytes of `from` name, and of each one bit, a bit of `bits`, as 16 or 0.
+#[inline(always)]
+pub(super) fn select_bits(a: int32x4_t, from: [u32; 4], bits: u64) -> int32x4_t {
+    // SAFETY: instructions of every processor with NEON, which work on registers only; the array is a vector long.
+    unsafe {
+        let from = from.as_ptr().cast::<uint8x16_t>().read_unaligned();
+        let bytes = vqtbl1q_u8(vreinterpretq_u8_s32(a), from);
+        let set = vtstq_u8(bytes, vreinterpretq_u8_u64(vdupq_n_u64(bits)));
+        vreinterpretq_s32_u8(vandq_u8(set, vdupq_n_u8(16)))
+    }
+}
