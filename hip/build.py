@@ -25,9 +25,9 @@ TARGETS = AMD + AMD_GENERIC + NVIDIA
 # What has no matrix cores; the backend's table (`has_matrix_cores` in src/backend/hip/objects.rs) says the same.
 WITHOUT_MATRIX_CORES = ["gfx906", "gfx1030", "gfx9-generic", "gfx10-1-generic", "gfx10-3-generic"]
 
-# With these, at least two blocks and four waves fit a compute unit of every target (on RDNA a pair of them).
-MAX_VGPRS = 240
-MAX_LDS = 32 * 1024
+# With these, at least four waves fit a compute unit of every target, and a block fits NVIDIA's static shared memory.
+MAX_VGPRS = 256
+MAX_LDS = 48 * 1024
 
 
 def modules():
@@ -36,7 +36,7 @@ def modules():
 
 def is_for(module, target):
     """Whether a target has this module."""
-    return not module.startswith("matmul_core") or target not in WITHOUT_MATRIX_CORES
+    return "_core" not in module or target not in WITHOUT_MATRIX_CORES
 
 
 def tool(variable, name):

@@ -45,9 +45,7 @@ impl Executor {
         let kernels = prepare::kernels(program, &plan, kv_type, device, &modules)?;
         let mut tile_sizes: Vec<usize> = kernels
             .iter()
-            .filter_map(
-                |k| if let Kernels::Attention(a) = k { a.prompt.as_ref().map(|_| a.tile_tokens()) } else { None },
-            )
+            .filter_map(|k| if let Kernels::Attention(a) = k { a.prompt.as_ref().map(|_| a.tile_tokens) } else { None })
             .collect();
         tile_sizes.sort_unstable();
         tile_sizes.dedup();
@@ -403,7 +401,7 @@ impl Pass<'_> {
                 .u32(info.window.map_or(0, |w| u32::try_from(w.max(1)).unwrap_or(0)))
                 .u32(narrow(inputs.table_len)?))
         };
-        let tiles = inputs.tiles.iter().find(|(size, ..)| *size == kernels.tile_tokens());
+        let tiles = inputs.tiles.iter().find(|(size, ..)| *size == kernels.tile_tokens);
         if let (Some(prompt), Some(&(_, tiles, count))) = (&kernels.prompt, tiles) {
             let args = Args::default()
                 .ptr(q)
