@@ -25,9 +25,9 @@ import sys
 SOURCES = pathlib.Path(__file__).resolve().parent
 PREBUILT = SOURCES / "prebuilt"
 
-# With these, at least two blocks and four waves fit a compute unit of every target (on RDNA a pair of them).
-MAX_VGPRS = 240
-MAX_LDS = 32 * 1024
+# With these, at least four waves fit a compute unit of every target, and a block fits NVIDIA's static shared memory.
+MAX_VGPRS = 256
+MAX_LDS = 48 * 1024
 
 
 def read_targets():

@@ -59,6 +59,9 @@ template <u32 K> DEVICE Fragment load_second(const u32x4 *tile, u32 row, u32 par
 
 struct Accumulator {
   static constexpr u32 ELEMENTS = 8;
+  // The lanes that share a row, the rows of a lane, and which of them an element is in.
+  static constexpr u32 LANES = 4, ROWS = 2;
+  static MEMBER u32 row_of_lane(u32 i) { return i / 2 % 2; }
   f32 sums[ELEMENTS];
   static MEMBER u32 row(u32 i) { return lane_id() / 4 + i / 2 % 2 * 8; }
   static MEMBER u32 column(u32 i) { return i / 4 * 8 + lane_id() % 4 * 2 + i % 2; }
@@ -92,6 +95,8 @@ template <u32 K> DEVICE Fragment load_first(const u32x4 *tile, u32 row, u32 part
 
 struct Accumulator {
   static constexpr u32 ELEMENTS = 8;
+  static constexpr u32 LANES = 16, ROWS = ELEMENTS;
+  static MEMBER u32 row_of_lane(u32 i) { return i; }
   f32x8 sums;
   static MEMBER u32 row(u32 i) { return i * 2 + lane_id() / 16; }
   static MEMBER u32 column(u32) { return lane_id() % 16; }
@@ -118,6 +123,8 @@ template <u32 K> DEVICE Fragment load_first(const u32x4 *tile, u32 row, u32 part
 
 struct Accumulator {
   static constexpr u32 ELEMENTS = 8;
+  static constexpr u32 LANES = 16, ROWS = ELEMENTS;
+  static MEMBER u32 row_of_lane(u32 i) { return i; }
   f32x8 sums;
   static MEMBER u32 row(u32 i) { return lane_id() / 16 * 8 + i; }
   static MEMBER u32 column(u32) { return lane_id() % 16; }
@@ -152,6 +159,8 @@ typedef f32 f32x4_sums __attribute__((ext_vector_type(4)));
 
 struct Accumulator {
   static constexpr u32 ELEMENTS = LANE_HALVES;
+  static constexpr u32 LANES = 16, ROWS = ELEMENTS;
+  static MEMBER u32 row_of_lane(u32 i) { return i; }
 #if GPU_AMD
   f32x4_sums sums;
 #else

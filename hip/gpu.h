@@ -105,6 +105,13 @@ DEVICE void barrier() {
   __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup");
 }
 
+// The same for the lanes of a wave.
+DEVICE void wave_barrier() {
+  __builtin_amdgcn_fence(__ATOMIC_RELEASE, "wavefront");
+  __builtin_amdgcn_wave_barrier();
+  __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "wavefront");
+}
+
 DEVICE u32 shuffle_from(u32 value, u32 lane) { return (u32)__builtin_amdgcn_ds_bpermute((int)(lane * 4), (int)value); }
 #elif GPU_NVIDIA
 DEVICE u32 thread_x() { return __nvvm_read_ptx_sreg_tid_x(); }
@@ -113,6 +120,7 @@ DEVICE u32 block_y() { return __nvvm_read_ptx_sreg_ctaid_y(); }
 DEVICE u32 block_z() { return __nvvm_read_ptx_sreg_ctaid_z(); }
 
 DEVICE void barrier() { __syncthreads(); }
+DEVICE void wave_barrier() { __nvvm_bar_warp_sync(0xffffffffu); }
 
 DEVICE u32 shuffle_from(u32 value, u32 lane) {
   return (u32)__nvvm_shfl_sync_idx_i32(0xffffffffu, (int)value, (int)lane, 31);
@@ -123,6 +131,7 @@ DEVICE u32 block_x() { return sim::block[0]; }
 DEVICE u32 block_y() { return sim::block[1]; }
 DEVICE u32 block_z() { return sim::block[2]; }
 DEVICE void barrier() { sim::barrier(); }
+DEVICE void wave_barrier() { sim::exchange(nullptr, 0); }
 DEVICE u32 shuffle_from(u32 value, u32 lane) { return sim::shuffle(value, lane); }
 #endif
 
@@ -151,6 +160,24 @@ DEVICE f32 f16_to_f32(u16 bits) { return (f32) __builtin_bit_cast(_Float16, bits
 DEVICE u16 f32_to_f16(f32 value) { return __builtin_bit_cast(u16, (_Float16)value); }
 #endif
 DEVICE f32 bf16_to_f32(u16 bits) { return f32_of((u32)bits << 16); }
+
+// The same value, of which the compiler knows nothing: what is computed from it in a loop is not kept in registers from
+// one round to the next.
+DEVICE u32 opaque(u32 value) {
+#if GPU_AMD
+  asm volatile("" : "+v"(value));
+#elif GPU_NVIDIA
+  asm volatile("" : "+r"(value));
+#endif
+  return value;
+}
+
+// Loads after this are not done before what comes before it.
+DEVICE void keep_order() {
+#if !GPU_HOST
+  asm volatile("" ::: "memory");
+#endif
+}
 
 // ------------------------------------------------------------------------------------------------ arithmetic
 
@@ -239,6 +266,14 @@ DEVICE u32 half2_mul_add(u32 a, u32 b, u32 c) {
   return __builtin_bit_cast(u32, sum);
 }
 #endif
+
+// Rows become f16 after they are multiplied with a power of two that brings their largest magnitude, whose bits are
+// `max`, to 2^14..2^15: this is its exponent in f32's bits, and 254 minus it that of its reciprocal. Both are normal
+// numbers, and 1 where something is not finite.
+DEVICE u32 halving_exponent(u32 max) {
+  u32 exponent = max >> 23;
+  return exponent == 255 ? 127 : smaller(127u + 14 + 127 - exponent, 253u);
+}
 
 // 1024 plus the first two bytes (PAIR 0) of a word, or the last two (PAIR 1), as halves: the bits of 1024 + q are
 // 0x6400 + q.

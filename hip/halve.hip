@@ -16,14 +16,12 @@ KERNEL(halve_rows, HALVE_THREADS, (const f32 *x, u16 *halves, f32 *scales, u32 c
     UNROLL for (u32 k = 0; k < 4; k++) max = larger(bits_of(four[k]) & 0x7fffffffu, max);
   }
   max = block_max<HALVE_THREADS>(max, scratch);
-  // 2^(14 - exponent) and its reciprocal, both normal numbers; 1 where something is not finite.
-  u32 exponent = max >> 23;
-  u32 inverse_exponent = exponent == 255 ? 127 : smaller(127u + 14 + 127 - exponent, 253u);
-  f32 inverse = f32_of(inverse_exponent << 23);
+  u32 exponent = halving_exponent(max);
+  f32 inverse = f32_of(exponent << 23);
   for (u32 i = thread_x() * 4; i < columns; i += HALVE_THREADS * 4) {
     f32x4 four = *(const f32x4 *)(row + i);
     u32x2 words = {half2(four[0] * inverse, four[1] * inverse), half2(four[2] * inverse, four[3] * inverse)};
     *(u32x2 *)(halves + (u64)block_x() * columns + i) = words;
   }
-  if (thread_x() == 0) scales[block_x()] = f32_of((254 - inverse_exponent) << 23);
+  if (thread_x() == 0) scales[block_x()] = f32_of((254 - exponent) << 23);
 }

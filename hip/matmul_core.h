@@ -95,8 +95,9 @@ struct CoreBF16 {
 };
 
 // A block computes TOKENS x ROWS results, with UNITS units of each row at a time; a wave computes WAVE_TOKENS x
-// WAVE_ROWS of them. Where that leaves waves over, they share K.
-template <class W, u32 TOKENS, u32 ROWS, u32 UNITS, u32 WAVE_TOKENS, u32 WAVE_ROWS>
+// WAVE_ROWS of them. Where that leaves waves over, they share K. Device memory is read AHEAD steps before its use: with
+// few columns, its latency is what there is to hide.
+template <class W, u32 TOKENS, u32 ROWS, u32 UNITS, u32 WAVE_TOKENS, u32 WAVE_ROWS, u32 AHEAD>
 DEVICE void matmul_core(const u8 *w, const u16 *x, const f32 *scales, f32 *out, const f32 *bias, const f32 *residual,
                         u32 rows, u32 columns, u32 count) {
   static_assert(ROWS * UNITS == WEIGHT_THREADS, "a unit for each thread that loads weights");
@@ -120,8 +121,7 @@ DEVICE void matmul_core(const u8 *w, const u16 *x, const f32 *scales, f32 *out, 
   u32 row = smaller(first_row + line, rows - 1);
   u32 loader = thread_x() % LOADERS, chunk_of_line = loader % CHUNKS;
 
-  Staged<W> staged;
-  auto load = [&](u32 step) __attribute__((always_inline)) {
+  auto load = [&](u32 step, Staged<W> &staged) __attribute__((always_inline)) {
     if (loads_weights) {
       u32 unit = step * UNITS + part_of_line;
       if (UNITS == 1 || unit < units) weights.load(row, columns, unit, staged.weights);
@@ -135,7 +135,7 @@ DEVICE void matmul_core(const u8 *w, const u16 *x, const f32 *scales, f32 *out, 
       }
     }
   };
-  auto store = [&](u32 step) __attribute__((always_inline)) {
+  auto store = [&](u32 step, const Staged<W> &staged) __attribute__((always_inline)) {
     u32x4 *tile = memory + step % 2 * STAGE;
     if (loads_weights) {
       u32 unit = step * UNITS + part_of_line;
@@ -158,23 +158,31 @@ DEVICE void matmul_core(const u8 *w, const u16 *x, const f32 *scales, f32 *out, 
   u32 wave_token = place / ACROSS * WAVE_TOKENS, wave_row = place % ACROSS * WAVE_ROWS;
   Accumulator sums[M][N] = {};
   u32 steps = ceil_div(units, UNITS);
-  load(0);
-  store(0);
+  // What was loaded for step s is in staged[s % AHEAD].
+  Staged<W> staged[AHEAD];
+  UNROLL for (u32 step = 0; step < AHEAD; step++) {
+    if (step < steps) load(step, staged[step]);
+  }
+  store(0, staged[0]);
   barrier();
-  UNROLL_BY(1) for (u32 step = 0; step < steps; step++) {
-    if (step + 1 < steps) load(step + 1);
-    const u32x4 *tile = memory + step % 2 * STAGE;
-    UNROLL for (u32 i = 0; i < PARTS / SHARERS; i++) {
-      u32 part = SHARERS == 1 ? i : i * SHARERS + sharer;
-      Fragment b[N];
-      UNROLL for (u32 n = 0; n < N; n++) b[n] = load_second<K>(tile, wave_row + n * FRAGMENT, part);
-      UNROLL for (u32 m = 0; m < M; m++) {
-        Fragment a = load_first<K>(tile + W_CHUNKS, wave_token + m * FRAGMENT, part);
-        UNROLL for (u32 n = 0; n < N; n++) multiply_add(a, b[n], sums[m][n]);
+  UNROLL_BY(1) for (u32 first_step = 0; first_step < steps; first_step += AHEAD) {
+    UNROLL for (u32 j = 0; j < AHEAD; j++) {
+      u32 step = first_step + j;
+      if (step >= steps) break;
+      if (step + AHEAD < steps) load(step + AHEAD, staged[j]);
+      const u32x4 *tile = memory + step % 2 * STAGE;
+      UNROLL for (u32 i = 0; i < PARTS / SHARERS; i++) {
+        u32 part = SHARERS == 1 ? i : i * SHARERS + sharer;
+        Fragment b[N];
+        UNROLL for (u32 n = 0; n < N; n++) b[n] = load_second<K>(tile, wave_row + n * FRAGMENT, part);
+        UNROLL for (u32 m = 0; m < M; m++) {
+          Fragment a = load_first<K>(tile + W_CHUNKS, wave_token + m * FRAGMENT, part);
+          UNROLL for (u32 n = 0; n < N; n++) multiply_add(a, b[n], sums[m][n]);
+        }
       }
+      if (step + 1 < steps) store(step + 1, staged[(j + 1) % AHEAD]);
+      barrier();
     }
-    if (step + 1 < steps) store(step + 1);
-    barrier();
   }
 
   if (SHARERS > 1) {
@@ -184,7 +192,9 @@ DEVICE void matmul_core(const u8 *w, const u16 *x, const f32 *scales, f32 *out, 
     UNROLL for (u32 i = 0; i < EACH; i++) {
       const Accumulator &from = sums[i / Accumulator::ELEMENTS / N][i / Accumulator::ELEMENTS % N];
       u32 at = ((sharer - 1) * EACH + i) * PLACES * WAVE + place * WAVE + lane_id();
-      if (sharer > 0) found[at] = from.sums[i % Accumulator::ELEMENTS];
+      // Through an ordinary register: the emulator does not know stores of accumulation registers.
+      u32 bits = opaque(bits_of((f32)from.sums[i % Accumulator::ELEMENTS]));
+      if (sharer > 0) found[at] = f32_of(bits);
     }
     barrier();
     if (sharer > 0) return;
@@ -214,18 +224,17 @@ DEVICE void matmul_core(const u8 *w, const u16 *x, const f32 *scales, f32 *out, 
 }
 
 // The four kernels of a type.
-#define MATMUL_CORE_SHAPE(name, weights, tokens, rows_of_block, units, wave_tokens, wave_rows)                         \
+#define MATMUL_CORE_SHAPE(name, weights, tokens, ...)                                                                  \
   KERNEL_FOR_BLOCKS(matmul_core_##name##_##tokens, CORE_THREADS, 2,                                                    \
                     (const u8 *w, const u16 *x, const f32 *scales, f32 *out, const f32 *bias, const f32 *residual,     \
                      u32 rows, u32 columns, u32 count)) {                                                              \
-    matmul_core<weights, tokens, rows_of_block, units, wave_tokens, wave_rows>(w, x, scales, out, bias, residual,      \
-                                                                               rows, columns, count);                  \
+    matmul_core<weights, tokens, __VA_ARGS__>(w, x, scales, out, bias, residual, rows, columns, count);                \
   }
 #define MATMUL_CORE(name, weights)                                                                                     \
-  MATMUL_CORE_SHAPE(name, weights, 128, 128, 1, 64, WAVE)                                                              \
-  MATMUL_CORE_SHAPE(name, weights, 64, 64, 2, 32, 32)                                                                  \
-  MATMUL_CORE_SHAPE(name, weights, 32, 64, 2, 32, 32)                                                                  \
-  MATMUL_CORE_SHAPE(name, weights, 16, 32, 4, 16, 32)
+  MATMUL_CORE_SHAPE(name, weights, 128, 128, 1, 64, WAVE, 1)                                                           \
+  MATMUL_CORE_SHAPE(name, weights, 64, 64, 2, 32, 32, 1)                                                               \
+  MATMUL_CORE_SHAPE(name, weights, 32, 64, 2, 32, 32, 3)                                                               \
+  MATMUL_CORE_SHAPE(name, weights, 16, 32, 4, 16, 32, 4)
 
 #else
 #define MATMUL_CORE(name, weights)

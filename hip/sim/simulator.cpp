@@ -202,7 +202,7 @@ void barrier() {
 const unsigned int *exchange(const unsigned int *words, unsigned int count) {
   Wave &wave = waves[thread / WAVE];
   unsigned int epoch = wave.epoch;
-  memcpy(wave.values[epoch % 2][thread % WAVE], words, count * sizeof *words);
+  if (count > 0) memcpy(wave.values[epoch % 2][thread % WAVE], words, count * sizeof *words);
   if (++wave.arrived == wave.lanes) {
     wave.arrived = 0;
     wave.epoch++;

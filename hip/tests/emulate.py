@@ -264,10 +264,12 @@ def attend_combine(launch, kernel):
     yield out, combined(partials), 2e-6
 
 
-@check(*[f"attend_prompt_{name}_{n}" for name in KV_TYPES for n in (2, 4, 8)])
+@check(*[f"attend_prompt_{name}_{n}" for name in KV_TYPES for n in (2, 4, 8)],
+       *[f"attend_core_{name}_{n}" for name in ("f16", "q8_0") for n in (64, 128, 256)])
 def attend_prompt(launch, kernel):
-    rng, (name, n) = seeded(kernel), kernel.removeprefix("attend_prompt_").rsplit("_", 1)
-    heads, kv_heads, v_dim = 3, 1, 32 * int(n) - 16
+    rng, on_core = seeded(kernel), kernel.startswith("attend_core_")
+    name, n = re.fullmatch(r"attend_(?:core|prompt)_(\w+)_(\d+)", kernel).groups()
+    heads, kv_heads, v_dim = 3, 1, (1 if on_core else 32) * int(n) - 16
     cache = Cache(rng, name, [70, 4], kv_heads, k_dim=40, v_dim=v_dim)
     tables = np.array([0] * 12 + [1] * 4, np.uint32)
     positions = np.concatenate([np.arange(58, 70), np.arange(4)]).astype(np.uint32)
@@ -276,7 +278,8 @@ def attend_prompt(launch, kernel):
     launch((3, kv_heads), q, cache.pool, cache.table, tables, positions, tiles, out,
            *np.uint32([heads, kv_heads, 40, v_dim]), np.float32(0.2), np.float32(0),
            *np.uint32([40, cache.table.shape[1]]), np.uint64(cache.offset), np.uint64(cache.page_bytes))
-    yield out, cache.attend(q, tables, positions, 0.2, 0, 40), 1e-5
+    # On matrix cores, queries and weights are f16.
+    yield out, cache.attend(q, tables, positions, 0.2, 0, 40), 3e-3 if on_core else 1e-5
 
 
 # ---------------------------------------------------------------------------------------------------- sampling

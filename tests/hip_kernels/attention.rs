@@ -373,12 +373,6 @@ fn attention_of_prompts_is_right() {
                 // The first sequence is new; the second had a prompt before.
                 let tokens = tokens_of(&lengths, |s| [0, 75][s]);
                 let (scale, group) = (1.0 / (k_dim as f32).sqrt(), heads / kv_heads);
-                let heads_in_tile = group.min(32);
-                let mut tiles: Vec<[u32; 2]> = Vec::new();
-                for range in [0..20, 20..75_usize] {
-                    let step = 32 / heads_in_tile;
-                    tiles.extend(range.clone().step_by(step).map(|t| [t as u32, step.min(range.end - t) as u32]));
-                }
                 let q = random.normals(tokens.len() * heads * k_dim);
                 let expected: Vec<f64> = q
                     .chunks(k_dim)
@@ -387,33 +381,46 @@ fn attention_of_prompts_is_right() {
                     .collect();
                 let n = [2, 4, 8].into_iter().find(|n| 32 * n >= v_dim).unwrap();
                 let n = if i % 2 == 0 { n } else { 8 };
-                let kernel = format!("attend_prompt_{name}_{n}");
-                let out = Buffer::unset::<f32>(tokens.len() * heads * v_dim);
-                sim.launch(
-                    &kernel,
-                    [tiles.len(), kv_heads * group.div_ceil(heads_in_tile), 1],
-                    args![
-                        &Buffer::new(&q),
-                        &cache.pool,
-                        &cache.table,
-                        &Buffer::new(&columns(&tokens, |t| t.0 as u32)),
-                        &Buffer::new(&columns(&tokens, |t| t.1 as u32)),
-                        &Buffer::new(&tiles),
-                        &out,
-                        heads,
-                        kv_heads,
-                        k_dim,
-                        v_dim,
-                        scale,
-                        softcap,
-                        window,
-                        cache.table_len,
-                        LAYER_OFFSET as u64,
-                        layer.page_bytes() as u64,
-                    ],
-                );
-                let what = format!("wave {}, {kernel}, {layer:?}", sim.wave);
-                assert_near(&out.read::<f32>(), &expected, &[1.0], 1e-5, &what);
+                // On matrix cores, queries and weights are f16.
+                let core = [64, 128, 256].into_iter().find(|n| *n >= k_dim.max(v_dim)).unwrap();
+                let plain = (format!("attend_prompt_{name}_{n}"), 32, 1e-5);
+                let core = (format!("attend_core_{name}_{core}"), 64, 4e-3);
+                for (kernel, tile, tolerance) in
+                    [Some(plain), Some(core).filter(|_| ty != KvType::F32)].into_iter().flatten()
+                {
+                    let heads_in_tile = group.min(tile);
+                    let mut tiles: Vec<[u32; 2]> = Vec::new();
+                    for range in [0..20, 20..75_usize] {
+                        let step = tile / heads_in_tile;
+                        tiles.extend(range.clone().step_by(step).map(|t| [t as u32, step.min(range.end - t) as u32]));
+                    }
+                    let out = Buffer::unset::<f32>(tokens.len() * heads * v_dim);
+                    sim.launch(
+                        &kernel,
+                        [tiles.len(), kv_heads * group.div_ceil(heads_in_tile), 1],
+                        args![
+                            &Buffer::new(&q),
+                            &cache.pool,
+                            &cache.table,
+                            &Buffer::new(&columns(&tokens, |t| t.0 as u32)),
+                            &Buffer::new(&columns(&tokens, |t| t.1 as u32)),
+                            &Buffer::new(&tiles),
+                            &out,
+                            heads,
+                            kv_heads,
+                            k_dim,
+                            v_dim,
+                            scale,
+                            softcap,
+                            window,
+                            cache.table_len,
+                            LAYER_OFFSET as u64,
+                            layer.page_bytes() as u64,
+                        ],
+                    );
+                    let what = format!("wave {}, {kernel}, {layer:?}", sim.wave);
+                    assert_near(&out.read::<f32>(), &expected, &[1.0], tolerance, &what);
+                }
             }
         }
     }

@@ -52,9 +52,7 @@ impl Executor {
         let kernels = prepare::kernels(program, &plan, kv_type, device, modules)?;
         let mut tile_sizes: Vec<usize> = kernels
             .iter()
-            .filter_map(
-                |k| if let Kernels::Attention(a) = k { a.prompt.as_ref().map(|_| a.tile_tokens()) } else { None },
-            )
+            .filter_map(|k| if let Kernels::Attention(a) = k { a.prompt.as_ref().map(|_| a.tile_tokens) } else { None })
             .collect();
         tile_sizes.sort_unstable();
         tile_sizes.dedup();

@@ -386,7 +386,7 @@ impl Pass<'_> {
                 .u32(info.window.map_or(0, |w| u32::try_from(w.max(1)).unwrap_or(0)))
                 .u32(narrow(inputs.table_len)?))
         };
-        let tiles = inputs.tiles.iter().find(|(size, ..)| *size == kernels.tile_tokens());
+        let tiles = inputs.tiles.iter().find(|(size, ..)| *size == kernels.tile_tokens);
         if let (Some(prompt), Some(&(_, tiles, count))) = (&kernels.prompt, tiles) {
             let args = Args::default()
                 .ptr(q)

@@ -16,8 +16,9 @@ pub(super) const MATVEC_COLUMNS: [usize; 4] = [1, 2, 4, 8];
 /// Parts of the positions that attention is cut into at most, for at most so many tokens.
 pub(super) const MOST_SPLITS: usize = 64;
 pub(super) const MOST_SPLIT_TOKENS: usize = 16;
-/// Queries in a tile of prompt attention.
-const TILE: usize = 32;
+/// Queries in a tile of prompt attention, and of that on matrix cores.
+const QUERIES: usize = 32;
+const CORE_QUERIES: usize = 64;
 
 /// The kernels of a step.
 pub(super) enum Kernels {
@@ -102,13 +103,8 @@ pub(super) struct Attention {
     /// Heads of the group that a block of `decode` takes, and of `prompt`.
     pub(super) heads_per_block: usize,
     pub(super) heads_in_tile: usize,
-}
-
-impl Attention {
     /// Tokens in a tile of `prompt`.
-    pub(super) fn tile_tokens(&self) -> usize {
-        TILE / self.heads_in_tile
-    }
+    pub(super) tile_tokens: usize,
 }
 
 /// Finds the kernels of all steps, loading what is not loaded.
@@ -218,10 +214,21 @@ impl Finder<'_> {
         } else {
             1
         };
+        let core = [64, 128, 256].into_iter().find(|n| info.head_dim.max(info.value_dim) <= *n);
+        // A cache of f32 may hold what f16 does not.
+        let core = core.filter(|_| self.kv_type != KvType::F32 && has_matrix_cores(&self.device.arch));
         let wide = [2, 4, 8].into_iter().find(|n| info.value_dim <= 32 * n);
-        let prompt = wide
-            .map(|n| self.modules.kernel("attention_prompt", &format!("attend_prompt_{kv}_{n}"), 256))
-            .transpose()?;
+        let (tile, prompt) = match (core, wide) {
+            (Some(n), _) => {
+                let name = format!("attend_core_{kv}_{n}");
+                (CORE_QUERIES, Some(self.modules.kernel("attention_core", &name, 4 * self.device.wave)?))
+            }
+            (None, Some(n)) => {
+                (QUERIES, Some(self.modules.kernel("attention_prompt", &format!("attend_prompt_{kv}_{n}"), 256)?))
+            }
+            (None, None) => (QUERIES, None),
+        };
+        let heads_in_tile = group.clamp(1, tile);
         let decode = format!("attend_decode_{kv}_{heads_per_block}");
         Ok(Attention {
             decode: self.modules.kernel("attention", &decode, 256)?,
@@ -230,7 +237,8 @@ impl Finder<'_> {
             prompt,
             group,
             heads_per_block,
-            heads_in_tile: group.clamp(1, TILE),
+            heads_in_tile,
+            tile_tokens: tile / heads_in_tile,
         })
     }
 
