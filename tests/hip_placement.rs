@@ -133,7 +133,7 @@ fn a_fault_of_a_part_moves_the_session() {
         let faults = Faults::new();
         let prompt = tokens(1, 80);
         let text = greedy(&mut tiny("llama").load(options(Device::Cpu)).session().unwrap(), &prompt, 4).unwrap();
-        for n in [1, 7, 30] {
+        for n in [1, 7, 12] {
             let model = tiny("llama").load(options(Device::Auto).placement(Placement::Layers(2)));
             let mut session = model.session().unwrap();
             session.feed(&Prompt::from_tokens(prompt[..70].to_vec())).unwrap();

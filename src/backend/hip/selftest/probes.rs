@@ -17,9 +17,9 @@ const VOCAB: usize = 64;
 /// The window of an attention that has one: shorter than what the passes fill, and no multiple of anything.
 const WINDOW: usize = 37;
 
-/// Tokens of the passes over a single operation, and before them over one that reads the cache: more than a page, so that
+/// Tokens of the passes over a single operation, which all have kernels of their own for products, and before them over one that reads the cache: more than a page, so that
 /// the parts that attention is cut into are tested too. A layer, which costs the CPU most, is tested with fewer.
-const PASSES: [usize; 6] = [72, 1, 2, 5, 8, 40];
+const PASSES: [usize; 9] = [72, 1, 2, 3, 5, 8, 12, 24, 40];
 const LAYER_PASSES: [usize; 3] = [1, 3, 20];
 
 /// What the device may differ by, relative to the largest number. Activations that are a last bit apart round to different
