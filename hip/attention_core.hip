@@ -1,6 +1,6 @@
 // Attention of many queries on matrix cores: see attention.h.
 //
-// attend_core_<type>_<n>: parameters as those of attend_prompt_<type>_<n>, for caches of f16 and q8_0 and heads of at most
+// attend_core_<type>_<n>: parameters as those of attend_prompt_<type>_<n>, for caches of f16 and q8_0, heads of at most
 //   n columns (keys and values), n = 64, 128, 256. A block takes a tile of 64 queries: `heads_in_tile` = min(group, 64)
 //   heads of up to 64 / heads_in_tile tokens at consecutive positions, whose first and number are in `tiles` [..][2].
 //   Grid (tiles, kv_heads * ceil(group / heads_in_tile)).

@@ -18,7 +18,7 @@
 //   ceil(rows2 / 4), blocks as above.
 // matvec_glu_<type>_<n>(gate, up, q, groups, out, out_q, out_groups, gelu, rows, columns, count): two products and what
 //   elementwise.hip's glu makes of them, to `out` (f32) and, quantized, to `out_q` and `out_groups`, each where not
-//   null; for the latter `rows` is a multiple of 32. A block takes 32 rows: grid ceil(rows / 32), blocks of 8 * WAVE threads.
+//   null; for the latter `rows` is a multiple of 32. A block takes 32 rows: grid ceil(rows / 32), blocks of 256.
 
 #include "activations.h"
 #include "glu.h"
@@ -26,7 +26,8 @@
 
 #define MATVEC_WAVES 4
 #define MATVEC_THREADS (MATVEC_WAVES * WAVE)
-#define GLU_WAVES 8
+#define GLU_THREADS 256
+#define GLU_WAVES (GLU_THREADS / WAVE)
 #define GLU_ROWS 32
 
 // Units that are fetched ahead: more of those that are several small loads. R rows and N columns share the registers.
@@ -167,21 +168,31 @@ DEVICE void matvec_glu(const u8 *gate, const u8 *up, const i8 *q, const u32 *gro
   UNROLL_BY(1) for (u32 i = wave_id(); i < GLU_ROWS; i += GLU_WAVES) {
     u32 row = block_x() * GLU_ROWS + i;
     f32 sums[2][N] = {};
-    if (row < rows) add_row<F, 2, N>(weights, row, {q, groups, columns, count}, sums);
+    if (row < rows) {
+      Columns x = {q, groups, columns, count};
+      if constexpr (N < 8) {
+        add_row<F, 2, N>(weights, row, x, sums);
+      } else {
+        // One after the other: registers do not suffice for both.
+        add_row<F, 1, N>(weights, row, x, sums);
+        add_row<F, 1, N>(weights + 1, row, x, sums + 1);
+      }
+    }
     UNROLL for (u32 c = 0; c < N; c++) {
       f32 g = wave_sum(sums[0][c]), u = wave_sum(sums[1][c]);
       if (lane_id() == 0) values[c][i] = (gelu ? Gelu::apply(g) : Silu::apply(g)) * u;
     }
   }
   barrier();
-  u32 c = wave_id(), row = block_x() * GLU_ROWS + lane_id();
-  if (c >= N || c >= count) return;
+  u32 row = block_x() * GLU_ROWS + lane_id();
   // Lanes from 32 on have no row, but take part.
   bool active = lane_id() < GLU_ROWS && row < rows;
-  f32 value = values[c][lane_id() % GLU_ROWS];
-  u64 at = (u64)c * rows + row;
-  if (out && active) out[at] = value;
-  if (out_q) store_quantized(value, at, active, out_q, out_groups);
+  for (u32 c = wave_id(); c < N && c < count; c += GLU_WAVES) {
+    f32 value = values[c][lane_id() % GLU_ROWS];
+    u64 at = (u64)c * rows + row;
+    if (out && active) out[at] = value;
+    if (out_q) store_quantized(value, at, active, out_q, out_groups);
+  }
 }
 
 template <class F, u32 N>
@@ -225,7 +236,7 @@ DEVICE void matvec_floats(const u8 *w, const f32 *x, f32 *out, const f32 *bias, 
     matvec_quantized<format, n>(w, q, groups, out, bias, residual, row_of_wave(0), rows, columns, count);              \
   }                                                                                                                    \
   THREE(name, format, format, n, (BLOCKS<format, n>))                                                                  \
-  KERNEL_FOR_BLOCKS(matvec_glu_##name##_##n, GLU_WAVES *WAVE, (GLU_BLOCKS<format, n>),                                 \
+  KERNEL_FOR_BLOCKS(matvec_glu_##name##_##n, GLU_THREADS, (GLU_BLOCKS<format, n>),                                     \
                     (const u8 *gate, const u8 *up, const i8 *q, const u32 *groups, f32 *out, i8 *out_q,                \
                      u32 *out_groups, u32 gelu, u32 rows, u32 columns, u32 count)) {                                   \
     matvec_glu<format, n>(gate, up, q, groups, out, out_q, out_groups, gelu, rows, columns, count);                    \

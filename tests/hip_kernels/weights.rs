@@ -249,7 +249,7 @@ fn three_products_in_one_launch_are_right() {
     for sim in sims() {
         for (ty, last, name) in &kinds {
             for (i, rows) in [[9, 3, 6], [5, 8, 0], [4, 0, 0]].into_iter().enumerate() {
-                let (n, count) = FEW[(i * 2 + random.below(3) as usize) % FEW.len()];
+                let (n, count) = FEW[(i * 2 + random.below(3)) % FEW.len()];
                 let columns = 3 * ty.block_len().max(last.block_len());
                 let types = [*ty, *ty, *last];
                 let w = [0, 1, 2].map(|j| matrix(types[j], rows[j].max(1), columns, &mut random));
@@ -305,7 +305,7 @@ fn gated_products_are_right() {
         for (ty, name) in TYPES.into_iter().filter(|(ty, _)| !is_float(*ty)) {
             for (i, (n, count)) in FEW.into_iter().enumerate() {
                 // Without quantization any number of rows will do.
-                let rows = [64, 37, 32, 96, 5][(i + random.below(5) as usize) % 5];
+                let rows = [64, 37, 32, 96, 5][(i + random.below(5)) % 5];
                 let columns = 2 * ty.block_len().max(64);
                 let w = [0, 1].map(|_| matrix(ty, rows, columns, &mut random));
                 let x = activations(sim, &random.normals(count * columns));

@@ -41,7 +41,7 @@ pub(super) enum Kernels {
 pub(super) enum Many {
     /// By plain arithmetic, in tiles of 64 x 64.
     Tiles(Kernel),
-    Core(Core),
+    Core(Box<Core>),
 }
 
 /// Products on matrix cores.
@@ -142,11 +142,11 @@ impl Finder<'_> {
                     Some(last) if last != first => format!("three_{first}_{last}"),
                     _ => format!("three_{first}"),
                 };
-                let few = self.few(&name, 4)?;
+                let few = self.few(&name, 4 * self.device.wave)?;
                 Ok(Kernels::MatMul { few, many: products.iter().map(|p| self.many(p)).collect::<Result<_>>()? })
             }
             Step::GatedMatMul { gate, up, act, .. } => Ok(Kernels::GatedMatMul {
-                few: self.few(&format!("glu_{}", self.type_name(gate.weight)), 8)?,
+                few: self.few(&format!("glu_{}", self.type_name(gate.weight)), 256)?,
                 many: [self.many(gate)?, self.many(up)?],
                 glu: self.glu(*act)?,
             }),
@@ -160,9 +160,9 @@ impl Finder<'_> {
         }
     }
 
-    /// `matvec_<name>` for each number of columns, in blocks of so many waves.
-    fn few(&self, name: &str, waves: u32) -> Result<Vec<Kernel>> {
-        let kernel = |n: &usize| self.modules.kernel("matvec", &format!("matvec_{name}_{n}"), waves * self.device.wave);
+    /// `matvec_<name>` for each number of columns, in blocks of so many threads.
+    fn few(&self, name: &str, threads: u32) -> Result<Vec<Kernel>> {
+        let kernel = |n: &usize| self.modules.kernel("matvec", &format!("matvec_{name}_{n}"), threads);
         MATVEC_COLUMNS.iter().map(kernel).collect()
     }
 
@@ -183,11 +183,11 @@ impl Finder<'_> {
         if let (Some(chosen), None) = (&chosen, forced) {
             log::warn!("{TILE_VARIABLE}={chosen} names no tile: there are 16, 32, 64 and 128");
         }
-        Ok(Many::Core(Core {
+        Ok(Many::Core(Box::new(Core {
             halve: self.modules.kernel("halve", "halve_rows", 256)?,
             tiles: [small?, medium?, large?, largest?],
             forced,
-        }))
+        })))
     }
 
     fn glu(&self, act: Activation) -> Result<Kernel> {
