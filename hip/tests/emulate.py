@@ -101,6 +101,48 @@ def product(launch, kernel):
     yield out, np.float64(x) @ np.float64(weights).T, 2e-6
 
 
+QUANTIZED = [name for name in FORMATS if name not in FLOATS]
+
+
+@check(*[f"matvec_three_{name}_{n}" for name in [*QUANTIZED, "q4_k_q6_k", "q5_k_q6_k"] for n in (1, 2, 4, 8)])
+def three_products(launch, kernel):
+    rng = seeded(kernel)
+    names, n = kernel.removeprefix("matvec_three_").rsplit("_", 1)
+    first, last = (names[:4], names[5:]) if "_q6_k" in names else (names, names)
+    count, rows = max(1, int(n) - int(n) // 4), (5, 3, 4)
+    kinds = [first, first, last]
+    parts = [matrix(rng, name, r, columns_of(name, 1 if name.endswith("k") else 3)) for name, r in zip(kinds, rows)]
+    columns = parts[0][1].shape[1]
+    q, groups = quantized(normal(rng, count, columns))
+    x = np.float64(dequantized(q, groups)).reshape(count, columns)
+    bias = normal(rng, rows[1])
+    out = [np.full((count, r), np.nan, np.float32) for r in rows]
+    launch((2 + 1 + 1,), *[planes for planes, _ in parts], q, groups, *out, None, bias, None, *np.uint32(rows),
+           np.uint32(columns), np.uint32(count))
+    for i, (_, weights) in enumerate(parts):
+        yield out[i], x @ np.float64(weights).T + (bias if i == 1 else 0), 2e-6
+
+
+@check(*[f"matvec_glu_{name}_{n}" for name in QUANTIZED for n in (1, 2, 4, 8)])
+def gated_products(launch, kernel):
+    rng = seeded(kernel)
+    name, n = kernel.removeprefix("matvec_glu_").rsplit("_", 1)
+    count, rows = max(1, int(n) - int(n) // 4), 32
+    parts = [matrix(rng, name, rows, columns_of(name, 1 if name.endswith("k") else 3)) for _ in range(2)]
+    columns = parts[0][1].shape[1]
+    q, groups = quantized(normal(rng, count, columns))
+    x = np.float64(dequantized(q, groups)).reshape(count, columns)
+    out = np.full((count, rows), np.nan, np.float32)
+    out_q, out_groups = np.zeros(count * rows, np.int8), np.zeros((count * rows // 32, 2), np.uint32)
+    gelu = int(n) % 4 == 0
+    launch((1,), parts[0][0], parts[1][0], q, groups, out, out_q, out_groups, np.uint32(gelu), np.uint32(rows),
+           np.uint32(columns), np.uint32(count))
+    gate, up = (x @ np.float64(weights).T for _, weights in parts)
+    yield out, (gelu_of(gate) if gelu else silu_of(gate)) * up, 2e-6
+    yield out_q, quantized(out)[0].reshape(-1), 0
+    yield out_groups, quantized(out)[1].reshape(-1, 2), 0
+
+
 CORE_TYPES = [name for name in FORMATS if name != "f32"]
 # Columns and weight rows of a block.
 CORE_TILES = {16: 32, 32: 64, 64: 64, 128: 128}
@@ -180,6 +222,14 @@ def elementwise(launch, kernel):
     yield found, expected, 1e-6 if kernel == "softcap" else 0
 
 
+def silu_of(x):
+    return x / (1 + np.exp(-x))
+
+
+def gelu_of(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
 @check("glu_silu", "glu_gelu")
 def glu(launch, kernel):
     rng = seeded(kernel)
@@ -187,10 +237,8 @@ def glu(launch, kernel):
     gate[:2] = -100, 100
     out, q, groups = np.zeros_like(up), np.zeros(288, np.int8), np.zeros((9, 2), np.uint32)
     launch((2,), gate, up, out, q, groups, np.uint64(288))
-    wide = np.float64(gate)
-    silu = wide / (1 + np.exp(-wide))
-    gelu = 0.5 * wide * (1 + np.tanh(np.sqrt(2 / np.pi) * (wide + 0.044715 * wide**3)))
-    yield out, (silu if kernel == "glu_silu" else gelu) * up, 2e-6
+    act = silu_of if kernel == "glu_silu" else gelu_of
+    yield out, act(np.float64(gate)) * up, 2e-6
     yield q, quantized(out)[0], 0
     yield groups, quantized(out)[1], 0
 
@@ -256,12 +304,14 @@ def attend_decode(launch, kernel):
 
 @check("attend_combine")
 def attend_combine(launch, kernel):
-    partials = normal(seeded(kernel), 2, 3, 4, 50)
+    partials = normal(seeded(kernel), 2, 3, 4, 66)
     partials[..., 1] = np.abs(partials[..., 1])
     partials[:, :, 3, 0], partials[:, :, 3, 1:] = -1e30, 0
-    out = np.zeros((2, 3, 48), np.float32)
-    launch((3, 2), partials, out, np.uint32(3), np.uint32(48), np.uint32(4))
+    out, q, groups = np.zeros((2, 3, 64), np.float32), np.zeros(384, np.int8), np.zeros((12, 2), np.uint32)
+    launch((3, 2), partials, out, q, groups, np.uint32(3), np.uint32(64), np.uint32(4))
     yield out, combined(partials), 2e-6
+    yield q, quantized(out)[0].reshape(-1), 0
+    yield groups, quantized(out)[1].reshape(-1, 2), 0
 
 
 @check(*[f"attend_prompt_{name}_{n}" for name in KV_TYPES for n in (2, 4, 8)],
