@@ -37,7 +37,7 @@ macro_rules! table {
     ($(#[$doc:meta])* $table:ident { $($(#[$fdoc:meta])* $field:ident ($($arg:ty),*) = $($symbol:literal)|+;)* }) => {
         $(#[$doc])*
         pub(in crate::backend::hip) struct $table {
-            $($(#[$fdoc])* $field: unsafe extern "C" fn($($arg),*) -> Status,)*
+            $($(#[$fdoc])* pub(in crate::backend::hip) $field: unsafe extern "C" fn($($arg),*) -> Status,)*
         }
 
         impl $table {
