@@ -91,6 +91,24 @@ fn prompts_on_matrix_cores_are_near_the_reference() {
 }
 
 #[test]
+fn the_reference_precision_is_that_of_the_cpu() {
+    simulated("the_reference_precision_is_that_of_the_cpu", &[], || {
+        for ty in [TensorType::Q4_0, TensorType::Q8_0] {
+            let tiny = Tiny { ty, ..Tiny::default() };
+            let load = |device| tiny.load(Model::options().device(device).precision(Precision::Reference).threads(1));
+            let (gpu, cpu) = (load(Device::hip(0)), load(Device::Cpu));
+            for count in [1, 5, 70] {
+                let logits = |model: &Model| logits(&mut model.session().unwrap(), &tokens(9, count));
+                let found = difference(&logits(&cpu), &logits(&gpu));
+                assert!(found <= 1e-5, "{ty:?}: {count} tokens differ by {found}");
+            }
+            let texts = [&cpu, &gpu].map(|model| greedy(&mut model.session().unwrap(), &tokens(1, 20), 20).unwrap());
+            assert_eq!(texts[0], texts[1]);
+        }
+    });
+}
+
+#[test]
 fn sessions_share_fork_and_work_at_the_same_time() {
     simulated("sessions_share_fork_and_work_at_the_same_time", &[], || {
         let tiny = Tiny { layers: 1, ..Tiny::default() };

@@ -51,7 +51,7 @@ impl Load<'_> {
     }
 
     fn whole(&self, tell: &mut Tell<'_>) -> Result<(Arc<dyn Backend>, Option<String>)> {
-        Ok((Arc::new(hip::HipBackend::new(self.gguf, Arc::clone(self.program), &self.hip, tell)?), None))
+        Ok((Arc::new(hip::HipBackend::new(self.gguf, self.program, &self.hip, tell)?), None))
     }
 
     fn split(&self, layers: usize, why: &str, tell: &mut Tell<'_>) -> Result<(Arc<dyn Backend>, Option<String>)> {
@@ -59,7 +59,7 @@ impl Load<'_> {
             Error::unsupported(format!("this model cannot be cut before layer {layers}; place all of it on one device"))
         })?;
         let (front, back) = split::parts(self.program, cut);
-        let front = hip::HipBackend::new(self.gguf, Arc::new(front), &self.hip, tell)?;
+        let front = hip::HipBackend::new(self.gguf, &Arc::new(front), &self.hip, tell)?;
         let back = cpu::CpuBackend::new(Arc::clone(self.gguf), Arc::new(back), self.cpu.clone())?;
         let all = self.program.kv.len();
         let text = format!("the first {layers} of {all} layers, the others on the CPU, {why}");
@@ -71,7 +71,7 @@ impl Load<'_> {
         let free = hip::free_memory(self.hip.gpu)?;
         // Code and what the driver keeps for itself.
         let usable = free - free / 32;
-        let needed = |program: &Program| hip::bytes(self.hip.gpu, program, self.hip.kv_type, self.context);
+        let needed = |program: &Arc<Program>| hip::bytes(&self.hip, program, self.context);
         let all = needed(self.program)?;
         if all <= usable {
             match self.whole(tell) {
@@ -85,7 +85,7 @@ impl Load<'_> {
         let mut least = all;
         for n in (1..layers).rev() {
             let Some(cut) = cuts.get(n).copied().flatten() else { continue };
-            least = needed(&split::parts(self.program, cut).0)?;
+            least = needed(&Arc::new(split::parts(self.program, cut).0))?;
             if least > usable {
                 continue;
             }

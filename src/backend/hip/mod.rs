@@ -58,12 +58,23 @@ pub(crate) fn free_memory(gpu: usize) -> Result<u64> {
     device::open(gpu)?.driver()?.free_memory()
 }
 
+/// A program as it runs on a GPU: for [`Precision::Reference`] its weights are `f32`.
+fn stored(program: &Arc<Program>, precision: Precision) -> Arc<Program> {
+    if precision == Precision::Fast {
+        return Arc::clone(program);
+    }
+    let mut stored = Program::clone(program);
+    stored.weights.iter_mut().for_each(|weight| weight.tensor.ty = TensorType::F32);
+    Arc::new(stored)
+}
+
 /// Bytes of memory that a program takes on a GPU, with one session of `context` tokens.
 ///
 /// # Errors
 /// `Unsupported` for a tensor type without kernels.
-pub(crate) fn bytes(gpu: usize, program: &Program, kv_type: KvType, context: usize) -> Result<u64> {
-    let buffers = prepare::Buffers::new(program, &plan::Plan::new(program), &*device::open(gpu)?)?.bytes;
+pub(crate) fn bytes(options: &HipOptions, program: &Arc<Program>, context: usize) -> Result<u64> {
+    let (program, kv_type) = (&*stored(program, options.precision), options.kv_type);
+    let buffers = prepare::Buffers::new(program, &plan::Plan::new(program), &*device::open(options.gpu)?)?.bytes;
     let mut bytes = buffers as u64;
     for weight in &program.weights {
         let ty = if weight.rows == 1 { TensorType::F32 } else { weight.tensor.tensor_type() };
@@ -103,10 +114,8 @@ impl HipBackend {
     /// # Errors
     /// `Device` or `OutOfMemory`, with what the device lacks; `Unsupported` for what there are no kernels for; those of
     /// `tell`.
-    pub(crate) fn new(gguf: &Gguf, program: Arc<Program>, options: &HipOptions, tell: &mut Tell<'_>) -> Result<Self> {
-        if options.precision == Precision::Reference {
-            return Err(Error::unsupported("the reference precision is computed on the CPU alone"));
-        }
+    pub(crate) fn new(gguf: &Gguf, program: &Arc<Program>, options: &HipOptions, tell: &mut Tell<'_>) -> Result<Self> {
+        let program = stored(program, options.precision);
         let device = device::open(options.gpu)?;
         let modules = Modules::new(&device);
         selftest::check(options.gpu, &device, &modules, &program, options.kv_type)?;

@@ -70,16 +70,17 @@ impl Weights {
         let (mut layout, mut offsets) = (Layout::default(), Vec::with_capacity(program.weights.len()));
         let mut parts = Vec::new();
         for weight in &program.weights {
-            let ty = weight.tensor.tensor_type();
+            // What the program computes with may be less compact than the file.
+            let (name, wanted) = (weight.tensor.name(), weight.tensor.tensor_type());
+            let ty = gguf.tensor(name).map_or(wanted, |tensor| tensor.tensor_type());
             let elements = weight.rows.checked_mul(weight.columns);
-            let stored = if weight.rows == 1 { TensorType::F32 } else { ty };
+            let stored = if weight.rows == 1 { TensorType::F32 } else { wanted };
             let bytes = elements.and_then(|n| planar_bytes(stored, n)).ok_or_else(|| {
-                let name = weight.tensor.name();
                 Error::unsupported(format!("tensor {name} has the type {ty:?}, which no GPU kernel reads"))
             })?;
             let offset = layout.part(bytes)?;
             offsets.push(offset);
-            Part::cut(ty, weight.rows == 1, gguf.data(&weight.tensor), offset, &mut parts)?;
+            Part::cut(ty, stored != ty || weight.rows == 1, gguf.data(&weight.tensor), offset, &mut parts)?;
         }
         let memory = DeviceBuffer::new(device, layout.bytes(), "weights")?;
         let threads = loading.threads.clamp(1, MOST_THREADS).min(parts.len().max(1));
@@ -126,7 +127,7 @@ pub(super) fn planar_bytes(ty: TensorType, elements: usize) -> Option<usize> {
 struct Part<'a> {
     ty: TensorType,
     /// Whether it is copied as `f32`, not in planes.
-    is_vector: bool,
+    in_f32: bool,
     data: &'a [u8],
     /// Blocks of the whole tensor, and those before this part.
     blocks: usize,
@@ -137,15 +138,15 @@ struct Part<'a> {
 
 impl<'a> Part<'a> {
     /// Cuts a tensor.
-    fn cut(ty: TensorType, is_vector: bool, data: &'a [u8], offset: usize, parts: &mut Vec<Self>) -> Result<()> {
+    fn cut(ty: TensorType, in_f32: bool, data: &'a [u8], offset: usize, parts: &mut Vec<Self>) -> Result<()> {
         let block_bytes = ty.block_bytes();
-        let staged = if is_vector { ty.block_len() * 4 } else { block_bytes };
+        let staged = if in_f32 { ty.block_len() * 4 } else { block_bytes };
         if !quant::is_supported(ty) || staged > STAGE {
             return Err(Error::unsupported(format!("no GPU kernel reads the type {ty:?}")));
         }
         let blocks = data.len() / block_bytes;
         let per_part = STAGE / staged;
-        let part = |(i, data)| Part { ty, is_vector, data, blocks, first: i * per_part, offset };
+        let part = |(i, data)| Part { ty, in_f32, data, blocks, first: i * per_part, offset };
         parts.extend(data.chunks(per_part * block_bytes).enumerate().map(part));
         Ok(())
     }
@@ -154,7 +155,7 @@ impl<'a> Part<'a> {
     fn fill(&self, stage: &mut [u8]) -> Result<Vec<(usize, Range<usize>)>> {
         let block_bytes = self.ty.block_bytes();
         let count = self.data.len() / block_bytes;
-        if self.is_vector {
+        if self.in_f32 {
             let bytes = count * self.ty.block_len() * 4;
             let out = stage.get_mut(..bytes).and_then(|out| bytemuck::try_cast_slice_mut(out).ok());
             quant::dequantize(self.ty, self.data, out.ok_or_else(misaligned)?)?;
