@@ -17,15 +17,6 @@
 #define KEY_THREADS 4
 template <class T, u32 N> constexpr u32 AHEAD = N * (T::SCALES ? 2 : 1) > 4 ? 2 : 4;
 
-// Eight elements of a row of the cache, zeros where it is not visible: what was never stored may be no number.
-template <class T> DEVICE void load_visible(const u8 *head, u32 padded, u32 slot, u32 i, bool visible, f32 *out) {
-  if (visible) {
-    kv_load8<T>(head, padded, slot, i, out);
-  } else {
-    UNROLL for (u32 k = 0; k < 8; k++) out[k] = 0.0f;
-  }
-}
-
 template <class T, u32 N>
 DEVICE void attend_decode(const f32 *q, const u8 *pool, const u32 *table, const u32 *token_tables, const u32 *positions,
                           f32 *out, f32 *partials, Shape shape, f32 scale, f32 softcap, u32 window, u32 table_len,
@@ -73,12 +64,14 @@ DEVICE void attend_decode(const f32 *q, const u8 *pool, const u32 *table, const 
     const u8 *value_bytes = bytes + values_of_head;
     u32 from = larger(start, page * PAGE_LEN) - page * PAGE_LEN, to = smaller(end - page * PAGE_LEN, (u32)PAGE_LEN);
     auto is_visible = [&](u32 slot) { return from <= slot && slot < to; };
+    // In place of a row that is not visible, and may hold no numbers, the next one is read, and weighs nothing: with
+    // branches around them, loads would wait for each other.
+    auto visible = [&](u32 slot) { return smaller(larger(slot, from), to - 1); };
     // The first values are on their way while the scores are computed.
     f32 ahead[LOADS][8];
     auto load_values = [&](u32 first) {
       UNROLL for (u32 j = 0; j < LOADS; j++) {
-        u32 slot = first + j * subgroups;
-        load_visible<T>(value_bytes, v_padded, slot, column, subgroup < subgroups && is_visible(slot), ahead[j]);
+        kv_load8<T>(value_bytes, v_padded, visible(first + j * subgroups), column, ahead[j]);
       }
     };
     load_values(subgroup);
@@ -87,7 +80,8 @@ DEVICE void attend_decode(const f32 *q, const u8 *pool, const u32 *table, const 
       f32 key[LOADS][8];
       UNROLL for (u32 j = 0; j < LOADS; j++) {
         u32 i = base + j * KEY_THREADS * 8;
-        load_visible<T>(key_bytes, k_padded, key_slot, i, i < k_padded && is_visible(key_slot), key[j]);
+        kv_load8<T>(key_bytes, k_padded, visible(key_slot), smaller(i, k_padded - 8), key[j]);
+        UNROLL for (u32 k = 0; k < 8; k++) key[j][k] = i < k_padded ? key[j][k] : 0.0f;
       }
       UNROLL for (u32 j = 0; j < LOADS; j++) {
         u32 i = smaller(base + j * KEY_THREADS * 8, k_padded - 8);
@@ -129,9 +123,9 @@ DEVICE void attend_decode(const f32 *q, const u8 *pool, const u32 *table, const 
     UNROLL_BY(1) for (u32 first = subgroup; first < PAGE_LEN; first += LOADS * subgroups) {
       if (first != subgroup) load_values(first);
       UNROLL for (u32 j = 0; j < LOADS; j++) {
-        u32 slot = smaller(first + j * subgroups, (u32)PAGE_LEN - 1);
+        u32 slot = first + j * subgroups;
         UNROLL for (u32 n = 0; n < N; n++) {
-          f32 weight = scores[n][slot];
+          f32 weight = slot < PAGE_LEN ? scores[n][slot] : 0.0f;
           UNROLL for (u32 k = 0; k < 8; k++) values[n][k] = mul_add(weight, ahead[j][k], values[n][k]);
         }
       }

@@ -5,8 +5,8 @@
 //   heads of up to 64 / heads_in_tile tokens at consecutive positions, whose first and number are in `tiles` [..][2].
 //   Grid (tiles, kv_heads * ceil(group / heads_in_tile)).
 //
-// Queries become f16 with a power of two for each, keys and values are f16 or become it, weights are f16 in 0..1. Scores,
-// sums and the softmax are f32.
+// Queries become f16 with a power of two for each, keys and values are f16 or become it, weights are f16 in 0..1.
+// Scores, sums and the softmax are f32.
 
 #include "attention.h"
 #include "fragments.h"
@@ -61,7 +61,7 @@ DEVICE void attend_core(const f32 *q, const u8 *pool, const u32 *table, const u3
   const u32 STEPS = COLUMNS / STEP, TILE_CHUNKS = PAGE_LEN * STEP / CHUNK_HALVES, BLOCKS = STEP / FRAGMENT;
   // Two stages, of which one is filled while the other is multiplied, where 48 KiB suffice.
   const u32 STAGES = COLUMNS > 128 ? 1 : 2;
-  // Queries as STEPS tiles of STEP columns; keys or values, the latter with a row for each column; the weights of a page.
+  // Queries as STEPS tiles of STEP columns; keys or values, the latter with a row for each column; a page's weights.
   SHARED __attribute__((aligned(16))) u32x4 queries[STEPS * TILE_CHUNKS], cached[STAGES * TILE_CHUNKS],
       weights[TILE_CHUNKS];
 

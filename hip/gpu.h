@@ -242,18 +242,18 @@ DEVICE i32 dot16(const u32 *a, u32x4 b) {
 
 // Two f16 in a word, the first in the low half: what packed instructions work on.
 #if GPU_HOST
-DEVICE u32 half2(f32 low, f32 high) { return f32_to_f16(low) | (u32)f32_to_f16(high) << 16; }
+DEVICE u32 pack_halves(f32 low, f32 high) { return f32_to_f16(low) | (u32)f32_to_f16(high) << 16; }
 DEVICE u32 half2_sub(u32 a, u32 b) {
-  return half2(f16_to_f32((u16)a) - f16_to_f32((u16)b), f16_to_f32((u16)(a >> 16)) - f16_to_f32((u16)(b >> 16)));
+  return pack_halves(f16_to_f32((u16)a) - f16_to_f32((u16)b), f16_to_f32((u16)(a >> 16)) - f16_to_f32((u16)(b >> 16)));
 }
 // Products of halves are exact in f32; only the sum is rounded twice.
 DEVICE u32 half2_mul_add(u32 a, u32 b, u32 c) {
-  return half2(f16_to_f32((u16)a) * f16_to_f32((u16)b) + f16_to_f32((u16)c),
+  return pack_halves(f16_to_f32((u16)a) * f16_to_f32((u16)b) + f16_to_f32((u16)c),
                f16_to_f32((u16)(a >> 16)) * f16_to_f32((u16)(b >> 16)) + f16_to_f32((u16)(c >> 16)));
 }
 #else
 typedef _Float16 f16x2 __attribute__((ext_vector_type(2)));
-DEVICE u32 half2(f32 low, f32 high) {
+DEVICE u32 pack_halves(f32 low, f32 high) {
   f16x2 pair = {(_Float16)low, (_Float16)high};
   return __builtin_bit_cast(u32, pair);
 }
@@ -261,9 +261,12 @@ DEVICE u32 half2_sub(u32 a, u32 b) {
   return __builtin_bit_cast(u32, __builtin_bit_cast(f16x2, a) - __builtin_bit_cast(f16x2, b));
 }
 DEVICE u32 half2_mul_add(u32 a, u32 b, u32 c) {
-  f16x2 sum = __builtin_elementwise_fma(__builtin_bit_cast(f16x2, a), __builtin_bit_cast(f16x2, b),
-                                        __builtin_bit_cast(f16x2, c));
-  return __builtin_bit_cast(u32, sum);
+  f16x2 x = __builtin_bit_cast(f16x2, a), y = __builtin_bit_cast(f16x2, b), z = __builtin_bit_cast(f16x2, c);
+#if __has_builtin(__builtin_elementwise_fma)
+  return __builtin_bit_cast(u32, __builtin_elementwise_fma(x, y, z));
+#else
+  return __builtin_bit_cast(u32, x * y + z); // compilers that old know no GPU with matrix cores that uses this
+#endif
 }
 #endif
 

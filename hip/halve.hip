@@ -1,5 +1,5 @@
-// halve_rows(x, halves, scales, columns): rows of f32 as f16, for matmul_core.h. x = scale * half, with a scale for each
-// row, a power of two that brings its largest magnitude to 2^14..2^15: nothing overflows, and only what is below 2^-28
+// halve_rows(x, halves, scales, columns): rows of f32 as f16, for matmul_core.h. x = scale * half, with a scale for
+// each row, a power of two that brings its largest magnitude to 2^14..2^15: nothing overflows, and only what is below 2^-28
 // of the largest has fewer than f16's 11 bits. What is not finite stays so. `columns` is a multiple of 4. Grid (rows).
 
 #include "gpu.h"
@@ -20,7 +20,8 @@ KERNEL(halve_rows, HALVE_THREADS, (const f32 *x, u16 *halves, f32 *scales, u32 c
   f32 inverse = f32_of(exponent << 23);
   for (u32 i = thread_x() * 4; i < columns; i += HALVE_THREADS * 4) {
     f32x4 four = *(const f32x4 *)(row + i);
-    u32x2 words = {half2(four[0] * inverse, four[1] * inverse), half2(four[2] * inverse, four[3] * inverse)};
+    four *= inverse;
+    u32x2 words = {pack_halves(four[0], four[1]), pack_halves(four[2], four[3])};
     *(u32x2 *)(halves + (u64)block_x() * columns + i) = words;
   }
   if (thread_x() == 0) scales[block_x()] = f32_of((254 - exponent) << 23);

@@ -31,7 +31,7 @@ template <class W> union Staged {
 template <class F> DEVICE void store_run(const u32 q[4], f32 scale, f32 min, u32x4 *low, u32x4 *high) {
   const u32 ZERO = F::SIGNED ? 128 : F::ZERO;
   const u32 OFFSET = (0x6400u + ZERO) * 0x10001u;
-  u32 scales = half2(scale, scale), mins = F::MINS ? half2(-min, -min) : 0;
+  u32 scales = pack_halves(scale, scale), mins = F::MINS ? pack_halves(-min, -min) : 0;
   u32x4 chunks[2];
   UNROLL for (u32 i = 0; i < 4; i++) {
     u32 bytes = F::SIGNED ? q[i] ^ 0x80808080u : q[i];
@@ -91,7 +91,7 @@ struct CoreF16 {
   static MEMBER u32 halves(u32 pair) { return pair; }
 };
 struct CoreBF16 {
-  static MEMBER u32 halves(u32 pair) { return half2(f32_of(pair << 16), f32_of(pair & 0xffff0000u)); }
+  static MEMBER u32 halves(u32 pair) { return pack_halves(f32_of(pair << 16), f32_of(pair & 0xffff0000u)); }
 };
 
 // A block computes TOKENS x ROWS results, with UNITS units of each row at a time; a wave computes WAVE_TOKENS x

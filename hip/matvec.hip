@@ -1,24 +1,32 @@
 // Products of a matrix with 1 to 8 columns of activations: decoding, which reads every weight once and is bound by
 // that.
 //
-// matvec_<type>_<n>(w, q, groups, out, bias, residual, rows, columns, count) for quantized types, with activations
-// quantized as in activations.h, and matvec_<type>_<n>(w, x, out, bias, residual, rows, columns, count) for f32, f16
-// and bf16, with f32 activations [count][columns]:
+// matvec_<type>_<n>(w, q, groups, out, bias, residual, rows, columns, count, squares, eps) for quantized types, with
+// activations quantized as in activations.h, and matvec_<type>_<n>(w, x, out, bias, residual, rows, columns, count) for
+// f32, f16 and bf16, with f32 activations [count][columns]:
 //
-//   out[c][row] = sum over k of w[row][k] * x[c][k], + bias[row] if bias, + residual[c][row] if residual
+//   out[c][row] = factor[c] * sum over k of w[row][k] * x[c][k], + bias[row] if bias, + residual[c][row] if residual
 //
 // for c < count <= n, with n = 1, 2, 4, 8. `residual` may be `out`. A wave computes a row, four waves make a block:
-// grid ceil(rows / 4), blocks of 4 * WAVE threads.
+// grid ceil(rows / 4), blocks of 4 * WAVE threads. The factor is 1, or where `squares` is not null that of a root mean
+// square norm, 1 / sqrt(mean + eps), of which matvec_residual leaves the sums: it can come last, since activations are
+// quantized in groups with scales of their own.
 //
 // What reads the same activations is one launch, of quantized types:
 //
 // matvec_three_<type>_<n>(w0, w1, w2, q, groups, out0, out1, out2, bias0, bias1, bias2, rows0, rows1, rows2, columns,
-//   count): three products (queries, keys, values), the last two with 0 rows where there are fewer. In
+//   count, squares, eps): three products (queries, keys, values), the last two with 0 rows where there are fewer. In
 //   matvec_three_<type>_<other>_<n> the last matrix has the other type. Grid ceil(rows0 / 4) + ceil(rows1 / 4) +
 //   ceil(rows2 / 4), blocks as above.
-// matvec_glu_<type>_<n>(gate, up, q, groups, out, out_q, out_groups, gelu, rows, columns, count): two products and what
-//   elementwise.hip's glu makes of them, to `out` (f32) and, quantized, to `out_q` and `out_groups`, each where not
-//   null; for the latter `rows` is a multiple of 32. A block takes 32 rows: grid ceil(rows / 32), blocks of 256.
+// matvec_glu_<type>_<n>(gate, up, q, groups, out, out_q, out_groups, gelu, rows, columns, count, squares, eps): two
+//   products and what elementwise.hip's glu makes of them, to `out` (f32) and, quantized, to `out_q` and `out_groups`,
+//   each where not null; for the latter `rows` is a multiple of 32. A block takes 32 rows: grid ceil(rows / 32), blocks
+//   of 256.
+
+// matvec_residual_<type>_<n>(w, q, groups, x, bias, norm, out_q, out_groups, squares, rows, columns, count): a product
+//   that is added to the residual stream x [count][rows], and what a norm with the weights `norm` then begins with: x *
+//   norm, quantized, and sums of 32 squares of x, squares [count][rows / 32]. `rows` is a multiple of 32. Grid rows /
+//   32, blocks of 256 threads for waves of 64, else of 1024 for n = 1 and of 512.
 
 #include "activations.h"
 #include "glu.h"
@@ -28,18 +36,37 @@
 #define MATVEC_THREADS (MATVEC_WAVES * WAVE)
 #define GLU_THREADS 256
 #define GLU_WAVES (GLU_THREADS / WAVE)
-#define GLU_ROWS 32
+// Many waves where they are small; GCN has few registers for large ones.
+#define RESIDUAL_THREADS(n) (WAVE == 64 ? 256 : (n) == 1 ? 1024 : 512)
 
 // Units that are fetched ahead: more of those that are several small loads. R rows and N columns share the registers.
 template <class F> constexpr bool MANY_LOADS = sizeof(typename F::Raw) > 34;
 template <class F, u32 R, u32 N>
 constexpr u32 AHEAD = N > 2 || R > 1 ? 1 : MANY_LOADS<F> ? 4 : 2;
 
-// Registers for so many blocks on a compute unit: with one column as measured on an H100 (docs/gpu-performance.md), with
-// more as many as do not spill.
+// Registers for so many blocks on a compute unit: with one column as measured on an H100 (docs/gpu-performance.md),
+// with more as many as do not spill.
 template <class F, u32 N> constexpr u32 BLOCKS = N == 1 ? (MANY_LOADS<F> ? 5 : 8) : N == 2 ? 5 : 4;
 template <u32 N> constexpr u32 MIXED_BLOCKS = N == 1 ? 6 : 4;
 template <class F, u32 N> constexpr u32 GLU_BLOCKS = N > 1 ? 2 : MANY_LOADS<F> ? 3 : 4;
+
+// The quantized activations of a product.
+struct Columns {
+  const i8 *q;
+  const u32 *groups;
+  u32 columns, count;
+  // What is left of the norm of these activations, or null.
+  const f32 *squares;
+  f32 eps;
+  // What the sums of column c are multiplied with. All lanes of the wave call it together.
+  MEMBER f32 factor(u32 c) const {
+    if (!squares) return 1.0f;
+    u32 parts = columns / GROUP, first = smaller(c, count - 1) * parts;
+    f32 sum = 0.0f;
+    for (u32 i = lane_id(); i < parts; i += WAVE) sum += squares[first + i];
+    return 1.0f / square_root(wave_sum(sum) / (f32)columns + eps);
+  }
+};
 
 template <u32 N>
 DEVICE void finish_row(f32 *sums, f32 *out, const f32 *bias, const f32 *residual, u32 row, u32 rows, u32 count) {
@@ -53,13 +80,6 @@ DEVICE void finish_row(f32 *sums, f32 *out, const f32 *bias, const f32 *residual
     out[at] = residual ? residual[at] + sum : sum;
   }
 }
-
-// The quantized activations of a product.
-struct Columns {
-  const i8 *q;
-  const u32 *groups;
-  u32 columns, count;
-};
 
 // What a lane does in a row: its units are `unit` of the blocks `first`, `first` + STEP and so on.
 template <class F> struct Lane {
@@ -77,17 +97,23 @@ DEVICE void add_units(const F *weights, u64 start, u32 at, const Lane<F> &lane, 
   }
   UNROLL for (u32 k = 0; k < K; k++) {
     Unit units[R];
-    UNROLL for (u32 r = 0; r < R; r++) weights[r].decode(raws[k][r], lane.unit, units[r]);
+    Factors factors[R];
+    UNROLL for (u32 r = 0; r < R; r++) {
+      if constexpr (F::ONE_SCALE) {
+        F::decode(raws[k][r], lane.unit, units[r]);
+      } else {
+        F::quants(raws[k][r], lane.unit, units[r]);
+        factors[r] = F::factors(raws[k][r], lane.unit);
+      }
+    }
     u32 block = (at + k * Lane<F>::STEP) * F::BLOCK;
     u32 first = block + F::first(lane.unit), second = block + F::second(lane.unit);
     UNROLL for (u32 c = 0; c < N; c++) {
       // Columns beyond the count repeat the last one, and are not stored.
-      u64 column = N == 1 ? 0 : (u64)smaller(c, x.count - 1) * x.columns;
-      const u8 *q = (const u8 *)x.q + column;
-      const u32 *groups = x.groups + column / GROUP * 2;
-      u32x4 q_a = load16(q + first), q_b = load16(q + second);
-      u32x2 words_a = *(const u32x2 *)(groups + first / GROUP * 2), words_b = words_a;
-      if (!F::ONE_SCALE) words_b = *(const u32x2 *)(groups + second / GROUP * 2);
+      u32 column = N == 1 ? 0 : smaller(c, x.count - 1) * x.columns, a = column + first, b = column + second;
+      u32x4 q_a = load16((const u8 *)x.q + a), q_b = load16((const u8 *)x.q + b);
+      u32x2 words_a = *(const u32x2 *)(x.groups + a / GROUP * 2), words_b = words_a;
+      if (!F::ONE_SCALE) words_b = *(const u32x2 *)(x.groups + b / GROUP * 2);
       UNROLL for (u32 r = 0; r < R; r++) {
         const Unit &u = units[r];
         i32 dot_a = dot16(u.a, q_a), dot_b = dot16(u.b, q_b);
@@ -97,16 +123,18 @@ DEVICE void add_units(const F *weights, u64 start, u32 at, const Lane<F> &lane, 
           if (F::MINS) value = mul_add(-u.min_a, (f32)sum, value);
           sums[r][c] = mul_add(f32_of(words_a[0]), value, sums[r][c]);
         } else {
-          // Both runs are in the same half of their groups.
+          // Both runs are in the same half of their groups. Products with factors are exact integers below 2^25.
           u32 half = lane.unit % 2;
           i32 sum_a = half_sum(words_a[1], half), sum_b = half_sum(words_b[1], half);
-          f32 value_a = u.scale_a * (f32)(dot_a - F::ZERO * sum_a);
-          f32 value_b = u.scale_b * (f32)(dot_b - F::ZERO * sum_b);
+          const Factors &f = factors[r];
+          f32 scale_a = f32_of(words_a[0]), scale_b = f32_of(words_b[0]);
+          f32 dots = scale_a * (f32)(f.scale_a * (dot_a - F::ZERO * sum_a));
+          dots = mul_add(scale_b, (f32)(f.scale_b * (dot_b - F::ZERO * sum_b)), dots);
+          sums[r][c] = mul_add(f.d, dots, sums[r][c]);
           if (F::MINS) {
-            value_a = mul_add(-u.min_a, (f32)sum_a, value_a);
-            value_b = mul_add(-u.min_b, (f32)sum_b, value_b);
+            f32 mins = mul_add(scale_b, (f32)(f.min_b * sum_b), scale_a * (f32)(f.min_a * sum_a));
+            sums[r][c] = mul_add(-f.dmin, mins, sums[r][c]);
           }
-          sums[r][c] = mul_add(f32_of(words_a[0]), value_a, mul_add(f32_of(words_b[0]), value_b, sums[r][c]));
         }
       }
     }
@@ -133,43 +161,44 @@ DEVICE void add_row(const F *weights, u32 row, const Columns &x, f32 sums[R][N])
 }
 
 template <class F, u32 N>
-DEVICE void matvec_quantized(const u8 *w, const i8 *q, const u32 *groups, f32 *out, const f32 *bias,
-                             const f32 *residual, u32 row, u32 rows, u32 columns, u32 count) {
+DEVICE void matvec_quantized(const u8 *w, const Columns &x, f32 *out, const f32 *bias, const f32 *residual, u32 row,
+                             u32 rows) {
   if (row >= rows) return;
-  F weights[1] = {F(w, (u64)rows * (columns / F::BLOCK))};
+  F weights[1] = {F(w, (u64)rows * (x.columns / F::BLOCK))};
   f32 sums[1][N] = {};
-  add_row<F, 1, N>(weights, row, {q, groups, columns, count}, sums);
-  finish_row<N>(sums[0], out, bias, residual, row, rows, count);
+  add_row<F, 1, N>(weights, row, x, sums);
+  UNROLL for (u32 c = 0; c < N; c++) sums[0][c] *= x.factor(c);
+  finish_row<N>(sums[0], out, bias, residual, row, rows, x.count);
 }
 
 // The row of this wave where a matrix starts at block `block` of the grid.
 DEVICE u32 row_of_wave(u32 block) { return (block_x() - block) * MATVEC_WAVES + wave_id(); }
 
 template <class F, class G, u32 N>
-DEVICE void matvec_three(const u8 *w0, const u8 *w1, const u8 *w2, const i8 *q, const u32 *groups, f32 *out0,
-                         f32 *out1, f32 *out2, const f32 *bias0, const f32 *bias1, const f32 *bias2, u32 rows0,
-                         u32 rows1, u32 rows2, u32 columns, u32 count) {
+DEVICE void matvec_three(const u8 *w0, const u8 *w1, const u8 *w2, const Columns &x, f32 *out0, f32 *out1, f32 *out2,
+                         const f32 *bias0, const f32 *bias1, const f32 *bias2, u32 rows0, u32 rows1, u32 rows2) {
   u32 second = ceil_div(rows0, MATVEC_WAVES), third = second + ceil_div(rows1, MATVEC_WAVES);
   if (block_x() >= third) {
-    matvec_quantized<G, N>(w2, q, groups, out2, bias2, nullptr, row_of_wave(third), rows2, columns, count);
+    matvec_quantized<G, N>(w2, x, out2, bias2, nullptr, row_of_wave(third), rows2);
     return;
   }
   bool is_first = block_x() < second;
-  matvec_quantized<F, N>(is_first ? w0 : w1, q, groups, is_first ? out0 : out1, is_first ? bias0 : bias1, nullptr,
-                         row_of_wave(is_first ? 0 : second), is_first ? rows0 : rows1, columns, count);
+  matvec_quantized<F, N>(is_first ? w0 : w1, x, is_first ? out0 : out1, is_first ? bias0 : bias1, nullptr,
+                         row_of_wave(is_first ? 0 : second), is_first ? rows0 : rows1);
 }
 
 template <class F, u32 N>
-DEVICE void matvec_glu(const u8 *gate, const u8 *up, const i8 *q, const u32 *groups, f32 *out, i8 *out_q,
-                       u32 *out_groups, u32 gelu, u32 rows, u32 columns, u32 count) {
-  SHARED f32 values[N][GLU_ROWS];
-  u64 blocks = (u64)rows * (columns / F::BLOCK);
+DEVICE void matvec_glu(const u8 *gate, const u8 *up, const Columns &x, f32 *out, i8 *out_q, u32 *out_groups, u32 gelu,
+                       u32 rows) {
+  SHARED f32 values[N][GROUP];
+  u64 blocks = (u64)rows * (x.columns / F::BLOCK);
+  f32 factors[N];
+  UNROLL for (u32 c = 0; c < N; c++) factors[c] = x.factor(c);
   F weights[2] = {F(gate, blocks), F(up, blocks)};
-  UNROLL_BY(1) for (u32 i = wave_id(); i < GLU_ROWS; i += GLU_WAVES) {
-    u32 row = block_x() * GLU_ROWS + i;
+  UNROLL_BY(1) for (u32 i = wave_id(); i < GROUP; i += GLU_WAVES) {
+    u32 row = block_x() * GROUP + i;
     f32 sums[2][N] = {};
     if (row < rows) {
-      Columns x = {q, groups, columns, count};
       if constexpr (N < 8) {
         add_row<F, 2, N>(weights, row, x, sums);
       } else {
@@ -179,19 +208,46 @@ DEVICE void matvec_glu(const u8 *gate, const u8 *up, const i8 *q, const u32 *gro
       }
     }
     UNROLL for (u32 c = 0; c < N; c++) {
-      f32 g = wave_sum(sums[0][c]), u = wave_sum(sums[1][c]);
+      f32 g = wave_sum(sums[0][c]) * factors[c], u = wave_sum(sums[1][c]) * factors[c];
       if (lane_id() == 0) values[c][i] = (gelu ? Gelu::apply(g) : Silu::apply(g)) * u;
     }
   }
   barrier();
-  u32 row = block_x() * GLU_ROWS + lane_id();
+  u32 row = block_x() * GROUP + lane_id();
   // Lanes from 32 on have no row, but take part.
-  bool active = lane_id() < GLU_ROWS && row < rows;
-  for (u32 c = wave_id(); c < N && c < count; c += GLU_WAVES) {
-    f32 value = values[c][lane_id() % GLU_ROWS];
+  bool active = lane_id() < GROUP && row < rows;
+  for (u32 c = wave_id(); c < N && c < x.count; c += GLU_WAVES) {
+    f32 value = values[c][lane_id() % GROUP];
     u64 at = (u64)c * rows + row;
     if (out && active) out[at] = value;
     if (out_q) store_quantized(value, at, active, out_q, out_groups);
+  }
+}
+
+template <class F, u32 N, u32 WAVES>
+DEVICE void matvec_residual(const u8 *w, const Columns &x, f32 *stream, const f32 *bias, const f32 *norm, i8 *out_q,
+                            u32 *out_groups, f32 *squares, u32 rows) {
+  SHARED f32 values[N][GROUP];
+  F weights[1] = {F(w, (u64)rows * (x.columns / F::BLOCK))};
+  UNROLL_BY(1) for (u32 i = wave_id(); i < GROUP; i += WAVES) {
+    f32 sums[1][N] = {};
+    add_row<F, 1, N>(weights, block_x() * GROUP + i, x, sums);
+    UNROLL for (u32 c = 0; c < N; c++) {
+      f32 sum = wave_sum(sums[0][c]);
+      if (lane_id() == 0) values[c][i] = sum;
+    }
+  }
+  barrier();
+  // Lanes from 32 on have no row, but take part.
+  bool active = lane_id() < GROUP;
+  u32 row = block_x() * GROUP + lane_id() % GROUP;
+  for (u32 c = wave_id(); c < N && c < x.count; c += WAVES) {
+    u64 at = (u64)c * rows + row;
+    f32 value = stream[at] + values[c][lane_id() % GROUP] + (bias ? bias[row] : 0.0f);
+    f32 sum = wave_sum(value * value, GROUP);
+    if (active) stream[at] = value;
+    if (lane_id() == 0) squares[c * (rows / GROUP) + block_x()] = sum;
+    store_quantized(value * norm[row], at, active, out_q, out_groups);
   }
 }
 
@@ -225,21 +281,30 @@ DEVICE void matvec_floats(const u8 *w, const f32 *x, f32 *out, const f32 *bias, 
   KERNEL_FOR_BLOCKS(matvec_three_##name##_##n, MATVEC_THREADS, blocks,                                                 \
                     (const u8 *w0, const u8 *w1, const u8 *w2, const i8 *q, const u32 *groups, f32 *out0, f32 *out1,   \
                      f32 *out2, const f32 *bias0, const f32 *bias1, const f32 *bias2, u32 rows0, u32 rows1, u32 rows2, \
-                     u32 columns, u32 count)) {                                                                        \
-    matvec_three<format, other, n>(w0, w1, w2, q, groups, out0, out1, out2, bias0, bias1, bias2, rows0, rows1, rows2,  \
-                                   columns, count);                                                                    \
+                     u32 columns, u32 count, const f32 *squares, f32 eps)) {                                           \
+    Columns x = {q, groups, columns, count, squares, eps};                                                             \
+    matvec_three<format, other, n>(w0, w1, w2, x, out0, out1, out2, bias0, bias1, bias2, rows0, rows1, rows2);         \
   }
 #define STAMP_N(name, format, n)                                                                                       \
   KERNEL_FOR_BLOCKS(matvec_##name##_##n, MATVEC_THREADS, (BLOCKS<format, n>),                                          \
                     (const u8 *w, const i8 *q, const u32 *groups, f32 *out, const f32 *bias, const f32 *residual,      \
-                     u32 rows, u32 columns, u32 count)) {                                                              \
-    matvec_quantized<format, n>(w, q, groups, out, bias, residual, row_of_wave(0), rows, columns, count);              \
+                     u32 rows, u32 columns, u32 count, const f32 *squares, f32 eps)) {                                 \
+    Columns x = {q, groups, columns, count, squares, eps};                                                             \
+    matvec_quantized<format, n>(w, x, out, bias, residual, row_of_wave(0), rows);                                      \
   }                                                                                                                    \
   THREE(name, format, format, n, (BLOCKS<format, n>))                                                                  \
   KERNEL_FOR_BLOCKS(matvec_glu_##name##_##n, GLU_THREADS, (GLU_BLOCKS<format, n>),                                     \
                     (const u8 *gate, const u8 *up, const i8 *q, const u32 *groups, f32 *out, i8 *out_q,                \
-                     u32 *out_groups, u32 gelu, u32 rows, u32 columns, u32 count)) {                                   \
-    matvec_glu<format, n>(gate, up, q, groups, out, out_q, out_groups, gelu, rows, columns, count);                    \
+                     u32 *out_groups, u32 gelu, u32 rows, u32 columns, u32 count, const f32 *squares, f32 eps)) {      \
+    Columns x = {q, groups, columns, count, squares, eps};                                                             \
+    matvec_glu<format, n>(gate, up, x, out, out_q, out_groups, gelu, rows);                                            \
+  }                                                                                                                    \
+  KERNEL_FOR_BLOCKS(matvec_residual_##name##_##n, RESIDUAL_THREADS(n), 1,                                              \
+         (const u8 *w, const i8 *q, const u32 *groups, f32 *x, const f32 *bias, const f32 *norm, i8 *out_q,            \
+          u32 *out_groups, f32 *squares, u32 rows, u32 columns, u32 count)) {                                          \
+    Columns columns_of_x = {q, groups, columns, count, nullptr, 0.0f};                                                 \
+    matvec_residual<format, n, RESIDUAL_THREADS(n) / WAVE>(w, columns_of_x, x, bias, norm, out_q, out_groups, squares, \
+                                                           rows);                                                      \
   }
 #define STAMP(name, format)                                                                                            \
   STAMP_N(name, format, 1) STAMP_N(name, format, 2) STAMP_N(name, format, 4) STAMP_N(name, format, 8)

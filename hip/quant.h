@@ -187,6 +187,24 @@ struct Block256 {
   static constexpr bool SIGNED = false;
 };
 
+// Their scales and minima are integers, times numbers that the block has in common.
+struct Factors {
+  f32 d, dmin;
+  i32 scale_a, scale_b, min_a, min_b;
+};
+
+// A format with factors decodes the q of a unit and its factors one by one.
+template <class F> struct FormatOfFactors : Format<F> {
+  template <class Raw> static MEMBER void decode(const Raw &raw, u32 u, Unit &unit) {
+    F::quants(raw, u, unit);
+    Factors factors = F::factors(raw, u);
+    unit.scale_a = factors.d * (f32)factors.scale_a;
+    unit.scale_b = factors.d * (f32)factors.scale_b;
+    unit.min_a = factors.dmin * (f32)factors.min_a;
+    unit.min_b = factors.dmin * (f32)factors.min_b;
+  }
+};
+
 // Q2_K and Q3_K: weights 128h + 32j + l are the two bits from bit 2j on of byte 32h + l. A unit is 16 bytes and two
 // neighbouring j.
 struct Pairs : Block256 {
@@ -197,7 +215,7 @@ struct Pairs : Block256 {
   static MEMBER u32 second(u32 unit) { return first(unit) + 32; }
 };
 
-struct Q2_K : Pairs, Format<Q2_K> {
+struct Q2_K : Pairs, FormatOfFactors<Q2_K> {
   static constexpr i32 ZERO = 0;
   static constexpr bool MINS = true;
   const u8 *qs, *scales, *d;
@@ -213,21 +231,19 @@ struct Q2_K : Pairs, Format<Q2_K> {
     return {load16(qs + block * 64 + 32 * half(u) + l(u)), load_u32(d + block * 4), factors[first(u) / 16],
             factors[second(u) / 16]};
   }
-  static MEMBER void decode(const Raw &raw, u32 u, Unit &unit) {
+  static MEMBER void quants(const Raw &raw, u32 u, Unit &unit) {
     u32 shift = 2 * j(u);
     UNROLL for (u32 i = 0; i < 4; i++) {
       unit.a[i] = raw.q[i] >> shift & PAIRS;
       unit.b[i] = raw.q[i] >> (shift + 2) & PAIRS;
     }
-    f32 scale = f16_to_f32((u16)raw.dm), min = f16_to_f32((u16)(raw.dm >> 16));
-    unit.scale_a = scale * (f32)(raw.a & 15);
-    unit.scale_b = scale * (f32)(raw.b & 15);
-    unit.min_a = min * (f32)(raw.a >> 4);
-    unit.min_b = min * (f32)(raw.b >> 4);
+  }
+  static MEMBER Factors factors(const Raw &raw, u32) {
+    return {f16_to_f32((u16)raw.dm), f16_to_f32((u16)(raw.dm >> 16)), raw.a & 15, raw.b & 15, raw.a >> 4, raw.b >> 4};
   }
 };
 
-struct Q3_K : Pairs, Format<Q3_K> {
+struct Q3_K : Pairs, FormatOfFactors<Q3_K> {
   static constexpr i32 ZERO = 4;
   const u8 *qs, *hmask, *scales, *d;
   MEMBER Q3_K(const u8 *w, u64 blocks)
@@ -248,15 +264,16 @@ struct Q3_K : Pairs, Format<Q3_K> {
     return {load16(qs + block * 64 + 32 * half(u) + l(u)), load16(hmask + block * 32 + l(u)), load_u16(d + block * 2),
             packed[a % 8], packed[8 + a % 4], packed[b % 8], packed[8 + b % 4]};
   }
-  static MEMBER void decode(const Raw &raw, u32 u, Unit &unit) {
+  static MEMBER void quants(const Raw &raw, u32 u, Unit &unit) {
     u32 shift = 2 * j(u), bit = 4 * half(u) + j(u);
     UNROLL for (u32 i = 0; i < 4; i++) {
       unit.a[i] = (raw.q[i] >> shift & PAIRS) | (raw.high[i] >> bit & ONES) << 2;
       unit.b[i] = (raw.q[i] >> (shift + 2) & PAIRS) | (raw.high[i] >> (bit + 1) & ONES) << 2;
     }
-    f32 all = f16_to_f32(raw.d);
-    unit.scale_a = all * (f32)scale(raw.low_a, raw.high_a, first(u) / 16);
-    unit.scale_b = all * (f32)scale(raw.low_b, raw.high_b, second(u) / 16);
+  }
+  static MEMBER Factors factors(const Raw &raw, u32 u) {
+    i32 a = scale(raw.low_a, raw.high_a, first(u) / 16), b = scale(raw.low_b, raw.high_b, second(u) / 16);
+    return {f16_to_f32(raw.d), 0.0f, a, b, 0, 0};
   }
 };
 
@@ -266,25 +283,22 @@ struct NibblePairs : Block256 {
   static constexpr bool MINS = true;
   static MEMBER u32 first(u32 unit) { return unit / 2 * 64 + unit % 2 * 16; }
   static MEMBER u32 second(u32 unit) { return first(unit) + 32; }
-  // Scale and minimum of groups 2p and 2p + 1, whose 6-bit factors are packed in the last three words of the header.
-  static MEMBER void set_scales(u32x4 header, u32 p, Unit &unit) {
-    f32 d = f16_to_f32((u16)header[0]), dmin = f16_to_f32((u16)(header[0] >> 16));
+  // Of groups 2p and 2p + 1, whose 6-bit factors are packed in the last three words of the header.
+  static MEMBER Factors factors_of(u32x4 header, u32 p) {
     // Groups 0 to 3 have all 6 bits in the second and third word, 4 to 7 their low 4 in the last one and the high two
     // on top of the others. Masks choose, since branches would keep compilers from fetching ahead.
-    u32 early = p / 2 - 1, shift = p % 2 * 16, own = 15 | (48 & early), borrowed = 48 & ~early;
-    u32 scales = (header[3] ^ ((header[3] ^ header[1]) & early)) >> shift, high_scales = header[1] >> (shift + 2);
-    u32 mins = (header[3] >> 4 ^ ((header[3] >> 4 ^ header[2]) & early)) >> shift, high_mins = header[2] >> (shift + 2);
-    u32 scale_a = (scales & own) | (high_scales & borrowed), min_a = (mins & own) | (high_mins & borrowed);
-    scales >>= 8, high_scales >>= 8, mins >>= 8, high_mins >>= 8;
-    u32 scale_b = (scales & own) | (high_scales & borrowed), min_b = (mins & own) | (high_mins & borrowed);
-    unit.scale_a = d * (f32)scale_a;
-    unit.scale_b = d * (f32)scale_b;
-    unit.min_a = dmin * (f32)min_a;
-    unit.min_b = dmin * (f32)min_b;
+    // Both groups are in neighbouring bytes.
+    u32 early = p / 2 - 1, shift = p % 2 * 16, own = 0x0f0f | (0x3030 & early), borrowed = 0x3030 & ~early;
+    u32 low_scales = header[3] ^ ((header[3] ^ header[1]) & early);
+    u32 low_mins = header[3] >> 4 ^ ((header[3] >> 4 ^ header[2]) & early);
+    u32 scales = (low_scales >> shift & own) | (header[1] >> (shift + 2) & borrowed);
+    u32 mins = (low_mins >> shift & own) | (header[2] >> (shift + 2) & borrowed);
+    return {f16_to_f32((u16)header[0]), f16_to_f32((u16)(header[0] >> 16)), (i32)(scales & 255), (i32)(scales >> 8),
+            (i32)(mins & 255), (i32)(mins >> 8)};
   }
 };
 
-struct Q4_K : NibblePairs, Format<Q4_K> {
+struct Q4_K : NibblePairs, FormatOfFactors<Q4_K> {
   const u8 *qs, *header;
   MEMBER Q4_K(const u8 *w, u64 blocks) : qs(w), header(w + plane_bytes(blocks, 128)) {}
   struct Raw {
@@ -293,13 +307,11 @@ struct Q4_K : NibblePairs, Format<Q4_K> {
   MEMBER Raw fetch(u64 block, u32 u) const {
     return {load16(qs + block * 128 + u * 16), load16(header + block * 16)};
   }
-  static MEMBER void decode(const Raw &raw, u32 u, Unit &unit) {
-    split_nibbles(raw.q, unit);
-    set_scales(raw.header, u / 2, unit);
-  }
+  static MEMBER void quants(const Raw &raw, u32, Unit &unit) { split_nibbles(raw.q, unit); }
+  static MEMBER Factors factors(const Raw &raw, u32 u) { return factors_of(raw.header, u / 2); }
 };
 
-struct Q5_K : NibblePairs, Format<Q5_K> {
+struct Q5_K : NibblePairs, FormatOfFactors<Q5_K> {
   const u8 *qs, *qh, *header;
   MEMBER Q5_K(const u8 *w, u64 blocks)
       : qs(w), qh(qs + plane_bytes(blocks, 128)), header(qh + plane_bytes(blocks, 32)) {}
@@ -309,20 +321,20 @@ struct Q5_K : NibblePairs, Format<Q5_K> {
   MEMBER Raw fetch(u64 block, u32 u) const {
     return {load16(qs + block * 128 + u * 16), load16(qh + block * 32 + u % 2 * 16), load16(header + block * 16)};
   }
-  static MEMBER void decode(const Raw &raw, u32 u, Unit &unit) {
+  static MEMBER void quants(const Raw &raw, u32 u, Unit &unit) {
     split_nibbles(raw.q, unit);
     u32 bit = u / 2 * 2;
     UNROLL for (u32 i = 0; i < 4; i++) {
       unit.a[i] |= (raw.high[i] >> bit & ONES) << 4;
       unit.b[i] |= (raw.high[i] >> (bit + 1) & ONES) << 4;
     }
-    set_scales(raw.header, u / 2, unit);
   }
+  static MEMBER Factors factors(const Raw &raw, u32 u) { return factors_of(raw.header, u / 2); }
 };
 
 // Weights 128h + 32j + l have their low 4 bits in a nibble (low for j < 2) of byte 64h + 32(j % 2) + l of ql, and the
 // other two in the bits from 2j on of byte 32h + l of qh. A unit is 16 bytes of ql.
-struct Q6_K : Block256, Format<Q6_K> {
+struct Q6_K : Block256, FormatOfFactors<Q6_K> {
   static constexpr i32 ZERO = 32;
   const u8 *ql, *qh, *scales, *d;
   MEMBER Q6_K(const u8 *w, u64 blocks)
@@ -340,17 +352,15 @@ struct Q6_K : Block256, Format<Q6_K> {
     return {load16(ql + block * 128 + u * 16), load16(qh + block * 64 + u / 4 * 32 + u % 2 * 16),
             load_u16(d + block * 2), factors[first(u) / 16], factors[second(u) / 16]};
   }
-  static MEMBER void decode(const Raw &raw, u32 u, Unit &unit) {
+  static MEMBER void quants(const Raw &raw, u32 u, Unit &unit) {
     split_nibbles(raw.low, unit);
     u32 shift = u / 2 % 2 * 2;
     UNROLL for (u32 i = 0; i < 4; i++) {
       unit.a[i] |= (raw.high[i] >> shift & PAIRS) << 4;
       unit.b[i] |= (raw.high[i] >> (shift + 4) & PAIRS) << 4;
     }
-    f32 all = f16_to_f32(raw.d);
-    unit.scale_a = all * (f32)raw.a;
-    unit.scale_b = all * (f32)raw.b;
   }
+  static MEMBER Factors factors(const Raw &raw, u32) { return {f16_to_f32(raw.d), 0.0f, raw.a, raw.b, 0, 0}; }
 };
 
 // STAMP(name in kernels, format) for every quantized format.

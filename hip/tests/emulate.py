@@ -79,6 +79,15 @@ def quantize(launch, kernel):
     yield groups, expected[1], 0
 
 
+EPS = np.float32(1e-2)
+
+
+def deferred_norm(rng, count, columns):
+    """Sums of 32 squares, and the factors of the norms that they belong to."""
+    squares = np.square(normal(rng, count, columns // 32)) * np.float32(32)
+    return squares, 1 / np.sqrt(np.float64(squares).sum(axis=1, keepdims=True) / columns + EPS)
+
+
 @check(*[f"matvec_{name}_{n}" for name in FORMATS for n in (1, 2, 4, 8)],
        *[f"matmul_{name}" for name in FORMATS])
 def product(launch, kernel):
@@ -95,9 +104,12 @@ def product(launch, kernel):
         q, groups = quantized(x)
         inputs, x = [q, groups], dequantized(q, groups).reshape(x.shape)
     grid = (-(-rows // 4),) if n else (2, 1)
-    launch(grid, planes, *inputs, out, bias, residual, np.uint32(rows), np.uint32(columns), np.uint32(count))
-    yield out, np.float64(x) @ np.float64(weights).T + bias + residual, 2e-6
-    launch(grid, planes, *inputs, out, None, None, np.uint32(rows), np.uint32(columns), np.uint32(count))
+    sizes = [np.uint32(rows), np.uint32(columns), np.uint32(count)]
+    few = n and name not in FLOATS
+    squares, factors = deferred_norm(rng, count, columns) if few else (None, 1)
+    launch(grid, planes, *inputs, out, bias, residual, *sizes, *([squares, EPS] if few else []))
+    yield out, factors * (np.float64(x) @ np.float64(weights).T) + bias + residual, 2e-6
+    launch(grid, planes, *inputs, out, None, None, *sizes, *([None, EPS] if few else []))
     yield out, np.float64(x) @ np.float64(weights).T, 2e-6
 
 
@@ -117,10 +129,11 @@ def three_products(launch, kernel):
     x = np.float64(dequantized(q, groups)).reshape(count, columns)
     bias = normal(rng, rows[1])
     out = [np.full((count, r), np.nan, np.float32) for r in rows]
+    squares, factors = deferred_norm(rng, count, columns)
     launch((2 + 1 + 1,), *[planes for planes, _ in parts], q, groups, *out, None, bias, None, *np.uint32(rows),
-           np.uint32(columns), np.uint32(count))
+           np.uint32(columns), np.uint32(count), squares, EPS)
     for i, (_, weights) in enumerate(parts):
-        yield out[i], x @ np.float64(weights).T + (bias if i == 1 else 0), 2e-6
+        yield out[i], factors * (x @ np.float64(weights).T) + (bias if i == 1 else 0), 2e-6
 
 
 @check(*[f"matvec_glu_{name}_{n}" for name in QUANTIZED for n in (1, 2, 4, 8)])
@@ -135,12 +148,34 @@ def gated_products(launch, kernel):
     out = np.full((count, rows), np.nan, np.float32)
     out_q, out_groups = np.zeros(count * rows, np.int8), np.zeros((count * rows // 32, 2), np.uint32)
     gelu = int(n) % 4 == 0
+    squares, factors = deferred_norm(rng, count, columns)
     launch((1,), parts[0][0], parts[1][0], q, groups, out, out_q, out_groups, np.uint32(gelu), np.uint32(rows),
-           np.uint32(columns), np.uint32(count))
-    gate, up = (x @ np.float64(weights).T for _, weights in parts)
+           np.uint32(columns), np.uint32(count), squares, EPS)
+    gate, up = (factors * (x @ np.float64(weights).T) for _, weights in parts)
     yield out, (gelu_of(gate) if gelu else silu_of(gate)) * up, 2e-6
     yield out_q, quantized(out)[0].reshape(-1), 0
     yield out_groups, quantized(out)[1].reshape(-1, 2), 0
+
+
+@check(*[f"matvec_residual_{name}_{n}" for name in QUANTIZED for n in (1, 2, 4, 8)])
+def residual_product(launch, kernel):
+    rng = seeded(kernel)
+    name, n = kernel.removeprefix("matvec_residual_").rsplit("_", 1)
+    count, rows = max(1, int(n) - int(n) // 4), 32
+    planes, weights = matrix(rng, name, rows, columns_of(name, 1 if name.endswith("k") else 3))
+    columns = weights.shape[1]
+    q, groups = quantized(normal(rng, count, columns))
+    x = np.float64(dequantized(q, groups)).reshape(count, columns)
+    stream, bias, norm_weights = normal(rng, count, rows), normal(rng, rows), normal(rng, rows)
+    expected = stream + bias + x @ np.float64(weights).T
+    out_q, out_groups = np.zeros(count * rows, np.int8), np.zeros((count * rows // 32, 2), np.uint32)
+    squares = np.zeros((count, rows // 32), np.float32)
+    launch((1,), planes, q, groups, stream, bias, norm_weights, out_q, out_groups, squares, np.uint32(rows),
+           np.uint32(columns), np.uint32(count))
+    yield stream, expected, 2e-6
+    yield squares, np.square(np.float64(stream)).sum(axis=1, keepdims=True), 1e-6
+    yield out_q, quantized(stream * norm_weights)[0].reshape(-1), 0
+    yield out_groups, quantized(stream * norm_weights)[1].reshape(-1, 2), 0
 
 
 CORE_TYPES = [name for name in FORMATS if name != "f32"]

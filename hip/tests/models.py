@@ -6,8 +6,8 @@
 DIR has the built examples (target/release/examples). --texts continues prompts by 64 tokens on both and compares the
 texts, which has a meaning for real models only: random weights leave near ties. Logits are compared over N tokens of
 this repository's documents, each model's own tokens: the largest difference relative to the largest logit, and how
-often the best token is the same. On the CPU they are computed as always and, with --reference, in 32-bit floats too,
-which shows how far rounding activations to 8 bits moves the CPU's own.
+often the best token is the same. With --reference, both are also computed in 32-bit floats on both devices: what
+differs there is a fault, what differs only without it is how activations are rounded.
 """
 
 import argparse
@@ -32,16 +32,17 @@ def example(options, name, *arguments, text=""):
     return result.stdout
 
 
-def same_texts(options, model):
+def same_texts(options, model, *arguments):
     same = 0
     for prompt in PROMPTS:
         texts = [example(options, "generate", "--model", model, "--device", device, "--prompt", prompt, "-n", 64,
-                         "--temperature", 0, "--quiet").decode() for device in ("cpu", options.device)]
+                         "--temperature", 0, "--quiet", *arguments).decode() for device in ("cpu", options.device)]
         same += texts[0] == texts[1]
         if texts[0] != texts[1]:
             at = next((i for i, (a, b) in enumerate(zip(*texts)) if a != b), min(map(len, texts)))
             print(f"  {prompt!r} differs from character {at} on: {texts[0][at:at + 40]!r}, {texts[1][at:at + 40]!r}")
-    print(f"{model}: {same} of {len(PROMPTS)} greedy texts of 64 tokens are the same", flush=True)
+    how = " ".join(["", *arguments])
+    print(f"{model}{how}: {same} of {len(PROMPTS)} greedy texts of 64 tokens are the same", flush=True)
 
 
 def logits(options, model, tokens, *arguments):
@@ -70,6 +71,8 @@ def main():
     for model in options.models:
         if options.texts:
             same_texts(options, model)
+            if options.reference:
+                same_texts(options, model, "--reference")
         tokens = json.loads(example(options, "tokenize", "--model", model, "--json", "--no-special", text=text[:20000]))
         tokens = tokens[:options.tokens]
         print(f"{model}: {len(tokens)} tokens", flush=True)
@@ -80,6 +83,7 @@ def main():
             exact = logits(options, model, tokens, "--device", "cpu", "--reference")
             compare("GPU and the CPU in 32-bit floats", exact, on_gpu)
             compare("CPU and the CPU in 32-bit floats", exact, on_cpu)
+            compare("both in 32-bit floats", exact, logits(options, model, tokens, "--device", options.device, "--reference"))
 
 
 if __name__ == "__main__":

@@ -189,6 +189,35 @@ fn product(w: &[f32], x: &[f32], columns: usize) -> (Vec<f64>, Vec<f64>) {
     .unzip()
 }
 
+/// What a kernel is told of the norm of its activations whose factor is missing, and the factor of each column.
+#[derive(Default)]
+struct DeferredNorm {
+    squares: Option<Buffer>,
+    factors: Vec<f64>,
+}
+
+const EPS: f32 = 1e-2;
+
+/// With and without such a norm.
+fn deferred_norm(count: usize, columns: usize, random: &mut Random) -> DeferredNorm {
+    if random.below(3) == 0 {
+        return DeferredNorm::default();
+    }
+    let squares: Vec<f32> = random.normals(count * columns / 32).iter().map(|x| x * x * 32.0).collect();
+    let mean = |part: &[f32]| part.iter().map(|&s| f64::from(s)).sum::<f64>() / columns as f64;
+    let factors = squares.chunks(columns / 32).map(|part| 1.0 / (mean(part) + f64::from(EPS)).sqrt()).collect();
+    DeferredNorm { squares: Some(Buffer::new(&squares)), factors }
+}
+
+impl DeferredNorm {
+    /// Multiplies rows of `rows` results with the factors.
+    fn apply(&self, results: &mut [f64], rows: usize) {
+        for (row, factor) in results.chunks_mut(rows).zip(&self.factors) {
+            row.iter_mut().for_each(|value| *value *= factor);
+        }
+    }
+}
+
 /// Launches a kernel that multiplies `w` with `count` columns, with and without an epilogue, and checks the result.
 fn check_product(sim: &Sim, kernel: &str, grid: [usize; 3], ty: TensorType, w: &Matrix, count: usize, seed: u64) {
     let mut random = Random::new(seed);
@@ -197,6 +226,7 @@ fn check_product(sim: &Sim, kernel: &str, grid: [usize; 3], ty: TensorType, w: &
     let (bias, residual) = (random.normals(rows), random.normals(count * rows));
     let (out, bias_memory) = (Buffer::new(&residual), Buffer::new(&bias));
     let epilogue = seed % 2 == 1;
+    let mut norm = DeferredNorm::default();
     let (bias_arg, residual_arg) = if epilogue { (Some(&bias_memory), Some(&out)) } else { (None, None) };
     let values = if is_float(ty) {
         let x_memory = Buffer::new(&x);
@@ -205,11 +235,21 @@ fn check_product(sim: &Sim, kernel: &str, grid: [usize; 3], ty: TensorType, w: &
         x
     } else {
         let x = activations(sim, &x);
-        let args = args![&w.memory, &x.q, &x.groups, &out, bias_arg, residual_arg, rows, columns, count];
-        sim.launch(kernel, grid, args);
+        if kernel.starts_with("matvec") {
+            norm = deferred_norm(count, columns, &mut random);
+            let squares = norm.squares.as_ref();
+            let (q, groups) = (&x.q, &x.groups);
+            let args = args![&w.memory, q, groups, &out, bias_arg, residual_arg, rows, columns, count, squares, EPS];
+            sim.launch(kernel, grid, args);
+        } else {
+            let args = args![&w.memory, &x.q, &x.groups, &out, bias_arg, residual_arg, rows, columns, count];
+            sim.launch(kernel, grid, args);
+        }
         x.values
     };
-    let (mut expected, scale) = product(&w.weights, &values, columns);
+    let (mut expected, mut scale) = product(&w.weights, &values, columns);
+    norm.apply(&mut expected, rows);
+    norm.apply(&mut scale, rows);
     if epilogue {
         for (i, expected) in expected.iter_mut().enumerate() {
             *expected += f64::from(bias[i % rows]) + f64::from(residual[i]);
@@ -262,6 +302,7 @@ fn three_products_in_one_launch_are_right() {
                 let biases = [Some(&memory[0]), None, Some(&memory[2])];
                 let grid = [rows.iter().map(|rows| rows.div_ceil(4)).sum(), 1, 1];
                 let kernel = format!("matvec_three_{name}_{n}");
+                let norm = deferred_norm(count, columns, &mut random);
                 sim.launch(
                     &kernel,
                     grid,
@@ -281,11 +322,15 @@ fn three_products_in_one_launch_are_right() {
                         rows[1],
                         rows[2],
                         columns,
-                        count
+                        count,
+                        norm.squares.as_ref(),
+                        EPS
                     ],
                 );
                 for j in (0..3).filter(|&j| rows[j] > 0) {
-                    let (mut expected, scale) = product(&w[j].weights, &x.values, columns);
+                    let (mut expected, mut scale) = product(&w[j].weights, &x.values, columns);
+                    norm.apply(&mut expected, rows[j]);
+                    norm.apply(&mut scale, rows[j]);
                     for (k, expected) in expected.iter_mut().enumerate() {
                         *expected += if biases[j].is_some() { f64::from(bias[j][k % rows[j]]) } else { 0.0 };
                     }
@@ -314,6 +359,7 @@ fn gated_products_are_right() {
                 let quantizes = rows % 32 == 0;
                 let gelu = i % 2;
                 let kernel = format!("matvec_glu_{name}_{n}");
+                let norm = deferred_norm(count, columns, &mut random);
                 sim.launch(
                     &kernel,
                     [rows.div_ceil(32), 1, 1],
@@ -328,11 +374,18 @@ fn gated_products_are_right() {
                         gelu,
                         rows,
                         columns,
-                        count
+                        count,
+                        norm.squares.as_ref(),
+                        EPS
                     ],
                 );
-                let (gate, gate_scale) = product(&w[0].weights, &x.values, columns);
-                let (up, up_scale) = product(&w[1].weights, &x.values, columns);
+                let multiply = |w: &Matrix| {
+                    let (mut products, mut scale) = product(&w.weights, &x.values, columns);
+                    norm.apply(&mut products, rows);
+                    norm.apply(&mut scale, rows);
+                    (products, scale)
+                };
+                let ((gate, gate_scale), (up, up_scale)) = (multiply(&w[0]), multiply(&w[1]));
                 let act = if gelu == 1 { crate::rows::gelu } else { crate::rows::silu };
                 let expected: Vec<f64> = gate.iter().zip(&up).map(|(&g, &u)| act(g) * u).collect();
                 let scale = gate.iter().zip(&up).zip(gate_scale.iter().zip(&up_scale));
@@ -344,6 +397,58 @@ fn gated_products_are_right() {
                     let found: Vec<f64> = out.read::<f32>().into_iter().map(f64::from).collect();
                     crate::rows::assert_quantized(&q, &groups, &found, &what);
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn products_leave_a_norm_to_those_that_follow() {
+    let mut random = Random::new(33);
+    for sim in sims() {
+        for (ty, name) in TYPES.into_iter().filter(|(ty, _)| !is_float(*ty)) {
+            for (i, (n, count)) in FEW.into_iter().enumerate() {
+                let (rows, columns) = (32 * (1 + i % 3), 3 * ty.block_len().max(64));
+                let w = matrix(ty, rows, columns, &mut random);
+                let x = activations(sim, &random.normals(count * columns));
+                let (before, weight) = (random.normals(count * rows), random.normals(rows));
+                let (stream, bias) = (Buffer::new(&before), random.normals(rows));
+                let bias_memory = (i % 2 == 0).then(|| Buffer::new(&bias));
+                let (q, groups) = (Buffer::unset::<i8>(count * rows), Buffer::unset::<[u32; 2]>(count * rows / 32));
+                let squares = Buffer::unset::<f32>(count * rows / 32);
+                let kernel = format!("matvec_residual_{name}_{n}");
+                sim.launch(
+                    &kernel,
+                    [rows / 32, 1, 1],
+                    args![
+                        &w.memory,
+                        &x.q,
+                        &x.groups,
+                        &stream,
+                        bias_memory.as_ref(),
+                        &Buffer::new(&weight),
+                        &q,
+                        &groups,
+                        &squares,
+                        rows,
+                        columns,
+                        count
+                    ],
+                );
+                let what = format!("wave {}, {kernel}, {rows} x {columns}, {count} columns", sim.wave);
+                let (mut expected, scale) = product(&w.weights, &x.values, columns);
+                for (k, expected) in expected.iter_mut().enumerate() {
+                    let bias = if bias_memory.is_some() { f64::from(bias[k % rows]) } else { 0.0 };
+                    *expected += f64::from(before[k]) + bias;
+                }
+                let scale: Vec<f64> = scale.iter().map(|s| s + 1.0).collect();
+                let found = stream.read::<f32>();
+                assert_near(&found, &expected, &scale, 2e-6, &what);
+                let wide: Vec<f64> = found.into_iter().map(f64::from).collect();
+                let sums: Vec<f64> = wide.chunks(32).map(|group| group.iter().map(|x| x * x).sum()).collect();
+                assert_near(&squares.read::<f32>(), &sums, &sums, 1e-6, &what);
+                let normed: Vec<f64> = wide.iter().enumerate().map(|(k, x)| x * f64::from(weight[k % rows])).collect();
+                crate::rows::assert_quantized(&q, &groups, &normed, &what);
             }
         }
     }

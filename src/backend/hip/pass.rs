@@ -4,16 +4,16 @@ use super::driver::DevicePtr;
 use super::exec::Executor;
 use super::inputs::Inputs;
 use super::modules::{Args, Kernel};
-use super::plan::{Product, Step};
+use super::plan::{Deferred, Product, Step};
 use super::prepare::{Attention, Kernels, MATVEC_COLUMNS, MOST_SPLIT_TOKENS, MOST_SPLITS, Many};
 use crate::model::program::{Activation, AttentionInfo, Buf, RowKind, Weight, WeightInfo};
 use crate::model::rope::RopeStyle;
 use crate::{Error, ErrorKind, Result};
 use std::cell::Cell;
 
-/// Rows in a block of the kernels for few columns, and of their gated units.
+/// Rows in a block of the kernels for few columns, and where results are quantized in groups.
 const MATVEC_ROWS: usize = 4;
-const GLU_ROWS: usize = 32;
+const GROUP_ROWS: usize = 32;
 
 /// The launches of a pass whose inputs are on their way.
 pub(super) struct Pass<'a> {
@@ -89,12 +89,25 @@ impl Pass<'_> {
             self.halved.set(None);
         }
         match (step, kernels) {
-            (Step::MatMul { x, products }, Kernels::MatMul { few, many }) => self.matmul(*x, products, few, many),
+            (Step::MatMul { x, products, norm }, Kernels::MatMul { few, many }) => {
+                self.matmul(*x, products, *norm, few, many)
+            }
+            (Step::Residual { x, product, stream, weight, eps, out }, Kernels::Residual { few, many, norm }) => {
+                match self.few(*x, few) {
+                    Some(kernel) => self.residual(*x, product, *stream, (*weight, *out), kernel),
+                    None => {
+                        self.matmul_many(*x, product, many)?;
+                        let add = Some(product.out);
+                        let (x, weight, eps, out) = (*stream, *weight, *eps, *out);
+                        self.simple(&Step::Norm { x, add, weight, eps, out, quantize: true }, norm)
+                    }
+                }
+            }
             (
-                Step::GatedMatMul { x, gate, up, act, quantize },
+                Step::GatedMatMul { x, gate, up, act, quantize, norm },
                 Kernels::GatedMatMul { few, many: [gate_kernel, up_kernel], glu },
             ) => match self.few(*x, few) {
-                Some(kernel) => self.gated_matmul(*x, [gate, up], *act, *quantize, kernel),
+                Some(kernel) => self.gated_matmul(*x, [gate, up], *act, *quantize, *norm, kernel),
                 None => {
                     self.matmul_many(*x, gate, gate_kernel)?;
                     self.matmul_many(*x, up, up_kernel)?;
@@ -186,7 +199,7 @@ impl Pass<'_> {
                     .u32(narrow(columns)?);
                 self.launch(kernel, [blocks(columns, 256)?, narrow(self.inputs.outputs)?, 1], args)
             }
-            Step::MatMul { .. } | Step::GatedMatMul { .. } | Step::Attention { .. } => {
+            Step::MatMul { .. } | Step::Residual { .. } | Step::GatedMatMul { .. } | Step::Attention { .. } => {
                 Err(bug("a step has the kernels of another"))
             }
         }
@@ -241,7 +254,14 @@ impl Pass<'_> {
         MATVEC_COLUMNS.iter().zip(kernels).find(|(n, _)| count <= **n).map(|(_, kernel)| kernel)
     }
 
-    fn matmul(&self, x: Buf, products: &[Product], few: &[Kernel], many: &[Many]) -> Result<()> {
+    fn matmul(
+        &self,
+        x: Buf,
+        products: &[Product],
+        norm: Option<Deferred>,
+        few: &[Kernel],
+        many: &[Many],
+    ) -> Result<()> {
         match (self.few(x, few), products) {
             (None, _) => {
                 products.iter().zip(many).try_for_each(|(product, kernel)| self.matmul_many(x, product, kernel))
@@ -249,9 +269,12 @@ impl Pass<'_> {
             (Some(kernel), [product]) => {
                 let info = self.info(product.weight)?;
                 let grid = [blocks(info.rows, MATVEC_ROWS)?, u32::from(self.rows(x) > 0), 1];
-                self.launch(kernel, grid, self.product_args(x, product)?)
+                let args = self.product_args(x, product)?;
+                let is_quantized = info.tensor.tensor_type().is_quantized();
+                let args = if is_quantized { self.deferred(args, x, norm)? } else { args };
+                self.launch(kernel, grid, args)
             }
-            (Some(kernel), _) => self.matmul_few(x, products, kernel),
+            (Some(kernel), _) => self.matmul_few(x, products, norm, kernel),
         }
     }
 
@@ -315,7 +338,7 @@ impl Pass<'_> {
     }
 
     /// Up to three products with few rows of activations, in one launch.
-    fn matmul_few(&self, x: Buf, products: &[Product], kernel: &Kernel) -> Result<()> {
+    fn matmul_few(&self, x: Buf, products: &[Product], norm: Option<Deferred>, kernel: &Kernel) -> Result<()> {
         // What is missing has no rows.
         let three = || (0..3).map(|i| products.get(i));
         let address = |f: &dyn Fn(&Product) -> Result<DevicePtr>| -> Result<Vec<DevicePtr>> {
@@ -333,8 +356,49 @@ impl Pass<'_> {
             grid += blocks(rows, MATVEC_ROWS)?;
         }
         let columns = products.first().map_or(Ok(0), |p| Ok(self.info(p.weight)?.columns))?;
-        let args = args.u32(narrow(columns)?).u32(narrow(self.rows(x))?);
+        let args = self.deferred(args.u32(narrow(columns)?).u32(narrow(self.rows(x))?), x, norm)?;
         self.launch(kernel, [grid, u32::from(self.rows(x) > 0), 1], args)
+    }
+
+    /// The arguments of a norm that is deferred: none is null.
+    fn deferred(&self, args: Args, x: Buf, norm: Option<Deferred>) -> Result<Args> {
+        Ok(match norm {
+            Some(norm) => args.ptr(self.squares(x)?).f32(norm.eps),
+            None => args.ptr(0).f32(0.0),
+        })
+    }
+
+    fn squares(&self, buf: Buf) -> Result<DevicePtr> {
+        let offset = self.executor.buffers.squares(buf).ok_or_else(|| bug("a buffer has no norm that is deferred"))?;
+        Ok(self.executor.memory.start() + offset as u64)
+    }
+
+    /// A product with few rows of activations that is added to the residual stream, and what the norm after it begins
+    /// with.
+    fn residual(
+        &self,
+        x: Buf,
+        product: &Product,
+        stream: Buf,
+        (weight, out): (Weight, Buf),
+        kernel: &Kernel,
+    ) -> Result<()> {
+        let info = self.info(product.weight)?;
+        let ((q, groups), (out_q, out_groups)) = (self.int8(x)?, self.int8(out)?);
+        let args = Args::default()
+            .ptr(self.weight(product.weight)?)
+            .ptr(q)
+            .ptr(groups)
+            .ptr(self.float(stream)?)
+            .ptr(self.bias(product)?)
+            .ptr(self.weight(weight)?)
+            .ptr(out_q)
+            .ptr(out_groups)
+            .ptr(self.squares(out)?)
+            .u32(narrow(info.rows)?)
+            .u32(narrow(info.columns)?)
+            .u32(narrow(self.rows(x))?);
+        self.launch(kernel, [blocks(info.rows, GROUP_ROWS)?, u32::from(self.rows(x) > 0), 1], args)
     }
 
     /// A gated unit with few rows of activations.
@@ -344,6 +408,7 @@ impl Pass<'_> {
         [gate, up]: [&Product; 2],
         act: Activation,
         quantize: bool,
+        norm: Option<Deferred>,
         kernel: &Kernel,
     ) -> Result<()> {
         let info = self.info(gate.weight)?;
@@ -360,7 +425,8 @@ impl Pass<'_> {
             .u32(narrow(info.rows)?)
             .u32(narrow(info.columns)?)
             .u32(narrow(self.rows(x))?);
-        self.launch(kernel, [blocks(info.rows, GLU_ROWS)?, u32::from(self.rows(x) > 0), 1], args)
+        let args = self.deferred(args, x, norm)?;
+        self.launch(kernel, [blocks(info.rows, GROUP_ROWS)?, u32::from(self.rows(x) > 0), 1], args)
     }
 
     fn attention(

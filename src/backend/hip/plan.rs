@@ -34,10 +34,22 @@ pub(super) enum Step {
     Quantize {
         x: Buf,
     },
-    /// One to three products with the same activations.
+    /// One to three products with the same activations. With few rows they come from a [`Step::Residual`] where `norm`
+    /// is set.
     MatMul {
         x: Buf,
         products: Vec<Product>,
+        norm: Option<Deferred>,
+    },
+    /// `stream += x * weightᵀ + bias`, then `out = norm(stream)` and its int8 form. With few rows it is one launch, which
+    /// leaves the norm's factor to the products that follow; nothing else reads `out` then, nor `product.out`.
+    Residual {
+        x: Buf,
+        product: Product,
+        stream: Buf,
+        weight: Weight,
+        eps: f32,
+        out: Buf,
     },
     /// `gate.out = act(gate) * up`, where the products are not needed by themselves, and its int8 form where `quantize`
     /// is set. `up.out` may be written or not.
@@ -47,6 +59,7 @@ pub(super) enum Step {
         up: Product,
         act: Activation,
         quantize: bool,
+        norm: Option<Deferred>,
     },
     Rope {
         x: Buf,
@@ -89,6 +102,12 @@ pub(super) enum Step {
     },
 }
 
+/// A norm whose factor is still to be applied: the number under its root that is added.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Deferred {
+    pub(super) eps: f32,
+}
+
 /// `out = x * weightᵀ + bias`
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Product {
@@ -107,7 +126,8 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    pub(super) fn new(program: &Program) -> Self {
+    /// `defers` tells whether a norm over so many columns is left to the products around it.
+    pub(super) fn new(program: &Program, defers: impl Fn(usize) -> bool) -> Self {
         let mut lowering = Lowering { program, steps: Vec::new(), fresh: HashMap::new() };
         let mut quantized = vec![false; program.buffers.len()];
         let mut logits = Buf(0);
@@ -127,7 +147,12 @@ impl Plan {
                 {
                     lowering.fresh.remove(&x);
                     let (weight, eps, out) = (*weight, *eps, *out);
-                    lowering.write(out, Step::Norm { x, add: Some(y), weight, eps, out, quantize: false });
+                    let columns = program.buffers.get(x.0).map_or(0, |b| b.columns);
+                    if !defers(columns) || is_read(rest, y) || !lowering.defer_norm(rest, x, y, (weight, eps, out)) {
+                        lowering.write(out, Step::Norm { x, add: Some(y), weight, eps, out, quantize: false });
+                    } else if let Some(used) = quantized.get_mut(out.0) {
+                        *used = true;
+                    }
                     ops = rest;
                 }
                 (Op::Embed { table, out }, _) => lowering.write(out, Step::Embed { table, out }),
@@ -188,6 +213,23 @@ fn is_read(ops: &[Op], buf: Buf) -> bool {
     false
 }
 
+/// Whether products with weights for which `is_quantized` holds are all that reads `buf` before it is overwritten.
+fn only_products_read(ops: &[Op], buf: Buf, is_quantized: impl Fn(Weight) -> bool) -> bool {
+    for op in ops {
+        match *op {
+            Op::MatMul { x, weight, out, .. } if x == buf && out != buf && is_quantized(weight) => {}
+            _ if is_read(std::slice::from_ref(op), buf) => return false,
+            Op::Embed { out, .. } | Op::RmsNorm { out, .. } | Op::MatMul { out, .. } | Op::Rows { out, .. }
+                if out == buf =>
+            {
+                return true;
+            }
+            _ => {}
+        }
+    }
+    true
+}
+
 struct Lowering<'a> {
     program: &'a Program,
     steps: Vec<Step>,
@@ -228,7 +270,7 @@ impl Lowering<'_> {
         let last = self.steps.len().wrapping_sub(1);
         let types =
             |products: &[Product]| products.iter().map(|p| self.tensor_type(p.weight)).collect::<Option<Vec<_>>>();
-        if let Some(Step::MatMul { x: other, products }) = self.steps.get(last)
+        if let Some(Step::MatMul { x: other, products, .. }) = self.steps.get(last)
             && *other == x
             && product.out != x
             && products.iter().all(|p| p.out != product.out)
@@ -240,13 +282,43 @@ impl Lowering<'_> {
             self.fresh.insert(product.out, (last, false));
             return;
         }
-        self.write(product.out, Step::MatMul { x, products: vec![product] });
+        let norm = match self.fresh.get(&x).and_then(|(writer, _)| self.steps.get(*writer)) {
+            Some(Step::Residual { eps, .. }) => Some(Deferred { eps: *eps }),
+            _ => None,
+        };
+        self.write(product.out, Step::MatMul { x, products: vec![product], norm });
+    }
+
+    /// Makes the step before, if it is a product that the sum adds to `stream`, that sum and the norm after it.
+    fn defer_norm(&mut self, rest: &[Op], stream: Buf, y: Buf, (weight, eps, out): (Weight, f32, Buf)) -> bool {
+        let is_quantized = |weight| self.tensor_type(weight).is_some_and(TensorType::is_quantized);
+        let residual = match self.steps.last() {
+            // A factor that is still missing is not there to be applied before the sum.
+            Some(Step::MatMul { x, products, norm: None }) => match products[..] {
+                [product]
+                    if product.out == y
+                        && *x != out
+                        && is_quantized(product.weight)
+                        && self.rows(product.weight).is_some_and(|rows| rows % 32 == 0)
+                        && only_products_read(rest, out, is_quantized) =>
+                {
+                    Step::Residual { x: *x, product, stream, weight, eps, out }
+                }
+                _ => return false,
+            },
+            _ => return false,
+        };
+        self.steps.pop();
+        self.fresh.remove(&y);
+        self.fresh.insert(out, (self.steps.len(), true));
+        self.steps.push(residual);
+        true
     }
 
     /// Makes the step before, if it is the two products of a gated unit, that unit.
     fn gate_products(&mut self, gate: Buf, up: Buf, act: Activation) -> bool {
         let fused = match self.steps.last() {
-            Some(Step::MatMul { x, products }) => match products[..] {
+            Some(Step::MatMul { x, products, norm }) => match products[..] {
                 [a, b]
                     if (a.out, b.out) == (gate, up)
                         && a.bias.is_none()
@@ -254,7 +326,7 @@ impl Lowering<'_> {
                         && self.tensor_type(a.weight) == self.tensor_type(b.weight)
                         && self.rows(a.weight) == self.rows(b.weight) =>
                 {
-                    Step::GatedMatMul { x: *x, gate: a, up: b, act, quantize: false }
+                    Step::GatedMatMul { x: *x, gate: a, up: b, act, quantize: false, norm: *norm }
                 }
                 _ => return false,
             },
@@ -305,7 +377,7 @@ mod tests {
     fn a_sum_and_its_norm_are_one_step_where_both_results_survive() {
         let (x, y, h) = (Buf(0), Buf(1), Buf(2));
         let norm = |out| Op::RmsNorm { x, weight: Weight(0), eps: 1e-5, out };
-        let steps = |out| Plan::new(&program(vec![Op::Add { x, y }, norm(out)])).steps.len();
+        let steps = |out| Plan::new(&program(vec![Op::Add { x, y }, norm(out)]), |_| true).steps.len();
         assert_eq!((steps(h), steps(x), steps(y)), (1, 2, 2));
     }
 
@@ -328,7 +400,7 @@ mod tests {
         use TensorType::{F16, Q4_0, Q4_K, Q6_K};
         let sizes = |types: &[TensorType]| -> Vec<usize> {
             let ops = (0..types.len()).map(|i| product(i, i + 1)).collect();
-            let steps = Plan::new(&with_weights(types, ops)).steps;
+            let steps = Plan::new(&with_weights(types, ops), |_| true).steps;
             let sizes =
                 steps.iter().filter_map(|s| if let Step::MatMul { products, .. } = s { Some(products) } else { None });
             sizes.map(Vec::len).collect()
@@ -342,12 +414,35 @@ mod tests {
     }
 
     #[test]
+    fn a_norm_is_deferred_where_only_products_follow() {
+        let (attended, stream, y, h) = (Buf(0), Buf(1), Buf(2), Buf(3));
+        let ops = |ty: TensorType, more: &[Op]| {
+            let product = |x, weight, out| Op::MatMul { x, weight: Weight(weight), bias: None, out };
+            let norm = Op::RmsNorm { x: stream, weight: Weight(3), eps: 1e-5, out: h };
+            let mut ops = vec![product(attended, 0, y), Op::Add { x: stream, y }, norm];
+            ops.extend_from_slice(more);
+            ops.extend([product(h, 1, Buf(4)), product(h, 2, Buf(5))]);
+            Plan::new(&with_weights(&[TensorType::Q4_K, ty, TensorType::Q4_K, TensorType::F32], ops), |_| true).steps
+        };
+        let deferred = |steps: &[Step]| steps.iter().any(|s| matches!(s, Step::Residual { .. }));
+        let fused = ops(TensorType::Q4_K, &[]);
+        assert!(deferred(&fused), "{fused:?}");
+        assert!(
+            matches!(fused.last(), Some(Step::MatMul { norm: Some(Deferred { .. }), products, .. }) if products.len() == 2)
+        );
+        // Somebody needs the norm itself, or the product.
+        assert!(!deferred(&ops(TensorType::F16, &[])));
+        assert!(!deferred(&ops(TensorType::Q4_K, &[Op::Scale { x: h, by: 2.0 }])));
+        assert!(!deferred(&ops(TensorType::Q4_K, &[Op::Add { x: Buf(4), y }])));
+    }
+
+    #[test]
     fn a_gated_unit_is_one_step_where_nobody_reads_its_products() {
         let ops = |more: Option<Op>| {
             let glu = Op::Glu { gate: Buf(1), up: Buf(2), act: Activation::Silu };
             let down = Op::MatMul { x: Buf(1), weight: Weight(2), bias: None, out: Buf(3) };
             let ops = [product(0, 1), product(1, 2), glu].into_iter().chain(more).chain([down]);
-            Plan::new(&with_weights(&[TensorType::Q4_K; 3], ops.collect())).steps
+            Plan::new(&with_weights(&[TensorType::Q4_K; 3], ops.collect()), |_| true).steps
         };
         let fused = ops(None);
         assert!(matches!(fused[1], Step::GatedMatMul { quantize: true, .. }), "{fused:?}");
@@ -362,7 +457,7 @@ mod tests {
         let rope = |x, rope| Op::Rope { x, rope, head_dim: 8 };
         let store = Op::StoreKv { layer: 0, k, v };
         let turned = |ops: &[Op]| {
-            let steps = Plan::new(&program(ops.to_vec())).steps;
+            let steps = Plan::new(&program(ops.to_vec()), |_| true).steps;
             matches!(steps.first(), Some(Step::StoreKv { turn: Some(_), .. }))
         };
         assert!(turned(&[rope(q, 0), rope(k, 0), store.clone()]));

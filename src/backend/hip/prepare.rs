@@ -28,6 +28,12 @@ pub(super) enum Kernels {
         few: Vec<Kernel>,
         many: Vec<Many>,
     },
+    /// A product that is added, and the norm after it: both in one for each of [`MATVEC_COLUMNS`], and one by one.
+    Residual {
+        few: Vec<Kernel>,
+        many: Many,
+        norm: Kernel,
+    },
     /// A gated unit: as a whole, and as the gate's product, the other one and what is made of them.
     GatedMatMul {
         few: Vec<Kernel>,
@@ -107,6 +113,17 @@ pub(super) struct Attention {
     pub(super) tile_tokens: usize,
 }
 
+/// Whether norms are left to the products around them: `fused`, `apart`, or by their width.
+const NORMS_VARIABLE: &str = "WAVELM_HIP_NORMS";
+
+/// Lowers a program for a device.
+pub(super) fn plan(program: &Program, device: &Device) -> Plan {
+    let asked = std::env::var(NORMS_VARIABLE).unwrap_or_default();
+    // A product that prepares the norm after it has a block for 32 rows: too few of them leave compute units idle.
+    let fills = |columns: usize| columns / 32 * 2 >= device.units as usize;
+    Plan::new(program, |columns| asked == "fused" || (asked != "apart" && fills(columns)))
+}
+
 /// Finds the kernels of all steps, loading what is not loaded.
 pub(super) fn kernels(
     program: &Program,
@@ -144,6 +161,20 @@ impl Finder<'_> {
                 };
                 let few = self.few(&name, 4 * self.device.wave)?;
                 Ok(Kernels::MatMul { few, many: products.iter().map(|p| self.many(p)).collect::<Result<_>>()? })
+            }
+            Step::Residual { product, .. } => {
+                let name = |n: &usize| format!("matvec_residual_{}_{n}", self.type_name(product.weight));
+                let threads = |n| match (self.device.wave, n) {
+                    (64, _) => 256,
+                    (_, 1) => 1024,
+                    _ => 512,
+                };
+                let few = |n: &usize| self.modules.kernel("matvec", &name(n), threads(*n));
+                Ok(Kernels::Residual {
+                    few: MATVEC_COLUMNS.iter().map(few).collect::<Result<_>>()?,
+                    many: self.many(product)?,
+                    norm: self.modules.kernel("norm", "rms_norm", 1024)?,
+                })
             }
             Step::GatedMatMul { gate, up, act, .. } => Ok(Kernels::GatedMatMul {
                 few: self.few(&format!("glu_{}", self.type_name(gate.weight)), 256)?,
@@ -284,6 +315,8 @@ pub(super) struct Buffers {
     int8: Vec<Option<(usize, usize)>>,
     /// For each buffer whose f16 form is used: the numbers, and the scales of the rows.
     halves: Vec<Option<(usize, usize)>>,
+    /// For each buffer that a [`Step::Residual`] writes: the sums of squares of a norm that is deferred.
+    squares: Vec<Option<usize>>,
     /// What parts of the positions find, before they are combined.
     pub(super) partials: usize,
     pub(super) bytes: usize,
@@ -293,11 +326,12 @@ impl Buffers {
     /// The logits' buffer is none of them: each pass brings its own.
     pub(super) fn new(program: &Program, plan: &Plan, device: &Device) -> Result<Self> {
         let mut layout = Layout::default();
-        let (mut floats, mut int8, mut halves) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut floats, mut int8, mut halves, mut squares) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let halved = |buf| {
             let is_core = |product: &Product| core_family(program, product.weight).is_some();
             let multiplies = |step: &Step| match step {
-                Step::MatMul { x, products } => *x == buf && products.iter().any(is_core),
+                Step::MatMul { x, products, .. } => *x == buf && products.iter().any(is_core),
+                Step::Residual { x, product, .. } => *x == buf && is_core(product),
                 Step::GatedMatMul { x, gate, up, .. } => *x == buf && (is_core(gate) || is_core(up)),
                 _ => false,
             };
@@ -320,13 +354,21 @@ impl Buffers {
                 false => None,
             });
         }
+        let most = MATVEC_COLUMNS.into_iter().max().unwrap_or(0);
+        for (i, buffer) in program.buffers.iter().enumerate() {
+            let writes = |step: &Step| matches!(step, Step::Residual { out, .. } if *out == Buf(i));
+            squares.push(match plan.steps.iter().any(writes) {
+                true => Some(layout.part(most.saturating_mul(buffer.columns / 32 * 4))?),
+                false => None,
+            });
+        }
         let partial = |step: &Step| match step {
             Step::Attention { info, .. } => info.heads * (info.value_dim + 2),
             _ => 0,
         };
         let partial = plan.steps.iter().map(partial).max().unwrap_or(0);
         let partials = layout.part(partial.saturating_mul(MOST_SPLITS * MOST_SPLIT_TOKENS * 4))?;
-        Ok(Self { floats, int8, halves, partials, bytes: layout.bytes() })
+        Ok(Self { floats, int8, halves, squares, partials, bytes: layout.bytes() })
     }
 
     pub(super) fn float(&self, buf: Buf) -> Option<usize> {
@@ -335,6 +377,10 @@ impl Buffers {
 
     pub(super) fn int8(&self, buf: Buf) -> Option<(usize, usize)> {
         self.int8.get(buf.0).copied().flatten()
+    }
+
+    pub(super) fn squares(&self, buf: Buf) -> Option<usize> {
+        self.squares.get(buf.0).copied().flatten()
     }
 
     pub(super) fn halves(&self, buf: Buf) -> Option<(usize, usize)> {
