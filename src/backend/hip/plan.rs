@@ -116,6 +116,14 @@ pub(super) struct Product {
     pub(super) out: Buf,
 }
 
+/// What is fused where that is possible: which pays depends on the device.
+pub(super) struct Fusing<'a> {
+    /// Whether a norm over so many columns is left to the products around it.
+    pub(super) norms: &'a dyn Fn(usize) -> bool,
+    /// Whether gated units are one launch.
+    pub(super) gates: bool,
+}
+
 /// The lowered program.
 #[derive(Debug, Clone)]
 pub(super) struct Plan {
@@ -126,8 +134,7 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// `defers` tells whether a norm over so many columns is left to the products around it.
-    pub(super) fn new(program: &Program, defers: impl Fn(usize) -> bool) -> Self {
+    pub(super) fn new(program: &Program, fusing: &Fusing<'_>) -> Self {
         let mut lowering = Lowering { program, steps: Vec::new(), fresh: HashMap::new() };
         let mut quantized = vec![false; program.buffers.len()];
         let mut logits = Buf(0);
@@ -148,7 +155,10 @@ impl Plan {
                     lowering.fresh.remove(&x);
                     let (weight, eps, out) = (*weight, *eps, *out);
                     let columns = program.buffers.get(x.0).map_or(0, |b| b.columns);
-                    if !defers(columns) || is_read(rest, y) || !lowering.defer_norm(rest, x, y, (weight, eps, out)) {
+                    if !(fusing.norms)(columns)
+                        || is_read(rest, y)
+                        || !lowering.defer_norm(rest, x, y, (weight, eps, out))
+                    {
                         lowering.write(out, Step::Norm { x, add: Some(y), weight, eps, out, quantize: false });
                     } else if let Some(used) = quantized.get_mut(out.0) {
                         *used = true;
@@ -167,7 +177,7 @@ impl Plan {
                     lowering.write(out, Step::Attention { layer, q, out, info, quantize: false });
                 }
                 (Op::Glu { gate, up, act }, _) => {
-                    if is_read(rest, up) || !lowering.gate_products(gate, up, act) {
+                    if !fusing.gates || is_read(rest, up) || !lowering.gate_products(gate, up, act) {
                         lowering.write(gate, Step::Glu { gate, up, act, quantize: false });
                     }
                 }
@@ -361,6 +371,8 @@ mod tests {
     use crate::gguf::TensorInfo;
     use crate::model::program::WeightInfo;
 
+    const ALL: Fusing<'_> = Fusing { norms: &|_| true, gates: true };
+
     fn program(ops: Vec<Op>) -> Program {
         Program {
             name: String::new(),
@@ -377,7 +389,7 @@ mod tests {
     fn a_sum_and_its_norm_are_one_step_where_both_results_survive() {
         let (x, y, h) = (Buf(0), Buf(1), Buf(2));
         let norm = |out| Op::RmsNorm { x, weight: Weight(0), eps: 1e-5, out };
-        let steps = |out| Plan::new(&program(vec![Op::Add { x, y }, norm(out)]), |_| true).steps.len();
+        let steps = |out| Plan::new(&program(vec![Op::Add { x, y }, norm(out)]), &ALL).steps.len();
         assert_eq!((steps(h), steps(x), steps(y)), (1, 2, 2));
     }
 
@@ -400,7 +412,7 @@ mod tests {
         use TensorType::{F16, Q4_0, Q4_K, Q6_K};
         let sizes = |types: &[TensorType]| -> Vec<usize> {
             let ops = (0..types.len()).map(|i| product(i, i + 1)).collect();
-            let steps = Plan::new(&with_weights(types, ops), |_| true).steps;
+            let steps = Plan::new(&with_weights(types, ops), &ALL).steps;
             let sizes =
                 steps.iter().filter_map(|s| if let Step::MatMul { products, .. } = s { Some(products) } else { None });
             sizes.map(Vec::len).collect()
@@ -422,7 +434,7 @@ mod tests {
             let mut ops = vec![product(attended, 0, y), Op::Add { x: stream, y }, norm];
             ops.extend_from_slice(more);
             ops.extend([product(h, 1, Buf(4)), product(h, 2, Buf(5))]);
-            Plan::new(&with_weights(&[TensorType::Q4_K, ty, TensorType::Q4_K, TensorType::F32], ops), |_| true).steps
+            Plan::new(&with_weights(&[TensorType::Q4_K, ty, TensorType::Q4_K, TensorType::F32], ops), &ALL).steps
         };
         let deferred = |steps: &[Step]| steps.iter().any(|s| matches!(s, Step::Residual { .. }));
         let fused = ops(TensorType::Q4_K, &[]);
@@ -442,7 +454,7 @@ mod tests {
             let glu = Op::Glu { gate: Buf(1), up: Buf(2), act: Activation::Silu };
             let down = Op::MatMul { x: Buf(1), weight: Weight(2), bias: None, out: Buf(3) };
             let ops = [product(0, 1), product(1, 2), glu].into_iter().chain(more).chain([down]);
-            Plan::new(&with_weights(&[TensorType::Q4_K; 3], ops.collect()), |_| true).steps
+            Plan::new(&with_weights(&[TensorType::Q4_K; 3], ops.collect()), &ALL).steps
         };
         let fused = ops(None);
         assert!(matches!(fused[1], Step::GatedMatMul { quantize: true, .. }), "{fused:?}");
@@ -457,7 +469,7 @@ mod tests {
         let rope = |x, rope| Op::Rope { x, rope, head_dim: 8 };
         let store = Op::StoreKv { layer: 0, k, v };
         let turned = |ops: &[Op]| {
-            let steps = Plan::new(&program(ops.to_vec()), |_| true).steps;
+            let steps = Plan::new(&program(ops.to_vec()), &ALL).steps;
             matches!(steps.first(), Some(Step::StoreKv { turn: Some(_), .. }))
         };
         assert!(turned(&[rope(q, 0), rope(k, 0), store.clone()]));

@@ -4,7 +4,7 @@ use super::device::Device;
 use super::memory::Layout;
 use super::modules::{Kernel, Modules};
 use super::objects::has_matrix_cores;
-use super::plan::{Plan, Product, Step};
+use super::plan::{Fusing, Plan, Product, Step};
 use super::{MOST_OUTPUTS, MOST_TOKENS};
 use crate::backend::KvType;
 use crate::gguf::TensorType;
@@ -115,13 +115,17 @@ pub(super) struct Attention {
 
 /// Whether norms are left to the products around them: `fused`, `apart`, or by their width.
 const NORMS_VARIABLE: &str = "WAVELM_HIP_NORMS";
+/// Whether gated units are one launch: `fused`, else `apart`.
+const GATES_VARIABLE: &str = "WAVELM_HIP_GATES";
 
 /// Lowers a program for a device.
 pub(super) fn plan(program: &Program, device: &Device) -> Plan {
     let asked = std::env::var(NORMS_VARIABLE).unwrap_or_default();
     // A product that prepares the norm after it has a block for 32 rows: too few of them leave compute units idle.
     let fills = |columns: usize| columns / 32 * 2 >= device.units as usize;
-    Plan::new(program, |columns| asked == "fused" || (asked != "apart" && fills(columns)))
+    let norms = |columns: usize| asked == "fused" || (asked != "apart" && fills(columns));
+    let gates = std::env::var(GATES_VARIABLE).map_or(true, |asked| asked != "apart");
+    Plan::new(program, &Fusing { norms: &norms, gates })
 }
 
 /// Finds the kernels of all steps, loading what is not loaded.
