@@ -42,7 +42,7 @@
 // Units that are fetched ahead: more of those that are several small loads. R rows and N columns share the registers.
 template <class F> constexpr bool MANY_LOADS = sizeof(typename F::Raw) > 34;
 template <class F, u32 R, u32 N>
-constexpr u32 AHEAD = N > 2 || R > 1 ? 1 : MANY_LOADS<F> ? 4 : 2;
+constexpr u32 AHEAD = N > 2 || R > 1 || (N > 1 && MANY_LOADS<F>) ? 1 : MANY_LOADS<F> ? 4 : 2;
 
 // Registers for so many blocks on a compute unit: with one column as measured on an H100 (docs/gpu-performance.md),
 // with more as many as do not spill.

@@ -259,6 +259,11 @@ fn a_wrong_rotation_on_the_way_to_the_cache_is_found() {
 }
 
 #[test]
+fn a_wrong_draw_is_found() {
+    assert_blames("sample_choose", &Tiny::default(), KvType::F16, "sampling with ");
+}
+
+#[test]
 fn a_self_test_is_done_once() {
     simulated("a_self_test_is_done_once", &[], || {
         let faults = Faults::new();

@@ -9,7 +9,9 @@
 mod probes;
 
 use super::device::Device;
+use super::memory::{DeviceBuffer, HostBuffer, Stream};
 use super::modules::Modules;
+use super::sampling::Sampling;
 use super::weights::Loading;
 use super::{HipBackend, objects};
 use crate::backend::cpu::{CpuBackend, CpuOptions};
@@ -17,6 +19,7 @@ use crate::backend::kv::KvSequence;
 use crate::backend::{Backend, Batch, Canceller, KvType, Span, Wanted};
 use crate::model::Precision;
 use crate::model::program::Program;
+use crate::sampler::Sampler;
 use crate::tokenizer::TokenId;
 use crate::{Error, ErrorKind, Result};
 use probes::{Probe, Random};
@@ -67,6 +70,14 @@ pub(super) fn check(
         found.passed.insert(key);
         count += 1;
     }
+    let key = (place.clone(), kv_type, "sampling".to_owned());
+    if !found.passed.contains(&key) {
+        if let Some(reason) = sampling_fails(device, modules)? {
+            return Err(failure(found.failed.entry(place).or_insert(reason)));
+        }
+        found.passed.insert(key);
+        count += 1;
+    }
     if count > 0 {
         log::debug!("hip:{gpu}: self-test of {count} probes in {:?}", began.elapsed());
     }
@@ -92,6 +103,48 @@ fn probe_fails(probe: &Probe, device: &Arc<Device>, modules: &Modules, kv_type: 
         if difference.is_nan() || difference > probe.tolerance() {
             let plural = if count == 1 { "" } else { "s" };
             return Ok(Some(format!("{} for {count} token{plural} is off by {difference:.3}", probe.name(count))));
+        }
+    }
+    Ok(None)
+}
+
+/// Why the device draws other tokens than the CPU's sampler, if it does.
+fn sampling_fails(device: &Arc<Device>, modules: &Modules) -> Result<Option<String>> {
+    /// Several blocks of each kernel, and a part of one.
+    const VOCABULARY: usize = 5000;
+    let mut random = Random::new(2);
+    let mut logits: Vec<f32> = (0..VOCABULARY).map(|_| random.below(24_000) as f32 / 2000.0 - 6.0).collect();
+    logits.iter_mut().step_by(7).for_each(|logit| *logit -= 20.0);
+    let stream = Stream::new(device)?;
+    let mut host = HostBuffer::new(device, VOCABULARY * 4)?;
+    host.as_mut_slice().copy_from_slice(bytemuck::cast_slice(&logits));
+    let memory = DeviceBuffer::new(device, VOCABULARY * 4, "logits of the self-test")?;
+    // SAFETY: both live until the stream was waited for, which each draw does, and the next statement for an error.
+    let copied = unsafe { stream.upload(&memory, 0, &host, VOCABULARY * 4) };
+    copied.and(stream.wait())?;
+    let sampling = Sampling::new(device, modules, VOCABULARY)?;
+    let builder = || Sampler::builder().seed(3);
+    let samplers = [
+        ("the defaults", builder().build()?),
+        ("temperature 0", builder().temperature(0.0).build()?),
+        ("top-p alone", builder().top_k(0).top_p(0.7).min_p(0.0).build()?),
+        ("no cut", builder().top_k(0).top_p(1.0).min_p(0.0).temperature(1.5).build()?),
+        ("typical", builder().typical(0.6).build()?),
+        ("penalties", builder().repetition_penalty(1.3).frequency_penalty(0.2).presence_penalty(0.1).build()?),
+    ];
+    let mut draw = None;
+    for (what, sampler) in samplers {
+        let mut state = sampler.start(&[1, 4, 4, 9, 4999]);
+        for _ in 0..2 {
+            let request = state.request(VOCABULARY);
+            let request =
+                request.ok_or_else(|| Error::new(ErrorKind::Device, "a draw is not possible: a bug in wavelm"))?;
+            let drawn = sampling.draw(&stream, &memory, &[(0, request)], &mut draw)?.into_iter().next().flatten();
+            let (drawn, expected) = (drawn.map(|d| d.token), state.sample(&logits)?.token);
+            if drawn != Some(expected) {
+                let drawn = drawn.map_or("nothing".to_owned(), |token| format!("token {token}"));
+                return Ok(Some(format!("sampling with {what} draws {drawn}, not {expected}")));
+            }
         }
     }
     Ok(None)
