@@ -9,7 +9,7 @@ use std::fmt;
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Instant;
-use wavelm::{Model, Prompt, Session};
+use wavelm::{Model, Prompt, Sampler, Session};
 
 const HELP: &str = "\
 Measures how fast a model reads prompts (pp) and generates (tg), with the tests of llama-bench: random tokens,
@@ -20,12 +20,15 @@ Usage: bench [OPTIONS]
   -p LIST             lengths of prompts; 0 for none [default: 512]
   -n LIST             how many tokens to generate; 0 for none [default: 128]
   -d, --depth LIST    tokens that are in the context already, not timed [default: 0]
+  -s, --sequences LIST
+                      how many sequences generate together; more than one draw their tokens greedily [default: 1]
   -r, --repetitions N [default: 5]
       --json          a JSON object for each test, one a line
 ";
 
 /// More than any model's context; what is longer is a mistake.
 const MOST_TOKENS: usize = 1 << 24;
+const MOST_SEQUENCES: usize = 1 << 12;
 
 fn main() -> ExitCode {
     run(&[HELP, MODEL_OPTIONS], bench)
@@ -33,13 +36,14 @@ fn main() -> ExitCode {
 
 fn bench(cli: &mut Cli) -> Outcome {
     let mut options = ModelOptions::default();
-    let (mut prompts, mut generations, mut depths) = (vec![512], vec![128], vec![0]);
+    let (mut prompts, mut generations, mut depths, mut sequences) = (vec![512], vec![128], vec![0], vec![1]);
     let (mut repetitions, mut as_json) = (5, false);
     while let Some(name) = cli.next()? {
         match name.as_str() {
             "-p" => prompts = cli.list()?,
             "-n" => generations = cli.list()?,
             "-d" | "--depth" => depths = cli.list()?,
+            "-s" | "--sequences" => sequences = cli.list()?,
             "-r" | "--repetitions" => repetitions = cli.parse()?,
             "--json" => as_json = true,
             name => options.take(name, cli)?,
@@ -50,25 +54,30 @@ fn bench(cli: &mut Cli) -> Outcome {
     }
     let mut tests = Vec::new();
     for depth in depths {
-        let with = |kind| move |&len: &usize| Test { kind, len, depth };
-        tests.extend(prompts.iter().filter(|&&len| len > 0).map(with(Kind::Prompt)));
-        tests.extend(generations.iter().filter(|&&len| len > 0).map(with(Kind::Generation)));
+        let with = |kind, sequences| move |&len: &usize| Test { kind, len, depth, sequences };
+        tests.extend(prompts.iter().filter(|&&len| len > 0).map(with(Kind::Prompt, 1)));
+        for &sequences in &sequences {
+            tests.extend(generations.iter().filter(|&&len| len > 0).map(with(Kind::Generation, sequences)));
+        }
+    }
+    if tests.iter().any(|test| test.sequences == 0 || test.sequences > MOST_SEQUENCES) {
+        return Err(format!("there must be 1 to {MOST_SEQUENCES} sequences").into());
     }
     let longest =
         tests.iter().map(|test| test.depth.saturating_add(test.len)).max().ok_or("there is nothing to measure")?;
     if longest > MOST_TOKENS {
         return Err(format!("a test of {longest} tokens is too long; the most are {MOST_TOKENS}").into());
     }
-    options.context.get_or_insert(longest);
+    // Sequences that draw their tokens begin with one that is given, and draw one that is not timed.
+    options.context.get_or_insert(longest + 2);
 
     let model = options.load()?;
     let mut out = io::stdout().lock();
     if !as_json {
         writeln!(out, "{:<16} {:>12} {:>12} {:>12} {:>8}", "test", "tokens/s", "min", "max", "GB/s")?;
     }
-    let mut session = model.session()?;
     for test in tests {
-        let speed = Speed::measure(&mut session, test, repetitions)?;
+        let speed = Speed::measure(&model, test, repetitions)?;
         if as_json {
             writeln!(out, "{}", speed.json(&model, &options))?;
         } else {
@@ -87,12 +96,13 @@ enum Kind {
     Generation,
 }
 
-/// `len` tokens, at once or one by one, after `depth` others.
+/// `len` tokens, at once or one by one, after `depth` others; in each of `sequences`.
 #[derive(Clone, Copy)]
 struct Test {
     kind: Kind,
     len: usize,
     depth: usize,
+    sequences: usize,
 }
 
 impl fmt::Display for Test {
@@ -102,15 +112,27 @@ impl fmt::Display for Test {
             Kind::Generation => "tg",
         };
         write!(f, "{kind}{}", self.len)?;
+        if self.sequences > 1 {
+            write!(f, " x {}", self.sequences)?;
+        }
         if self.depth > 0 { write!(f, " @ d{}", self.depth) } else { Ok(()) }
     }
 }
 
 impl Test {
-    /// Runs the test once behind the tokens that the session holds: the first `depth` of `tokens`. Returns tokens per
-    /// second.
-    fn run(&self, session: &mut Session, tokens: &[u32]) -> Outcome<f64> {
-        session.truncate(self.depth);
+    /// Runs the test once behind the tokens that the sessions hold: the first `depth` of `tokens`. Returns tokens per
+    /// second, of all sequences together.
+    fn run(&self, sessions: &mut [Session], tokens: &[u32]) -> Outcome<f64> {
+        sessions.iter_mut().for_each(|session| session.truncate(self.depth));
+        let began = match sessions {
+            [session] => self.run_one(session, tokens)?,
+            sessions => self.run_together(sessions, tokens)?,
+        };
+        Ok((self.len * self.sequences) as f64 / began.elapsed().as_secs_f64())
+    }
+
+    /// Returns when it began.
+    fn run_one(&self, session: &mut Session, tokens: &[u32]) -> Outcome<Instant> {
         let whole = Prompt::from_tokens(tokens);
         let began = Instant::now();
         match self.kind {
@@ -122,7 +144,33 @@ impl Test {
                 }
             }
         }
-        Ok(self.len as f64 / began.elapsed().as_secs_f64())
+        Ok(began)
+    }
+
+    /// Returns when it began. The sequences differ in the first token after the common ones.
+    fn run_together(&self, sessions: &mut [Session], tokens: &[u32]) -> Outcome<Instant> {
+        let Some(model) = sessions.first().map(|session| session.model().clone()) else {
+            return Err("there are no sequences".into());
+        };
+        let ends = (0..model.vocab_len() as u32).filter(|&token| model.tokenizer().is_end_of_generation(token));
+        let builder = ends.fold(Sampler::builder().temperature(0.0), |builder, end| builder.ban(end));
+        let sampler = builder.build()?;
+        let mut generations = Vec::with_capacity(sessions.len());
+        for (i, session) in sessions.iter_mut().enumerate() {
+            let mut prompt = tokens.get(..self.depth).unwrap_or_default().to_vec();
+            prompt.push((i % model.vocab_len()) as u32);
+            generations.push(session.generate(&Prompt::from_tokens(prompt), &sampler)?);
+        }
+        let mut step = || -> Outcome<()> {
+            for piece in wavelm::next_of_each(&mut generations) {
+                piece.ok_or("a sequence ended")??;
+            }
+            Ok(())
+        };
+        step()?;
+        let began = Instant::now();
+        (0..self.len).try_for_each(|_| step())?;
+        Ok(began)
     }
 }
 
@@ -134,14 +182,16 @@ struct Speed {
 }
 
 impl Speed {
-    fn measure(session: &mut Session, test: Test, repetitions: usize) -> Outcome<Self> {
-        let tokens = random_tokens(session.model(), test.depth + test.len);
-        session.clear();
+    fn measure(model: &Model, test: Test, repetitions: usize) -> Outcome<Self> {
+        let tokens = random_tokens(model, test.depth + test.len);
+        let mut session = model.session()?;
         if test.depth > 0 {
             session.feed(&Prompt::from_tokens(&tokens[..test.depth]))?;
         }
-        test.run(session, &tokens)?;
-        let mut runs: Vec<f64> = (0..repetitions).map(|_| test.run(session, &tokens)).collect::<Outcome<_>>()?;
+        let mut sessions: Vec<Session> = (1..test.sequences).map(|_| session.fork()).collect();
+        sessions.push(session);
+        test.run(&mut sessions, &tokens)?;
+        let mut runs: Vec<f64> = (0..repetitions).map(|_| test.run(&mut sessions, &tokens)).collect::<Outcome<_>>()?;
         runs.sort_by(f64::total_cmp);
         Ok(Self { test, runs })
     }
@@ -155,7 +205,8 @@ impl Speed {
     /// says something only for generation.
     fn gb_per_second(&self, model: &Model) -> Option<f64> {
         let [_, median, _] = self.min_median_max();
-        (self.test.kind == Kind::Generation).then(|| median * model.bytes_per_token() as f64 / 1e9)
+        let passes = median / self.test.sequences as f64;
+        (self.test.kind == Kind::Generation).then(|| passes * model.bytes_per_token() as f64 / 1e9)
     }
 
     fn json(&self, model: &Model, options: &ModelOptions) -> String {
@@ -164,12 +215,13 @@ impl Speed {
         let samples: Vec<String> = self.runs.iter().map(|run| format!("{run:.3}")).collect();
         format!(
             "{{\"test\":{},\"tokens_per_second\":{{\"median\":{median:.3},\"min\":{min:.3},\"max\":{max:.3}}},\
-             \"gb_per_second\":{},\"bytes_per_token\":{},\"depth\":{},\"samples\":[{}],\"model\":{},\"file\":{},\
-             \"threads\":{},\"device\":{},\"precision\":{},\"version\":{}}}",
+             \"gb_per_second\":{},\"bytes_per_token\":{},\"depth\":{},\"sequences\":{},\"samples\":[{}],\
+             \"model\":{},\"file\":{},\"threads\":{},\"device\":{},\"precision\":{},\"version\":{}}}",
             json::string(&self.test.to_string()),
             number(self.gb_per_second(model)),
             model.bytes_per_token(),
             self.test.depth,
+            self.test.sequences,
             samples.join(","),
             json::string(&title(model)),
             json::string(&model.gguf().path().to_string_lossy()),

@@ -89,6 +89,12 @@ impl Error {
         self
     }
 
+    /// The same error for someone else, as text: without its source.
+    pub(crate) fn repeated(&self) -> Self {
+        let Inner { kind, file, message } = &*self.inner;
+        Self { inner: Box::new(Inner { kind: *kind, file: file.clone(), message: message.clone() }), source: None }
+    }
+
     /// The kind, for programs to match on.
     pub fn kind(&self) -> ErrorKind {
         self.inner.kind

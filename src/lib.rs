@@ -81,4 +81,4 @@ pub use device::{Device, DeviceInfo, DeviceReport, GpuInfo, devices};
 pub use error::{Error, ErrorKind, Result};
 pub use model::{Event, LoadOptions, MemoryEstimate, Model, Placement, Precision, Progress};
 pub use sampler::Sampler;
-pub use session::{ContextPolicy, Generation, Piece, Prompt, Session, SessionOptions, Stats, StopReason};
+pub use session::{ContextPolicy, Generation, Piece, Prompt, Session, SessionOptions, Stats, StopReason, next_of_each};

@@ -154,6 +154,53 @@ fn a_lost_device_loses_no_session() {
 }
 
 #[test]
+fn a_fault_in_a_shared_pass_moves_each_session() {
+    simulated("a_fault_in_a_shared_pass_moves_each_session", &[], || {
+        let faults = Faults::new();
+        let run = |model: &Model| {
+            let mut sessions: Vec<_> = (0..3).map(|_| model.session().unwrap()).collect();
+            let start = |(i, session): (usize, _)| {
+                let sampler =
+                    Sampler::builder().temperature(0.8).repetition_penalty(1.1).seed(i as u64).build().unwrap();
+                Session::generate(session, &Prompt::from_tokens(tokens(i as u64, 4 + i)), &sampler)
+                    .unwrap()
+                    .max_tokens(3)
+            };
+            let mut generations: Vec<_> = sessions.iter_mut().enumerate().map(start).collect();
+            let mut text = Vec::new();
+            for _ in 0..3 {
+                for piece in wavelm::next_of_each(&mut generations) {
+                    text.push(piece.unwrap().unwrap().token());
+                }
+            }
+            text
+        };
+        let expected = run(&exact().load(options(Device::Cpu)));
+        for (kind, name) in [(COPY, "copy"), (LAUNCH, "launch"), (SYNC, "wait")] {
+            let model = exact().load(options(Device::Auto));
+            faults.fail(kind, 0);
+            assert_eq!(run(&model), expected);
+            let calls = faults.calls(kind);
+            assert_eq!(model.device(), Device::Hip(0));
+            // The later half is after the prompts.
+            let mut moved = 0;
+            for n in (calls / 2..calls).filter(|n| calls < 60 || n % 5 == 0) {
+                let (options, events) = watched(Device::Auto);
+                let model = exact().load(options);
+                faults.fail(kind, n);
+                assert_eq!(run(&model), expected, "{name} {n}");
+                // All moved, or none where what failed was only the capture of a graph.
+                let events = events.lock().unwrap().len();
+                assert!([0, 3].contains(&events), "{name} {n}: {events} sessions moved");
+                moved += events;
+            }
+            assert!(moved > 0, "no {name} failed in use");
+            faults.fail(0, 0);
+        }
+    });
+}
+
+#[test]
 fn a_full_device_moves_the_session_that_grows_and_no_other() {
     simulated("a_full_device_moves_the_session_that_grows_and_no_other", &[], || {
         let faults = Faults::new();

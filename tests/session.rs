@@ -319,6 +319,86 @@ fn many_sessions_work_at_once_on_one_pool() {
     });
 }
 
+/// What generations give that advance together: tokens and text, and why each ended.
+fn together(mut generations: Vec<wavelm::Generation<'_>>) -> Vec<(Vec<Option<u32>>, String, Option<StopReason>)> {
+    let mut found = vec![(Vec::new(), String::new(), None); generations.len()];
+    while generations.iter().any(|generation| generation.stop_reason().is_none()) {
+        let pieces = wavelm::next_of_each(&mut generations);
+        assert_eq!(pieces.len(), found.len());
+        for ((tokens, text, _), piece) in found.iter_mut().zip(pieces) {
+            let Some(piece) = piece else { continue };
+            match piece {
+                Ok(piece) => {
+                    tokens.push(piece.token());
+                    text.push_str(piece.text());
+                }
+                Err(e) => text.push_str(&format!("{:?}", e.kind())),
+            }
+        }
+    }
+    for ((_, _, reason), generation) in found.iter_mut().zip(&generations) {
+        *reason = generation.stop_reason();
+    }
+    found
+}
+
+#[test]
+fn generations_that_share_passes_give_what_each_would_alone() {
+    let (model, other) = (tiny(), Tiny { layers: 1, ..Tiny::default() }.load(Model::options().threads(1)));
+    // More than fit a pass, of two models, with samplers and lengths of their own; some end early.
+    let one = |i: u64| {
+        let model = if i % 5 == 4 { &other } else { &model };
+        let options = SessionOptions::default().context(if i % 7 == 3 { 30 } else { 60 });
+        let options = if i.is_multiple_of(3) { options.when_full(ContextPolicy::Slide { keep: 2 }) } else { options };
+        let sampler = Sampler::builder().temperature((i % 4) as f32 * 0.5).repetition_penalty(1.2).seed(i);
+        (model.session_with(options).unwrap(), prompt(40 + i % 3, 3 + i as usize % 20), sampler.build().unwrap())
+    };
+    const COUNT: u64 = 150;
+    let run = |numbers: &[u64], stop: &str| {
+        let mut made: Vec<_> = numbers.iter().map(|&i| (i, one(i))).collect();
+        let started = made.iter_mut().map(|(i, (session, prompt, sampler))| {
+            session.generate(prompt, sampler).unwrap().max_tokens(*i as usize % 9 * 5).stop_at(stop)
+        });
+        together(started.collect())
+    };
+    // What stops some of them, but not all.
+    let (_, text, _) = &run(&[7], "")[0];
+    let stop = text.chars().nth(10).unwrap().to_string();
+    let alone: Vec<_> = (0..COUNT).flat_map(|i| run(&[i], &stop)).collect();
+    let shared = run(&(0..COUNT).collect::<Vec<_>>(), &stop);
+    for (i, (shared, alone)) in shared.iter().zip(&alone).enumerate() {
+        assert_eq!(shared, alone, "generation {i}");
+    }
+    let ended = |wanted| shared.iter().filter(|(_, _, reason)| *reason == Some(wanted)).count();
+    for reason in [StopReason::MaxTokens, StopReason::StopText, StopReason::Error] {
+        assert!(ended(reason) > 0, "no generation ended by {reason:?}");
+    }
+}
+
+#[test]
+fn a_cancelled_generation_ends_alone() {
+    let model = tiny();
+    let mut sessions: Vec<_> = (0..3).map(|_| model.session().unwrap()).collect();
+    let cancellers: Vec<_> = sessions.iter().map(Session::canceller).collect();
+    let start = |session| Session::generate(session, &prompt(3, 5), &Sampler::greedy()).unwrap().max_tokens(6);
+    let mut generations: Vec<_> = sessions.iter_mut().map(start).collect();
+    for step in 0..6 {
+        if step == 3 {
+            cancellers[1].cancel();
+        }
+        let pieces = wavelm::next_of_each(&mut generations);
+        for (i, piece) in pieces.into_iter().enumerate() {
+            match (i, step) {
+                (1, 3) => assert_eq!(piece.unwrap().unwrap_err().kind(), ErrorKind::Cancelled),
+                (1, 4..) => assert!(piece.is_none()),
+                _ => assert!(piece.unwrap().unwrap().token().is_some()),
+            }
+        }
+    }
+    assert!(wavelm::next_of_each(generations.iter_mut().skip(1)).iter().all(Option::is_none));
+    assert!(wavelm::next_of_each(&mut []).is_empty());
+}
+
 #[test]
 fn wrong_arguments_are_typed_errors() {
     let model = tiny();

@@ -102,10 +102,10 @@ pub(crate) trait Logits: Send {
     /// Copies or borrows a row to the host.
     fn row(&mut self, row: usize) -> Result<&[f32]>;
 
-    /// Draws a token from a row, where the row lies. An error leaves the state as it was, so that the row can be computed
-    /// and drawn from again, elsewhere.
-    fn sample(&mut self, row: usize, state: &mut SamplerState) -> Result<Choice> {
-        state.sample(self.row(row)?)
+    /// Draws a token from each row, beginning with the first one, where the rows lie. An error leaves the state of its row
+    /// as it was, so that the row can be computed and drawn from again, elsewhere.
+    fn sample(&mut self, states: &mut [&mut SamplerState]) -> Vec<Result<Choice>> {
+        states.iter_mut().enumerate().map(|(row, state)| state.sample(self.row(row)?)).collect()
     }
 }
 

@@ -5,6 +5,7 @@ use crate::backend::Logits;
 use crate::sampler::{Choice, Sampler, SamplerState, TokenLogprob};
 use crate::tokenizer::{Decoder, TokenId};
 use crate::{Error, Result};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Why a generation ended.
@@ -157,19 +158,29 @@ impl<'s> Generation<'s> {
         if let Some(token) = self.pending.take() {
             self.logits = Some(self.session.push(token)?);
         }
+        self.draw()
+    }
+
+    /// Draws the next token from the logits.
+    fn draw(&mut self) -> Result<Option<Piece>> {
         if self.session.canceller.take() {
             return Err(Error::new(crate::ErrorKind::Cancelled, "the session was cancelled"));
         }
-        let choice = loop {
+        loop {
             let Some(mut logits) = self.logits.take() else { return Ok(None) };
-            match logits.sample(0, &mut self.state) {
-                Ok(choice) => break choice,
+            match logits.sample(&mut [&mut self.state]).pop() {
+                Some(Ok(choice)) => return Ok(self.accept(choice)),
                 // The logits are lost with their device.
-                Err(e) => self.logits = Some(self.session.repeat_last(e)?),
+                Some(Err(e)) => self.logits = Some(self.session.repeat_last(e)?),
+                None => return Ok(None),
             }
-        };
+        }
+    }
+
+    /// Takes the drawn token.
+    fn accept(&mut self, choice: Choice) -> Option<Piece> {
         if self.session.model.tokenizer().is_end_of_generation(choice.token) {
-            return Ok(self.finish(StopReason::EndOfGeneration));
+            return self.finish(StopReason::EndOfGeneration);
         }
         self.left -= 1;
         self.pending = Some(choice.token);
@@ -178,7 +189,13 @@ impl<'s> Generation<'s> {
         if stopped {
             self.reason = Some(StopReason::StopText);
         }
-        Ok(Some(Piece { text, choice: Some(choice) }))
+        Some(Piece { text, choice: Some(choice) })
+    }
+
+    /// The end of a step that began then.
+    fn done(&mut self, step: Result<Option<Piece>>, began: Instant) -> Option<Result<Piece>> {
+        self.stats.generation_time += began.elapsed();
+        step.inspect_err(|_| self.reason = Some(StopReason::Error)).transpose()
     }
 
     /// Ends the generation; where text was held back, a last piece brings it.
@@ -194,6 +211,91 @@ impl<'s> Generation<'s> {
     }
 }
 
+/// Advances each generation by one piece: what [`next`](Iterator::next) of each would return, in order. Those of the same
+/// model share one pass, which for many sequences takes little longer than for one.
+///
+/// ```no_run
+/// # fn main() -> wavelm::Result<()> {
+/// # use wavelm::{Generation, Model, Sampler};
+/// let model = Model::load("model.gguf")?;
+/// let mut sessions = [model.session()?, model.session()?];
+/// let prompts = [model.prompt("Once upon a time")?, model.prompt("In the beginning")?];
+/// let mut generations = Vec::new();
+/// for (session, prompt) in sessions.iter_mut().zip(&prompts) {
+///     generations.push(session.generate(prompt, &Sampler::default())?.max_tokens(100));
+/// }
+/// while generations.iter().any(|generation| generation.stop_reason().is_none()) {
+///     for (i, piece) in wavelm::next_of_each(&mut generations).into_iter().enumerate() {
+///         if let Some(piece) = piece.transpose()? {
+///             println!("{i}: {}", piece.text());
+///         }
+///     }
+/// }
+/// # Ok(())
+/// # }
+/// ```
+pub fn next_of_each<'a, 's: 'a>(
+    generations: impl IntoIterator<Item = &'a mut Generation<'s>>,
+) -> Vec<Option<Result<Piece>>> {
+    let mut all: Vec<&mut Generation<'s>> = generations.into_iter().collect();
+    let mut pieces: Vec<Option<Option<Result<Piece>>>> = all.iter().map(|_| None).collect();
+    let mut waiting: Vec<usize> = (0..all.len()).filter(|&i| all.get_mut(i).is_some_and(|g| g.can_share())).collect();
+    while let Some(first) = waiting.first().and_then(|&i| all.get_mut(i)) {
+        let (backend, limits) = (Arc::clone(&first.session.backend), first.session.limits());
+        let (mut group, mut later) = (Vec::new(), Vec::new());
+        for (i, generation) in all.iter_mut().enumerate().filter(|(i, _)| waiting.binary_search(i).is_ok()) {
+            let is_full = group.len() >= limits.tokens.min(limits.outputs);
+            if is_full || !Arc::ptr_eq(&backend, &generation.session.backend) {
+                later.push(i);
+            } else {
+                group.push((i, &mut **generation));
+            }
+        }
+        waiting = later;
+        if group.len() > 1 {
+            for (i, piece) in Generation::step_together(group) {
+                if let Some(place) = pieces.get_mut(i) {
+                    *place = Some(piece);
+                }
+            }
+        }
+    }
+    all.into_iter().zip(pieces).map(|(generation, piece)| piece.unwrap_or_else(|| generation.next())).collect()
+}
+
+impl Generation<'_> {
+    /// Whether the next step is a pass for one token.
+    fn can_share(&mut self) -> bool {
+        self.reason.is_none() && self.left > 0 && self.pending.is_some() && self.session.takes_one()
+    }
+
+    /// A step of several, with one pass. Where that fails there are no pieces: each may try alone.
+    fn step_together(mut group: Vec<(usize, &mut Self)>) -> Vec<(usize, Option<Result<Piece>>)> {
+        let began = Instant::now();
+        let passed = {
+            let pending = group.iter_mut().filter_map(|(_, g)| Some((&mut *g.session, g.pending?)));
+            Session::pass_of_each(&mut pending.collect::<Vec<_>>())
+        };
+        let Ok(mut logits) = passed else { return Vec::new() };
+        let choices = {
+            let mut states: Vec<_> = group.iter_mut().map(|(_, g)| &mut g.state).collect();
+            logits.sample(&mut states)
+        };
+        let finish = |((i, generation), choice): ((usize, &mut Self), Result<Choice>)| {
+            generation.pending = None;
+            let step = match choice {
+                Ok(choice) => Ok(generation.accept(choice)),
+                Err(e) => generation.session.repeat_last(e).and_then(|logits| {
+                    generation.logits = Some(logits);
+                    generation.draw()
+                }),
+            };
+            (i, generation.done(step, began))
+        };
+        group.into_iter().zip(choices).map(finish).collect()
+    }
+}
+
 impl Iterator for Generation<'_> {
     type Item = Result<Piece>;
 
@@ -203,8 +305,7 @@ impl Iterator for Generation<'_> {
         }
         let began = Instant::now();
         let step = self.step();
-        self.stats.generation_time += began.elapsed();
-        step.inspect_err(|_| self.reason = Some(StopReason::Error)).transpose()
+        self.done(step, began)
     }
 }
 

@@ -3,7 +3,7 @@
 mod generate;
 mod prompt;
 
-pub use generate::{Generation, Piece, Stats, StopReason};
+pub use generate::{Generation, Piece, Stats, StopReason, next_of_each};
 pub use prompt::Prompt;
 
 use crate::backend::kv::KvSequence;
@@ -350,6 +350,37 @@ impl Session {
                 Err(e)
             }
         }
+    }
+
+    /// Whether one more token can be evaluated by a single pass over it.
+    fn takes_one(&mut self) -> bool {
+        // A device that was given up is left first.
+        self.limits();
+        self.tokens.len() < self.context && self.cached == self.tokens.len() && !self.canceller.is_cancelled()
+    }
+
+    /// Appends a token to each of several sessions on one backend that [take one](Self::takes_one), in one pass. The
+    /// logits have a row for each. After an error all are as they were.
+    fn pass_of_each(sessions: &mut [(&mut Self, TokenId)]) -> Result<Box<dyn Logits>> {
+        let prepare = |(session, _): &mut (&mut Self, TokenId)| session.kv.prepare(session.cached, session.cached + 1);
+        let ran = sessions.iter_mut().try_for_each(prepare).and_then(|()| {
+            let Some((first, _)) = sessions.first() else { return Err(Error::invalid_input("there are no sessions")) };
+            let mut spans = Vec::with_capacity(sessions.len());
+            for (session, token) in sessions.iter() {
+                let (tokens, pages) = (std::slice::from_ref(token), session.kv.pages());
+                spans.push(Span { tokens, first_pos: session.cached, pages, wanted: Wanted::Last });
+            }
+            first.backend.run(&Batch { spans: &spans }, &Canceller::default())
+        });
+        for (session, token) in sessions {
+            if ran.is_ok() {
+                session.cached += 1;
+                session.tokens.push(*token);
+            } else {
+                session.kv.truncate(session.cached);
+            }
+        }
+        ran
     }
 
     fn check(&self, tokens: &[TokenId]) -> Result<()> {

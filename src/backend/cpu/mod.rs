@@ -31,7 +31,7 @@ use workspace::Workspace;
 /// Tokens in a pass at most: enough to use each unpacked weight many times, few enough that the buffers stay small.
 const MOST_TOKENS: usize = 256;
 /// Outputs in a pass at most: a row of logits may have 262,144 columns.
-const MOST_OUTPUTS: usize = 32;
+const MOST_OUTPUTS: usize = 64;
 
 /// How the CPU backend is made.
 #[derive(Clone)]

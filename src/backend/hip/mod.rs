@@ -26,7 +26,7 @@ use super::{Backend, Batch, Canceller, KvType, Limits, Logits};
 use crate::gguf::{Gguf, TensorType};
 use crate::model::Precision;
 use crate::model::program::{Program, RowKind};
-use crate::sampler::{Choice, SamplerState};
+use crate::sampler::{Choice, Drawn, SamplerState};
 use crate::{Error, ErrorKind, Result};
 use device::Device;
 use exec::Executor;
@@ -41,7 +41,7 @@ pub(crate) use weights::Tell;
 /// Tokens in a pass at most.
 const MOST_TOKENS: usize = 512;
 /// Outputs in a pass at most.
-const MOST_OUTPUTS: usize = 32;
+const MOST_OUTPUTS: usize = 64;
 
 /// How the GPU backend is made.
 pub(crate) struct HipOptions {
@@ -232,6 +232,26 @@ impl HipLogits {
         let unknown = || Error::invalid_input(format!("row {row} of logits was not asked for"));
         self.rows.as_mut().filter(|_| row < self.outputs).ok_or_else(unknown)
     }
+
+    /// Draws a token from each of the first rows, all at once; `None` for what is not drawn on the device.
+    fn draw(&mut self, states: &[&mut SamplerState]) -> Result<Vec<Option<Drawn>>> {
+        let requests = states.iter().enumerate().filter_map(|(row, state)| Some((row, state.request(self.columns)?)));
+        let requests: Vec<_> = requests.collect();
+        let Some(&(last, _)) = requests.last() else { return Ok(Vec::new()) };
+        let (executor, sampling) = (Arc::clone(&self.executor), Arc::clone(&self.sampling));
+        let Rows { memory, draw, .. } = self.rows(last)?;
+        let found = {
+            let executor = executor.lock().unwrap_or_else(PoisonError::into_inner);
+            sampling.draw(executor.stream(), memory, &requests, draw)?
+        };
+        let mut drawn: Vec<Option<Drawn>> = states.iter().map(|_| None).collect();
+        for ((row, _), found) in requests.iter().zip(found) {
+            if let Some(place) = drawn.get_mut(*row) {
+                *place = found;
+            }
+        }
+        Ok(drawn)
+    }
 }
 
 impl Logits for HipLogits {
@@ -249,21 +269,17 @@ impl Logits for HipLogits {
         values.ok_or_else(|| Error::new(ErrorKind::Device, "pinned memory is not aligned"))
     }
 
-    fn sample(&mut self, row: usize, state: &mut SamplerState) -> Result<Choice> {
-        let drawn = match state.request(self.columns) {
-            Some(request) => {
-                let (executor, sampling) = (Arc::clone(&self.executor), Arc::clone(&self.sampling));
-                let Rows { memory, draw, .. } = self.rows(row)?;
-                let executor = executor.lock().unwrap_or_else(PoisonError::into_inner);
-                sampling.draw(executor.stream(), memory, &[(row, request)], draw)?.into_iter().next().flatten()
-            }
-            None => None,
+    fn sample(&mut self, states: &mut [&mut SamplerState]) -> Vec<Result<Choice>> {
+        let mut drawn = match self.draw(states) {
+            Ok(drawn) => drawn.into_iter(),
+            Err(e) => return states.iter().map(|_| Err(e.repeated())).collect(),
         };
-        match drawn {
+        let choose = |(row, state): (usize, &mut &mut SamplerState)| match drawn.next().flatten() {
             Some(drawn) => Ok(state.accept(drawn)),
             // What is not drawn on the device, the CPU draws; or it says why there is nothing to choose.
             None => state.sample(self.row(row)?),
-        }
+        };
+        states.iter_mut().enumerate().map(choose).collect()
     }
 }
 

@@ -1,7 +1,8 @@
-//! The kernels' instructions on AVX2: eight rows in a vector.
+//! The kernels' instructions on AVX2: eight rows in a vector, and four vectors in a tile, so that activations are read from
+//! the first-level cache for the later three.
 
 use super::activations::{self, QuantizeJob};
-use super::driver::{Correction, Dots, Kernels};
+use super::driver::{self, Correction, Dots, Kernels};
 use super::float::{self, FloatFormat};
 use super::formats::{Format, Kind};
 use super::simd::{Dot, MAGIC, Rows, Simd, kernels};
@@ -30,7 +31,7 @@ impl Simd for Avx2 {
     type Int = __m256i;
     type Float = __m256;
 
-    kernels!(Avx2, Avx2(()), vectors: 1, tokens: [1 2 3 4], "avx2,fma,f16c");
+    kernels!(Avx2, Avx2(()), vectors: 4, few: 1, tokens: [1 2 3 4], "avx2,fma,f16c");
 
     #[inline(always)]
     fn splat(self, value: i32) -> __m256i {
@@ -153,6 +154,11 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn prefetch(self, at: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+
+    #[inline(always)]
     unsafe fn transpose(self, rows: Rows, offset: usize) -> [__m256i; 4] {
         unsafe {
             let [a, b, c, d] = load_rows(rows, offset);
@@ -169,7 +175,7 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     unsafe fn dots<K: Kind, const VECTORS: usize, const TOKENS: usize>(self, dots: &Dots<'_>) {
-        unsafe { tile::dots::<Self, K, VECTORS, TOKENS>(self, dots) }
+        unsafe { tile::dots::<Self, K, VECTORS, 1, TOKENS>(self, dots) }
     }
 }
 
@@ -177,6 +183,8 @@ impl Simd for Avx2 {
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Dot for Avx2 {
     type Word = __m256i;
+    /// 16-bit sums, two to a lane.
+    type Partial = __m256i;
 
     #[inline(always)]
     unsafe fn word(self, from: *const i32, i: usize) -> __m256i {
@@ -184,18 +192,30 @@ impl Dot for Avx2 {
     }
 
     #[inline(always)]
+    fn run(max: i32) -> usize {
+        // A 16-bit sum takes two products of each word.
+        1 << (i32::from(i16::MAX) / (2 * 127 * max)).ilog2()
+    }
+
+    #[inline(always)]
+    fn begin(self, _: __m256i) -> __m256i {
+        unsafe { _mm256_setzero_si256() }
+    }
+
+    #[inline(always)]
     fn dot4(self, sum: __m256i, w: __m256i, x: __m256i) -> __m256i {
-        // The 16-bit sums of two products are at most 2 * 127 * 127: they do not saturate.
-        unsafe {
-            let pairs = _mm256_maddubs_epi16(w, x);
-            _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
-        }
+        unsafe { _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, x)) }
     }
 
     #[inline(always)]
     fn dot4_wide(self, sum: __m256i, w: __m256i, x: __m256i) -> __m256i {
-        // w * x = |w| * (x with the sign of w); |w| is at most 128 and x at least -127, so that nothing saturates.
+        // w * x = |w| * (x with the sign of w); |w| is at most 128 and x at least -127.
         unsafe { self.dot4(sum, _mm256_abs_epi8(w), _mm256_sign_epi8(x, w)) }
+    }
+
+    #[inline(always)]
+    fn end(self, sum: __m256i, run: __m256i) -> __m256i {
+        unsafe { _mm256_add_epi32(sum, _mm256_madd_epi16(run, _mm256_set1_epi16(1))) }
     }
 }
 

@@ -1,10 +1,10 @@
 //! The kernels' instructions on AVX-512 with VNNI: 16 rows in a vector.
 
 use super::activations::{self, QuantizeJob};
-use super::driver::{Correction, Dots, Kernels};
+use super::driver::{self, Correction, Dots, Kernels};
 use super::float::{self, FloatFormat};
 use super::formats::{Format, Kind};
-use super::simd::{Dot, MAGIC, Rows, Simd, kernels};
+use super::simd::{Dot, MAGIC, Rows, Simd, kernels, no_partial_sums};
 use super::tile::{self, Tile};
 use std::arch::x86_64::*;
 
@@ -30,7 +30,7 @@ impl Simd for Avx512 {
     type Int = __m512i;
     type Float = __m512;
 
-    kernels!(Avx512, Avx512(()), vectors: 2, tokens: [1 2 3 4 5 6], "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c");
+    kernels!(Avx512, Avx512(()), vectors: 2, few: 2, tokens: [1 2 3 4 5 6], "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c");
 
     #[inline(always)]
     fn splat(self, value: i32) -> __m512i {
@@ -147,6 +147,11 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn prefetch(self, at: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+
+    #[inline(always)]
     unsafe fn transpose(self, rows: Rows, offset: usize) -> [__m512i; 4] {
         unsafe {
             let [a, b, c, d] = load_rows(rows, offset);
@@ -163,7 +168,7 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     unsafe fn dots<K: Kind, const VECTORS: usize, const TOKENS: usize>(self, dots: &Dots<'_>) {
-        unsafe { tile::dots::<Self, K, VECTORS, TOKENS>(self, dots) }
+        unsafe { tile::dots::<Self, K, VECTORS, VECTORS, TOKENS>(self, dots) }
     }
 }
 
@@ -171,6 +176,8 @@ impl Simd for Avx512 {
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Dot for Avx512 {
     type Word = __m512i;
+
+    no_partial_sums!();
 
     #[inline(always)]
     unsafe fn word(self, from: *const i32, i: usize) -> __m512i {

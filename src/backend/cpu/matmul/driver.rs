@@ -17,6 +17,9 @@ pub(super) const TILE_ROWS: usize = 32;
 /// Tokens that a tile is multiplied with at once, at most.
 const MAX_TOKENS: usize = 6;
 
+/// With so few tokens, what takes time is to read the weights.
+pub(super) const FEW_TOKENS: usize = 8;
+
 /// Unpacks columns (the first, and how many) of the rows of a tile.
 pub(super) type Unpack = unsafe fn(Rows, usize, usize, &mut Tile);
 /// Multiplies a tile with a certain number of tokens.
@@ -174,7 +177,6 @@ struct Places {
 /// Where there are few tokens, reading the weights is what takes time, and memory is fastest where each lane reads on and
 /// on, far from the others. So the rows of a tile are then as far apart as can be.
 fn tiles(tile_rows: usize, tokens: usize, rows: &Range<usize>) -> impl Iterator<Item = Places> {
-    const FEW_TOKENS: usize = 8;
     let step = if tokens <= FEW_TOKENS { rows.len() / tile_rows } else { 0 };
     let rest = rows.start + step * tile_rows..rows.end;
     let apart = (rows.start..rows.start + step).map(move |first| Places { first, step, count: tile_rows });

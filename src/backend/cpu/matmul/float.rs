@@ -113,34 +113,44 @@ unsafe fn unpack_rows<S: Simd, F: FloatFormat, const VECTORS: usize>(
     }
 }
 
-/// Multiplies a tile with `TOKENS` tokens.
+/// Vectors that are multiplied at once, at most: as many as there are registers for.
+const AT_ONCE: usize = 2;
+
+const fn at_once(vectors: usize) -> usize {
+    if vectors < AT_ONCE { vectors } else { AT_ONCE }
+}
+
+/// Multiplies a tile of `VECTORS` vectors of rows with `TOKENS` tokens.
 ///
 /// # Safety
 /// The pointers are valid for the sizes in `dots`.
 #[inline(always)]
 pub(super) unsafe fn dots<S: Simd, const VECTORS: usize, const TOKENS: usize>(s: S, dots: &Dots<'_>) {
-    // SAFETY: all offsets are within the tile and the activations, by the caller's promise.
-    unsafe {
-        let x: [*const f32; TOKENS] = std::array::from_fn(|t| dots.x.add(t * dots.x_stride).cast());
-        let mut weights = dots.tile.q.as_ptr().cast::<f32>();
-        let mut totals = [[s.splat_float(0.0); TOKENS]; VECTORS];
-        for column in 0..dots.columns {
-            let mut w = [s.splat_float(0.0); VECTORS];
-            unroll!(v < VECTORS, {
-                w[v] = s.load_float(weights.add(v * S::LANES));
-            });
-            unroll!(t < TOKENS, {
-                let x = s.splat_float(*x[t].add(column));
-                unroll!(v < VECTORS, {
-                    totals[v][t] = s.mul_add(w[v], x, totals[v][t]);
+    const { assert!(VECTORS == 1 || VECTORS.is_multiple_of(AT_ONCE)) };
+    for first in (0..VECTORS).step_by(AT_ONCE) {
+        // SAFETY: all offsets are within the tile and the activations, by the caller's promise.
+        unsafe {
+            let x: [*const f32; TOKENS] = std::array::from_fn(|t| dots.x.add(t * dots.x_stride).cast());
+            let mut weights = dots.tile.q.as_ptr().cast::<f32>().add(first * S::LANES);
+            let mut totals = [[s.splat_float(0.0); TOKENS]; AT_ONCE];
+            for column in 0..dots.columns {
+                let mut w = [s.splat_float(0.0); AT_ONCE];
+                unroll!(v < at_once(VECTORS); 0 1, {
+                    w[v] = s.load_float(weights.add(v * S::LANES));
+                });
+                unroll!(t < TOKENS, {
+                    let x = s.splat_float(*x[t].add(column));
+                    unroll!(v < at_once(VECTORS); 0 1, {
+                        totals[v][t] = s.mul_add(w[v], x, totals[v][t]);
+                    });
+                });
+                weights = weights.add(VECTORS * S::LANES);
+            }
+            unroll!(v < at_once(VECTORS); 0 1, {
+                unroll!(t < TOKENS, {
+                    dots.write(s, t, (first + v) * S::LANES, totals[v][t]);
                 });
             });
-            weights = weights.add(VECTORS * S::LANES);
         }
-        unroll!(v < VECTORS, {
-            unroll!(t < TOKENS, {
-                dots.write(s, t, v * S::LANES, totals[v][t]);
-            });
-        });
     }
 }

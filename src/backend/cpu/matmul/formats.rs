@@ -18,37 +18,43 @@ pub(super) trait Kind {
     const MINS: bool = false;
     /// Whether the bytes take all 8 bits, and are in the form of [`Simd::wide`].
     const WIDE: bool = false;
+    /// The largest magnitude of a byte.
+    const MAX: i32;
 }
 
-/// Groups of 32 around a zero point.
-pub(super) struct Zero32;
+/// Groups of 32 bytes of up to `MAX`, around a zero point.
+pub(super) struct Zero32<const MAX: i32>;
 /// Groups of 16 around a zero point.
-pub(super) struct Zero16;
+pub(super) struct Zero16<const MAX: i32>;
 /// Groups of 32 with minima.
-pub(super) struct Mins32;
+pub(super) struct Mins32<const MAX: i32>;
 /// Groups of 16 with minima.
-pub(super) struct Mins16;
+pub(super) struct Mins16<const MAX: i32>;
 /// Groups of 32 of signed bytes.
 pub(super) struct Wide32;
 
-impl Kind for Zero32 {
+impl<const MAX: i32> Kind for Zero32<MAX> {
     const GROUP: usize = 32;
     const HAS_ZERO: bool = true;
+    const MAX: i32 = MAX;
 }
 
-impl Kind for Zero16 {
+impl<const MAX: i32> Kind for Zero16<MAX> {
     const GROUP: usize = 16;
     const HAS_ZERO: bool = true;
+    const MAX: i32 = MAX;
 }
 
-impl Kind for Mins32 {
+impl<const MAX: i32> Kind for Mins32<MAX> {
     const GROUP: usize = 32;
     const MINS: bool = true;
+    const MAX: i32 = MAX;
 }
 
-impl Kind for Mins16 {
+impl<const MAX: i32> Kind for Mins16<MAX> {
     const GROUP: usize = 16;
     const MINS: bool = true;
+    const MAX: i32 = MAX;
 }
 
 impl Kind for Wide32 {
@@ -56,6 +62,7 @@ impl Kind for Wide32 {
     // Where the instruction set takes signed bytes as they are, the sums start at 0 times something.
     const HAS_ZERO: bool = true;
     const WIDE: bool = true;
+    const MAX: i32 = 128;
 }
 
 /// A quantized format.
@@ -155,7 +162,7 @@ pub(super) struct Q4_0;
 
 impl Format for Q4_0 {
     const TYPE: TensorType = TensorType::Q4_0;
-    type Kind = Zero32;
+    type Kind = Zero32<15>;
     const ZERO: i32 = 8;
 
     #[inline(always)]
@@ -173,7 +180,7 @@ pub(super) struct Q4_1;
 
 impl Format for Q4_1 {
     const TYPE: TensorType = TensorType::Q4_1;
-    type Kind = Mins32;
+    type Kind = Mins32<15>;
 
     #[inline(always)]
     unsafe fn unpack<S: Simd, const V: usize>(s: S, rows: Rows, at: usize, out: Unpacked<S, V>) {
@@ -191,7 +198,7 @@ pub(super) struct Q5_0;
 
 impl Format for Q5_0 {
     const TYPE: TensorType = TensorType::Q5_0;
-    type Kind = Zero32;
+    type Kind = Zero32<31>;
     const ZERO: i32 = 16;
 
     #[inline(always)]
@@ -210,7 +217,7 @@ pub(super) struct Q5_1;
 
 impl Format for Q5_1 {
     const TYPE: TensorType = TensorType::Q5_1;
-    type Kind = Mins32;
+    type Kind = Mins32<31>;
 
     #[inline(always)]
     unsafe fn unpack<S: Simd, const V: usize>(s: S, rows: Rows, at: usize, out: Unpacked<S, V>) {
@@ -249,7 +256,7 @@ pub(super) struct Q2K;
 
 impl Format for Q2K {
     const TYPE: TensorType = TensorType::Q2_K;
-    type Kind = Mins16;
+    type Kind = Mins16<3>;
 
     #[inline(always)]
     unsafe fn unpack<S: Simd, const V: usize>(s: S, rows: Rows, at: usize, out: Unpacked<S, V>) {
@@ -283,7 +290,7 @@ pub(super) struct Q3K;
 
 impl Format for Q3K {
     const TYPE: TensorType = TensorType::Q3_K;
-    type Kind = Zero16;
+    type Kind = Zero16<7>;
     const ZERO: i32 = 4;
 
     #[inline(always)]
@@ -344,7 +351,7 @@ pub(super) struct Q4K;
 
 impl Format for Q4K {
     const TYPE: TensorType = TensorType::Q4_K;
-    type Kind = Mins32;
+    type Kind = Mins32<15>;
 
     #[inline(always)]
     unsafe fn unpack<S: Simd, const V: usize>(s: S, rows: Rows, at: usize, out: Unpacked<S, V>) {
@@ -366,7 +373,7 @@ pub(super) struct Q5K;
 
 impl Format for Q5K {
     const TYPE: TensorType = TensorType::Q5_K;
-    type Kind = Mins32;
+    type Kind = Mins32<31>;
 
     #[inline(always)]
     unsafe fn unpack<S: Simd, const V: usize>(s: S, rows: Rows, at: usize, out: Unpacked<S, V>) {
@@ -396,7 +403,7 @@ pub(super) struct Q6K;
 
 impl Format for Q6K {
     const TYPE: TensorType = TensorType::Q6_K;
-    type Kind = Zero16;
+    type Kind = Zero16<63>;
     const ZERO: i32 = 32;
 
     #[inline(always)]

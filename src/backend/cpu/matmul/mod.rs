@@ -290,9 +290,9 @@ pub(crate) unsafe fn matmul(
         Input::F32(x) => {
             assert!(x.len() >= n * w.cols, "{} activations for {n} x {}", x.len(), w.cols);
             let kernels = on_isa!(isa, simd => match w.ty {
-                T::F32 => simd.float_kernels::<float::F32>(),
-                T::F16 => simd.float_kernels::<float::F16>(),
-                T::BF16 => simd.float_kernels::<float::Bf16>(),
+                T::F32 => simd.float_kernels::<float::F32>(n),
+                T::F16 => simd.float_kernels::<float::F16>(n),
+                T::BF16 => simd.float_kernels::<float::Bf16>(n),
                 ty => panic!("weights of type {ty:?} take quantized activations"),
             });
             let size = size_of::<f32>();
@@ -317,16 +317,16 @@ pub(crate) unsafe fn matmul(
             );
             assert!(scratch.corrections.len() >= n * (w.cols / SUM_GROUP), "no scratch memory for {n} x {}", w.cols);
             let kernels = on_isa!(isa, simd => match w.ty {
-                T::Q4_0 => simd.quant_kernels::<formats::Q4_0>(),
-                T::Q4_1 => simd.quant_kernels::<formats::Q4_1>(),
-                T::Q5_0 => simd.quant_kernels::<formats::Q5_0>(),
-                T::Q5_1 => simd.quant_kernels::<formats::Q5_1>(),
-                T::Q8_0 => simd.quant_kernels::<formats::Q8_0>(),
-                T::Q2_K => simd.quant_kernels::<formats::Q2K>(),
-                T::Q3_K => simd.quant_kernels::<formats::Q3K>(),
-                T::Q4_K => simd.quant_kernels::<formats::Q4K>(),
-                T::Q5_K => simd.quant_kernels::<formats::Q5K>(),
-                T::Q6_K => simd.quant_kernels::<formats::Q6K>(),
+                T::Q4_0 => simd.quant_kernels::<formats::Q4_0>(n),
+                T::Q4_1 => simd.quant_kernels::<formats::Q4_1>(n),
+                T::Q5_0 => simd.quant_kernels::<formats::Q5_0>(n),
+                T::Q5_1 => simd.quant_kernels::<formats::Q5_1>(n),
+                T::Q8_0 => simd.quant_kernels::<formats::Q8_0>(n),
+                T::Q2_K => simd.quant_kernels::<formats::Q2K>(n),
+                T::Q3_K => simd.quant_kernels::<formats::Q3K>(n),
+                T::Q4_K => simd.quant_kernels::<formats::Q4K>(n),
+                T::Q5_K => simd.quant_kernels::<formats::Q5K>(n),
+                T::Q6_K => simd.quant_kernels::<formats::Q6K>(n),
                 ty => panic!("weights of type {ty:?} do not take quantized activations"),
             });
             let x = Activations {

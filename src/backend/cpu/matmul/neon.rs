@@ -2,11 +2,11 @@
 //! `smmla` ([`mmla`]); all else is the same. Bytes are signed on both sides, so that nothing has to be added to them.
 
 use super::activations::{self, QuantizeJob};
-use super::driver::{Correction, Dots, Kernels};
+use super::driver::{self, Correction, Dots, Kernels};
 use super::float::{self, FloatFormat};
 use super::formats::{Format, Kind};
 use super::mmla;
-use super::simd::{Dot, Rows, Simd, kernels};
+use super::simd::{Dot, Rows, Simd, kernels, no_partial_sums};
 use super::tile::{self, Tile};
 use crate::backend::cpu::simd::neon::f16_to_f32;
 use std::arch::aarch64::*;
@@ -39,7 +39,7 @@ macro_rules! instruction_set {
             type Int = int32x4_t;
             type Float = float32x4_t;
 
-            kernels!($simd, $simd(()), vectors: 2, tokens: [$($tokens)*], $features);
+            kernels!($simd, $simd(()), vectors: 2, few: 2, tokens: [$($tokens)*], $features);
 
             #[inline(always)]
             fn splat(self, value: i32) -> int32x4_t {
@@ -166,7 +166,7 @@ instruction_set! {
 
         #[inline(always)]
         unsafe fn dots<K: Kind, const VECTORS: usize, const TOKENS: usize>(self, dots: &Dots<'_>) {
-            unsafe { tile::dots::<Self, K, VECTORS, TOKENS>(self, dots) }
+            unsafe { tile::dots::<Self, K, VECTORS, VECTORS, TOKENS>(self, dots) }
         }
     }
 }
@@ -176,6 +176,8 @@ instruction_set! {
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Dot for Neon {
     type Word = int32x4_t;
+    /// The products of the first two rows and of the other two, each in a lane of its own.
+    type Partial = (int16x8_t, int16x8_t);
 
     #[inline(always)]
     unsafe fn word(self, from: *const i32, i: usize) -> int32x4_t {
@@ -183,18 +185,32 @@ impl Dot for Neon {
     }
 
     #[inline(always)]
-    fn dot4(self, sum: int32x4_t, w: int32x4_t, x: int32x4_t) -> int32x4_t {
-        self.dot4_wide(sum, w, x)
+    fn run(max: i32) -> usize {
+        // In the end two 16-bit sums are added, each with one product of each word.
+        1 << (i32::from(i16::MAX) / (2 * 127 * max)).ilog2()
     }
 
     #[inline(always)]
-    fn dot4_wide(self, sum: int32x4_t, w: int32x4_t, x: int32x4_t) -> int32x4_t {
-        // The 16-bit sums of two products are at most 2 * 128 * 127: they do not overflow.
+    fn begin(self, _: int32x4_t) -> (int16x8_t, int16x8_t) {
+        unsafe { (vdupq_n_s16(0), vdupq_n_s16(0)) }
+    }
+
+    #[inline(always)]
+    fn dot4(self, (low, high): Self::Partial, w: int32x4_t, x: int32x4_t) -> Self::Partial {
         unsafe {
             let (w, x) = (vreinterpretq_s8_s32(w), vreinterpretq_s8_s32(x));
-            let pairs = vpaddq_s16(vmull_s8(vget_low_s8(w), vget_low_s8(x)), vmull_high_s8(w, x));
-            vpadalq_s16(sum, pairs)
+            (vmlal_s8(low, vget_low_s8(w), vget_low_s8(x)), vmlal_high_s8(high, w, x))
         }
+    }
+
+    #[inline(always)]
+    fn dot4_wide(self, sum: Self::Partial, w: int32x4_t, x: int32x4_t) -> Self::Partial {
+        self.dot4(sum, w, x)
+    }
+
+    #[inline(always)]
+    fn end(self, sum: int32x4_t, (low, high): Self::Partial) -> int32x4_t {
+        unsafe { vpadalq_s16(sum, vpaddq_s16(low, high)) }
     }
 }
 
@@ -208,7 +224,7 @@ instruction_set! {
 
         #[inline(always)]
         unsafe fn dots<K: Kind, const VECTORS: usize, const TOKENS: usize>(self, dots: &Dots<'_>) {
-            unsafe { tile::dots::<Self, K, VECTORS, TOKENS>(self, dots) }
+            unsafe { tile::dots::<Self, K, VECTORS, VECTORS, TOKENS>(self, dots) }
         }
     }
 }
@@ -218,6 +234,8 @@ instruction_set! {
 impl Dot for Dotprod {
     /// 16 activations, and which word of them.
     type Word = (int32x4_t, usize);
+
+    no_partial_sums!();
 
     #[inline(always)]
     unsafe fn word(self, from: *const i32, i: usize) -> (int32x4_t, usize) {

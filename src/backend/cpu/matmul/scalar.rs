@@ -1,10 +1,10 @@
 //! The kernels in plain Rust: arrays that compilers vectorize as far as the target allows. The oracle of the others.
 
 use super::activations::{self, QuantizeJob};
-use super::driver::{Correction, Dots, Kernels};
+use super::driver::{self, Correction, Dots, Kernels};
 use super::float::{self, FloatFormat};
 use super::formats::{Format, Kind};
-use super::simd::{Dot, Rows, Simd, kernels};
+use super::simd::{Dot, Rows, Simd, kernels, no_partial_sums};
 use super::tile::{self, Tile};
 use std::array;
 
@@ -34,7 +34,7 @@ impl Simd for Scalar {
     type Int = Int;
     type Float = Float;
 
-    kernels!(Scalar, Scalar, vectors: 1, tokens: [1 2 3 4]);
+    kernels!(Scalar, Scalar, vectors: 1, few: 1, tokens: [1 2 3 4]);
 
     #[inline(always)]
     fn splat(self, value: i32) -> Int {
@@ -159,12 +159,14 @@ impl Simd for Scalar {
     #[inline(always)]
     unsafe fn dots<K: Kind, const VECTORS: usize, const TOKENS: usize>(self, dots: &Dots<'_>) {
         // SAFETY: the caller's promise.
-        unsafe { tile::dots::<Self, K, VECTORS, TOKENS>(self, dots) }
+        unsafe { tile::dots::<Self, K, VECTORS, VECTORS, TOKENS>(self, dots) }
     }
 }
 
 impl Dot for Scalar {
     type Word = i32;
+
+    no_partial_sums!();
 
     #[inline(always)]
     unsafe fn word(self, from: *const i32, i: usize) -> i32 {

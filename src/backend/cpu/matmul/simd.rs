@@ -46,10 +46,10 @@ pub(super) trait Simd: Copy {
     /// A vector of f32.
     type Float: Copy;
 
-    /// The kernels for a quantized format.
-    fn quant_kernels<F: Format>(self) -> Kernels;
-    /// The kernels for a floating-point type.
-    fn float_kernels<F: FloatFormat>(self) -> Kernels;
+    /// The kernels for a quantized format and so many tokens.
+    fn quant_kernels<F: Format>(self, tokens: usize) -> Kernels;
+    /// The kernels for a floating-point type and so many tokens.
+    fn float_kernels<F: FloatFormat>(self, tokens: usize) -> Kernels;
     /// Quantizes rows of activations.
     ///
     /// # Safety
@@ -114,6 +114,10 @@ pub(super) trait Simd: Copy {
     /// # Safety
     /// `to` is valid for writes of `LANES` elements.
     unsafe fn store_float(self, to: *mut f32, value: Self::Float);
+    /// Asks for memory that will be read soon; any address will do.
+    #[inline(always)]
+    fn prefetch(self, _: *const u8) {}
+
     /// In lane `r` of vector `j`, the four bytes at `offset + 4 * j` of row `r`: 16 bytes of each row, transposed.
     ///
     /// # Safety
@@ -136,22 +140,54 @@ pub(super) trait Simd: Copy {
     unsafe fn dots<K: Kind, const VECTORS: usize, const TOKENS: usize>(self, dots: &Dots<'_>);
 }
 
-/// What the kernel in [`tile`](super::tile) needs besides, to multiply bytes.
+/// What the kernel in [`tile`](super::tile) needs besides, to multiply bytes. Sums of products may be kept in another form
+/// for a few words, where that takes fewer instructions.
 pub(super) trait Dot: Simd {
     /// Four activations of one token.
     type Word: Copy;
+    /// Sums of products of up to [`run`](Self::run) words.
+    type Partial: Copy;
 
+    /// How many words a [`Partial`](Self::Partial) has room for with weights of up to `max`: a power of two.
+    fn run(max: i32) -> usize;
     /// Word `i`, below 4, of those at `from`.
     ///
     /// # Safety
     /// `from` is valid for reads of four elements.
     unsafe fn word(self, from: *const i32, i: usize) -> Self::Word;
-    /// `sum` plus, in each lane, the products of its four bytes with those of `x`: `w` unsigned and below 128, `x` signed, not
+    /// Begins a run that is to be added to `sum`.
+    fn begin(self, sum: Self::Int) -> Self::Partial;
+    /// Adds, in each lane, the products of its four bytes with those of `x`: `w` unsigned and below 128, `x` signed, not
     /// -128.
-    fn dot4(self, sum: Self::Int, w: Self::Int, x: Self::Word) -> Self::Int;
+    fn dot4(self, sum: Self::Partial, w: Self::Int, x: Self::Word) -> Self::Partial;
     /// The same for any bytes in `w` that come from [`wide`](Simd::wide).
-    fn dot4_wide(self, sum: Self::Int, w: Self::Int, x: Self::Word) -> Self::Int;
+    fn dot4_wide(self, sum: Self::Partial, w: Self::Int, x: Self::Word) -> Self::Partial;
+    /// `sum`, with which the run began, and what was added.
+    fn end(self, sum: Self::Int, run: Self::Partial) -> Self::Int;
 }
+
+/// What a [`Dot`] defines that adds products to 32-bit sums right away.
+macro_rules! no_partial_sums {
+    () => {
+        type Partial = Self::Int;
+
+        #[inline(always)]
+        fn run(_: i32) -> usize {
+            1
+        }
+
+        #[inline(always)]
+        fn begin(self, sum: Self::Int) -> Self::Int {
+            sum
+        }
+
+        #[inline(always)]
+        fn end(self, _: Self::Int, run: Self::Int) -> Self::Int {
+            run
+        }
+    };
+}
+pub(super) use no_partial_sums;
 
 /// Repeats a block for `$i` in `0..$n`, which is at most 6, without a loop: accumulators indexed by `$i` are then sure to
 /// be kept in registers. Where it is at most less, the values may be given, so that no constant index is out of range.
@@ -175,59 +211,76 @@ macro_rules! unroll {
 pub(super) use unroll;
 
 /// Defines the functions of an instruction set that are compiled for its features, and the three methods of [`Simd`] that
-/// lead to them. A tile has `$vectors` vectors of rows and is multiplied with 1, 2, … `$tokens` at once.
+/// lead to them. A tile has `$vectors` vectors of rows, or `$few` where there are few tokens, and is multiplied with 1,
+/// 2, … `$tokens` at once.
 macro_rules! kernels {
-    ($simd:ident, $proof:expr, vectors: $vectors:literal, tokens: [$($tokens:literal)*] $(, $features:literal)?) => {
-        fn quant_kernels<F: Format>(self) -> Kernels {
+    (
+        $simd:ident, $proof:expr,
+        vectors: $vectors:literal, few: $few:literal, tokens: [$($tokens:literal)*] $(, $features:literal)?
+    ) => {
+        fn quant_kernels<F: Format>(self, tokens: usize) -> Kernels {
             $(#[target_feature(enable = $features)])?
-            unsafe fn unpack<F: Format>(rows: Rows, column: usize, columns: usize, tile: &mut Tile) {
+            unsafe fn unpack<F: Format, const VECTORS: usize>(rows: Rows, column: usize, columns: usize, tile: &mut Tile) {
                 // SAFETY: the caller's promise.
-                unsafe { tile::unpack::<$simd, F, $vectors>($proof, rows, column, columns, tile) }
+                unsafe { tile::unpack::<$simd, F, VECTORS>($proof, rows, column, columns, tile) }
             }
 
             $(#[target_feature(enable = $features)])?
-            unsafe fn dots<K: Kind, const TOKENS: usize>(dots: &Dots<'_>) {
+            unsafe fn dots<K: Kind, const VECTORS: usize, const TOKENS: usize>(dots: &Dots<'_>) {
                 // SAFETY: the caller's promise.
-                unsafe { <$simd>::dots::<K, $vectors, TOKENS>($proof, dots) }
+                unsafe { <$simd>::dots::<K, VECTORS, TOKENS>($proof, dots) }
             }
 
-            let zero = if F::Kind::WIDE { Self::WIDE_ZERO } else { F::ZERO };
-            let group = F::Kind::GROUP;
-            Kernels {
-                rows: $vectors * Self::LANES,
-                block: F::TYPE.block_len(),
-                slice: tile::SLICE,
-                unpack: unpack::<F>,
-                dots: const { &[$(dots::<F::Kind, $tokens>),*] },
-                correction: if F::Kind::MINS {
-                    Correction::Mins { group }
-                } else {
-                    Correction::Zero { zero, start: Self::SUM_START, group }
-                },
+            fn kernels<F: Format, const VECTORS: usize>() -> Kernels {
+                let zero = if F::Kind::WIDE { <$simd>::WIDE_ZERO } else { F::ZERO };
+                let group = F::Kind::GROUP;
+                Kernels {
+                    rows: VECTORS * <$simd>::LANES,
+                    block: F::TYPE.block_len(),
+                    slice: tile::SLICE,
+                    unpack: unpack::<F, VECTORS>,
+                    dots: const { &[$(dots::<F::Kind, VECTORS, $tokens>),*] },
+                    correction: if F::Kind::MINS {
+                        Correction::Mins { group }
+                    } else {
+                        Correction::Zero { zero, start: <$simd>::SUM_START, group }
+                    },
+                }
             }
+
+            if tokens <= driver::FEW_TOKENS { kernels::<F, $few>() } else { kernels::<F, $vectors>() }
         }
 
-        fn float_kernels<F: FloatFormat>(self) -> Kernels {
+        fn float_kernels<F: FloatFormat>(self, tokens: usize) -> Kernels {
             $(#[target_feature(enable = $features)])?
-            unsafe fn unpack<F: FloatFormat>(rows: Rows, column: usize, columns: usize, tile: &mut Tile) {
+            unsafe fn unpack<F: FloatFormat, const VECTORS: usize>(
+                rows: Rows,
+                column: usize,
+                columns: usize,
+                tile: &mut Tile,
+            ) {
                 // SAFETY: the caller's promise.
-                unsafe { float::unpack::<$simd, F, $vectors>($proof, rows, column, columns, tile) }
+                unsafe { float::unpack::<$simd, F, VECTORS>($proof, rows, column, columns, tile) }
             }
 
             $(#[target_feature(enable = $features)])?
-            unsafe fn dots<const TOKENS: usize>(dots: &Dots<'_>) {
+            unsafe fn dots<const VECTORS: usize, const TOKENS: usize>(dots: &Dots<'_>) {
                 // SAFETY: the caller's promise.
-                unsafe { float::dots::<$simd, $vectors, TOKENS>($proof, dots) }
+                unsafe { float::dots::<$simd, VECTORS, TOKENS>($proof, dots) }
             }
 
-            Kernels {
-                rows: $vectors * Self::LANES,
-                block: 1,
-                slice: float::SLICE,
-                unpack: unpack::<F>,
-                dots: const { &[$(dots::<$tokens>),*] },
-                correction: Correction::None,
+            fn kernels<F: FloatFormat, const VECTORS: usize>() -> Kernels {
+                Kernels {
+                    rows: VECTORS * <$simd>::LANES,
+                    block: 1,
+                    slice: float::SLICE,
+                    unpack: unpack::<F, VECTORS>,
+                    dots: const { &[$(dots::<VECTORS, $tokens>),*] },
+                    correction: Correction::None,
+                }
             }
+
+            if tokens <= driver::FEW_TOKENS { kernels::<F, $few>() } else { kernels::<F, $vectors>() }
         }
 
         unsafe fn quantize(self, job: &QuantizeJob<'_>) {

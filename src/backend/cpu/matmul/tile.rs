@@ -45,6 +45,7 @@ pub(super) unsafe fn unpack<S: Simd, F: Format, const VECTORS: usize>(
         let mut at = 0;
         while at < columns {
             let index = |columns: usize| (at / columns * VECTORS + v) * S::LANES;
+            prefetch(s, rows, (column + at) / block * block_bytes, block_bytes);
             // SAFETY: the block is within the rows and within the tile.
             unsafe {
                 let out = Unpacked::<S, VECTORS>::new(
@@ -60,55 +61,107 @@ pub(super) unsafe fn unpack<S: Simd, F: Format, const VECTORS: usize>(
     }
 }
 
-/// Multiplies a tile with `TOKENS` tokens.
+/// Asks for a part of the rows that is unpacked some blocks after the one at `offset`. Processors do so by themselves
+/// where rows are read in steps, but blocks of 256 weights are not read from their beginning to their end.
+#[inline(always)]
+fn prefetch<S: Simd>(s: S, rows: Rows, offset: usize, block_bytes: usize) {
+    const LINE: usize = 64;
+    const BLOCKS_AHEAD: usize = 4;
+    if block_bytes >= LINE {
+        for r in 0..S::LANES {
+            for line in (0..block_bytes).step_by(LINE) {
+                s.prefetch(rows.at(r, offset + BLOCKS_AHEAD * block_bytes + line));
+            }
+        }
+    }
+}
+
+/// Multiplies a tile of `VECTORS` vectors of rows with `TOKENS` tokens: `AT_ONCE` vectors, a divisor, at a time, as there
+/// are registers for.
 ///
 /// # Safety
 /// The pointers are valid for the sizes in `dots`.
 #[inline(always)]
-pub(super) unsafe fn dots<S: Dot, K: Kind, const VECTORS: usize, const TOKENS: usize>(s: S, dots: &Dots<'_>) {
+pub(super) unsafe fn dots<S: Dot, K: Kind, const VECTORS: usize, const AT_ONCE: usize, const TOKENS: usize>(
+    s: S,
+    dots: &Dots<'_>,
+) {
+    for first in (0..VECTORS).step_by(AT_ONCE) {
+        // SAFETY: the caller's promise.
+        unsafe { dots_of::<S, K, VECTORS, AT_ONCE, TOKENS>(s, dots, first * S::LANES) }
+    }
+}
+
+/// [`dots`] for the rows from `first` on.
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+unsafe fn dots_of<S: Dot, K: Kind, const VECTORS: usize, const AT_ONCE: usize, const TOKENS: usize>(
+    s: S,
+    dots: &Dots<'_>,
+    first: usize,
+) {
     const WORDS_AT_ONCE: usize = 4;
     let n = dots.n;
     let rows = VECTORS * S::LANES;
+    let run = S::run(K::MAX).min(K::GROUP / 4);
     // SAFETY: all offsets are within the tile and the activations, by the caller's promise.
     unsafe {
         let mut x: [*const i32; TOKENS] = std::array::from_fn(|t| dots.x.add(t * dots.x_stride).cast());
-        let mut q = dots.tile.q.as_ptr();
-        let mut scales = dots.tile.scales.as_ptr();
-        let mut mins = dots.tile.mins.as_ptr();
+        let mut q = dots.tile.q.as_ptr().add(first);
+        let mut scales = dots.tile.scales.as_ptr().add(first);
+        let mut mins = dots.tile.mins.as_ptr().add(first);
         let mut x_scales = dots.scales;
         let mut corrections = dots.corrections;
-        let mut totals = [[s.splat_float(0.0); TOKENS]; VECTORS];
+        let mut totals = [[s.splat_float(0.0); TOKENS]; AT_ONCE];
         let mut column = 0;
         while column < dots.columns {
-            let mut sums = [[s.splat(S::SUM_START); TOKENS]; VECTORS];
+            let mut sums = [[s.splat(S::SUM_START); TOKENS]; AT_ONCE];
             if K::HAS_ZERO {
                 unroll!(t < TOKENS, {
                     let start = s.splat(*corrections.add(t));
-                    unroll!(v < VECTORS, {
+                    unroll!(v < AT_ONCE, {
                         sums[v][t] = start;
                     });
                 });
             }
-            for _ in 0..K::GROUP / 4 / WORDS_AT_ONCE {
-                unroll!(word < WORDS_AT_ONCE, {
-                    let mut w = [s.splat(0); VECTORS];
-                    unroll!(v < VECTORS, {
+            let mut partial = [[s.begin(sums[0][0]); TOKENS]; AT_ONCE];
+            unroll!(piece < K::GROUP / 4 / WORDS_AT_ONCE; 0 1, {
+                unroll!(word < WORDS_AT_ONCE; 0 1 2 3, {
+                    let at = piece * WORDS_AT_ONCE + word;
+                    if at.is_multiple_of(run) {
+                        unroll!(t < TOKENS, {
+                            unroll!(v < AT_ONCE, {
+                                partial[v][t] = s.begin(sums[v][t]);
+                            });
+                        });
+                    }
+                    let mut w = [s.splat(0); AT_ONCE];
+                    unroll!(v < AT_ONCE, {
                         w[v] = s.load(q.add(word * rows + v * S::LANES));
                     });
                     unroll!(t < TOKENS, {
                         let x = s.word(x[t], word);
-                        unroll!(v < VECTORS, {
-                            sums[v][t] =
-                                if K::WIDE { s.dot4_wide(sums[v][t], w[v], x) } else { s.dot4(sums[v][t], w[v], x) };
+                        unroll!(v < AT_ONCE, {
+                            let sum = partial[v][t];
+                            partial[v][t] = if K::WIDE { s.dot4_wide(sum, w[v], x) } else { s.dot4(sum, w[v], x) };
                         });
                     });
+                    if (at + 1).is_multiple_of(run) {
+                        unroll!(t < TOKENS, {
+                            unroll!(v < AT_ONCE, {
+                                sums[v][t] = s.end(sums[v][t], partial[v][t]);
+                            });
+                        });
+                    }
                 });
                 q = q.add(WORDS_AT_ONCE * rows);
                 unroll!(t < TOKENS, {
                     x[t] = x[t].add(WORDS_AT_ONCE);
                 });
-            }
-            unroll!(v < VECTORS, {
+            });
+            unroll!(v < AT_ONCE, {
                 let scale = s.load_float(scales.add(v * S::LANES));
                 let offset = s.offset(scale);
                 unroll!(t < TOKENS, {
@@ -119,7 +172,7 @@ pub(super) unsafe fn dots<S: Dot, K: Kind, const VECTORS: usize, const TOKENS: u
             if K::MINS {
                 unroll!(t < TOKENS, {
                     let x_sum = s.splat_float(f32::from_bits(*corrections.add(t) as u32));
-                    unroll!(v < VECTORS, {
+                    unroll!(v < AT_ONCE, {
                         totals[v][t] = s.mul_add(s.load_float(mins.add(v * S::LANES)), x_sum, totals[v][t]);
                     });
                 });
@@ -132,9 +185,9 @@ pub(super) unsafe fn dots<S: Dot, K: Kind, const VECTORS: usize, const TOKENS: u
                 x_scales = x_scales.add(n);
             }
         }
-        unroll!(v < VECTORS, {
+        unroll!(v < AT_ONCE, {
             unroll!(t < TOKENS, {
-                dots.write(s, t, v * S::LANES, totals[v][t]);
+                dots.write(s, t, first + v * S::LANES, totals[v][t]);
             });
         });
     }
