@@ -63,13 +63,11 @@ fn bench(cli: &mut Cli) -> Outcome {
     if tests.iter().any(|test| test.sequences == 0 || test.sequences > MOST_SEQUENCES) {
         return Err(format!("there must be 1 to {MOST_SEQUENCES} sequences").into());
     }
-    let longest =
-        tests.iter().map(|test| test.depth.saturating_add(test.len)).max().ok_or("there is nothing to measure")?;
+    let longest = tests.iter().map(Test::context).max().ok_or("there is nothing to measure")?;
     if longest > MOST_TOKENS {
         return Err(format!("a test of {longest} tokens is too long; the most are {MOST_TOKENS}").into());
     }
-    // Sequences that draw their tokens begin with one that is given, and draw one that is not timed.
-    options.context.get_or_insert(longest + 2);
+    options.context.get_or_insert(longest);
 
     let model = options.load()?;
     let mut out = io::stdout().lock();
@@ -120,6 +118,11 @@ impl fmt::Display for Test {
 }
 
 impl Test {
+    /// Tokens of a sequence. Those that draw their tokens begin with one that is given, and draw one that is not timed.
+    fn context(&self) -> usize {
+        self.depth.saturating_add(self.len).saturating_add(if self.sequences > 1 { 2 } else { 0 })
+    }
+
     /// Runs the test once behind the tokens that the sessions hold: the first `depth` of `tokens`. Returns tokens per
     /// second, of all sequences together.
     fn run(&self, sessions: &mut [Session], tokens: &[u32]) -> Outcome<f64> {

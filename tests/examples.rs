@@ -74,7 +74,7 @@ fn a_file_that_is_no_model_is_one_line_that_names_it() {
 
 #[test]
 fn values_out_of_range_are_named() {
-    let cases: [(&str, &[&str], &str); 10] = [
+    let cases: [(&str, &[&str], &str); 11] = [
         ("generate", &["--prompt", "x", "--temperature", "warm"], "--temperature"),
         ("generate", &["--prompt", "x", "--top-p", "2"], "top_p"),
         ("generate", &["--prompt", "x", "-n", "-1"], "-n"),
@@ -83,6 +83,7 @@ fn values_out_of_range_are_named() {
         ("logits", &["--tokens", "1,,2", "--out", "x"], "--tokens"),
         ("bench", &["-r", "0"], "repetition"),
         ("bench", &["-p", "0", "-n", "0"], "nothing"),
+        ("bench", &["-s", "0"], "sequences"),
         ("bench", &["-d", "100000000000000"], "100000000000"),
         ("perplexity", &["--file", "no/such.txt"], "no/such.txt"),
     ];

@@ -1,10 +1,10 @@
 //! [`Generation`]: the stream of what a model says.
 
 use super::{Prompt, Session};
+use crate::Result;
 use crate::backend::Logits;
 use crate::sampler::{Choice, Sampler, SamplerState, TokenLogprob};
 use crate::tokenizer::{Decoder, TokenId};
-use crate::{Error, Result};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -163,9 +163,7 @@ impl<'s> Generation<'s> {
 
     /// Draws the next token from the logits.
     fn draw(&mut self) -> Result<Option<Piece>> {
-        if self.session.canceller.take() {
-            return Err(Error::new(crate::ErrorKind::Cancelled, "the session was cancelled"));
-        }
+        self.session.check_cancelled()?;
         loop {
             let Some(mut logits) = self.logits.take() else { return Ok(None) };
             match logits.sample(&mut [&mut self.state]).pop() {
@@ -241,7 +239,8 @@ pub fn next_of_each<'a, 's: 'a>(
     let mut pieces: Vec<Option<Option<Result<Piece>>>> = all.iter().map(|_| None).collect();
     let mut waiting: Vec<usize> = (0..all.len()).filter(|&i| all.get_mut(i).is_some_and(|g| g.can_share())).collect();
     while let Some(first) = waiting.first().and_then(|&i| all.get_mut(i)) {
-        let (backend, limits) = (Arc::clone(&first.session.backend), first.session.limits());
+        let backend = Arc::clone(&first.session.backend);
+        let limits = backend.limits();
         let (mut group, mut later) = (Vec::new(), Vec::new());
         for (i, generation) in all.iter_mut().enumerate().filter(|(i, _)| waiting.binary_search(i).is_ok()) {
             let is_full = group.len() >= limits.tokens.min(limits.outputs);
@@ -283,13 +282,13 @@ impl Generation<'_> {
         };
         let finish = |((i, generation), choice): ((usize, &mut Self), Result<Choice>)| {
             generation.pending = None;
-            let step = match choice {
+            let step = generation.session.check_cancelled().and_then(|()| match choice {
                 Ok(choice) => Ok(generation.accept(choice)),
-                Err(e) => generation.session.repeat_last(e).and_then(|logits| {
-                    generation.logits = Some(logits);
+                Err(e) => {
+                    generation.logits = Some(generation.session.repeat_last(e)?);
                     generation.draw()
-                }),
-            };
+                }
+            });
             (i, generation.done(step, began))
         };
         group.into_iter().zip(choices).map(finish).collect()

@@ -329,9 +329,7 @@ impl Session {
 
     /// Runs tokens that follow the cached ones.
     fn run(&mut self, tokens: &[TokenId], wanted: Wanted) -> Result<Box<dyn Logits>> {
-        if self.canceller.take() {
-            return Err(Error::new(ErrorKind::Cancelled, "the session was cancelled"));
-        }
+        self.check_cancelled()?;
         let first_pos = self.cached;
         let ran = self.kv.prepare(first_pos, first_pos + tokens.len()).and_then(|()| {
             let spans = [Span { tokens, first_pos, pages: self.kv.pages(), wanted }];
@@ -381,6 +379,14 @@ impl Session {
             }
         }
         ran
+    }
+
+    /// Reports a cancel that was asked for, once.
+    fn check_cancelled(&self) -> Result<()> {
+        if self.canceller.take() {
+            return Err(Error::new(ErrorKind::Cancelled, "the session was cancelled"));
+        }
+        Ok(())
     }
 
     fn check(&self, tokens: &[TokenId]) -> Result<()> {
