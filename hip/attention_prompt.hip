@@ -55,9 +55,9 @@ DEVICE void attend_prompt(const f32 *q, const u8 *pool, const u32 *table, const 
         bool inside = is_query && d < shape.k_dim;
         queries[m][part * 4 + k] = inside ? q[query_row * shape.k_dim + d] * scoring.query_factor : 0.0f;
       }
-      f32 key[8] = {};
+      Eight<T> key = {};
       if (stored && column + load_column < k_padded) {
-        kv_load8<T>(bytes + keys_of_head, k_padded, load_slot, column + load_column, key);
+        key = Eight<T>::load(bytes + keys_of_head, k_padded, load_slot, column + load_column);
       }
       UNROLL for (u32 k = 0; k < 8; k++) cached[load_slot][load_column + k] = key[k];
       barrier();
@@ -96,9 +96,9 @@ DEVICE void attend_prompt(const f32 *q, const u8 *pool, const u32 *table, const 
     sum = mul_add(sum, factor, wave_sum(page_sum, 8));
 
     UNROLL for (u32 c = 0; c < N; c++) {
-      f32 value[8] = {};
+      Eight<T> value = {};
       if (stored && c * CHUNK + load_column < v_padded) {
-        kv_load8<T>(bytes + values_of_head, v_padded, load_slot, c * CHUNK + load_column, value);
+        value = Eight<T>::load(bytes + values_of_head, v_padded, load_slot, c * CHUNK + load_column);
       }
       UNROLL for (u32 k = 0; k < 8; k++) cached[load_slot][load_column + k] = value[k];
       barrier();

@@ -343,3 +343,31 @@ template <class T> DEVICE T shared_add(T *sum, T value) {
   return before;
 #endif
 }
+
+// Blocks of a launch that work together: what a block wrote before `released` the block that `acquired` later sees, if
+// it learned of it by `device_add`, which adds to a number in device memory and returns what it was.
+DEVICE void released() {
+#if GPU_AMD
+  __builtin_amdgcn_fence(__ATOMIC_RELEASE, "agent");
+#elif GPU_NVIDIA
+  __nvvm_membar_gl();
+#endif
+}
+DEVICE void acquired() {
+#if GPU_AMD
+  __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "agent");
+#elif GPU_NVIDIA
+  __nvvm_membar_gl();
+#endif
+}
+DEVICE u32 device_add(u32 *sum, u32 value) {
+#if GPU_AMD
+  return __hip_atomic_fetch_add(sum, value, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_AGENT);
+#elif GPU_NVIDIA
+  return __atomic_fetch_add(sum, value, __ATOMIC_RELAXED);
+#else
+  u32 before = *sum;
+  *sum += value;
+  return before;
+#endif
+}

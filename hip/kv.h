@@ -37,29 +37,37 @@ template <class T> DEVICE u32 kv_head_bytes(u32 dim) {
   return round_up(PAGE_LEN * row, 64);
 }
 
-// Eight elements of row `slot` of a head that starts at `head`, from element `i` on, a multiple of 8.
-template <class T> DEVICE void kv_load8(const u8 *head, u32 padded, u32 slot, u32 i, f32 *out);
+// Eight elements of row `slot` of a head that starts at `head`, from element `i` on, a multiple of 8: as they are stored,
+// and as numbers.
+template <class T> struct Eight;
 
-template <> MEMBER void kv_load8<KvF32>(const u8 *head, u32 padded, u32 slot, u32 i, f32 *out) {
-  const u8 *from = head + (slot * padded + i) * 4;
-  f32x4 low = *(const f32x4 *)from, high = *(const f32x4 *)(from + 16);
-  UNROLL for (u32 k = 0; k < 4; k++) out[k] = low[k], out[k + 4] = high[k];
-}
-
-template <> MEMBER void kv_load8<KvF16>(const u8 *head, u32 padded, u32 slot, u32 i, f32 *out) {
-  u32x4 all = *(const u32x4 *)(head + (slot * padded + i) * 2);
-  UNROLL for (u32 k = 0; k < 4; k++) {
-    out[2 * k] = f16_to_f32((u16)all[k]);
-    out[2 * k + 1] = f16_to_f32((u16)(all[k] >> 16));
+template <> struct Eight<KvF32> {
+  f32x4 low, high;
+  static MEMBER Eight load(const u8 *head, u32 padded, u32 slot, u32 i) {
+    const u8 *from = head + (slot * padded + i) * 4;
+    return {*(const f32x4 *)from, *(const f32x4 *)(from + 16)};
   }
-}
+  MEMBER f32 operator[](u32 k) const { return k < 4 ? low[k] : high[k - 4]; }
+};
 
-template <> MEMBER void kv_load8<KvQ8>(const u8 *head, u32 padded, u32 slot, u32 i, f32 *out) {
-  u32x2 all = *(const u32x2 *)(head + slot * padded + i);
-  const u8 *scales = head + PAGE_LEN * padded;
-  f32 scale = f16_to_f32(*(const u16_alias *)(scales + (slot * (padded / KV_BLOCK) + i / KV_BLOCK) * 2));
-  UNROLL for (u32 k = 0; k < 8; k++) out[k] = scale * (f32)(i8)(all[k / 4] >> (k % 4 * 8));
-}
+template <> struct Eight<KvF16> {
+  u32x4 words;
+  static MEMBER Eight load(const u8 *head, u32 padded, u32 slot, u32 i) {
+    return {*(const u32x4 *)(head + (slot * padded + i) * 2)};
+  }
+  MEMBER f32 operator[](u32 k) const { return f16_to_f32((u16)(words[k / 2] >> (k % 2 * 16))); }
+};
+
+template <> struct Eight<KvQ8> {
+  u32x2 words;
+  u16 scale;
+  static MEMBER Eight load(const u8 *head, u32 padded, u32 slot, u32 i) {
+    const u8 *scales = head + PAGE_LEN * padded;
+    return {*(const u32x2 *)(head + slot * padded + i),
+            *(const u16_alias *)(scales + (slot * (padded / KV_BLOCK) + i / KV_BLOCK) * 2)};
+  }
+  MEMBER f32 operator[](u32 k) const { return f16_to_f32(scale) * (f32)(i8)(words[k / 4] >> (k % 4 * 8)); }
+};
 
 // Four elements, from a multiple of 4 on.
 template <class T> DEVICE void kv_load4(const u8 *head, u32 padded, u32 slot, u32 i, f32 *out);

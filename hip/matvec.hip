@@ -1,34 +1,35 @@
 // Products of a matrix with 1 to 8 columns of activations: decoding, which reads every weight once and is bound by
 // that.
 //
-// matvec_<type>_<n>(w, q, groups, out, bias, residual, rows, columns, count, squares, eps) for quantized types, with
-// activations quantized as in activations.h, and matvec_<type>_<n>(w, x, out, bias, residual, rows, columns, count) for
-// f32, f16 and bf16, with f32 activations [count][columns]:
+// matvec_<type>_<n>(w, q, groups, out, bias, residual, rows, columns, count, squares, eps, ahead) for quantized types,
+// with activations quantized as in activations.h, and matvec_<type>_<n>(w, x, out, bias, residual, rows, columns, count)
+// for f32, f16 and bf16, with f32 activations [count][columns]:
 //
 //   out[c][row] = factor[c] * sum over k of w[row][k] * x[c][k], + bias[row] if bias, + residual[c][row] if residual
 //
 // for c < count <= n, with n = 1, 2, 4, 8. `residual` may be `out`. A wave computes a row, four waves make a block:
 // grid ceil(rows / 4), blocks of 4 * WAVE threads. The factor is 1, or where `squares` is not null that of a root mean
 // square norm, 1 / sqrt(mean + eps), of which matvec_residual leaves the sums: it can come last, since activations are
-// quantized in groups with scales of their own.
+// quantized in groups with scales of their own. At the end, the last blocks ask for what `ahead` (ahead.h) lists, which
+// may be null.
 //
 // What reads the same activations is one launch, of quantized types:
 //
 // matvec_three_<type>_<n>(w0, w1, w2, q, groups, out0, out1, out2, bias0, bias1, bias2, rows0, rows1, rows2, columns,
-//   count, squares, eps): three products (queries, keys, values), the last two with 0 rows where there are fewer. In
-//   matvec_three_<type>_<other>_<n> the last matrix has the other type. Grid ceil(rows0 / 4) + ceil(rows1 / 4) +
+//   count, squares, eps, ahead): three products (queries, keys, values), the last two with 0 rows where there are fewer.
+//   In matvec_three_<type>_<other>_<n> the last matrix has the other type. Grid ceil(rows0 / 4) + ceil(rows1 / 4) +
 //   ceil(rows2 / 4), blocks as above.
-// matvec_glu_<type>_<n>(gate, up, q, groups, out, out_q, out_groups, gelu, rows, columns, count, squares, eps): two
-//   products and what elementwise.hip's glu makes of them, to `out` (f32) and, quantized, to `out_q` and `out_groups`,
-//   each where not null; for the latter `rows` is a multiple of 32. A block takes 32 rows: grid ceil(rows / 32), blocks
-//   of 256.
-
-// matvec_residual_<type>_<n>(w, q, groups, x, bias, norm, out_q, out_groups, squares, rows, columns, count): a product
-//   that is added to the residual stream x [count][rows], and what a norm with the weights `norm` then begins with: x *
-//   norm, quantized, and sums of 32 squares of x, squares [count][rows / 32]. `rows` is a multiple of 32. Grid rows /
-//   32, blocks of 256 threads for waves of 64, else of 1024 for n = 1 and of 512.
+// matvec_glu_<type>_<n>(gate, up, q, groups, out, out_q, out_groups, gelu, rows, columns, count, squares, eps, ahead):
+//   two products and what elementwise.hip's glu makes of them, to `out` (f32) and, quantized, to `out_q` and
+//   `out_groups`, each where not null; for the latter `rows` is a multiple of 32. A block takes 32 rows: grid ceil(rows /
+//   32), blocks of 256.
+// matvec_residual_<type>_<n>(w, q, groups, x, bias, norm, out_q, out_groups, squares, rows, columns, count, ahead): a
+//   product that is added to the residual stream x [count][rows], and what a norm with the weights `norm` then begins
+//   with: x * norm, quantized, and sums of 32 squares of x, squares [count][rows / 32]. `rows` is a multiple of 32. Grid
+//   rows / 32, blocks of 256 threads for waves of 64, else of 1024 for n = 1 and of 512.
 
 #include "activations.h"
+#include "ahead.h"
 #include "glu.h"
 #include "quant.h"
 
@@ -39,10 +40,9 @@
 // Many waves where they are small; GCN has few registers for large ones.
 #define RESIDUAL_THREADS(n) (WAVE == 64 ? 256 : (n) == 1 ? 1024 : 512)
 
-// Units that are fetched ahead: more of those that are several small loads. R rows and N columns share the registers.
+// Units that are fetched before the first of them is decoded. R rows and N columns share the registers.
 template <class F> constexpr bool MANY_LOADS = sizeof(typename F::Raw) > 34;
-template <class F, u32 R, u32 N>
-constexpr u32 AHEAD = N > 2 || R > 1 || (N > 1 && MANY_LOADS<F>) ? 1 : MANY_LOADS<F> ? 4 : 2;
+template <class F, u32 R, u32 N> constexpr u32 AHEAD = R > 1 || N > 2 || (N == 2 && MANY_LOADS<F>) ? 1 : 2;
 
 // Registers for so many blocks on a compute unit: with one column as measured on an H100 (docs/gpu-performance.md),
 // with more as many as do not spill.
@@ -88,6 +88,53 @@ template <class F> struct Lane {
   MEMBER Lane() : unit(lane_id() % UNITS), first(lane_id() / UNITS) {}
 };
 
+// Adds a unit of R rows, which is in block number `at` of them, for N columns.
+template <class F, u32 R, u32 N>
+DEVICE void add_unit(const typename F::Raw *raws, u32 at, const Lane<F> &lane, const Columns &x, f32 sums[R][N]) {
+  Unit units[R];
+  Factors factors[R];
+  UNROLL for (u32 r = 0; r < R; r++) {
+    if constexpr (F::ONE_SCALE) {
+      F::decode(raws[r], lane.unit, units[r]);
+    } else {
+      F::quants(raws[r], lane.unit, units[r]);
+      factors[r] = F::factors(raws[r], lane.unit);
+    }
+  }
+  u32 block = at * F::BLOCK;
+  u32 first = block + F::first(lane.unit), second = block + F::second(lane.unit);
+  UNROLL for (u32 c = 0; c < N; c++) {
+    // Columns beyond the count repeat the last one, and are not stored.
+    u32 column = N == 1 ? 0 : smaller(c, x.count - 1) * x.columns, a = column + first, b = column + second;
+    u32x4 q_a = load16((const u8 *)x.q + a), q_b = load16((const u8 *)x.q + b);
+    u32x2 words_a = *(const u32x2 *)(x.groups + a / GROUP * 2), words_b = words_a;
+    if (!F::ONE_SCALE) words_b = *(const u32x2 *)(x.groups + b / GROUP * 2);
+    UNROLL for (u32 r = 0; r < R; r++) {
+      const Unit &u = units[r];
+      i32 dot_a = dot16(u.a, q_a), dot_b = dot16(u.b, q_b);
+      if (F::ONE_SCALE) {
+        i32 sum = half_sum(words_a[1], 0) + half_sum(words_a[1], 1);
+        f32 value = u.scale_a * (f32)(dot_a + dot_b - F::ZERO * sum);
+        if (F::MINS) value = mul_add(-u.min_a, (f32)sum, value);
+        sums[r][c] = mul_add(f32_of(words_a[0]), value, sums[r][c]);
+      } else {
+        // Both runs are in the same half of their groups. Products with factors are exact integers below 2^25.
+        u32 half = lane.unit % 2;
+        i32 sum_a = half_sum(words_a[1], half), sum_b = half_sum(words_b[1], half);
+        const Factors &f = factors[r];
+        f32 scale_a = f32_of(words_a[0]), scale_b = f32_of(words_b[0]);
+        f32 dots = scale_a * (f32)(f.scale_a * (dot_a - F::ZERO * sum_a));
+        dots = mul_add(scale_b, (f32)(f.scale_b * (dot_b - F::ZERO * sum_b)), dots);
+        sums[r][c] = mul_add(f.d, dots, sums[r][c]);
+        if (F::MINS) {
+          f32 mins = mul_add(scale_b, (f32)(f.min_b * sum_b), scale_a * (f32)(f.min_a * sum_a));
+          sums[r][c] = mul_add(-f.dmin, mins, sums[r][c]);
+        }
+      }
+    }
+  }
+}
+
 // Adds K units, which are fetched before the first is decoded, of R rows, for N columns.
 template <class F, u32 R, u32 N, u32 K>
 DEVICE void add_units(const F *weights, u64 start, u32 at, const Lane<F> &lane, const Columns &x, f32 sums[R][N]) {
@@ -95,50 +142,7 @@ DEVICE void add_units(const F *weights, u64 start, u32 at, const Lane<F> &lane, 
   UNROLL for (u32 k = 0; k < K; k++) {
     UNROLL for (u32 r = 0; r < R; r++) raws[k][r] = weights[r].fetch(start + at + k * Lane<F>::STEP, lane.unit);
   }
-  UNROLL for (u32 k = 0; k < K; k++) {
-    Unit units[R];
-    Factors factors[R];
-    UNROLL for (u32 r = 0; r < R; r++) {
-      if constexpr (F::ONE_SCALE) {
-        F::decode(raws[k][r], lane.unit, units[r]);
-      } else {
-        F::quants(raws[k][r], lane.unit, units[r]);
-        factors[r] = F::factors(raws[k][r], lane.unit);
-      }
-    }
-    u32 block = (at + k * Lane<F>::STEP) * F::BLOCK;
-    u32 first = block + F::first(lane.unit), second = block + F::second(lane.unit);
-    UNROLL for (u32 c = 0; c < N; c++) {
-      // Columns beyond the count repeat the last one, and are not stored.
-      u32 column = N == 1 ? 0 : smaller(c, x.count - 1) * x.columns, a = column + first, b = column + second;
-      u32x4 q_a = load16((const u8 *)x.q + a), q_b = load16((const u8 *)x.q + b);
-      u32x2 words_a = *(const u32x2 *)(x.groups + a / GROUP * 2), words_b = words_a;
-      if (!F::ONE_SCALE) words_b = *(const u32x2 *)(x.groups + b / GROUP * 2);
-      UNROLL for (u32 r = 0; r < R; r++) {
-        const Unit &u = units[r];
-        i32 dot_a = dot16(u.a, q_a), dot_b = dot16(u.b, q_b);
-        if (F::ONE_SCALE) {
-          i32 sum = half_sum(words_a[1], 0) + half_sum(words_a[1], 1);
-          f32 value = u.scale_a * (f32)(dot_a + dot_b - F::ZERO * sum);
-          if (F::MINS) value = mul_add(-u.min_a, (f32)sum, value);
-          sums[r][c] = mul_add(f32_of(words_a[0]), value, sums[r][c]);
-        } else {
-          // Both runs are in the same half of their groups. Products with factors are exact integers below 2^25.
-          u32 half = lane.unit % 2;
-          i32 sum_a = half_sum(words_a[1], half), sum_b = half_sum(words_b[1], half);
-          const Factors &f = factors[r];
-          f32 scale_a = f32_of(words_a[0]), scale_b = f32_of(words_b[0]);
-          f32 dots = scale_a * (f32)(f.scale_a * (dot_a - F::ZERO * sum_a));
-          dots = mul_add(scale_b, (f32)(f.scale_b * (dot_b - F::ZERO * sum_b)), dots);
-          sums[r][c] = mul_add(f.d, dots, sums[r][c]);
-          if (F::MINS) {
-            f32 mins = mul_add(scale_b, (f32)(f.min_b * sum_b), scale_a * (f32)(f.min_a * sum_a));
-            sums[r][c] = mul_add(-f.dmin, mins, sums[r][c]);
-          }
-        }
-      }
-    }
-  }
+  UNROLL for (u32 k = 0; k < K; k++) add_unit<F, R, N>(raws[k], at + k * Lane<F>::STEP, lane, x, sums);
 }
 
 // Adds this lane's part of row number `row` of R matrices.
@@ -147,11 +151,6 @@ DEVICE void add_row(const F *weights, u32 row, const Columns &x, f32 sums[R][N])
   Lane<F> lane;
   u32 blocks = x.columns / F::BLOCK, i = lane.first;
   u64 start = (u64)row * blocks;
-  if constexpr (AHEAD<F, R, N> >= 4) {
-    UNROLL_BY(1) for (; i + 3 * lane.STEP < blocks; i += 4 * lane.STEP) {
-      add_units<F, R, N, 4>(weights, start, i, lane, x, sums);
-    }
-  }
   if constexpr (AHEAD<F, R, N> >= 2) {
     UNROLL_BY(1) for (; i + lane.STEP < blocks; i += 2 * lane.STEP) {
       add_units<F, R, N, 2>(weights, start, i, lane, x, sums);
@@ -160,15 +159,62 @@ DEVICE void add_row(const F *weights, u32 row, const Columns &x, f32 sums[R][N])
   UNROLL_BY(1) for (; i < blocks; i += lane.STEP) add_units<F, R, N, 1>(weights, start, i, lane, x, sums);
 }
 
+// Does the same for one column and `count` rows, number `row`, `row` + `stride` and so on, and hands their sums to
+// `done`. While a row's units are added the next ones are on their way, and those of the next row at its end.
+template <class F, u32 R, class Done>
+DEVICE void stream_rows(const F *weights, u32 row, u32 stride, u32 count, const Columns &x, const Done &done) {
+  const u32 K = AHEAD<F, R, 1>;
+  Lane<F> lane;
+  u32 blocks = x.columns / F::BLOCK, steps = ceil_div(blocks, lane.STEP * K);
+  // What is beyond the end of a row is the last block again, and not added.
+  auto block_of = [&](u32 step, u32 k) { return lane.first + (step * K + k) * lane.STEP; };
+  typename F::Raw next[K][R];
+  auto fetch = [&](u32 i, u32 step) __attribute__((always_inline)) {
+    u64 start = (u64)(row + i * stride) * blocks;
+    UNROLL for (u32 k = 0; k < K; k++) {
+      u64 block = start + smaller(block_of(step, k), blocks - 1);
+      UNROLL for (u32 r = 0; r < R; r++) next[k][r] = weights[r].fetch(block, lane.unit);
+    }
+  };
+  fetch(0, 0);
+  UNROLL_BY(1) for (u32 i = 0; i < count; i++) {
+    f32 sums[R][1] = {};
+    UNROLL_BY(1) for (u32 step = 0; step < steps; step++) {
+      typename F::Raw now[K][R];
+      UNROLL for (u32 k = 0; k < K; k++) {
+        UNROLL for (u32 r = 0; r < R; r++) now[k][r] = next[k][r];
+      }
+      bool more = step + 1 < steps;
+      if (more || i + 1 < count) fetch(more ? i : i + 1, more ? step + 1 : 0);
+      keep_order();
+      UNROLL for (u32 k = 0; k < K; k++) {
+        u32 at = block_of(step, k);
+        f32 with[R][1];
+        UNROLL for (u32 r = 0; r < R; r++) with[r][0] = sums[r][0];
+        add_unit<F, R, 1>(now[k], smaller(at, blocks - 1), lane, x, with);
+        UNROLL for (u32 r = 0; r < R; r++) sums[r][0] = at < blocks ? with[r][0] : sums[r][0];
+      }
+    }
+    done(i, sums);
+  }
+}
+
 template <class F, u32 N>
 DEVICE void matvec_quantized(const u8 *w, const Columns &x, f32 *out, const f32 *bias, const f32 *residual, u32 row,
                              u32 rows) {
   if (row >= rows) return;
   F weights[1] = {F(w, (u64)rows * (x.columns / F::BLOCK))};
-  f32 sums[1][N] = {};
-  add_row<F, 1, N>(weights, row, x, sums);
-  UNROLL for (u32 c = 0; c < N; c++) sums[0][c] *= x.factor(c);
-  finish_row<N>(sums[0], out, bias, residual, row, rows, x.count);
+  auto finish = [&](u32, f32 sums[1][N]) __attribute__((always_inline)) {
+    UNROLL for (u32 c = 0; c < N; c++) sums[0][c] *= x.factor(c);
+    finish_row<N>(sums[0], out, bias, residual, row, rows, x.count);
+  };
+  if constexpr (N == 1) {
+    stream_rows<F, 1>(weights, row, 0, 1, x, finish);
+  } else {
+    f32 sums[1][N] = {};
+    add_row<F, 1, N>(weights, row, x, sums);
+    finish(0, sums);
+  }
 }
 
 // The row of this wave where a matrix starts at block `block` of the grid.
@@ -195,21 +241,33 @@ DEVICE void matvec_glu(const u8 *gate, const u8 *up, const Columns &x, f32 *out,
   f32 factors[N];
   UNROLL for (u32 c = 0; c < N; c++) factors[c] = x.factor(c);
   F weights[2] = {F(gate, blocks), F(up, blocks)};
-  UNROLL_BY(1) for (u32 i = wave_id(); i < GROUP; i += GLU_WAVES) {
-    u32 row = block_x() * GROUP + i;
-    f32 sums[2][N] = {};
-    if (row < rows) {
-      if constexpr (N < 8) {
-        add_row<F, 2, N>(weights, row, x, sums);
-      } else {
-        // One after the other: registers do not suffice for both.
-        add_row<F, 1, N>(weights, row, x, sums);
-        add_row<F, 1, N>(weights + 1, row, x, sums + 1);
-      }
-    }
+  auto finish = [&](u32 i, f32 sums[2][N]) __attribute__((always_inline)) {
     UNROLL for (u32 c = 0; c < N; c++) {
       f32 g = wave_sum(sums[0][c]) * factors[c], u = wave_sum(sums[1][c]) * factors[c];
       if (lane_id() == 0) values[c][i] = (gelu ? Gelu::apply(g) : Silu::apply(g)) * u;
+    }
+  };
+  u32 first = block_x() * GROUP;
+  if constexpr (N == 1) {
+    u32 begin = first + wave_id(), count = begin < rows ? ceil_div(smaller(rows - first, (u32)GROUP) - wave_id(), GLU_WAVES) : 0;
+    if (count) {
+      stream_rows<F, 2>(weights, begin, GLU_WAVES, count, x, [&](u32 i, f32 sums[2][N]) __attribute__((always_inline)) {
+        finish(wave_id() + i * GLU_WAVES, sums);
+      });
+    }
+  } else {
+    UNROLL_BY(1) for (u32 i = wave_id(); i < GROUP; i += GLU_WAVES) {
+      f32 sums[2][N] = {};
+      if (first + i < rows) {
+        if constexpr (N < 8) {
+          add_row<F, 2, N>(weights, first + i, x, sums);
+        } else {
+          // One after the other: registers do not suffice for both.
+          add_row<F, 1, N>(weights, first + i, x, sums);
+          add_row<F, 1, N>(weights + 1, first + i, x, sums + 1);
+        }
+      }
+      finish(i, sums);
     }
   }
   barrier();
@@ -229,12 +287,21 @@ DEVICE void matvec_residual(const u8 *w, const Columns &x, f32 *stream, const f3
                             u32 *out_groups, f32 *squares, u32 rows) {
   SHARED f32 values[N][GROUP];
   F weights[1] = {F(w, (u64)rows * (x.columns / F::BLOCK))};
-  UNROLL_BY(1) for (u32 i = wave_id(); i < GROUP; i += WAVES) {
-    f32 sums[1][N] = {};
-    add_row<F, 1, N>(weights, block_x() * GROUP + i, x, sums);
+  auto finish = [&](u32 i, f32 sums[1][N]) __attribute__((always_inline)) {
     UNROLL for (u32 c = 0; c < N; c++) {
       f32 sum = wave_sum(sums[0][c]);
       if (lane_id() == 0) values[c][i] = sum;
+    }
+  };
+  u32 first = block_x() * GROUP;
+  if constexpr (N == 1) {
+    stream_rows<F, 1>(weights, first + wave_id(), WAVES, GROUP / WAVES, x, [&](u32 i, f32 sums[1][N])
+                      __attribute__((always_inline)) { finish(wave_id() + i * WAVES, sums); });
+  } else {
+    UNROLL_BY(1) for (u32 i = wave_id(); i < GROUP; i += WAVES) {
+      f32 sums[1][N] = {};
+      add_row<F, 1, N>(weights, first + i, x, sums);
+      finish(i, sums);
     }
   }
   barrier();
@@ -281,30 +348,35 @@ DEVICE void matvec_floats(const u8 *w, const f32 *x, f32 *out, const f32 *bias, 
   KERNEL_FOR_BLOCKS(matvec_three_##name##_##n, MATVEC_THREADS, blocks,                                                 \
                     (const u8 *w0, const u8 *w1, const u8 *w2, const i8 *q, const u32 *groups, f32 *out0, f32 *out1,   \
                      f32 *out2, const f32 *bias0, const f32 *bias1, const f32 *bias2, u32 rows0, u32 rows1, u32 rows2, \
-                     u32 columns, u32 count, const f32 *squares, f32 eps)) {                                           \
+                     u32 columns, u32 count, const f32 *squares, f32 eps, const Ahead *ahead)) {                       \
     Columns x = {q, groups, columns, count, squares, eps};                                                             \
     matvec_three<format, other, n>(w0, w1, w2, x, out0, out1, out2, bias0, bias1, bias2, rows0, rows1, rows2);         \
+    ask_at_end<MATVEC_THREADS>(ahead);                                                                                 \
   }
 #define STAMP_N(name, format, n)                                                                                       \
   KERNEL_FOR_BLOCKS(matvec_##name##_##n, MATVEC_THREADS, (BLOCKS<format, n>),                                          \
                     (const u8 *w, const i8 *q, const u32 *groups, f32 *out, const f32 *bias, const f32 *residual,      \
-                     u32 rows, u32 columns, u32 count, const f32 *squares, f32 eps)) {                                 \
+                     u32 rows, u32 columns, u32 count, const f32 *squares, f32 eps, const Ahead *ahead)) {             \
     Columns x = {q, groups, columns, count, squares, eps};                                                             \
     matvec_quantized<format, n>(w, x, out, bias, residual, row_of_wave(0), rows);                                      \
+    ask_at_end<MATVEC_THREADS>(ahead);                                                                                 \
   }                                                                                                                    \
   THREE(name, format, format, n, (BLOCKS<format, n>))                                                                  \
   KERNEL_FOR_BLOCKS(matvec_glu_##name##_##n, GLU_THREADS, (GLU_BLOCKS<format, n>),                                     \
                     (const u8 *gate, const u8 *up, const i8 *q, const u32 *groups, f32 *out, i8 *out_q,                \
-                     u32 *out_groups, u32 gelu, u32 rows, u32 columns, u32 count, const f32 *squares, f32 eps)) {      \
+                     u32 *out_groups, u32 gelu, u32 rows, u32 columns, u32 count, const f32 *squares, f32 eps,         \
+                     const Ahead *ahead)) {                                                                            \
     Columns x = {q, groups, columns, count, squares, eps};                                                             \
     matvec_glu<format, n>(gate, up, x, out, out_q, out_groups, gelu, rows);                                            \
+    ask_at_end<GLU_THREADS>(ahead);                                                                                    \
   }                                                                                                                    \
   KERNEL_FOR_BLOCKS(matvec_residual_##name##_##n, RESIDUAL_THREADS(n), 1,                                              \
          (const u8 *w, const i8 *q, const u32 *groups, f32 *x, const f32 *bias, const f32 *norm, i8 *out_q,            \
-          u32 *out_groups, f32 *squares, u32 rows, u32 columns, u32 count)) {                                          \
+          u32 *out_groups, f32 *squares, u32 rows, u32 columns, u32 count, const Ahead *ahead)) {                      \
     Columns columns_of_x = {q, groups, columns, count, nullptr, 0.0f};                                                 \
     matvec_residual<format, n, RESIDUAL_THREADS(n) / WAVE>(w, columns_of_x, x, bias, norm, out_q, out_groups, squares, \
                                                            rows);                                                      \
+    ask_at_end<RESIDUAL_THREADS(n)>(ahead);                                                                            \
   }
 #define STAMP(name, format)                                                                                            \
   STAMP_N(name, format, 1) STAMP_N(name, format, 2) STAMP_N(name, format, 4) STAMP_N(name, format, 8)

@@ -14,7 +14,7 @@
 //   token_tables[token] of `table` [..][table_len]. With `angles` null, nothing is rotated. With heads 0, q is not
 //   touched. For f16, magnitudes beyond 65504 are stored as that. Grid (heads + 2 * kv_heads, tokens).
 
-#include "kv.h"
+#include "rope.h"
 
 #define ROPE_THREADS 64
 
@@ -27,16 +27,6 @@ DEVICE void rotate_head(f32 *x, const f32 *angles, u32 pairs, u32 neox) {
   }
 }
 
-// Element `i` of a head after the rotation of `pairs` pairs.
-DEVICE f32 rotated(const f32 *x, u32 i, const f32 *angles, u32 pairs, u32 neox) {
-  if (i >= 2 * pairs) return x[i];
-  u32 pair = neox ? i % pairs : i / 2;
-  bool is_first = neox ? i < pairs : i % 2 == 0;
-  f32 other = x[neox ? (is_first ? i + pairs : i - pairs) : i ^ 1];
-  f32 cosine = angles[pair], sine = angles[pairs + pair];
-  return is_first ? x[i] * cosine - other * sine : other * sine + x[i] * cosine;
-}
-
 // Where the angles of a token start.
 DEVICE u64 angles_at(const u32 *angle_rows, u32 token, u32 pairs) {
   return (u64)(angle_rows ? angle_rows[token] : token) * 2 * pairs;
@@ -46,44 +36,6 @@ KERNEL(rope, ROPE_THREADS,
        (f32 *x, const f32 *angles, const u32 *angle_rows, u32 heads, u32 head_dim, u32 pairs, u32 neox)) {
   u32 head = block_x(), token = block_y();
   rotate_head(x + ((u64)token * heads + head) * head_dim, angles + angles_at(angle_rows, token, pairs), pairs, neox);
-}
-
-template <class T> DEVICE void store_element(u8 *head, u32 padded, u32 slot, u32 i, f32 value);
-
-template <> MEMBER void store_element<KvF32>(u8 *head, u32 padded, u32 slot, u32 i, f32 value) {
-  if (i < padded) *(f32 *)(head + (slot * padded + i) * 4) = value;
-}
-
-template <> MEMBER void store_element<KvF16>(u8 *head, u32 padded, u32 slot, u32 i, f32 value) {
-  const f32 LARGEST = 65504.0f;
-  f32 clamped = value > LARGEST ? LARGEST : value < -LARGEST ? -LARGEST : value;
-  if (i < padded) *(u16_alias *)(head + (slot * padded + i) * 2) = f32_to_f16(clamped);
-}
-
-// 32 lanes store a block together.
-template <> MEMBER void store_element<KvQ8>(u8 *head, u32 padded, u32 slot, u32 i, f32 value) {
-  f32 largest = wave_max(absolute(value), KV_BLOCK);
-  u16 scale = f32_to_f16(smaller(largest / 127.0f, 65504.0f));
-  // Divided by the scale as it will be read.
-  f32 step = f16_to_f32(scale), inverse = step > 0.0f ? 1.0f / step : 0.0f;
-  f32 q = value * inverse;
-  q = q > 127.0f ? 127.0f : q < -127.0f ? -127.0f : q;
-  if (i >= padded) return;
-  const f32 ROUND = 12582912.0f;
-  head[slot * padded + i] = (u8)(bits_of(q + ROUND) - bits_of(ROUND));
-  u8 *scales = head + PAGE_LEN * padded;
-  if (i % KV_BLOCK == 0) *(u16_alias *)(scales + (slot * (padded / KV_BLOCK) + i / KV_BLOCK) * 2) = scale;
-}
-
-// Stores a row of `dim` elements, of which `pairs` pairs are rotated.
-template <class T>
-DEVICE void store_row(const f32 *from, u32 dim, const f32 *angles, u32 pairs, u32 neox, u8 *head, u32 slot) {
-  u32 padded = kv_padded<T>(dim);
-  // Whole waves go on, because they store blocks together.
-  for (u32 first = 0; first < padded; first += ROPE_THREADS) {
-    u32 i = first + thread_x();
-    store_element<T>(head, padded, slot, i, i < dim ? rotated(from, i, angles, pairs, neox) : 0.0f);
-  }
 }
 
 template <class T>
@@ -103,11 +55,13 @@ DEVICE void store_kv(f32 *q, const f32 *k, const f32 *v, const f32 *angles, cons
   u8 *layer = pool + page * page_bytes + layer_offset;
   if (head < kv_heads) {
     u8 *to = layer + (u64)head * kv_head_bytes<T>(k_dim);
-    store_row<T>(k + ((u64)token * kv_heads + head) * k_dim, k_dim, angles + turn, pairs, neox, to, slot);
+    const f32 *from = k + ((u64)token * kv_heads + head) * k_dim;
+    store_row<T, ROPE_THREADS>(thread_x(), from, k_dim, angles + turn, pairs, neox, to, slot);
   } else {
     head -= kv_heads;
     u8 *to = layer + (u64)kv_heads * kv_head_bytes<T>(k_dim) + (u64)head * kv_head_bytes<T>(v_dim);
-    store_row<T>(v + ((u64)token * kv_heads + head) * v_dim, v_dim, angles, 0, 0, to, slot);
+    const f32 *from = v + ((u64)token * kv_heads + head) * v_dim;
+    store_row<T, ROPE_THREADS>(thread_x(), from, v_dim, angles, 0, 0, to, slot);
   }
 }
 

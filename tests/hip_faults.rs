@@ -297,7 +297,7 @@ fn a_wrong_norm_is_found() {
 
 #[test]
 fn a_wrong_attention_is_found() {
-    assert_blames("attend_combine", &Tiny::default(), KvType::Q8_0, "attention with heads of 16 columns for 1 token ");
+    assert_blames("attend_decode", &Tiny::default(), KvType::Q8_0, "attention with heads of 16 columns for 1 token ");
 }
 
 #[test]

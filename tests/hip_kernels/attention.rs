@@ -3,7 +3,7 @@
 use crate::args;
 use crate::common::{Random, assert_near};
 use crate::rows::assert_quantized;
-use crate::sim::{Buffer, Sim, sims};
+use crate::sim::{Ahead, Buffer, Sim, sims};
 use half::f16;
 
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -161,13 +161,13 @@ fn columns<T>(tokens: &[(usize, usize)], f: impl Fn(&(usize, usize)) -> T) -> Ve
 fn fill(sim: &Sim, layer: Layer, lengths: &[usize], random: &mut Random) -> Cache {
     let Layer { ty, heads, kv_heads, k_dim, v_dim, .. } = layer;
     let name = KV_TYPES.iter().find(|(t, _)| *t == ty).unwrap().1;
-    let table_len = lengths.iter().map(|len| len.div_ceil(64)).max().unwrap() + 1;
-    // Pages in a random order; entries that are not needed name none.
-    let pages: usize = lengths.iter().map(|len| len.div_ceil(64)).sum();
+    let table_len = lengths.iter().map(|len| len / 64 + 1).max().unwrap() + 1;
+    // Pages in a random order, for one position more; entries that are not needed name none.
+    let pages: usize = lengths.iter().map(|len| len / 64 + 1).sum();
     let mut free: Vec<u32> = (0..pages as u32 + 2).collect();
     let mut table = vec![u32::MAX; lengths.len() * table_len];
     for (s, len) in lengths.iter().enumerate() {
-        for page in 0..len.div_ceil(64) {
+        for page in 0..=len / 64 {
             table[s * table_len + page] = free.swap_remove(random.below(free.len()));
         }
     }
@@ -291,11 +291,11 @@ fn attention_of_few_queries_is_right() {
         for (i, layer) in layers.into_iter().enumerate() {
             for (ty, name) in KV_TYPES {
                 let layer = Layer { ty, ..layer };
-                let Layer { heads, kv_heads, k_dim, v_dim, window, softcap, .. } = layer;
+                let Layer { heads, k_dim, v_dim, .. } = layer;
                 let cache = fill(sim, layer, &[1, 64, 65, 200], &mut random);
                 let tokens = [(0, 0), (1, 63), (2, 64), (3, 199), (3, 100)];
                 let q = random.normals(tokens.len() * heads * k_dim);
-                let (scale, group) = (1.0 / (k_dim as f32).sqrt(), heads / kv_heads);
+                let scale = 1.0 / (k_dim as f32).sqrt();
                 let expected: Vec<f64> = q
                     .chunks(k_dim)
                     .enumerate()
@@ -303,51 +303,155 @@ fn attention_of_few_queries_is_right() {
                     .collect();
                 for splits in [1, 2, 5_usize] {
                     let n = [1, 4, 8][(i + splits) % 3];
-                    let kernel = format!("attend_decode_{name}_{n}");
-                    let out = Buffer::unset::<f32>(tokens.len() * heads * v_dim);
-                    let partials = Buffer::unset::<f32>(tokens.len() * heads * splits * (v_dim + 2));
-                    let combines = splits > 1 || i % 2 == 0;
-                    let quantizes = v_dim % 32 == 0;
-                    let (out_q, groups) =
-                        (Buffer::unset::<i8>(expected.len()), Buffer::unset::<[u32; 2]>(expected.len() / 32));
-                    sim.launch(
-                        &kernel,
-                        [kv_heads * group.div_ceil(n), tokens.len(), splits],
-                        args![
-                            &Buffer::new(&q),
-                            &cache.pool,
-                            &cache.table,
-                            &Buffer::new(&columns(&tokens, |t| t.0 as u32)),
-                            &Buffer::new(&columns(&tokens, |t| t.1 as u32)),
-                            &out,
-                            combines.then_some(&partials),
-                            heads,
-                            kv_heads,
-                            k_dim,
-                            v_dim,
-                            scale,
-                            softcap,
-                            window,
-                            cache.table_len,
-                            splits,
-                            LAYER_OFFSET as u64,
-                            layer.page_bytes() as u64,
-                        ],
-                    );
-                    let what = format!("wave {}, {kernel}, {splits} splits, {layer:?}", sim.wave);
-                    if combines {
-                        let (q, words) = (quantizes.then_some(&out_q), quantizes.then_some(&groups));
-                        sim.launch(
-                            "attend_combine",
-                            [heads, tokens.len(), 1],
-                            args![&partials, &out, q, words, heads, v_dim, splits],
-                        );
-                        if quantizes {
-                            assert_quantized(&out_q, &groups, &expected, &what);
-                        }
-                    }
-                    assert_near(&out.read::<f32>(), &expected, &[1.0], 1e-5, &what);
+                    let quantizes = v_dim % 32 == 0 && splits != 2;
+                    let case = Case { sim, cache: &cache, ty: name, n, splits, quantizes, ahead: i % 2 == 0 };
+                    let out = case.attend(&q, &tokens, scale, None);
+                    let what = format!("wave {}, {n} heads, {splits} splits, {layer:?}", sim.wave);
+                    assert_near(&out, &expected, &[1.0], 1e-5, &what);
                 }
+            }
+        }
+    }
+}
+
+/// Keys and values that are stored on the way, and how queries and keys are rotated.
+struct Fresh<'a> {
+    k: &'a [f32],
+    v: &'a [f32],
+    angles: &'a [f32],
+    pairs: usize,
+    neox: bool,
+}
+
+/// A launch of attention for few queries.
+struct Case<'a> {
+    sim: &'a Sim,
+    cache: &'a Cache,
+    ty: &'a str,
+    n: usize,
+    splits: usize,
+    quantizes: bool,
+    ahead: bool,
+}
+
+impl Case<'_> {
+    /// The result for these tokens; its int8 form is checked.
+    fn attend(&self, q: &[f32], tokens: &[(usize, usize)], scale: f32, fresh: Option<Fresh<'_>>) -> Vec<f32> {
+        let Layer { heads, kv_heads, k_dim, v_dim, window, softcap, .. } = self.cache.layer;
+        let kernel = format!("attend_decode_{}_{}", self.ty, self.n);
+        let elements = tokens.len() * heads * v_dim;
+        let out = Buffer::unset::<f32>(elements);
+        let partials = Buffer::unset::<f32>(tokens.len() * heads * self.splits * (v_dim + 2));
+        let (out_q, groups) = (Buffer::unset::<i8>(elements), Buffer::unset::<[u32; 2]>(elements / 32));
+        let across = kv_heads * (heads / kv_heads).div_ceil(self.n);
+        let counters = Buffer::new(&vec![0_u32; tokens.len() * across]);
+        let ahead = Ahead::new(0);
+        let memory = |f: fn(&Fresh<'_>) -> Vec<f32>| fresh.as_ref().map(|fresh| Buffer::new(&f(fresh)));
+        let (k, v) = (memory(|f| f.k.to_vec()), memory(|f| f.v.to_vec()));
+        let angles = memory(|f| f.angles.to_vec());
+        let asking = if self.ahead { 128_usize.div_ceil(across) } else { 0 };
+        self.sim.launch(
+            &kernel,
+            [across, tokens.len(), self.splits + asking],
+            args![
+                &Buffer::new(q),
+                k.as_ref(),
+                v.as_ref(),
+                angles.as_ref(),
+                &self.cache.pool,
+                &self.cache.table,
+                &Buffer::new(&columns(tokens, |t| t.0 as u32)),
+                &Buffer::new(&columns(tokens, |t| t.1 as u32)),
+                &out,
+                self.quantizes.then_some(&out_q),
+                self.quantizes.then_some(&groups),
+                &partials,
+                &counters,
+                self.ahead.then_some(&ahead.list),
+                heads,
+                kv_heads,
+                k_dim,
+                v_dim,
+                scale,
+                softcap,
+                fresh.as_ref().map_or(0, |f| f.pairs),
+                fresh.as_ref().map_or(0, |f| usize::from(f.neox)),
+                window,
+                self.cache.table_len,
+                self.splits,
+                LAYER_OFFSET as u64,
+                self.cache.layer.page_bytes() as u64,
+            ],
+        );
+        if self.ahead {
+            ahead.assert_asked(self.sim, &kernel);
+        }
+        assert!(counters.read::<u32>().iter().all(|&n| n == 0), "{kernel} left its counters changed");
+        let out = out.read::<f32>();
+        if self.quantizes {
+            let found: Vec<f64> = out.iter().copied().map(f64::from).collect();
+            assert_quantized(&out_q, &groups, &found, &kernel);
+        }
+        out
+    }
+}
+
+#[test]
+fn attention_stores_what_is_fresh() {
+    let mut random = Random::new(23);
+    let layers = [
+        layer(9, 3, 64, 64, 0, 0.0),
+        layer(4, 1, 128, 128, 0, 0.0),
+        layer(2, 2, 80, 48, 40, 0.0),
+        layer(16, 1, 256, 256, 70, 0.0),
+        layer(3, 1, 20, 512, 1, 2.0),
+    ];
+    for sim in sims() {
+        for (i, layer) in layers.into_iter().enumerate() {
+            for (ty, name) in KV_TYPES {
+                let layer = Layer { ty, ..layer };
+                let Layer { heads, kv_heads, k_dim, v_dim, .. } = layer;
+                // The next position of each sequence: two begin a page that nothing is in.
+                let mut cache = fill(sim, layer, &[1, 64, 128, 199], &mut random);
+                let tokens = [(0, 1), (1, 64), (2, 128), (3, 199)];
+                let (pairs, neox) = (if i == 1 { 0 } else { k_dim / 4 }, i % 2 == 0);
+                let turns = angles(tokens.len(), pairs, &mut random);
+                let angles_of = |token: usize| &turns[token * 2 * pairs..][..2 * pairs];
+                let (k, v) = (
+                    random.normals(tokens.len() * kv_heads * k_dim),
+                    random.normals(tokens.len() * kv_heads * v_dim),
+                );
+                let q = random.normals(tokens.len() * heads * k_dim);
+                for (row, from) in k.chunks(k_dim).enumerate() {
+                    let mut from = from.to_vec();
+                    rotate(&mut from, angles_of(row / kv_heads), neox);
+                    cache.keys[tokens[row / kv_heads].0].push(ty.store(&from).2);
+                }
+                for (row, from) in v.chunks(v_dim).enumerate() {
+                    cache.values[tokens[row / kv_heads].0].push(ty.store(from).2);
+                }
+                let mut rotated = q.clone();
+                for (row, q) in rotated.chunks_mut(k_dim).enumerate() {
+                    rotate(q, angles_of(row / heads), neox);
+                }
+                let scale = 1.0 / (k_dim as f32).sqrt();
+                let expected: Vec<f64> = rotated
+                    .chunks(k_dim)
+                    .enumerate()
+                    .flat_map(|(i, q)| cache.attend(q, i % heads, tokens[i / heads], scale))
+                    .collect();
+                for splits in [1, 3] {
+                    let n = [1, 4, 8][(i + splits) % 3];
+                    let case = Case { sim, cache: &cache, ty: name, n, splits, quantizes: false, ahead: false };
+                    let fresh = Fresh { k: &k, v: &v, angles: &turns, pairs, neox };
+                    let out = case.attend(&q, &tokens, scale, Some(fresh));
+                    let what = format!("wave {}, {n} heads, {splits} splits, {layer:?}", sim.wave);
+                    assert_near(&out, &expected, &[1.0], 1e-5, &what);
+                }
+                // They stay in the cache.
+                let case = Case { sim, cache: &cache, ty: name, n: 4, splits: 2, quantizes: false, ahead: false };
+                let out = case.attend(&rotated, &tokens, scale, None);
+                assert_near(&out, &expected, &[1.0], 1e-5, &format!("{layer:?}, read again"));
             }
         }
     }

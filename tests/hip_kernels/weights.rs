@@ -2,7 +2,7 @@
 
 use crate::args;
 use crate::common::{Random, assert_near};
-use crate::sim::{Buffer, Sim, sims};
+use crate::sim::{Ahead, Buffer, Sim, sims};
 use half::f16;
 use wavelm::gguf::TensorType::{self, *};
 use wavelm::quant;
@@ -239,8 +239,12 @@ fn check_product(sim: &Sim, kernel: &str, grid: [usize; 3], ty: TensorType, w: &
             norm = deferred_norm(count, columns, &mut random);
             let squares = norm.squares.as_ref();
             let (q, groups) = (&x.q, &x.groups);
-            let args = args![&w.memory, q, groups, &out, bias_arg, residual_arg, rows, columns, count, squares, EPS];
+            let (weights, ahead) = (&w.memory, Ahead::new(grid[0]));
+            let args = args![
+                weights, q, groups, &out, bias_arg, residual_arg, rows, columns, count, squares, EPS, &ahead.list
+            ];
             sim.launch(kernel, grid, args);
+            ahead.assert_asked(sim, kernel);
         } else {
             let args = args![&w.memory, &x.q, &x.groups, &out, bias_arg, residual_arg, rows, columns, count];
             sim.launch(kernel, grid, args);
@@ -302,7 +306,7 @@ fn three_products_in_one_launch_are_right() {
                 let biases = [Some(&memory[0]), None, Some(&memory[2])];
                 let grid = [rows.iter().map(|rows| rows.div_ceil(4)).sum(), 1, 1];
                 let kernel = format!("matvec_three_{name}_{n}");
-                let norm = deferred_norm(count, columns, &mut random);
+                let (norm, ahead) = (deferred_norm(count, columns, &mut random), Ahead::new(grid[0]));
                 sim.launch(
                     &kernel,
                     grid,
@@ -324,9 +328,11 @@ fn three_products_in_one_launch_are_right() {
                         columns,
                         count,
                         norm.squares.as_ref(),
-                        EPS
+                        EPS,
+                        &ahead.list
                     ],
                 );
+                ahead.assert_asked(sim, &kernel);
                 for j in (0..3).filter(|&j| rows[j] > 0) {
                     let (mut expected, mut scale) = product(&w[j].weights, &x.values, columns);
                     norm.apply(&mut expected, rows[j]);
@@ -359,7 +365,7 @@ fn gated_products_are_right() {
                 let quantizes = rows % 32 == 0;
                 let gelu = i % 2;
                 let kernel = format!("matvec_glu_{name}_{n}");
-                let norm = deferred_norm(count, columns, &mut random);
+                let (norm, ahead) = (deferred_norm(count, columns, &mut random), Ahead::new(rows.div_ceil(32)));
                 sim.launch(
                     &kernel,
                     [rows.div_ceil(32), 1, 1],
@@ -376,9 +382,11 @@ fn gated_products_are_right() {
                         columns,
                         count,
                         norm.squares.as_ref(),
-                        EPS
+                        EPS,
+                        &ahead.list
                     ],
                 );
+                ahead.assert_asked(sim, &kernel);
                 let multiply = |w: &Matrix| {
                     let (mut products, mut scale) = product(&w.weights, &x.values, columns);
                     norm.apply(&mut products, rows);
@@ -432,9 +440,11 @@ fn products_leave_a_norm_to_those_that_follow() {
                         &squares,
                         rows,
                         columns,
-                        count
+                        count,
+                        None::<&Buffer>
                     ],
                 );
+                assert_eq!(sim.asked(), [0_u64; 0]);
                 let what = format!("wave {}, {kernel}, {rows} x {columns}, {count} columns", sim.wave);
                 let (mut expected, scale) = product(&w.weights, &x.values, columns);
                 for (k, expected) in expected.iter_mut().enumerate() {

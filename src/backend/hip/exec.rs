@@ -1,5 +1,6 @@
 //! One forward pass on one stream: inputs up, then the launches of the plan's steps, as a graph where that helps.
 
+use super::ahead::Ahead;
 use super::device::Device;
 use super::graph::{Graphs, Key};
 use super::inputs::{InputMemory, Inputs};
@@ -35,6 +36,7 @@ pub(super) struct Executor {
     pub(super) stream: Stream,
     pub(super) memory: DeviceBuffer,
     inputs: InputMemory,
+    pub(super) ahead: Ahead,
     pub(super) weights: Weights,
 }
 
@@ -59,10 +61,14 @@ impl Executor {
         let (layers, page_bytes) = cpu::layers(program, kv_type)?;
         let buffers = Buffers::new(program, &plan, device)?;
         let stream = Stream::new(device)?;
+        let memory = DeviceBuffer::new(device, buffers.bytes, "buffers of a pass")?;
+        let inputs = InputMemory::new(device)?;
+        let weights = Weights::upload(device, &stream, gguf, program, loading)?;
         Ok(Self {
-            memory: DeviceBuffer::new(device, buffers.bytes, "buffers of a pass")?,
-            inputs: InputMemory::new(device)?,
-            weights: Weights::upload(device, &stream, gguf, program, loading)?,
+            ahead: Ahead::new(device, &stream, program, &plan.steps, &weights, buffers.counters)?,
+            memory,
+            inputs,
+            weights,
             layers: layers.into_iter().map(|(_, offset)| offset).collect(),
             page_bytes,
             graphs: Graphs::new(device),
@@ -155,11 +161,12 @@ impl Executor {
         cancel: &Canceller,
     ) -> Result<()> {
         let (pages, logits) = (pages.start(), logits.start());
-        let pass = Pass { executor: self, inputs, pages, logits, halved: Cell::new(None) };
-        for (step, kernels) in self.plan.steps.iter().zip(&self.kernels) {
+        let pass = Pass { executor: self, inputs, pages, logits, halved: Cell::new(None), ahead: Cell::new(0) };
+        for (number, (step, kernels)) in self.plan.steps.iter().zip(&self.kernels).enumerate() {
             if cancel.is_cancelled() {
                 return Err(cancelled());
             }
+            pass.ahead.set(self.ahead.list(number));
             pass.step(step, kernels)?;
         }
         Ok(())

@@ -23,6 +23,7 @@ pub(super) struct Key {
     addresses: Vec<DevicePtr>,
     table_len: usize,
     pages: usize,
+    single: bool,
     pool: DevicePtr,
     logits: DevicePtr,
 }
@@ -36,6 +37,7 @@ impl Key {
             addresses: inputs.addresses(),
             table_len: inputs.table_len,
             pages: inputs.pages,
+            single: inputs.single,
             pool,
             logits,
         })

@@ -36,6 +36,8 @@ pub(super) struct Inputs {
     pub(super) tiles: Vec<(usize, u64, usize)>,
     /// The most pages that a token of a short span sees, or a few more.
     pub(super) pages: usize,
+    /// Whether each token is of a sequence of its own.
+    pub(super) single: bool,
 }
 
 impl Inputs {
@@ -117,6 +119,7 @@ impl InputMemory {
                 }
             }
         }
+        inputs.single = batch.spans.iter().all(|span| span.tokens.len() <= 1);
         inputs.ids = writer.part(&ids)?;
         inputs.positions = writer.part(&positions)?;
         inputs.token_tables = writer.part(&token_tables)?;

@@ -4,7 +4,7 @@ use super::driver::DevicePtr;
 use super::exec::Executor;
 use super::inputs::Inputs;
 use super::modules::{Args, Kernel};
-use super::plan::{Deferred, Product, Step};
+use super::plan::{Deferred, Fresh, Product, Step};
 use super::prepare::{Attention, Kernels, MATVEC_COLUMNS, MOST_SPLIT_TOKENS, MOST_SPLITS, Many};
 use crate::model::program::{Activation, AttentionInfo, Buf, RowKind, Weight, WeightInfo};
 use crate::model::rope::RopeStyle;
@@ -12,8 +12,10 @@ use crate::{Error, ErrorKind, Result};
 use std::cell::Cell;
 
 /// Rows in a block of the kernels for few columns, and where results are quantized in groups.
-const MATVEC_ROWS: usize = 4;
-const GROUP_ROWS: usize = 32;
+pub(super) const MATVEC_ROWS: usize = 4;
+pub(super) const GROUP_ROWS: usize = 32;
+/// Blocks of an attention that ask for what comes later (hip/attention.hip).
+const AHEAD_BLOCKS: usize = 128;
 
 /// The launches of a pass whose inputs are on their way.
 pub(super) struct Pass<'a> {
@@ -23,6 +25,8 @@ pub(super) struct Pass<'a> {
     pub(super) logits: DevicePtr,
     /// The buffer whose f16 form is up to date.
     pub(super) halved: Cell<Option<Buf>>,
+    /// The list of what the step's launch asks for ahead, or null.
+    pub(super) ahead: Cell<DevicePtr>,
 }
 
 pub(super) fn bug(what: &str) -> Error {
@@ -114,8 +118,8 @@ impl Pass<'_> {
                     self.simple(&Step::Glu { gate: gate.out, up: up.out, act: *act, quantize: *quantize }, glu)
                 }
             },
-            (Step::Attention { layer, q, out, info, quantize }, Kernels::Attention(kernels)) => {
-                self.attention(*layer, *q, *out, info, *quantize, kernels)
+            (Step::Attention { layer, q, out, info, quantize, fresh }, Kernels::Attention(kernels)) => {
+                self.attention(*layer, *q, *out, info, *quantize, *fresh, kernels)
             }
             (step, Kernels::One(kernel)) => self.simple(step, kernel),
             _ => Err(bug("a step has the kernels of another")),
@@ -271,7 +275,7 @@ impl Pass<'_> {
                 let grid = [blocks(info.rows, MATVEC_ROWS)?, u32::from(self.rows(x) > 0), 1];
                 let args = self.product_args(x, product)?;
                 let is_quantized = info.tensor.tensor_type().is_quantized();
-                let args = if is_quantized { self.deferred(args, x, norm)? } else { args };
+                let args = if is_quantized { self.deferred(args, x, norm)?.ptr(self.ahead.get()) } else { args };
                 self.launch(kernel, grid, args)
             }
             (Some(kernel), _) => self.matmul_few(x, products, norm, kernel),
@@ -356,7 +360,7 @@ impl Pass<'_> {
             grid += blocks(rows, MATVEC_ROWS)?;
         }
         let columns = products.first().map_or(Ok(0), |p| Ok(self.info(p.weight)?.columns))?;
-        let args = self.deferred(args.u32(narrow(columns)?).u32(narrow(self.rows(x))?), x, norm)?;
+        let args = self.deferred(args.u32(narrow(columns)?).u32(narrow(self.rows(x))?), x, norm)?.ptr(self.ahead.get());
         self.launch(kernel, [grid, u32::from(self.rows(x) > 0), 1], args)
     }
 
@@ -397,7 +401,8 @@ impl Pass<'_> {
             .ptr(self.squares(out)?)
             .u32(narrow(info.rows)?)
             .u32(narrow(info.columns)?)
-            .u32(narrow(self.rows(x))?);
+            .u32(narrow(self.rows(x))?)
+            .ptr(self.ahead.get());
         self.launch(kernel, [blocks(info.rows, GROUP_ROWS)?, u32::from(self.rows(x) > 0), 1], args)
     }
 
@@ -425,21 +430,28 @@ impl Pass<'_> {
             .u32(narrow(info.rows)?)
             .u32(narrow(info.columns)?)
             .u32(narrow(self.rows(x))?);
-        let args = self.deferred(args, x, norm)?;
+        let args = self.deferred(args, x, norm)?.ptr(self.ahead.get());
         self.launch(kernel, [blocks(info.rows, GROUP_ROWS)?, u32::from(self.rows(x) > 0), 1], args)
     }
 
+    #[allow(clippy::too_many_arguments)]
     fn attention(
         &self,
         layer: usize,
-        q: Buf,
+        q_buf: Buf,
         out_buf: Buf,
         info: &AttentionInfo,
         quantize: bool,
+        fresh: Option<Fresh>,
         kernels: &Attention,
     ) -> Result<()> {
         let inputs = self.inputs;
-        let (q, out, layer) = (self.float(q)?, self.float(out_buf)?, self.layer(layer)?);
+        // What one token stores another one of its sequence reads.
+        let (fresh, stored) = if inputs.single { (fresh, None) } else { (None, fresh) };
+        if let Some(Fresh { k, v, rope }) = stored {
+            self.store_kv(&kernels.store, layer, k, v, rope.map(|rope| (q_buf, rope)))?;
+        }
+        let (q, out, layer) = (self.float(q_buf)?, self.float(out_buf)?, self.layer(layer)?);
         let shape = |args: Args| -> Result<Args> {
             Ok(args
                 .u32(narrow(info.heads)?)
@@ -447,11 +459,10 @@ impl Pass<'_> {
                 .u32(narrow(info.head_dim)?)
                 .u32(narrow(info.value_dim)?)
                 .f32(info.scale)
-                .f32(info.softcap.unwrap_or(0.0))
-                // A window as long as positions can count is none.
-                .u32(info.window.map_or(0, |w| u32::try_from(w.max(1)).unwrap_or(0)))
-                .u32(narrow(inputs.table_len)?))
+                .f32(info.softcap.unwrap_or(0.0)))
         };
+        // A window as long as positions can count is none.
+        let window = info.window.map_or(0, |w| u32::try_from(w.max(1)).unwrap_or(0));
         let tiles = inputs.tiles.iter().find(|(size, ..)| *size == kernels.tile_tokens);
         if let (Some(prompt), Some(&(_, tiles, count))) = (&kernels.prompt, tiles) {
             let args = Args::default()
@@ -462,57 +473,61 @@ impl Pass<'_> {
                 .ptr(inputs.positions)
                 .ptr(tiles)
                 .ptr(out);
-            let args = shape(args)?.u64(layer).u64(self.executor.page_bytes);
+            let args = shape(args)?.u32(window).u32(narrow(inputs.table_len)?);
+            let args = args.u64(layer).u64(self.executor.page_bytes);
             let chunks = kernels.group.div_ceil(kernels.heads_in_tile);
             self.launch(prompt, [narrow(count)?, narrow(info.kv_heads * chunks)?, 1], args)?;
         }
-        let (mut quantized, all) = (0, 0..inputs.tokens);
+        let all = 0..inputs.tokens;
         let runs = if kernels.prompt.is_some() { inputs.decode.as_slice() } else { std::slice::from_ref(&all) };
+        // Where some tokens attend in tiles, all are quantized in the end.
+        let at_once = quantize && runs.iter().map(ExactSizeIterator::len).sum::<usize>() == inputs.tokens;
+        let (k, v, (angles, pairs, neox)) = match fresh {
+            Some(Fresh { k, v, rope }) => {
+                (self.float(k)?, self.float(v)?, rope.map_or(Ok((0, 0, 0)), |rope| self.rope(rope))?)
+            }
+            None => (0, 0, (0, 0, 0)),
+        };
+        let (out_q, groups) = self.int8_if(at_once, out_buf)?;
         for run in runs {
             let tokens = run.len();
             let chunks = info.kv_heads * kernels.group.div_ceil(kernels.heads_per_block);
-            let splits = if tokens > MOST_SPLIT_TOKENS {
-                1
+            let (splits, ahead) = if tokens > MOST_SPLIT_TOKENS {
+                (1, 0)
             } else {
                 // Enough blocks for four on each compute unit, but each with a page of work.
                 let wanted = (self.executor.device().units as usize * 4).div_ceil((chunks * tokens).max(1));
-                wanted.clamp(1, MOST_SPLITS).min(inputs.pages.max(1))
+                (wanted.clamp(1, MOST_SPLITS).min(inputs.pages.max(1)), self.ahead.get())
             };
-            let combines = splits > 1 || (quantize && tokens <= MOST_SPLIT_TOKENS);
-            let partials = self.executor.memory.start() + self.executor.buffers.partials as u64;
-            let skip = |address: u64, words: usize| address + (run.start * words * 4) as u64;
-            let run_out = skip(out, info.heads * info.value_dim);
+            let asking = if ahead == 0 { 0 } else { AHEAD_BLOCKS.div_ceil(chunks.max(1)) };
+            let skip = |address: u64, bytes: usize| if address == 0 { 0 } else { address + (run.start * bytes) as u64 };
+            let values = info.heads * info.value_dim;
             let args = Args::default()
-                .ptr(skip(q, info.heads * info.head_dim))
+                .ptr(skip(q, info.heads * info.head_dim * 4))
+                .ptr(skip(k, info.kv_heads * info.head_dim * 4))
+                .ptr(skip(v, info.kv_heads * info.value_dim * 4))
+                .ptr(skip(angles, pairs as usize * 8))
                 .ptr(self.pages)
                 .ptr(inputs.table)
-                .ptr(skip(inputs.token_tables, 1))
-                .ptr(skip(inputs.positions, 1))
-                .ptr(run_out)
-                .ptr(if combines { partials } else { 0 });
-            let args = shape(args)?.u32(narrow(splits)?).u64(layer).u64(self.executor.page_bytes);
-            self.launch(&kernels.decode, [narrow(chunks)?, narrow(tokens)?, narrow(splits)?], args)?;
-            if combines {
-                let (out_q, groups) = match self.int8_if(quantize, out_buf)? {
-                    (0, _) => (0, 0),
-                    (q, groups) => {
-                        quantized += tokens;
-                        let first = (run.start * info.heads * info.value_dim) as u64;
-                        (q + first, groups + first / 32 * 8)
-                    }
-                };
-                let args = Args::default()
-                    .ptr(partials)
-                    .ptr(run_out)
-                    .ptr(out_q)
-                    .ptr(groups)
-                    .u32(narrow(info.heads)?)
-                    .u32(narrow(info.value_dim)?)
-                    .u32(narrow(splits)?);
-                self.launch(&kernels.combine, [narrow(info.heads)?, narrow(tokens)?, 1], args)?;
-            }
+                .ptr(skip(inputs.token_tables, 4))
+                .ptr(skip(inputs.positions, 4))
+                .ptr(skip(out, values * 4))
+                .ptr(skip(out_q, values))
+                .ptr(skip(groups, values / 32 * 8))
+                .ptr(self.executor.memory.start() + self.executor.buffers.partials as u64)
+                .ptr(self.executor.ahead.counters())
+                .ptr(ahead);
+            let args = shape(args)?
+                .u32(pairs)
+                .u32(neox)
+                .u32(window)
+                .u32(narrow(inputs.table_len)?)
+                .u32(narrow(splits)?)
+                .u64(layer)
+                .u64(self.executor.page_bytes);
+            self.launch(&kernels.decode, [narrow(chunks)?, narrow(tokens)?, narrow(splits + asking)?], args)?;
         }
-        if quantize && quantized < inputs.tokens {
+        if quantize && !at_once {
             self.simple(&Step::Quantize { x: out_buf }, &kernels.quantize)?;
         }
         Ok(())

@@ -73,13 +73,14 @@ pub(super) enum Step {
         v: Buf,
         turn: Option<(Buf, usize)>,
     },
-    /// The int8 form of `out` as well where `quantize` is set.
+    /// The int8 form of `out` as well where `quantize` is set. Where `fresh` is, it stores these keys and values first.
     Attention {
         layer: usize,
         q: Buf,
         out: Buf,
         info: AttentionInfo,
         quantize: bool,
+        fresh: Option<Fresh>,
     },
     /// `gate = act(gate) * up`, and its int8 form where `quantize` is set.
     Glu {
@@ -106,6 +107,14 @@ pub(super) enum Step {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Deferred {
     pub(super) eps: f32,
+}
+
+/// Keys and values that are still to be stored, and the embedding that rotates the keys and the queries, if one does.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Fresh {
+    pub(super) k: Buf,
+    pub(super) v: Buf,
+    pub(super) rope: Option<usize>,
 }
 
 /// `out = x * weightᵀ + bias`
@@ -173,8 +182,9 @@ impl Plan {
                 (Op::HeadNorm { x, weight, eps }, _) => lowering.write(x, Step::HeadNorm { x, weight, eps }),
                 (Op::Rope { x, rope, head_dim }, _) => lowering.write(x, Step::Rope { x, rope, head_dim }),
                 (Op::StoreKv { layer, k, v }, _) => lowering.steps.push(Step::StoreKv { layer, k, v, turn: None }),
-                (Op::Attention { layer, q, out, info }, _) => {
-                    lowering.write(out, Step::Attention { layer, q, out, info, quantize: false });
+                (Op::Attention { layer, q, out, info }, rest) => {
+                    let fresh = lowering.take_fresh(layer, q, rest);
+                    lowering.write(out, Step::Attention { layer, q, out, info, quantize: false, fresh });
                 }
                 (Op::Glu { gate, up, act }, _) => {
                     if !fusing.gates || is_read(rest, up) || !lowering.gate_products(gate, up, act) {
@@ -325,6 +335,22 @@ impl Lowering<'_> {
         true
     }
 
+    /// Takes the step before, if it stores keys and values of this layer, for the attention that follows. That may leave
+    /// queries as they are, so nobody reads them later.
+    fn take_fresh(&mut self, layer: usize, q: Buf, rest: &[Op]) -> Option<Fresh> {
+        let fresh = match self.steps.last() {
+            Some(&Step::StoreKv { layer: stored, k, v, turn }) if stored == layer => match turn {
+                None => Fresh { k, v, rope: None },
+                Some((turned, rope)) if turned == q && !is_read(rest, q) => Fresh { k, v, rope: Some(rope) },
+                Some(_) => return None,
+            },
+            _ => return None,
+        };
+        self.steps.pop();
+        self.fresh.remove(&q);
+        Some(fresh)
+    }
+
     /// Makes the step before, if it is the two products of a gated unit, that unit.
     fn gate_products(&mut self, gate: Buf, up: Buf, act: Activation) -> bool {
         let fused = match self.steps.last() {
@@ -403,6 +429,10 @@ mod tests {
         Program { weights: weights.collect(), ..program(ops) }
     }
 
+    fn info() -> AttentionInfo {
+        AttentionInfo { heads: 1, kv_heads: 1, head_dim: 8, value_dim: 8, scale: 1.0, softcap: None, window: None }
+    }
+
     fn product(weight: usize, out: usize) -> Op {
         Op::MatMul { x: Buf(0), weight: Weight(weight), bias: None, out: Buf(out) }
     }
@@ -472,6 +502,16 @@ mod tests {
             let steps = Plan::new(&program(ops.to_vec()), &ALL).steps;
             matches!(steps.first(), Some(Step::StoreKv { turn: Some(_), .. }))
         };
+        let attention = Op::Attention { layer: 0, q, out: Buf(3), info: info() };
+        let stores = |layer, more: &[Op]| {
+            let mut ops = vec![rope(q, 0), rope(k, 0), Op::StoreKv { layer, k, v }, attention.clone()];
+            ops.extend_from_slice(more);
+            let steps = Plan::new(&program(ops), &ALL).steps;
+            steps.iter().any(|s| matches!(s, Step::Attention { fresh: Some(Fresh { rope: Some(0), .. }), .. }))
+        };
+        assert!(stores(0, &[]));
+        assert!(!stores(1, &[]));
+        assert!(!stores(0, &[Op::Add { x: v, y: q }]));
         assert!(turned(&[rope(q, 0), rope(k, 0), store.clone()]));
         assert!(!turned(&[rope(q, 0), rope(k, 1), store.clone()]));
         assert!(!turned(&[rope(q, 0), rope(k, 0), store.clone(), Op::Add { x: v, y: k }]));

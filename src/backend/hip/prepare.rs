@@ -99,8 +99,9 @@ fn choose_tile(rows: usize, count: usize, units: usize) -> usize {
 /// How attention of a shape is launched.
 pub(super) struct Attention {
     pub(super) decode: Kernel,
-    pub(super) combine: Kernel,
-    /// For results that are needed as integers and do not come from `combine`.
+    /// Stores keys and values where `decode` does not.
+    pub(super) store: Kernel,
+    /// For results that are needed as integers and do not come from `decode`.
     pub(super) quantize: Kernel,
     /// For many queries, where heads are narrow enough.
     pub(super) prompt: Option<Kernel>,
@@ -186,7 +187,7 @@ impl Finder<'_> {
                 glu: self.glu(*act)?,
             }),
             Step::Rope { .. } => one("rope", "rope", 64),
-            Step::StoreKv { .. } => one("rope", &format!("store_kv_{}", self.kv_name()?), 64),
+            Step::StoreKv { .. } => Ok(Kernels::One(self.store_kv()?)),
             Step::Attention { info, .. } => Ok(Kernels::Attention(self.attention(info)?)),
             Step::Glu { act, .. } => Ok(Kernels::One(self.glu(*act)?)),
             Step::Add { .. } => one("elementwise", "add", 256),
@@ -267,7 +268,7 @@ impl Finder<'_> {
         let decode = format!("attend_decode_{kv}_{heads_per_block}");
         Ok(Attention {
             decode: self.modules.kernel("attention", &decode, 256)?,
-            combine: self.modules.kernel("attention", "attend_combine", 128)?,
+            store: self.store_kv()?,
             quantize: self.modules.kernel("quantize", "quantize_q8", 256)?,
             prompt,
             group,
@@ -275,6 +276,10 @@ impl Finder<'_> {
             heads_in_tile,
             tile_tokens: tile / heads_in_tile,
         })
+    }
+
+    fn store_kv(&self) -> Result<Kernel> {
+        self.modules.kernel("rope", &format!("store_kv_{}", self.kv_name()?), 64)
     }
 
     fn type_name(&self, weight: Weight) -> String {
@@ -323,6 +328,8 @@ pub(super) struct Buffers {
     squares: Vec<Option<usize>>,
     /// What parts of the positions find, before they are combined.
     pub(super) partials: usize,
+    /// Numbers that parts of the positions count with: at most one for each head and token.
+    pub(super) counters: usize,
     pub(super) bytes: usize,
 }
 
@@ -372,7 +379,12 @@ impl Buffers {
         };
         let partial = plan.steps.iter().map(partial).max().unwrap_or(0);
         let partials = layout.part(partial.saturating_mul(MOST_SPLITS * MOST_SPLIT_TOKENS * 4))?;
-        Ok(Self { floats, int8, halves, squares, partials, bytes: layout.bytes() })
+        let counted = |step: &Step| match step {
+            Step::Attention { info, .. } => MOST_SPLIT_TOKENS * info.heads,
+            _ => 0,
+        };
+        let counters = plan.steps.iter().map(counted).max().unwrap_or(0);
+        Ok(Self { floats, int8, halves, squares, partials, counters, bytes: layout.bytes() })
     }
 
     pub(super) fn float(&self, buf: Buf) -> Option<usize> {
