@@ -16,7 +16,7 @@ DEVICE void ask_for_line(u64 address) {
 #if GPU_NVIDIA
   asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
 #elif GPU_AMD
-  u32 word = *(const u32_alias *)address;
+  u32 word = *(const __attribute__((address_space(1))) u32 *)address;
   asm volatile("" ::"v"(word));
 #else
   sim::ask(address);
@@ -26,10 +26,16 @@ DEVICE void ask_for_line(u64 address) {
 // Asks for the lines of number `first`, `first` + `step` and so on.
 DEVICE void ask_ahead(const Ahead *ahead, u32 first, u32 step) {
   u32 ranges = (u32)ahead[0], lines = (u32)ahead[1];
-  UNROLL_BY(1) for (u32 line = first; line < lines; line += step) {
-    u32 range = 0, at = line;
-    UNROLL_BY(1) for (; range + 1 < ranges && at >= (u32)ahead[3 + 2 * range]; range++) at -= (u32)ahead[3 + 2 * range];
-    ask_for_line(ahead[2 + 2 * range] + (u64)at * LINE);
+  UNROLL_BY(1) for (u32 before = 0; before < lines; before += step) {
+    u32 at = before + first;
+    u64 address = 0;
+    UNROLL_BY(1) for (u32 range = 0; range < ranges; range++) {
+      u32 length = (u32)ahead[3 + 2 * range];
+      bool is_here = at < length && !address;
+      address = is_here ? ahead[2 + 2 * range] + (u64)at * LINE : address;
+      at -= length;
+    }
+    if (before + first < lines) ask_for_line(address);
   }
 }
 

@@ -23,7 +23,7 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import build  # noqa: E402
-from references import (FLOATS, FORMATS, KV_TYPES, Cache, Sampling, columns_of, combined, dequantized,  # noqa: E402
+from references import (FLOATS, FORMATS, KV_TYPES, Cache, Sampling, columns_of, dequantized,  # noqa: E402
                         matrix, norm, quantized, rotated)
 
 TARGETS = ["gfx1100", "gfx1201", "gfx942"]
@@ -88,6 +88,11 @@ def deferred_norm(rng, count, columns):
     return squares, 1 / np.sqrt(np.float64(squares).sum(axis=1, keepdims=True) / columns + EPS)
 
 
+def asked_ahead(launch, blocks):
+    """What a launch of so many blocks asks for ahead: three lines."""
+    return np.array([2 | blocks << 32, 3, launch.scratch, 2, launch.scratch + 512, 1], np.uint64)
+
+
 @check(*[f"matvec_{name}_{n}" for name in FORMATS for n in (1, 2, 4, 8)],
        *[f"matmul_{name}" for name in FORMATS])
 def product(launch, kernel):
@@ -107,9 +112,10 @@ def product(launch, kernel):
     sizes = [np.uint32(rows), np.uint32(columns), np.uint32(count)]
     few = n and name not in FLOATS
     squares, factors = deferred_norm(rng, count, columns) if few else (None, 1)
-    launch(grid, planes, *inputs, out, bias, residual, *sizes, *([squares, EPS] if few else []))
+    more = [squares, EPS, asked_ahead(launch, grid[0])] if few else []
+    launch(grid, planes, *inputs, out, bias, residual, *sizes, *more)
     yield out, factors * (np.float64(x) @ np.float64(weights).T) + bias + residual, 2e-6
-    launch(grid, planes, *inputs, out, None, None, *sizes, *([None, EPS] if few else []))
+    launch(grid, planes, *inputs, out, None, None, *sizes, *([None, EPS, None] if few else []))
     yield out, np.float64(x) @ np.float64(weights).T, 2e-6
 
 
@@ -131,7 +137,7 @@ def three_products(launch, kernel):
     out = [np.full((count, r), np.nan, np.float32) for r in rows]
     squares, factors = deferred_norm(rng, count, columns)
     launch((2 + 1 + 1,), *[planes for planes, _ in parts], q, groups, *out, None, bias, None, *np.uint32(rows),
-           np.uint32(columns), np.uint32(count), squares, EPS)
+           np.uint32(columns), np.uint32(count), squares, EPS, asked_ahead(launch, 4))
     for i, (_, weights) in enumerate(parts):
         yield out[i], factors * (x @ np.float64(weights).T) + (bias if i == 1 else 0), 2e-6
 
@@ -150,7 +156,7 @@ def gated_products(launch, kernel):
     gelu = int(n) % 4 == 0
     squares, factors = deferred_norm(rng, count, columns)
     launch((1,), parts[0][0], parts[1][0], q, groups, out, out_q, out_groups, np.uint32(gelu), np.uint32(rows),
-           np.uint32(columns), np.uint32(count), squares, EPS)
+           np.uint32(columns), np.uint32(count), squares, EPS, asked_ahead(launch, 1))
     gate, up = (factors * (x @ np.float64(weights).T) for _, weights in parts)
     yield out, (gelu_of(gate) if gelu else silu_of(gate)) * up, 2e-6
     yield out_q, quantized(out)[0].reshape(-1), 0
@@ -171,7 +177,7 @@ def residual_product(launch, kernel):
     out_q, out_groups = np.zeros(count * rows, np.int8), np.zeros((count * rows // 32, 2), np.uint32)
     squares = np.zeros((count, rows // 32), np.float32)
     launch((1,), planes, q, groups, stream, bias, norm_weights, out_q, out_groups, squares, np.uint32(rows),
-           np.uint32(columns), np.uint32(count))
+           np.uint32(columns), np.uint32(count), asked_ahead(launch, 1))
     yield stream, expected, 2e-6
     yield squares, np.square(np.float64(stream)).sum(axis=1, keepdims=True), 1e-6
     yield out_q, quantized(stream * norm_weights)[0].reshape(-1), 0
@@ -321,32 +327,34 @@ def store_kv(launch, kernel):
 @check(*[f"attend_decode_{name}_{n}" for name in KV_TYPES for n in (1, 4, 8)])
 def attend_decode(launch, kernel):
     rng, (name, n) = seeded(kernel), kernel.removeprefix("attend_decode_").rsplit("_", 1)
-    n, heads, kv_heads, splits = int(n), 6, 2, 2
-    cache = Cache(rng, name, [140, 3], kv_heads, k_dim=40, v_dim=48)
-    tables, positions = np.array([0, 1, 0], np.uint32), np.array([139, 2, 64], np.uint32)
-    q = normal(rng, 3, heads, 40)
-    for splits, window, softcap in ((1, 70, 0), (2, 0, 4)):
-        out = np.zeros((3, heads, 48), np.float32)
-        partials = np.zeros((3, heads, splits, 50), np.float32)
-        launch((kv_heads * -(-(heads // kv_heads) // n), 3, splits), q, cache.pool, cache.table, tables, positions, out,
-               partials if splits > 1 else None, *np.uint32([heads, kv_heads, 40, 48]), np.float32(0.2), np.float32(softcap),
-               *np.uint32([window, cache.table.shape[1], splits]), np.uint64(cache.offset),
+    heads, kv_heads = 6, 2
+    across = kv_heads * -(-(heads // kv_heads) // int(n))
+    for splits, window, softcap, is_fresh in ((1, 70, 0, True), (2, 0, 4, False), (3, 0, 0, True)):
+        if splits > 1 and launch.target == "gfx942":
+            continue  # the emulator takes the instructions for caches for loads, and gets nothing from atomics there
+        cache = Cache(rng, name, [140, 3], kv_heads, k_dim=40, v_dim=64)
+        # What is fresh is not yet stored; then no two tokens are of one sequence.
+        tables, positions = np.array([0, 1], np.uint32), np.array([139, 2], np.uint32)
+        q, angles = normal(rng, 2, heads, 40), normal(rng, 2, 32)
+        k, v = normal(rng, 2, kv_heads, 40), normal(rng, 2, kv_heads, 64)
+        turned, expected = q, cache.pool.copy()
+        if is_fresh:
+            turned, keys = rotated(q, angles, 1), rotated(k, angles, 1)
+            for token, position in enumerate(positions):
+                cache.rows[token, int(position)] = cache.store(expected, token, position, keys[token], v[token])
+        out, q8 = np.zeros((2, heads, 64), np.float32), np.zeros(2 * heads * 64, np.int8)
+        groups, counters = np.zeros((2 * heads * 2, 2), np.uint32), np.zeros(2 * across, np.uint32)
+        partials, pool = np.zeros((2, heads, splits, 66), np.float32), cache.pool.copy()
+        launch((across, 2, splits + 1), q, *([k, v, angles] if is_fresh else [None] * 3), pool, cache.table, tables,
+               positions, out, q8, groups, partials, counters, asked_ahead(launch, 0),
+               *np.uint32([heads, kv_heads, 40, 64]), np.float32(0.2), np.float32(softcap),
+               *np.uint32([16 if is_fresh else 0, 1, window, cache.table.shape[1], splits]), np.uint64(cache.offset),
                np.uint64(cache.page_bytes))
-        if splits > 1:
-            out = combined(partials)
-        yield out, cache.attend(q, tables, positions, 0.2, softcap, window), 1e-5
-
-
-@check("attend_combine")
-def attend_combine(launch, kernel):
-    partials = normal(seeded(kernel), 2, 3, 4, 66)
-    partials[..., 1] = np.abs(partials[..., 1])
-    partials[:, :, 3, 0], partials[:, :, 3, 1:] = -1e30, 0
-    out, q, groups = np.zeros((2, 3, 64), np.float32), np.zeros(384, np.int8), np.zeros((12, 2), np.uint32)
-    launch((3, 2), partials, out, q, groups, np.uint32(3), np.uint32(64), np.uint32(4))
-    yield out, combined(partials), 2e-6
-    yield q, quantized(out)[0].reshape(-1), 0
-    yield groups, quantized(out)[1].reshape(-1, 2), 0
+        yield out, cache.attend(turned, tables, positions, 0.2, softcap, window), 1e-5
+        yield pool, expected, 0
+        yield q8, quantized(out.reshape(2 * heads, 64))[0].reshape(-1), 0
+        yield groups, quantized(out.reshape(2 * heads, 64))[1].reshape(-1, 2), 0
+        yield counters, np.zeros_like(counters), 0
 
 
 @check(*[f"attend_prompt_{name}_{n}" for name in KV_TYPES for n in (2, 4, 8)],
@@ -394,7 +402,11 @@ def sample(launch, kernel):
 # ---------------------------------------------------------------------------------------------------- running
 
 
-def launcher(code, kernel):
+# Memory that kernels may ask for.
+SCRATCH = np.zeros(256, np.uint32)
+
+
+def launcher(code, kernel, target):
     """A function that launches the kernel; an argument that is None is a null pointer."""
     meta = code.kernels[kernel]
 
@@ -409,6 +421,7 @@ def launcher(code, kernel):
         for argument, kind in zip(meta[".args"], kinds):
             argument[".value_kind"] = kind
 
+    launch.scratch, launch.target = SCRATCH.ctypes.data, target
     return launch
 
 
@@ -425,10 +438,10 @@ def error_of(found, expected):
     return np.inf if np.isnan(worst) else worst / max(np.max(finite, initial=0), 1e-30)
 
 
-def run(code, kernel):
+def run(code, kernel, target):
     """The largest error of a kernel, and whether all are within what is allowed."""
     errors = [(error_of(found, expected), allowed)
-              for found, expected, allowed in CHECKS[kernel](launcher(code, kernel), kernel)]
+              for found, expected, allowed in CHECKS[kernel](launcher(code, kernel, target), kernel)]
     return max(e for e, _ in errors), all(e <= allowed for e, allowed in errors)
 
 

@@ -35,6 +35,8 @@ def launcher(function):
             if isinstance(host, np.ndarray):
                 host.view(np.uint8).reshape(-1)[:] = cupy.asnumpy(device)
 
+    scratch = cupy.zeros(256, cupy.uint32)
+    launch.scratch, launch.keep, launch.target = scratch.data.ptr, scratch, TARGET
     return launch
 
 
@@ -51,7 +53,8 @@ def speed(function, name):
         start.record()
         for weights in w:
             function((rows // 4,), (function.max_threads_per_block,),
-                     (weights, q, groups, out, np.uint64(0), np.uint64(0), np.uint32(rows), np.uint32(columns), np.uint32(1)))
+                     (weights, q, groups, out, np.uint64(0), np.uint64(0), np.uint32(rows), np.uint32(columns), np.uint32(1),
+                      np.uint64(0), np.float32(0), np.uint64(0)))
         end.record()
         end.synchronize()
         times.append(cupy.cuda.get_elapsed_time(start, end) / copies * 1e-3)

@@ -249,13 +249,6 @@ class Cache:
         return out
 
 
-def combined(partials):
-    """The results of splits [..][splits][2 + columns] (maximum in powers of two, sum, values) in one."""
-    wide = np.float64(partials)
-    weights = np.exp2(wide[..., 0] - np.max(wide[..., 0], axis=-1, keepdims=True))
-    return np.sum(weights[..., None] * wide[..., 2:], axis=-2) / np.sum(weights * wide[..., 1], axis=-1)[..., None]
-
-
 # ---------------------------------------------------------------------------------------------------- sampling
 
 ROW = np.dtype([("seed", "u8"), ("step", "u8"), ("log_min_p", "f8"), ("temperature", "f4"), ("top_p", "f4"),
