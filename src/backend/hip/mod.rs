@@ -4,6 +4,7 @@
 //! advance is: which kernels a program needs, where its buffers lie, how large they get. A model that does not fit a
 //! device, or that it has no kernels for, is refused while it is loaded.
 
+pub(crate) mod bandwidth;
 pub(crate) mod device;
 mod driver;
 mod exec;
@@ -19,10 +20,11 @@ mod prepare;
 mod rtc;
 mod sampling;
 mod selftest;
+mod timer;
 mod weights;
 
 use super::kv::{KvPool, PAGE_LEN, PageStore};
-use super::{Backend, Batch, Canceller, KvType, Limits, Logits};
+use super::{Backend, Batch, Canceller, KernelTime, KvType, Limits, Logits};
 use crate::gguf::{Gguf, TensorType};
 use crate::model::Precision;
 use crate::model::program::{Program, RowKind};
@@ -203,6 +205,16 @@ impl Backend for HipBackend {
             columns: self.columns,
         };
         ran.map(|()| Box::new(logits) as Box<dyn Logits>)
+    }
+
+    fn start_profile(&self) -> Result<()> {
+        self.executor.lock().unwrap_or_else(PoisonError::into_inner).stream.start_timer()
+    }
+
+    fn end_profile(&self) -> Vec<KernelTime> {
+        // Each pass was waited for, so nothing is queued.
+        let timer = self.executor.lock().unwrap_or_else(PoisonError::into_inner).stream.take_timer();
+        timer.map_or_else(Vec::new, |timer| timer.times())
     }
 }
 
