@@ -23,6 +23,24 @@ impl Device {
     pub fn hip(index: usize) -> Self {
         Self::Hip(index)
     }
+
+    /// How fast this GPU copies within its memory, measured now, in bytes that are read and written in a second: a
+    /// copy of a gigabyte counts two. Takes a fraction of a second and up to half of the free memory, 2 GiB at most.
+    ///
+    /// To compare with: a token needs [`bytes_per_token`](crate::Model::bytes_per_token) and
+    /// [`kv_bytes_per_token`](crate::Model::kv_bytes_per_token).
+    ///
+    /// # Errors
+    /// `InvalidInput` for a device that is no GPU, `Device` where there is no such GPU or its driver cannot measure,
+    /// `OutOfMemory` where less than 128 MiB are free, which caches would help too much.
+    pub fn copy_bandwidth(self) -> Result<f64> {
+        match self {
+            Device::Hip(gpu) => hip::bandwidth::copy_bandwidth(gpu),
+            Device::Auto | Device::Cpu => {
+                Err(Error::invalid_input(format!("the copies of a GPU are measured, and device {self} names none")))
+            }
+        }
+    }
 }
 
 impl fmt::Display for Device {

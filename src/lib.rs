@@ -76,6 +76,7 @@ pub mod tokenizer;
 
 pub use backend::Canceller;
 pub use backend::kv_type::KvType;
+pub use backend::profile::KernelTime;
 pub use chat::Message;
 pub use device::{Device, DeviceInfo, DeviceReport, GpuInfo, devices};
 pub use error::{Error, ErrorKind, Result};

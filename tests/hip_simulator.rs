@@ -8,6 +8,8 @@
 mod common;
 #[path = "hip_simulator/loading.rs"]
 mod loading;
+#[path = "hip_simulator/profile.rs"]
+mod profile;
 #[path = "hip_simulator/sampling.rs"]
 mod sampling;
 

@@ -17,6 +17,7 @@
 
 #include "simulator.h"
 
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -35,7 +36,7 @@ extern "C" const char *wavelm_sim_kernel(unsigned int index);
 namespace {
 
 const int SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_IMAGE = 200, NOT_FOUND = 500, NO_DEVICE = 100,
-          LAUNCH_FAILURE = 719;
+          INVALID_HANDLE = 400, LAUNCH_FAILURE = 719;
 const char CODE[] = "wavelm simulator\n";
 const size_t GUARD = 256;
 const unsigned char GUARD_BYTE = 0xa5;
@@ -55,6 +56,9 @@ struct State {
   // What was queued on each stream since it was waited for, and the stream that each event was recorded in last.
   std::map<void *, unsigned long> queued;
   std::map<void *, void *> recorded;
+  std::map<void *, std::chrono::steady_clock::time_point> times;
+  // Calls on the host that were queued on each stream, which run when somebody waits for it.
+  std::map<void *, std::vector<std::pair<void (*)(void *), void *>>> calls_on_host;
   int devices = 1;
   int handles = 0;
   std::string corrupt;
@@ -191,9 +195,17 @@ int run(const Launch &launch) {
   return SUCCESS;
 }
 
+void call_host(void *stream) {
+  auto found = state().calls_on_host.find(stream);
+  if (found == state().calls_on_host.end()) return;
+  for (auto &[function, data] : found->second) function(data);
+  state().calls_on_host.erase(found);
+}
+
 int wait(void *event) {
   std::lock_guard<std::mutex> lock(state().lock);
   if (state().fails(SYNC)) return LAUNCH_FAILURE;
+  call_host(state().recorded[event]);
   state().queued.erase(state().recorded[event]);
   return SUCCESS;
 }
@@ -429,8 +441,16 @@ int hipStreamDestroy(void *stream) { return free_handle(stream); }
 
 int hipStreamSynchronize(void *stream) {
   std::lock_guard<std::mutex> lock(state().lock);
+  call_host(stream);
   state().queued.erase(stream);
   return state().status();
+}
+
+int hipLaunchHostFunc(void *stream, void (*function)(void *), void *data) {
+  std::lock_guard<std::mutex> lock(state().lock);
+  if (state().lost) return LAUNCH_FAILURE;
+  state().calls_on_host[stream].push_back({function, data});
+  return SUCCESS;
 }
 
 // With other flags beside hipEventBlockingSync, waiting may spin.
@@ -438,12 +458,30 @@ int hipEventCreateWithFlags(void **event, unsigned int flags) {
   return flags == 1 ? make_handle(event) : INVALID_VALUE;
 }
 
-int hipEventDestroy(void *event) { return free_handle(event); }
+int hipEventDestroy(void *event) {
+  {
+    std::lock_guard<std::mutex> lock(state().lock);
+    state().recorded.erase(event);
+    state().times.erase(event);
+  }
+  return free_handle(event);
+}
+
 int hipEventSynchronize(void *event) { return wait(event); }
 
 int hipEventRecord(void *event, void *stream) {
   std::lock_guard<std::mutex> lock(state().lock);
   state().recorded[event] = stream;
+  state().times[event] = std::chrono::steady_clock::now();
+  return state().status();
+}
+
+// Work is done when it is queued, so that an event's time is that of its last record.
+int hipEventElapsedTime(float *milliseconds, void *from, void *to) {
+  std::lock_guard<std::mutex> lock(state().lock);
+  auto first = state().times.find(from), last = state().times.find(to);
+  if (first == state().times.end() || last == state().times.end()) return INVALID_HANDLE;
+  *milliseconds = std::chrono::duration<float, std::milli>(last->second - first->second).count();
   return state().status();
 }
 

@@ -476,7 +476,7 @@ def main():
                     results.setdefault(kernel, {})[target] = UNCHECKED[kernel, target]
                     continue
                 try:
-                    error, good = run(code, kernel)
+                    error, good = run(code, kernel, target)
                     text = "exact" if error == 0 else f"{error:.1e}"
                     if not good:
                         failed.append(f"{kernel} on {target}")

@@ -5,14 +5,16 @@ pub(crate) mod cpu;
 pub(crate) mod hip;
 pub(crate) mod kv;
 pub(crate) mod kv_type;
+pub(crate) mod profile;
 pub(crate) mod split;
 
-use crate::Result;
 use crate::model::program::{Program, RowKind};
 use crate::sampler::{Choice, SamplerState};
 use crate::tokenizer::TokenId;
+use crate::{Error, Result};
 use kv::PageId;
 pub(crate) use kv_type::KvType;
+pub(crate) use profile::KernelTime;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -129,6 +131,19 @@ pub(crate) trait Backend: Send + Sync {
     /// `Cancelled` soon after a cancel; whatever the device reports. The cache positions of the batch are then
     /// undefined, all others untouched.
     fn run(&self, batch: &Batch<'_>, cancel: &Canceller) -> Result<Box<dyn Logits>>;
+
+    /// Times each kernel that runs from now on.
+    ///
+    /// # Errors
+    /// `Unsupported` where there are no kernels to time, `InvalidInput` where they are timed already.
+    fn start_profile(&self) -> Result<()> {
+        Err(Error::unsupported("the CPU runs this model: there are no GPU kernels to profile"))
+    }
+
+    /// Ends what [`start_profile`](Self::start_profile) began.
+    fn end_profile(&self) -> Vec<KernelTime> {
+        Vec::new()
+    }
 }
 
 /// How much one pass takes.

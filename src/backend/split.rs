@@ -4,7 +4,7 @@
 use super::cpu::CpuBackend;
 use super::hip::HipBackend;
 use super::kv::{KvPool, PageId, PageStore};
-use super::{Backend, Batch, Canceller, Limits, Logits, Span, Wanted};
+use super::{Backend, Batch, Canceller, KernelTime, Limits, Logits, Span, Wanted};
 use crate::Result;
 use crate::model::cut::Cut;
 use crate::model::program::Program;
@@ -58,6 +58,14 @@ impl Backend for SplitBackend {
         }
         drop(between);
         self.back.run_from(batch, Some(&rows), cancel)
+    }
+
+    fn start_profile(&self) -> Result<()> {
+        self.front.start_profile()
+    }
+
+    fn end_profile(&self) -> Vec<KernelTime> {
+        self.front.end_profile()
     }
 }
 

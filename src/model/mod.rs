@@ -13,13 +13,13 @@ pub use options::{LoadOptions, MemoryEstimate, Precision, Progress};
 pub use placement::Placement;
 pub use rescue::Event;
 
-use crate::backend::Backend;
+use crate::backend::{Backend, KernelTime, cpu};
 use crate::chat::{ChatOptions, ChatTemplate, Message};
 use crate::device::{Device, DeviceReport};
 use crate::gguf::Gguf;
 use crate::session::{Prompt, Session, SessionOptions};
 use crate::tokenizer::{EncodeOptions, Tokenizer};
-use crate::{Error, Result};
+use crate::{Error, KvType, Result};
 use config::Config;
 use program::Program;
 use rescue::Rescue;
@@ -44,6 +44,7 @@ struct Inner {
     report: DeviceReport,
     rescue: Option<Rescue>,
     context: usize,
+    kv_type: KvType,
 }
 
 impl Model {
@@ -85,8 +86,9 @@ impl Model {
         let context = options.context.unwrap_or(config.context);
         let (backend, report) = options.open_backend(&gguf, &program, &config)?;
         log::info!("{}: {}, {}", gguf.path().display(), config.arch, backend.describe());
-        let rescue = options.take_rescue();
-        Ok(Self(Arc::new(Inner { gguf, config, program, tokenizer, template, backend, report, rescue, context })))
+        let (rescue, kv_type) = (options.take_rescue(), options.effective_kv_type());
+        let inner = Inner { gguf, config, program, tokenizer, template, backend, report, rescue, context, kv_type };
+        Ok(Self(Arc::new(inner)))
     }
 
     /// A new session with the default [options](SessionOptions).
@@ -201,6 +203,55 @@ impl Model {
     /// Bytes of weights that are read to generate one token: the measure of decoding speed.
     pub fn bytes_per_token(&self) -> u64 {
         self.0.program.bytes_per_token()
+    }
+
+    /// Bytes of cached keys and values that are read to generate one token behind `depth` others: with
+    /// [`bytes_per_token`](Self::bytes_per_token) the measure of decoding speed in long contexts.
+    pub fn kv_bytes_per_token(&self, depth: usize) -> u64 {
+        cpu::kv_bytes_read(&self.0.program, self.0.kv_type, depth)
+    }
+
+    /// Runs `work` while each kernel that this model runs on its GPU is timed there, and returns how long each took, the
+    /// longest first.
+    ///
+    /// Passes of all sessions of the model count, on any thread, with the draws of their tokens. They compute what they
+    /// always do, a little slower: kernels are launched one by one. Where the GPU runs a part of the model, that part is
+    /// timed.
+    ///
+    /// ```no_run
+    /// # fn main() -> wavelm::Result<()> {
+    /// let model = wavelm::Model::load("model.gguf")?;
+    /// let mut session = model.session()?;
+    /// let (fed, kernels) = model.profile(|| session.feed(&model.prompt("Once upon a time")?))?;
+    /// fed?;
+    /// for kernel in kernels {
+    ///     println!("{:24} {:5} launches, {:?}", kernel.kernel, kernel.launches, kernel.time);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Before `work` runs: `Unsupported` where the CPU runs the model, `InvalidInput` where it is profiled already,
+    /// `Device` where the driver has no times.
+    pub fn profile<T>(&self, work: impl FnOnce() -> T) -> Result<(T, Vec<KernelTime>)> {
+        /// Ends the profile, also where `work` panics.
+        struct Profile(Option<Arc<dyn Backend>>);
+        impl Profile {
+            fn end(&mut self) -> Vec<KernelTime> {
+                self.0.take().map_or_else(Vec::new, |backend| backend.end_profile())
+            }
+        }
+        impl Drop for Profile {
+            fn drop(&mut self) {
+                self.end();
+            }
+        }
+        let backend = Arc::clone(self.backend());
+        backend.start_profile()?;
+        let mut profile = Profile(Some(backend));
+        let done = work();
+        Ok((done, profile.end()))
     }
 
     /// What runs new sessions.

@@ -234,7 +234,7 @@ impl LoadOptions {
         Ok(())
     }
 
-    fn effective_kv_type(&self) -> KvType {
+    pub(super) fn effective_kv_type(&self) -> KvType {
         match self.precision {
             Precision::Reference => KvType::F32,
             Precision::Fast => self.kv_type,

@@ -18,7 +18,7 @@ use super::kv::{KvPool, PAGE_LEN, PageStore};
 use super::{Backend, Batch, Canceller, KvType, Limits, Logits};
 use crate::gguf::Gguf;
 use crate::model::Precision;
-use crate::model::program::{Program, RowKind};
+use crate::model::program::{Op, Program, RowKind};
 use crate::{Error, ErrorKind, Result, quant};
 use isa::Isa;
 use kv::KvLayout;
@@ -118,6 +118,19 @@ pub(crate) fn layers(program: &Program, kv_type: KvType) -> Result<(Vec<(KvLayou
 pub(crate) fn kv_bytes(program: &Program, kv_type: KvType, context: usize) -> u64 {
     let page = layers(program, kv_type).map_or(u64::MAX, |(_, bytes)| bytes as u64);
     page.saturating_mul(context.div_ceil(PAGE_LEN) as u64)
+}
+
+/// Bytes of the cache that a token's pass reads behind `depth` others: of each attention its window.
+pub(crate) fn kv_bytes_read(program: &Program, kv_type: KvType, depth: usize) -> u64 {
+    let layers = layers(program, kv_type).map_or_else(|_| Vec::new(), |(layers, _)| layers);
+    let read = program.ops.iter().filter_map(|op| match op {
+        Op::Attention { layer, info, .. } => {
+            let positions = depth.saturating_add(1).min(info.window.unwrap_or(usize::MAX)) as u64;
+            layers.get(*layer).map(|(layout, _)| (layout.bytes() / PAGE_LEN) as u64 * positions)
+        }
+        _ => None,
+    });
+    read.sum()
 }
 
 /// Bytes of buffers for the largest pass that a session makes: a chunk of a prompt with one output.

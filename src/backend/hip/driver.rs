@@ -14,6 +14,7 @@ use std::env;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use timing::TimingFunctions;
 
 /// Names the one library to load, in place of all others.
 pub(super) const LIBRARY_VARIABLE: &str = "WAVELM_HIP_LIBRARY";
@@ -62,6 +63,7 @@ macro_rules! table {
 }
 
 mod graph;
+pub(super) mod timing;
 
 pub(super) use table;
 
@@ -142,6 +144,7 @@ pub(super) struct Driver {
     functions: Functions,
     vendor: Vendor,
     graphs: Option<GraphFunctions>,
+    timing: Option<TimingFunctions>,
     /// How it was found.
     name: String,
     /// Never unloaded: the drivers' threads and exit handlers do not survive that. `None` where it is linked.
@@ -240,7 +243,8 @@ impl Driver {
         };
         let name = path.display().to_string();
         let graphs = GraphFunctions::find(&library).inspect_err(|e| log::debug!("{name}: no graphs: {e}")).ok();
-        Ok(Self { functions, vendor, graphs, name, _library: std::mem::ManuallyDrop::new(Some(library)) })
+        let timing = TimingFunctions::find(&library).inspect_err(|e| log::debug!("{name}: no times: {e}")).ok();
+        Ok(Self { functions, vendor, graphs, timing, name, _library: std::mem::ManuallyDrop::new(Some(library)) })
     }
 
     #[cfg(feature = "link-hip")]
@@ -249,6 +253,7 @@ impl Driver {
             functions: link::functions(),
             vendor: Vendor::Hip(link::hip_functions()),
             graphs: Some(link::graph_functions()),
+            timing: Some(link::timing_functions()),
             name: "the linked libamdhip64".to_owned(),
             _library: std::mem::ManuallyDrop::new(None),
         }
@@ -261,6 +266,16 @@ impl Driver {
     /// The functions for graphs, where the library has them.
     pub(super) fn graphs(&self) -> Option<&GraphFunctions> {
         self.graphs.as_ref()
+    }
+
+    /// The functions for measuring time.
+    ///
+    /// # Errors
+    /// `Device`, where the library does not have them.
+    pub(super) fn timing(&self) -> Result<&TimingFunctions> {
+        self.timing.as_ref().ok_or_else(|| {
+            Error::new(ErrorKind::Device, format!("{} has no functions to measure time on the device", self.name))
+        })
     }
 
     /// How the library was found.
@@ -535,8 +550,8 @@ impl Driver {
         self.check(unsafe { (self.functions.synchronize_stream)(stream) }, "the GPU failed")
     }
 
-    /// An event; who waits for it sleeps.
-    pub(super) fn create_event(&self) -> Result<Handle> {
+    /// An event; who waits for it sleeps. Only one that is `timed` has a time.
+    pub(super) fn create_event(&self, timed: bool) -> Result<Handle> {
         /// `hipEventBlockingSync` and `CU_EVENT_BLOCKING_SYNC`
         const BLOCKING: c_uint = 1;
         /// `CU_EVENT_DISABLE_TIMING`
@@ -544,6 +559,7 @@ impl Driver {
         let flags = match &self.vendor {
             // AMD's runtime compares all flags with this one: with any other beside it, waiting may spin.
             Vendor::Hip(_) => BLOCKING,
+            Vendor::Cuda(_) if timed => BLOCKING,
             Vendor::Cuda(_) => BLOCKING | WITHOUT_TIME,
         };
         let mut event = std::ptr::null_mut();

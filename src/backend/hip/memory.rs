@@ -2,9 +2,11 @@
 
 use super::device::Device;
 use super::driver::{DevicePtr, Handle};
+use super::timer::Timer;
 use crate::{Error, ErrorKind, Result};
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Every part of a buffer that is handed to kernels starts at a multiple of this: enough for all vector loads.
 pub(super) const ALIGN: usize = 256;
@@ -105,6 +107,8 @@ pub(super) struct Stream {
     device: Arc<Device>,
     stream: Handle,
     event: Handle,
+    /// Times each kernel, where that is asked for.
+    timer: Option<Timer>,
 }
 
 // SAFETY: the handles are names that any thread may use.
@@ -115,9 +119,33 @@ unsafe impl Sync for Stream {}
 impl Stream {
     pub(super) fn new(device: &Arc<Device>) -> Result<Self> {
         let driver = device.driver()?;
-        let mut new = Self { device: Arc::clone(device), stream: driver.create_stream()?, event: std::ptr::null_mut() };
-        new.event = driver.create_event()?;
+        let (stream, event) = (driver.create_stream()?, std::ptr::null_mut());
+        let mut new = Self { device: Arc::clone(device), stream, event, timer: None };
+        new.event = driver.create_event(false)?;
         Ok(new)
+    }
+
+    /// Times each kernel that is queued from now on.
+    ///
+    /// # Errors
+    /// `InvalidInput` where they are timed already, `Device` where the driver cannot.
+    pub(super) fn start_timer(&mut self) -> Result<()> {
+        if self.timer.is_some() {
+            return Err(Error::invalid_input("the kernels of this device are timed already"));
+        }
+        let timer = Timer::new(&self.device, self)?;
+        self.timer = Some(timer);
+        Ok(())
+    }
+
+    /// Ends what [`start_timer`](Self::start_timer) began.
+    pub(super) fn take_timer(&mut self) -> Option<Timer> {
+        self.timer.take()
+    }
+
+    /// What times kernels at the moment.
+    pub(super) fn timer(&self) -> Option<&Timer> {
+        self.timer.as_ref()
     }
 
     pub(super) fn handle(&self) -> Handle {
@@ -197,14 +225,21 @@ impl Stream {
     /// `Device`, where any of it failed.
     pub(super) fn wait(&self) -> Result<()> {
         let driver = self.device.driver()?;
+        if let Some(timer) = &self.timer {
+            timer.release();
+        }
         // SAFETY: stream and event exist as long as `self`.
         let waited =
             unsafe { driver.record_event(self.event, self.stream).and_then(|()| driver.synchronize_event(self.event)) };
-        waited.or_else(|e| {
+        let waited = waited.or_else(|e| {
             // What is queued may still run, with buffers that the caller drops after an error.
             // SAFETY: as above.
             unsafe { driver.synchronize_stream(self.stream) }.and(Err(e))
-        })
+        });
+        match &self.timer {
+            Some(timer) => timer.collect(waited),
+            None => waited,
+        }
     }
 }
 
@@ -234,7 +269,19 @@ unsafe impl Send for Event {}
 
 impl Event {
     pub(super) fn new(device: &Arc<Device>) -> Result<Self> {
-        Ok(Self { device: Arc::clone(device), event: device.driver()?.create_event()? })
+        Ok(Self { device: Arc::clone(device), event: device.driver()?.create_event(false)? })
+    }
+
+    /// One that has a time.
+    pub(super) fn timed(device: &Arc<Device>) -> Result<Self> {
+        Ok(Self { device: Arc::clone(device), event: device.driver()?.create_event(true)? })
+    }
+
+    /// The time from `earlier` to this one; both are timed, recorded and waited for.
+    pub(super) fn since(&self, earlier: &Event) -> Result<Duration> {
+        // SAFETY: both exist.
+        let milliseconds = unsafe { self.device.driver()?.timing()?.elapsed(earlier.event, self.event) }?;
+        Ok(Duration::try_from_secs_f64(f64::from(milliseconds) / 1e3).unwrap_or_default())
     }
 
     /// Makes it the place after all that is queued now.

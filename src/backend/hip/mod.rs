@@ -5,6 +5,7 @@
 //! device, or that it has no kernels for, is refused while it is loaded.
 
 mod ahead;
+pub(crate) mod bandwidth;
 pub(crate) mod device;
 mod driver;
 mod exec;
@@ -20,10 +21,11 @@ mod prepare;
 mod rtc;
 mod sampling;
 mod selftest;
+mod timer;
 mod weights;
 
 use super::kv::{KvPool, PAGE_LEN, PageStore};
-use super::{Backend, Batch, Canceller, KvType, Limits, Logits};
+use super::{Backend, Batch, Canceller, KernelTime, KvType, Limits, Logits};
 use crate::gguf::{Gguf, TensorType};
 use crate::model::Precision;
 use crate::model::program::{Program, RowKind};
@@ -204,6 +206,16 @@ impl Backend for HipBackend {
             columns: self.columns,
         };
         ran.map(|()| Box::new(logits) as Box<dyn Logits>)
+    }
+
+    fn start_profile(&self) -> Result<()> {
+        self.executor.lock().unwrap_or_else(PoisonError::into_inner).stream.start_timer()
+    }
+
+    fn end_profile(&self) -> Vec<KernelTime> {
+        // Each pass was waited for, so nothing is queued.
+        let timer = self.executor.lock().unwrap_or_else(PoisonError::into_inner).stream.take_timer();
+        timer.map_or_else(Vec::new, |timer| timer.times())
     }
 }
 

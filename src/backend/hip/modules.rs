@@ -132,8 +132,14 @@ impl Kernel {
         }
         let mut pointers: Vec<*mut c_void> = args.words.iter_mut().map(|w| std::ptr::from_mut(w).cast()).collect();
         let driver = self.module.device.driver()?;
-        // SAFETY: the caller's promise; the function is one of a loaded module.
-        unsafe { driver.launch(self.function, grid, self.threads, stream.handle(), &mut pointers) }
-            .map_err(|e| Error::new(e.kind(), format!("kernel {}: {e}", self.name)))
+        let mut launch = || {
+            // SAFETY: the caller's promise; the function is one of a loaded module.
+            unsafe { driver.launch(self.function, grid, self.threads, stream.handle(), &mut pointers) }
+                .map_err(|e| Error::new(e.kind(), format!("kernel {}: {e}", self.name)))
+        };
+        match stream.timer() {
+            None => launch(),
+            Some(timer) => timer.time(&self.name, stream, launch),
+        }
     }
 }

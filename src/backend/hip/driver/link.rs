@@ -6,6 +6,7 @@
 //! like [`hip_functions`]: what is linked is always there.
 
 use super::graph::GraphFunctions;
+use super::timing::TimingFunctions;
 use super::{Functions, HipFunctions};
 use hip_runtime_sys as hip;
 use std::ffi::{c_char, c_int, c_uint, c_void};
@@ -101,5 +102,12 @@ pub(super) fn graph_functions() -> GraphFunctions {
         launch: hipGraphLaunch(hip::hipGraphExec_t, hip::hipStream_t);
         destroy_executable: hipGraphExecDestroy(hip::hipGraphExec_t);
         destroy: hipGraphDestroy(hip::hipGraph_t);
+    })
+}
+
+pub(super) fn timing_functions() -> TimingFunctions {
+    linked!(TimingFunctions {
+        elapsed: hipEventElapsedTime(*mut f32, hip::hipEvent_t, hip::hipEvent_t);
+        call_host: hipLaunchHostFunc(hip::hipStream_t, hip::hipHostFn_t, *mut c_void);
     })
 }

@@ -1,0 +1,48 @@
+//! The driver's functions for measuring time on the device, which old versions do not have.
+
+use super::{Handle, Status};
+use crate::{Error, ErrorKind, Result};
+use libloading::Library;
+use std::ffi::c_void;
+
+/// What a stream can call on the host.
+pub(in super::super) type HostFunction = unsafe extern "C" fn(*mut c_void);
+
+table! {
+    /// Times. Both vendors have them under the same conventions.
+    TimingFunctions {
+        elapsed(*mut f32, Handle, Handle) = "hipEventElapsedTime" | "cuEventElapsedTime";
+        call_host(Handle, HostFunction, *mut c_void) = "hipLaunchHostFunc" | "cuLaunchHostFunc";
+    }
+}
+
+fn check(status: Status, what: &str) -> Result<()> {
+    if status == 0 {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Device, format!("{what}: the driver reports error {status}")))
+}
+
+/// The calls only pass on what they are given, so their promises are the callers'.
+impl TimingFunctions {
+    /// Milliseconds from one event to another.
+    ///
+    /// # Safety
+    /// Both exist.
+    pub(in super::super) unsafe fn elapsed(&self, from: Handle, to: Handle) -> Result<f32> {
+        let mut milliseconds = 0.0;
+        // SAFETY: the caller's promise; the time is written to a variable that lives.
+        check(unsafe { (self.elapsed)(&mut milliseconds, from, to) }, "cannot read the time between two events")?;
+        Ok(milliseconds)
+    }
+
+    /// Queues a call on the host: what is queued after it waits until it returns.
+    ///
+    /// # Safety
+    /// The stream exists. The function may be called with `data` from another thread, once, at any time from now on, and
+    /// calls no driver.
+    pub(in super::super) unsafe fn call_host(&self, stream: Handle, f: HostFunction, data: *mut c_void) -> Result<()> {
+        // SAFETY: the caller's promise.
+        check(unsafe { (self.call_host)(stream, f, data) }, "cannot queue a call on the host")
+    }
+}

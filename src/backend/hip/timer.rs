@@ -1,0 +1,224 @@
+//! How long each kernel takes on the device: an event before each launch and one after it.
+//!
+//! Where the device waits for the host, a time between two events has the time in it that the host takes for a launch.
+//! So a batch of launches is held back until all of it is queued: a call on the host, which the stream waits for,
+//! returns only then.
+
+use super::device::Device;
+use super::memory::{Event, Stream};
+use crate::Result;
+use crate::backend::KernelTime;
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Launches that are held back together: with their events fewer commands than a driver takes without waiting for the
+/// device.
+const BATCH: usize = 64;
+
+/// A driver that does wait for the device is not held up for longer, at the cost of times that are too long.
+const LONGEST: Duration = Duration::from_millis(50);
+
+/// Pairs of events with nothing between them that are timed at first.
+const EMPTY_PAIRS: usize = 64;
+
+/// Times the kernels of a stream.
+pub(super) struct Timer {
+    device: Arc<Device>,
+    gate: Arc<Gate>,
+    /// The time between two events with nothing between them.
+    empty: Duration,
+    state: Mutex<State>,
+}
+
+/// The events before and after a launch.
+struct Pair(Event, Event);
+
+#[derive(Default)]
+struct State {
+    idle: Vec<Pair>,
+    /// What was not waited for yet.
+    queued: Vec<(Arc<str>, Pair)>,
+    /// Launches that the gate holds back.
+    held: usize,
+    sums: HashMap<Arc<str>, (u64, Duration)>,
+}
+
+impl Timer {
+    /// Measures what timing a launch takes; nothing else is queued on the stream meanwhile.
+    ///
+    /// # Errors
+    /// `Device`, where the driver has no times.
+    pub(super) fn new(device: &Arc<Device>, stream: &Stream) -> Result<Self> {
+        let (device, gate) = (Arc::clone(device), Arc::default());
+        let mut timer = Self { device, gate, empty: Duration::ZERO, state: Mutex::default() };
+        let none = Arc::from("");
+        let queued = (0..EMPTY_PAIRS).try_for_each(|_| timer.time(&none, stream, || Ok(())));
+        timer.release();
+        stream.wait().and(queued)?;
+        let mut state = timer.lock();
+        let pairs: Vec<Pair> = state.queued.drain(..).map(|(_, pair)| pair).collect();
+        let mut times = pairs.iter().map(|pair| pair.1.since(&pair.0)).collect::<Result<Vec<_>>>()?;
+        times.sort_unstable();
+        // Clocks are coarse: the mean of the middle half says more than one of them.
+        let middle = times.get(EMPTY_PAIRS / 4..EMPTY_PAIRS * 3 / 4).unwrap_or_default();
+        let empty = middle.iter().sum::<Duration>().checked_div(middle.len() as u32).unwrap_or_default();
+        state.idle = pairs;
+        drop(state);
+        log::debug!("{}: two events in a row are {empty:?} apart", timer.device.name);
+        timer.gate.close();
+        timer.empty = empty;
+        Ok(timer)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues a launch of the kernel `name` between two events.
+    ///
+    /// # Errors
+    /// Those of `launch`, and what the driver reports.
+    pub(super) fn time(&self, name: &Arc<str>, stream: &Stream, launch: impl FnOnce() -> Result<()>) -> Result<()> {
+        let mut state = self.lock();
+        if state.held == 0 {
+            self.hold(stream)?;
+        }
+        state.held += 1;
+        let pair = match state.idle.pop() {
+            Some(pair) => pair,
+            None => Pair(Event::timed(&self.device)?, Event::timed(&self.device)?),
+        };
+        pair.0.record(stream)?;
+        launch()?;
+        pair.1.record(stream)?;
+        state.queued.push((Arc::clone(name), pair));
+        if state.held == BATCH {
+            state.held = 0;
+            self.gate.open();
+        }
+        Ok(())
+    }
+
+    /// Makes the stream wait at the gate.
+    fn hold(&self, stream: &Stream) -> Result<()> {
+        let timing = self.device.driver()?.timing()?;
+        let gate = Arc::into_raw(Arc::clone(&self.gate));
+        // SAFETY: the stream exists, and the call owns a reference to the gate.
+        let queued = unsafe { timing.call_host(stream.handle(), pass, gate.cast_mut().cast()) };
+        if queued.is_err() {
+            // SAFETY: the pointer is that of `into_raw`, and nothing was queued that owns the reference.
+            drop(unsafe { Arc::from_raw(gate) });
+        }
+        queued
+    }
+
+    /// Lets the launches run that are held back: to be called before anybody waits for the stream.
+    pub(super) fn release(&self) {
+        let mut state = self.lock();
+        if std::mem::take(&mut state.held) > 0 {
+            self.gate.open();
+        }
+    }
+
+    /// Takes the times of what was queued, after it was waited for with the result `waited`.
+    ///
+    /// # Errors
+    /// That of `waited`, and what the driver reports.
+    pub(super) fn collect(&self, waited: Result<()>) -> Result<()> {
+        self.gate.close();
+        let mut state = self.lock();
+        let State { idle, queued, sums, .. } = &mut *state;
+        let (mut read, is_done) = (Ok(()), waited.is_ok());
+        for (name, pair) in queued.drain(..) {
+            // What failed has no time.
+            if is_done && read.is_ok() {
+                read = pair.1.since(&pair.0).map(|time| {
+                    let (launches, sum) = sums.entry(name).or_default();
+                    *launches += 1;
+                    *sum = sum.saturating_add(time);
+                });
+            }
+            idle.push(pair);
+        }
+        waited.and(read)
+    }
+
+    /// All times so far, the longest first.
+    pub(super) fn times(self) -> Vec<KernelTime> {
+        let State { sums, .. } = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let nanoseconds = u64::try_from(self.empty.as_nanos()).unwrap_or(u64::MAX);
+        let mut times: Vec<KernelTime> = sums
+            .into_iter()
+            .map(|(kernel, (launches, sum))| {
+                let empty = Duration::from_nanos(nanoseconds.saturating_mul(launches));
+                KernelTime { kernel: kernel.to_string(), launches, time: sum.saturating_sub(empty) }
+            })
+            .collect();
+        times.sort_by(|a, b| b.time.cmp(&a.time).then_with(|| a.kernel.cmp(&b.kernel)));
+        times
+    }
+}
+
+/// What a stream waits at. Each opening lets one call through.
+#[derive(Default)]
+struct Gate {
+    openings: Mutex<usize>,
+    opened: Condvar,
+}
+
+impl Gate {
+    fn lock(&self) -> MutexGuard<'_, usize> {
+        self.openings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn open(&self) {
+        *self.lock() += 1;
+        self.opened.notify_one();
+    }
+
+    /// Forgets openings that nobody used, because a call did not wait so long.
+    fn close(&self) {
+        *self.lock() = 0;
+    }
+
+    fn pass(&self) {
+        let waited = self.opened.wait_timeout_while(self.lock(), LONGEST, |openings| *openings == 0);
+        let (mut openings, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        *openings = openings.saturating_sub(1);
+    }
+}
+
+/// What the stream calls.
+///
+/// # Safety
+/// `gate` is from `Arc::into_raw`, and its reference is this call's.
+unsafe extern "C" fn pass(gate: *mut c_void) {
+    // SAFETY: the caller's promise.
+    let gate: Arc<Gate> = unsafe { Arc::from_raw(gate.cast_const().cast()) };
+    gate.pass();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gate_lets_one_through_for_each_opening_and_nobody_waits_for_ever() {
+        let gate = Gate::default();
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| gate.pass());
+            gate.open();
+            waits.join().unwrap();
+        });
+        gate.open();
+        gate.open();
+        gate.pass();
+        assert_eq!(*gate.lock(), 1);
+        gate.close();
+        let began = std::time::Instant::now();
+        gate.pass();
+        assert!(began.elapsed() >= LONGEST && *gate.lock() == 0);
+    }
+}
