@@ -1,7 +1,7 @@
 // Attention of few queries: see attention.h.
 //
 // attend_decode_<type>_<n>(q, k, v, angles, pool, table, token_tables, positions, out, out_q, groups, partials, counters,
-//   ahead, heads, kv_heads, k_dim, v_dim, scale, softcap, pairs, neox, window, table_len, splits, layer_offset,
+//   heads, kv_heads, k_dim, v_dim, scale, softcap, pairs, neox, window, table_len, splits, layer_offset,
 //   page_bytes): for few queries, and for any number of them. A block takes one token, n query heads that share a
 //   key-value head (n = 1, 4, 8; the heads of a group that are left over are not stored) and one of `splits` parts of
 //   the positions, of up to 64 (split-K; Dao et al., Flash-Decoding, 2023). k_dim and v_dim are at most 512.
@@ -15,19 +15,13 @@
 //   is then a multiple of 32. With more than one part, those of a token leave what they found in `partials`
 //   [tokens][heads][splits][v_dim + 2], and the last one that is done, by `counters` [tokens][grid x], which are zeros
 //   before and after, combines them.
-//
-//   With a grid of more than `splits` parts, the blocks beyond them ask for what `ahead` (ahead.h) lists, which may be
-//   null.
 
 #include "activations.h"
-#include "ahead.h"
 #include "attention.h"
 #include "rope.h"
 
 #define DECODE_THREADS 256
 #define MAX_DIM 512
-// The blocks that ask for what comes later; the host rounds them up to whole rows of the grid.
-#define AHEAD_BLOCKS 128
 // Threads that share a key, and loads of 8 elements that each has under way: as many as leave registers for the heads.
 #define KEY_THREADS 4
 template <class T, u32 N> constexpr u32 AHEAD = N * (T::SCALES ? 2 : 1) > 4 || N * T::BYTES > 8 ? 2 : 4;
@@ -79,8 +73,7 @@ DEVICE void combine(const f32 *partials, f32 (*weights)[PAGE_LEN], u32 count, u3
 
 template <class T, u32 N>
 DEVICE void attend_decode(const f32 *q, const Fresh &fresh, u8 *pool, const u32 *table, const u32 *token_tables,
-                          const u32 *positions, const Result &result, f32 *partials, u32 *counters, const Ahead *ahead,
-                          Shape shape, f32 scale, f32 softcap, u32 window, u32 table_len, u32 splits, u64 layer_offset,
+                          const u32 *positions, const Result &result, f32 *partials, u32 *counters, Shape shape, f32 scale, f32 softcap, u32 window, u32 table_len, u32 splits, u64 layer_offset,
                           u64 page_bytes) {
   // The queries, and at the end what the subgroups found for one of them.
   SHARED __attribute__((aligned(16))) f32 memory[N * MAX_DIM > DECODE_THREADS * 8 ? N * MAX_DIM : DECODE_THREADS * 8];
@@ -90,11 +83,6 @@ DEVICE void attend_decode(const f32 *q, const Fresh &fresh, u8 *pool, const u32 
   const u32 LOADS = AHEAD<T, N>;
   u32 chunks = ceil_div(shape.group(), N), kv_head = block_x() / chunks, chunk = block_x() % chunks;
   u32 token = block_y(), split = block_z(), first_head = kv_head * shape.group() + chunk * N;
-  if (split >= splits) {
-    u32 number = (split - splits) * shape.kv_heads * chunks + block_x();
-    if (ahead && token == 0) ask_ahead(ahead, number * DECODE_THREADS + thread_x(), AHEAD_BLOCKS * DECODE_THREADS);
-    return;
-  }
   u32 count = smaller(N, shape.group() - chunk * N);
   u32 k_padded = kv_padded<T>(shape.k_dim), v_padded = kv_padded<T>(shape.v_dim);
   Scoring scoring(scale, softcap);
@@ -264,11 +252,11 @@ DEVICE void attend_decode(const f32 *q, const Fresh &fresh, u8 *pool, const u32 
   KERNEL_FOR_BLOCKS(attend_decode_##name##_##n, DECODE_THREADS, 2,                                                     \
                     (const f32 *q, const f32 *k, const f32 *v, const f32 *angles, u8 *pool, const u32 *table,          \
                      const u32 *token_tables, const u32 *positions, f32 *out, i8 *out_q, u32 *groups, f32 *partials,   \
-                     u32 *counters, const Ahead *ahead, u32 heads, u32 kv_heads, u32 k_dim, u32 v_dim, f32 scale,      \
+                     u32 *counters, u32 heads, u32 kv_heads, u32 k_dim, u32 v_dim, f32 scale,      \
                      f32 softcap, u32 pairs, u32 neox, u32 window, u32 table_len, u32 splits, u64 layer_offset,        \
                      u64 page_bytes)) {                                                                                \
     attend_decode<type, n>(q, {k, v, angles, pairs, neox}, pool, table, token_tables, positions, {out, out_q, groups}, \
-                           partials, counters, ahead, {heads, kv_heads, k_dim, v_dim}, scale, softcap, window,         \
+                           partials, counters, {heads, kv_heads, k_dim, v_dim}, scale, softcap, window,         \
                            table_len, splits, layer_offset, page_bytes);                                               \
   }
 #define STAMP(name, type) STAMP_N(name, type, 1) STAMP_N(name, type, 4) STAMP_N(name, type, 8)

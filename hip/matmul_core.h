@@ -2,10 +2,13 @@
 // together. Each type is a family of its own, matmul_core_<type>.hip, so that a model loads only what it needs. Targets
 // without matrix cores have none of them and use matmul.hip.
 //
-// matmul_core_<type>_<n>(w, halves, scales, out, bias, residual, rows, columns, count): parameters and result as those
-//   of matmul.hip, for `columns` that are a multiple of 32; `halves` and `scales` are what halve.hip makes. A block
-//   computes n columns of the result and this many rows: 128 for n = 128, 64 for 64 and 32, 32 for 16. Grid
-//   (ceil(rows / rows of a block), ceil(count / n)).
+// matmul_core_<type>_<n>(w, halves, scales, out, bias, residual, rows, columns, count, splits, partials, counters):
+//   parameters and result as those of matmul.hip, for `columns` that are a multiple of 32; `halves` and `scales` are what
+//   halve.hip makes. A block computes n columns of the result and this many rows: 128 for n = 128, 64 for 64 and 32, 32
+//   for 16. Grid (ceil(rows / rows of a block), ceil(count / n), splits): where there are too few tiles for the device,
+//   `splits` blocks share the sums of each. They leave what they find in `partials`, n times the rows of a block for
+//   each block of the grid, and the last one that is done, by `counters`, which are zeros before and after, one for each
+//   tile, adds it up in their order. With one split, both may be null.
 //
 // Weights become f16 on their way into shared memory, sums are f32. A weight's error is at most about 2^-10 of the
 // largest weight that its scale and minimum allow; what f16 does not hold, beyond 65504, becomes infinite.
@@ -99,7 +102,7 @@ struct CoreBF16 {
 // few columns, its latency is what there is to hide.
 template <class W, u32 TOKENS, u32 ROWS, u32 UNITS, u32 WAVE_TOKENS, u32 WAVE_ROWS, u32 AHEAD>
 DEVICE void matmul_core(const u8 *w, const u16 *x, const f32 *scales, f32 *out, const f32 *bias, const f32 *residual,
-                        u32 rows, u32 columns, u32 count) {
+                        u32 rows, u32 columns, u32 count, u32 splits, f32 *partials, u32 *counters) {
   static_assert(ROWS * UNITS == WEIGHT_THREADS, "a unit for each thread that loads weights");
   const u32 K = UNITS * UNIT_WEIGHTS, CHUNKS = K / CHUNK_HALVES, PARTS = K / FRAGMENT;
   const u32 LOADERS = CORE_THREADS - WEIGHT_THREADS, LOADS = TOKENS * CHUNKS / LOADERS;
@@ -110,6 +113,7 @@ DEVICE void matmul_core(const u8 *w, const u16 *x, const f32 *scales, f32 *out, 
   // Two stages of both operands: one is filled while the other is multiplied.
   const u32 W_CHUNKS = ROWS * CHUNKS, X_CHUNKS = TOKENS * CHUNKS, STAGE = W_CHUNKS + X_CHUNKS;
   SHARED __attribute__((aligned(16))) u32x4 memory[2 * STAGE];
+  SHARED u32 is_last;
   static_assert((SHARERS - 1) * TOKENS * ROWS * 4 <= sizeof memory, "sums of waves that share K fit");
 
   W weights(w, rows, columns);
@@ -157,15 +161,16 @@ DEVICE void matmul_core(const u8 *w, const u16 *x, const f32 *scales, f32 *out, 
   u32 place = wave_id() % PLACES, sharer = wave_id() / PLACES;
   u32 wave_token = place / ACROSS * WAVE_TOKENS, wave_row = place % ACROSS * WAVE_ROWS;
   Accumulator sums[M][N] = {};
-  u32 steps = ceil_div(units, UNITS);
-  // What was loaded for step s is in staged[s % AHEAD].
+  u32 all_steps = ceil_div(units, UNITS), most = ceil_div(all_steps, splits);
+  u32 begin = smaller(block_z() * most, all_steps), steps = smaller(begin + most, all_steps);
+  // What was loaded for step `begin` + s is in staged[s % AHEAD].
   Staged<W> staged[AHEAD];
-  UNROLL for (u32 step = 0; step < AHEAD; step++) {
-    if (step < steps) load(step, staged[step]);
+  UNROLL for (u32 j = 0; j < AHEAD; j++) {
+    if (begin + j < steps) load(begin + j, staged[j]);
   }
-  store(0, staged[0]);
+  if (begin < steps) store(begin, staged[0]);
   barrier();
-  UNROLL_BY(1) for (u32 first_step = 0; first_step < steps; first_step += AHEAD) {
+  UNROLL_BY(1) for (u32 first_step = begin; first_step < steps; first_step += AHEAD) {
     UNROLL for (u32 j = 0; j < AHEAD; j++) {
       u32 step = first_step + j;
       if (step >= steps) break;
@@ -185,26 +190,46 @@ DEVICE void matmul_core(const u8 *w, const u16 *x, const f32 *scales, f32 *out, 
     }
   }
 
-  if (SHARERS > 1) {
-    // The first of those that share K adds what the others found.
-    const u32 EACH = M * N * Accumulator::ELEMENTS;
-    f32 *found = (f32 *)memory;
+  // A wave's sums, in parts that lanes next to each other have next to each other.
+  const u32 EACH = M * N * Accumulator::ELEMENTS, SUMS = EACH * PLACES * WAVE;
+  auto write = [&](f32 *to) __attribute__((always_inline)) {
     UNROLL for (u32 i = 0; i < EACH; i++) {
       const Accumulator &from = sums[i / Accumulator::ELEMENTS / N][i / Accumulator::ELEMENTS % N];
-      u32 at = ((sharer - 1) * EACH + i) * PLACES * WAVE + place * WAVE + lane_id();
       // Through an ordinary register: the emulator does not know stores of accumulation registers.
       u32 bits = opaque(bits_of((f32)from.sums[i % Accumulator::ELEMENTS]));
-      if (sharer > 0) found[at] = f32_of(bits);
+      to[(i * PLACES + place) * WAVE + lane_id()] = f32_of(bits);
     }
+  };
+  auto add = [&](const f32 *from) __attribute__((always_inline)) {
+    UNROLL for (u32 i = 0; i < EACH; i++) {
+      Accumulator &to = sums[i / Accumulator::ELEMENTS / N][i / Accumulator::ELEMENTS % N];
+      to.sums[i % Accumulator::ELEMENTS] += from[(i * PLACES + place) * WAVE + lane_id()];
+    }
+  };
+  // The first of those that share K adds what the others found.
+  bool is_first = sharer == 0;
+  if (SHARERS > 1) {
+    if (!is_first) write((f32 *)memory + (sharer - 1) * SUMS);
     barrier();
-    if (sharer > 0) return;
-    UNROLL_BY(1) for (u32 other = 0; other < SHARERS - 1; other++) {
-      UNROLL for (u32 i = 0; i < EACH; i++) {
-        Accumulator &to = sums[i / Accumulator::ELEMENTS / N][i / Accumulator::ELEMENTS % N];
-        to.sums[i % Accumulator::ELEMENTS] += found[(other * EACH + i) * PLACES * WAVE + place * WAVE + lane_id()];
-      }
-    }
+    UNROLL_BY(1) for (u32 other = 0; is_first && other < SHARERS - 1; other++) add((f32 *)memory + other * SUMS);
   }
+  if (splits > 1) {
+    u32 number = block_y() * ceil_div(rows, ROWS) + block_x();
+    f32 *parts = partials + (u64)number * splits * SUMS;
+    if (is_first) write(parts + block_z() * SUMS);
+    released();
+    barrier();
+    if (thread_x() == 0) is_last = device_add(counters + number, 1) == splits - 1;
+    barrier();
+    if (!is_last) return;
+    acquired();
+    if (thread_x() == 0) counters[number] = 0;
+    UNROLL for (u32 i = 0; i < EACH; i++) {
+      sums[i / Accumulator::ELEMENTS / N][i / Accumulator::ELEMENTS % N].sums[i % Accumulator::ELEMENTS] = 0.0f;
+    }
+    UNROLL_BY(1) for (u32 split = 0; is_first && split < splits; split++) add(parts + split * SUMS);
+  }
+  if (!is_first) return;
   UNROLL for (u32 m = 0; m < M; m++) {
     UNROLL for (u32 i = 0; i < Accumulator::ELEMENTS; i++) {
       u32 token = first_token + wave_token + m * FRAGMENT + Accumulator::row(i);
@@ -227,8 +252,9 @@ DEVICE void matmul_core(const u8 *w, const u16 *x, const f32 *scales, f32 *out, 
 #define MATMUL_CORE_SHAPE(name, weights, tokens, ...)                                                                  \
   KERNEL_FOR_BLOCKS(matmul_core_##name##_##tokens, CORE_THREADS, 2,                                                    \
                     (const u8 *w, const u16 *x, const f32 *scales, f32 *out, const f32 *bias, const f32 *residual,     \
-                     u32 rows, u32 columns, u32 count)) {                                                              \
-    matmul_core<weights, tokens, __VA_ARGS__>(w, x, scales, out, bias, residual, rows, columns, count);                \
+                     u32 rows, u32 columns, u32 count, u32 splits, f32 *partials, u32 *counters)) {                    \
+    matmul_core<weights, tokens, __VA_ARGS__>(w, x, scales, out, bias, residual, rows, columns, count, splits,         \
+                                              partials, counters);                                                     \
   }
 #define MATMUL_CORE(name, weights)                                                                                     \
   MATMUL_CORE_SHAPE(name, weights, 128, 128, 1, 64, WAVE, 1)                                                           \

@@ -1,7 +1,7 @@
 // Products of a matrix with 1 to 8 columns of activations: decoding, which reads every weight once and is bound by
 // that.
 //
-// matvec_<type>_<n>(w, q, groups, out, bias, residual, rows, columns, count, squares, eps, ahead) for quantized types,
+// matvec_<type>_<n>(w, q, groups, out, bias, residual, rows, columns, count, squares, eps) for quantized types,
 // with activations quantized as in activations.h, and matvec_<type>_<n>(w, x, out, bias, residual, rows, columns, count)
 // for f32, f16 and bf16, with f32 activations [count][columns]:
 //
@@ -10,26 +10,24 @@
 // for c < count <= n, with n = 1, 2, 4, 8. `residual` may be `out`. A wave computes a row, four waves make a block:
 // grid ceil(rows / 4), blocks of 4 * WAVE threads. The factor is 1, or where `squares` is not null that of a root mean
 // square norm, 1 / sqrt(mean + eps), of which matvec_residual leaves the sums: it can come last, since activations are
-// quantized in groups with scales of their own. At the end, the last blocks ask for what `ahead` (ahead.h) lists, which
-// may be null.
+// quantized in groups with scales of their own.
 //
 // What reads the same activations is one launch, of quantized types:
 //
 // matvec_three_<type>_<n>(w0, w1, w2, q, groups, out0, out1, out2, bias0, bias1, bias2, rows0, rows1, rows2, columns,
-//   count, squares, eps, ahead): three products (queries, keys, values), the last two with 0 rows where there are fewer.
+//   count, squares, eps): three products (queries, keys, values), the last two with 0 rows where there are fewer.
 //   In matvec_three_<type>_<other>_<n> the last matrix has the other type. Grid ceil(rows0 / 4) + ceil(rows1 / 4) +
 //   ceil(rows2 / 4), blocks as above.
-// matvec_glu_<type>_<n>(gate, up, q, groups, out, out_q, out_groups, gelu, rows, columns, count, squares, eps, ahead):
+// matvec_glu_<type>_<n>(gate, up, q, groups, out, out_q, out_groups, gelu, rows, columns, count, squares, eps):
 //   two products and what elementwise.hip's glu makes of them, to `out` (f32) and, quantized, to `out_q` and
 //   `out_groups`, each where not null; for the latter `rows` is a multiple of 32. A block takes 32 rows: grid ceil(rows /
 //   32), blocks of 256.
-// matvec_residual_<type>_<n>(w, q, groups, x, bias, norm, out_q, out_groups, squares, rows, columns, count, ahead): a
+// matvec_residual_<type>_<n>(w, q, groups, x, bias, norm, out_q, out_groups, squares, rows, columns, count): a
 //   product that is added to the residual stream x [count][rows], and what a norm with the weights `norm` then begins
 //   with: x * norm, quantized, and sums of 32 squares of x, squares [count][rows / 32]. `rows` is a multiple of 32. Grid
 //   rows / 32, blocks of 256 threads for waves of 64, else of 1024 for n = 1 and of 512.
 
 #include "activations.h"
-#include "ahead.h"
 #include "glu.h"
 #include "quant.h"
 
@@ -40,15 +38,19 @@
 // Many waves where they are small; GCN has few registers for large ones.
 #define RESIDUAL_THREADS(n) (WAVE == 64 ? 256 : (n) == 1 ? 1024 : 512)
 
-// Units that are fetched before the first of them is decoded. R rows and N columns share the registers.
+// Units that are fetched ahead: more of those that take longer to decode. R rows and N columns share the registers.
 template <class F> constexpr bool MANY_LOADS = sizeof(typename F::Raw) > 34;
-template <class F, u32 R, u32 N> constexpr u32 AHEAD = R > 1 || N > 2 || (N == 2 && MANY_LOADS<F>) ? 1 : 2;
+template <class F> constexpr bool SMALL = F::ONE_SCALE && !MANY_LOADS<F>;
+template <class F, u32 R, u32 N>
+constexpr u32 AHEAD = N > 2 || R > 1 || (N > 1 && MANY_LOADS<F>) ? 1 : N > 1 || SMALL<F> ? 2 : 4;
 
 // Registers for so many blocks on a compute unit: with one column as measured on an H100 (docs/gpu-performance.md),
 // with more as many as do not spill.
-template <class F, u32 N> constexpr u32 BLOCKS = N == 1 ? (MANY_LOADS<F> ? 5 : 8) : N == 2 ? 5 : 4;
+template <class F, u32 N> constexpr u32 BLOCKS = N == 1 ? (MANY_LOADS<F> ? 5 : SMALL<F> ? 8 : 6) : N == 2 ? 5 : 4;
 template <u32 N> constexpr u32 MIXED_BLOCKS = N == 1 ? 6 : 4;
-template <class F, u32 N> constexpr u32 GLU_BLOCKS = N > 1 ? 2 : MANY_LOADS<F> ? 3 : 4;
+template <class F, u32 N> constexpr u32 GLU_BLOCKS = N > 1 || MANY_LOADS<F> ? 2 : 4;
+// Gated units whose loads are under way from row to row.
+template <class F, u32 N> constexpr bool STREAMS = N == 1 && MANY_LOADS<F>;
 
 // The quantized activations of a product.
 struct Columns {
@@ -58,13 +60,16 @@ struct Columns {
   // What is left of the norm of these activations, or null.
   const f32 *squares;
   f32 eps;
-  // What the sums of column c are multiplied with. All lanes of the wave call it together.
-  MEMBER f32 factor(u32 c) const {
-    if (!squares) return 1.0f;
-    u32 parts = columns / GROUP, first = smaller(c, count - 1) * parts;
+  // What the sums of column c are multiplied with, in two steps: a lane's part of it, which is read while the weights
+  // are on their way, and the number itself. All lanes of the wave call them together.
+  MEMBER f32 part_of_factor(u32 c) const {
+    u32 parts = squares ? columns / GROUP : 0, first = smaller(c, count - 1) * parts;
     f32 sum = 0.0f;
     for (u32 i = lane_id(); i < parts; i += WAVE) sum += squares[first + i];
-    return 1.0f / square_root(wave_sum(sum) / (f32)columns + eps);
+    return sum;
+  }
+  MEMBER f32 factor(f32 part) const {
+    return squares ? 1.0f / square_root(wave_sum(part) / (f32)columns + eps) : 1.0f;
   }
 };
 
@@ -151,6 +156,11 @@ DEVICE void add_row(const F *weights, u32 row, const Columns &x, f32 sums[R][N])
   Lane<F> lane;
   u32 blocks = x.columns / F::BLOCK, i = lane.first;
   u64 start = (u64)row * blocks;
+  if constexpr (AHEAD<F, R, N> >= 4) {
+    UNROLL_BY(1) for (; i + 3 * lane.STEP < blocks; i += 4 * lane.STEP) {
+      add_units<F, R, N, 4>(weights, start, i, lane, x, sums);
+    }
+  }
   if constexpr (AHEAD<F, R, N> >= 2) {
     UNROLL_BY(1) for (; i + lane.STEP < blocks; i += 2 * lane.STEP) {
       add_units<F, R, N, 2>(weights, start, i, lane, x, sums);
@@ -160,10 +170,9 @@ DEVICE void add_row(const F *weights, u32 row, const Columns &x, f32 sums[R][N])
 }
 
 // Does the same for one column and `count` rows, number `row`, `row` + `stride` and so on, and hands their sums to
-// `done`. While a row's units are added the next ones are on their way, and those of the next row at its end.
-template <class F, u32 R, class Done>
+// `done`. While K units of R rows are added the next ones are on their way, and those of the next rows at the end.
+template <class F, u32 R, u32 K, class Done>
 DEVICE void stream_rows(const F *weights, u32 row, u32 stride, u32 count, const Columns &x, const Done &done) {
-  const u32 K = AHEAD<F, R, 1>;
   Lane<F> lane;
   u32 blocks = x.columns / F::BLOCK, steps = ceil_div(blocks, lane.STEP * K);
   // What is beyond the end of a row is the last block again, and not added.
@@ -184,9 +193,9 @@ DEVICE void stream_rows(const F *weights, u32 row, u32 stride, u32 count, const 
       UNROLL for (u32 k = 0; k < K; k++) {
         UNROLL for (u32 r = 0; r < R; r++) now[k][r] = next[k][r];
       }
-      bool more = step + 1 < steps;
-      if (more || i + 1 < count) fetch(more ? i : i + 1, more ? step + 1 : 0);
-      keep_order();
+      // At the very end the last ones again: with a branch around them, compilers load at the end of the loop.
+      bool more = step + 1 < steps, is_last = !more && i + 1 == count;
+      fetch(more || is_last ? i : i + 1, more ? step + 1 : is_last ? step : 0);
       UNROLL for (u32 k = 0; k < K; k++) {
         u32 at = block_of(step, k);
         f32 with[R][1];
@@ -204,17 +213,12 @@ DEVICE void matvec_quantized(const u8 *w, const Columns &x, f32 *out, const f32 
                              u32 rows) {
   if (row >= rows) return;
   F weights[1] = {F(w, (u64)rows * (x.columns / F::BLOCK))};
-  auto finish = [&](u32, f32 sums[1][N]) __attribute__((always_inline)) {
-    UNROLL for (u32 c = 0; c < N; c++) sums[0][c] *= x.factor(c);
-    finish_row<N>(sums[0], out, bias, residual, row, rows, x.count);
-  };
-  if constexpr (N == 1) {
-    stream_rows<F, 1>(weights, row, 0, 1, x, finish);
-  } else {
-    f32 sums[1][N] = {};
-    add_row<F, 1, N>(weights, row, x, sums);
-    finish(0, sums);
-  }
+  f32 parts[N];
+  UNROLL for (u32 c = 0; c < N; c++) parts[c] = x.part_of_factor(c);
+  f32 sums[1][N] = {};
+  add_row<F, 1, N>(weights, row, x, sums);
+  UNROLL for (u32 c = 0; c < N; c++) sums[0][c] *= x.factor(parts[c]);
+  finish_row<N>(sums[0], out, bias, residual, row, rows, x.count);
 }
 
 // The row of this wave where a matrix starts at block `block` of the grid.
@@ -238,34 +242,29 @@ DEVICE void matvec_glu(const u8 *gate, const u8 *up, const Columns &x, f32 *out,
                        u32 rows) {
   SHARED f32 values[N][GROUP];
   u64 blocks = (u64)rows * (x.columns / F::BLOCK);
-  f32 factors[N];
-  UNROLL for (u32 c = 0; c < N; c++) factors[c] = x.factor(c);
+  f32 parts[N];
+  UNROLL for (u32 c = 0; c < N; c++) parts[c] = x.part_of_factor(c);
   F weights[2] = {F(gate, blocks), F(up, blocks)};
   auto finish = [&](u32 i, f32 sums[2][N]) __attribute__((always_inline)) {
     UNROLL for (u32 c = 0; c < N; c++) {
-      f32 g = wave_sum(sums[0][c]) * factors[c], u = wave_sum(sums[1][c]) * factors[c];
+      f32 factor = x.factor(parts[c]), g = wave_sum(sums[0][c]) * factor, u = wave_sum(sums[1][c]) * factor;
       if (lane_id() == 0) values[c][i] = (gelu ? Gelu::apply(g) : Silu::apply(g)) * u;
     }
   };
-  u32 first = block_x() * GROUP;
-  if constexpr (N == 1) {
-    u32 begin = first + wave_id(), count = begin < rows ? ceil_div(smaller(rows - first, (u32)GROUP) - wave_id(), GLU_WAVES) : 0;
-    if (count) {
-      stream_rows<F, 2>(weights, begin, GLU_WAVES, count, x, [&](u32 i, f32 sums[2][N]) __attribute__((always_inline)) {
-        finish(wave_id() + i * GLU_WAVES, sums);
-      });
-    }
+  u32 first = block_x() * GROUP, rows_here = smaller(rows - first, (u32)GROUP);
+  if constexpr (STREAMS<F, N>) {
+    u32 count = wave_id() < rows_here ? ceil_div(rows_here - wave_id(), GLU_WAVES) : 0;
+    auto done = [&](u32 i, f32 sums[2][1]) { finish(wave_id() + i * GLU_WAVES, sums); };
+    if (count) stream_rows<F, 2, 2>(weights, first + wave_id(), GLU_WAVES, count, x, done);
   } else {
-    UNROLL_BY(1) for (u32 i = wave_id(); i < GROUP; i += GLU_WAVES) {
+    UNROLL_BY(1) for (u32 i = wave_id(); i < rows_here; i += GLU_WAVES) {
       f32 sums[2][N] = {};
-      if (first + i < rows) {
-        if constexpr (N < 8) {
-          add_row<F, 2, N>(weights, first + i, x, sums);
-        } else {
-          // One after the other: registers do not suffice for both.
-          add_row<F, 1, N>(weights, first + i, x, sums);
-          add_row<F, 1, N>(weights + 1, first + i, x, sums + 1);
-        }
+      if constexpr (N < 8) {
+        add_row<F, 2, N>(weights, first + i, x, sums);
+      } else {
+        // One after the other: registers do not suffice for both.
+        add_row<F, 1, N>(weights, first + i, x, sums);
+        add_row<F, 1, N>(weights + 1, first + i, x, sums + 1);
       }
       finish(i, sums);
     }
@@ -287,21 +286,12 @@ DEVICE void matvec_residual(const u8 *w, const Columns &x, f32 *stream, const f3
                             u32 *out_groups, f32 *squares, u32 rows) {
   SHARED f32 values[N][GROUP];
   F weights[1] = {F(w, (u64)rows * (x.columns / F::BLOCK))};
-  auto finish = [&](u32 i, f32 sums[1][N]) __attribute__((always_inline)) {
+  UNROLL_BY(1) for (u32 i = wave_id(); i < GROUP; i += WAVES) {
+    f32 sums[1][N] = {};
+    add_row<F, 1, N>(weights, block_x() * GROUP + i, x, sums);
     UNROLL for (u32 c = 0; c < N; c++) {
       f32 sum = wave_sum(sums[0][c]);
       if (lane_id() == 0) values[c][i] = sum;
-    }
-  };
-  u32 first = block_x() * GROUP;
-  if constexpr (N == 1) {
-    stream_rows<F, 1>(weights, first + wave_id(), WAVES, GROUP / WAVES, x, [&](u32 i, f32 sums[1][N])
-                      __attribute__((always_inline)) { finish(wave_id() + i * WAVES, sums); });
-  } else {
-    UNROLL_BY(1) for (u32 i = wave_id(); i < GROUP; i += WAVES) {
-      f32 sums[1][N] = {};
-      add_row<F, 1, N>(weights, first + i, x, sums);
-      finish(i, sums);
     }
   }
   barrier();
@@ -348,35 +338,30 @@ DEVICE void matvec_floats(const u8 *w, const f32 *x, f32 *out, const f32 *bias, 
   KERNEL_FOR_BLOCKS(matvec_three_##name##_##n, MATVEC_THREADS, blocks,                                                 \
                     (const u8 *w0, const u8 *w1, const u8 *w2, const i8 *q, const u32 *groups, f32 *out0, f32 *out1,   \
                      f32 *out2, const f32 *bias0, const f32 *bias1, const f32 *bias2, u32 rows0, u32 rows1, u32 rows2, \
-                     u32 columns, u32 count, const f32 *squares, f32 eps, const Ahead *ahead)) {                       \
+                     u32 columns, u32 count, const f32 *squares, f32 eps)) {                                           \
     Columns x = {q, groups, columns, count, squares, eps};                                                             \
     matvec_three<format, other, n>(w0, w1, w2, x, out0, out1, out2, bias0, bias1, bias2, rows0, rows1, rows2);         \
-    ask_at_end<MATVEC_THREADS>(ahead);                                                                                 \
   }
 #define STAMP_N(name, format, n)                                                                                       \
   KERNEL_FOR_BLOCKS(matvec_##name##_##n, MATVEC_THREADS, (BLOCKS<format, n>),                                          \
                     (const u8 *w, const i8 *q, const u32 *groups, f32 *out, const f32 *bias, const f32 *residual,      \
-                     u32 rows, u32 columns, u32 count, const f32 *squares, f32 eps, const Ahead *ahead)) {             \
+                     u32 rows, u32 columns, u32 count, const f32 *squares, f32 eps)) {                                 \
     Columns x = {q, groups, columns, count, squares, eps};                                                             \
     matvec_quantized<format, n>(w, x, out, bias, residual, row_of_wave(0), rows);                                      \
-    ask_at_end<MATVEC_THREADS>(ahead);                                                                                 \
   }                                                                                                                    \
   THREE(name, format, format, n, (BLOCKS<format, n>))                                                                  \
   KERNEL_FOR_BLOCKS(matvec_glu_##name##_##n, GLU_THREADS, (GLU_BLOCKS<format, n>),                                     \
                     (const u8 *gate, const u8 *up, const i8 *q, const u32 *groups, f32 *out, i8 *out_q,                \
-                     u32 *out_groups, u32 gelu, u32 rows, u32 columns, u32 count, const f32 *squares, f32 eps,         \
-                     const Ahead *ahead)) {                                                                            \
+                     u32 *out_groups, u32 gelu, u32 rows, u32 columns, u32 count, const f32 *squares, f32 eps)) {      \
     Columns x = {q, groups, columns, count, squares, eps};                                                             \
     matvec_glu<format, n>(gate, up, x, out, out_q, out_groups, gelu, rows);                                            \
-    ask_at_end<GLU_THREADS>(ahead);                                                                                    \
   }                                                                                                                    \
   KERNEL_FOR_BLOCKS(matvec_residual_##name##_##n, RESIDUAL_THREADS(n), 1,                                              \
          (const u8 *w, const i8 *q, const u32 *groups, f32 *x, const f32 *bias, const f32 *norm, i8 *out_q,            \
-          u32 *out_groups, f32 *squares, u32 rows, u32 columns, u32 count, const Ahead *ahead)) {                      \
+          u32 *out_groups, f32 *squares, u32 rows, u32 columns, u32 count)) {                                          \
     Columns columns_of_x = {q, groups, columns, count, nullptr, 0.0f};                                                 \
     matvec_residual<format, n, RESIDUAL_THREADS(n) / WAVE>(w, columns_of_x, x, bias, norm, out_q, out_groups, squares, \
                                                            rows);                                                      \
-    ask_at_end<RESIDUAL_THREADS(n)>(ahead);                                                                            \
   }
 #define STAMP(name, format)                                                                                            \
   STAMP_N(name, format, 1) STAMP_N(name, format, 2) STAMP_N(name, format, 4) STAMP_N(name, format, 8)

@@ -113,8 +113,6 @@ unsigned int barrier_epoch, barrier_arrived, threads;
 const Kernel *running;
 void **running_arguments;
 std::string fault;
-// What the last launch of a thread asked for.
-thread_local std::vector<unsigned long long> asked;
 
 void yield() {
   Fiber &self = fibers[thread];
@@ -217,8 +215,6 @@ const unsigned int *exchange(const unsigned int *words, unsigned int count) {
   return wave.values[epoch % 2][0];
 }
 
-void ask(unsigned long long address) { asked.push_back(address); }
-
 unsigned int shuffle(unsigned int value, unsigned int lane) {
   if (lane >= waves[thread / WAVE].lanes) {
     fault = place() + ": a lane reads from lane " + std::to_string(lane) + ", which the wave does not have";
@@ -283,11 +279,6 @@ extern "C" const char *wavelm_sim_kernel(unsigned int index) {
   return nullptr;
 }
 
-// Address number `index` that the last launch of this thread asked for; 0 beyond the last.
-extern "C" unsigned long long wavelm_sim_asked(size_t index) {
-  return index < sim::asked.size() ? sim::asked[index] : 0;
-}
-
 // Runs a kernel to its end: `arguments` are pointers to its `count` arguments. Returns 0, or 1 with a message.
 extern "C" int wavelm_sim_launch(const char *name, unsigned int grid_x, unsigned int grid_y, unsigned int grid_z,
                                  unsigned int threads, void **arguments, unsigned int count, char *message,
@@ -295,7 +286,6 @@ extern "C" int wavelm_sim_launch(const char *name, unsigned int grid_x, unsigned
   using namespace sim;
   std::lock_guard<std::mutex> lock(busy);
   fault.clear();
-  asked.clear();
   auto found = kernels().find(name);
   if (found == kernels().end()) {
     fault = std::string("there is no kernel ") + name;

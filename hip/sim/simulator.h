@@ -22,9 +22,6 @@ unsigned int shuffle(unsigned int value, unsigned int lane);
 const unsigned int EXCHANGED = 16;
 const unsigned int *exchange(const unsigned int *words, unsigned int count);
 
-// Notes that a kernel asks for what lies at an address.
-void ask(unsigned long long address);
-
 float f16_to_f32(unsigned short bits);
 unsigned short f32_to_f16(float value);
 

@@ -27,6 +27,8 @@ from references import (FLOATS, FORMATS, KV_TYPES, Cache, Sampling, columns_of, 
                         matrix, norm, quantized, rotated)
 
 TARGETS = ["gfx1100", "gfx1201", "gfx942"]
+# Where the emulator takes the instructions for caches for loads, and gets nothing back from atomic ones.
+WITHOUT_ATOMICS = ["gfx942"]
 CHECKS = {}
 # What the emulator gets wrong.
 UNCHECKED = {(kernel, "gfx942"): "not emulated (halves in registers from v128 on)" for kernel in (
@@ -88,11 +90,6 @@ def deferred_norm(rng, count, columns):
     return squares, 1 / np.sqrt(np.float64(squares).sum(axis=1, keepdims=True) / columns + EPS)
 
 
-def asked_ahead(launch, blocks):
-    """What a launch of so many blocks asks for ahead: three lines."""
-    return np.array([2 | blocks << 32, 3, launch.scratch, 2, launch.scratch + 512, 1], np.uint64)
-
-
 @check(*[f"matvec_{name}_{n}" for name in FORMATS for n in (1, 2, 4, 8)],
        *[f"matmul_{name}" for name in FORMATS])
 def product(launch, kernel):
@@ -112,10 +109,9 @@ def product(launch, kernel):
     sizes = [np.uint32(rows), np.uint32(columns), np.uint32(count)]
     few = n and name not in FLOATS
     squares, factors = deferred_norm(rng, count, columns) if few else (None, 1)
-    more = [squares, EPS, asked_ahead(launch, grid[0])] if few else []
-    launch(grid, planes, *inputs, out, bias, residual, *sizes, *more)
+    launch(grid, planes, *inputs, out, bias, residual, *sizes, *([squares, EPS] if few else []))
     yield out, factors * (np.float64(x) @ np.float64(weights).T) + bias + residual, 2e-6
-    launch(grid, planes, *inputs, out, None, None, *sizes, *([None, EPS, None] if few else []))
+    launch(grid, planes, *inputs, out, None, None, *sizes, *([None, EPS] if few else []))
     yield out, np.float64(x) @ np.float64(weights).T, 2e-6
 
 
@@ -137,7 +133,7 @@ def three_products(launch, kernel):
     out = [np.full((count, r), np.nan, np.float32) for r in rows]
     squares, factors = deferred_norm(rng, count, columns)
     launch((2 + 1 + 1,), *[planes for planes, _ in parts], q, groups, *out, None, bias, None, *np.uint32(rows),
-           np.uint32(columns), np.uint32(count), squares, EPS, asked_ahead(launch, 4))
+           np.uint32(columns), np.uint32(count), squares, EPS)
     for i, (_, weights) in enumerate(parts):
         yield out[i], factors * (x @ np.float64(weights).T) + (bias if i == 1 else 0), 2e-6
 
@@ -156,7 +152,7 @@ def gated_products(launch, kernel):
     gelu = int(n) % 4 == 0
     squares, factors = deferred_norm(rng, count, columns)
     launch((1,), parts[0][0], parts[1][0], q, groups, out, out_q, out_groups, np.uint32(gelu), np.uint32(rows),
-           np.uint32(columns), np.uint32(count), squares, EPS, asked_ahead(launch, 1))
+           np.uint32(columns), np.uint32(count), squares, EPS)
     gate, up = (factors * (x @ np.float64(weights).T) for _, weights in parts)
     yield out, (gelu_of(gate) if gelu else silu_of(gate)) * up, 2e-6
     yield out_q, quantized(out)[0].reshape(-1), 0
@@ -177,7 +173,7 @@ def residual_product(launch, kernel):
     out_q, out_groups = np.zeros(count * rows, np.int8), np.zeros((count * rows // 32, 2), np.uint32)
     squares = np.zeros((count, rows // 32), np.float32)
     launch((1,), planes, q, groups, stream, bias, norm_weights, out_q, out_groups, squares, np.uint32(rows),
-           np.uint32(columns), np.uint32(count), asked_ahead(launch, 1))
+           np.uint32(columns), np.uint32(count))
     yield stream, expected, 2e-6
     yield squares, np.square(np.float64(stream)).sum(axis=1, keepdims=True), 1e-6
     yield out_q, quantized(stream * norm_weights)[0].reshape(-1), 0
@@ -215,7 +211,12 @@ def product_on_matrix_cores(launch, kernel):
     halves, scales = halved(x)
     out = np.full((count, rows), np.nan, np.float32)
     grid = (-(-rows // block_rows), -(-count // int(n)))
-    launch(grid, planes, halves, scales, out, bias, residual, np.uint32(rows), np.uint32(columns), np.uint32(count))
+    splits = 1 if launch.target in WITHOUT_ATOMICS else 3
+    partials = np.zeros(grid[0] * grid[1] * splits * block_rows * int(n), np.float32)
+    counters = np.zeros(grid[0] * grid[1], np.uint32)
+    launch((*grid, splits), planes, halves, scales, out, bias, residual, np.uint32(rows), np.uint32(columns),
+           np.uint32(count), np.uint32(splits), partials, counters)
+    yield counters, np.zeros_like(counters), 0
     # Weights have f16's precision; in the formats below their f16 is what the kernel computes.
     exact = name in ("f16", "bf16", "q4_0", "q5_0", "q8_0")
     weights = np.float64(weights.astype(np.float16) if exact else weights)
@@ -330,8 +331,8 @@ def attend_decode(launch, kernel):
     heads, kv_heads = 6, 2
     across = kv_heads * -(-(heads // kv_heads) // int(n))
     for splits, window, softcap, is_fresh in ((1, 70, 0, True), (2, 0, 4, False), (3, 0, 0, True)):
-        if splits > 1 and launch.target == "gfx942":
-            continue  # the emulator takes the instructions for caches for loads, and gets nothing from atomics there
+        if splits > 1 and launch.target in WITHOUT_ATOMICS:
+            continue
         cache = Cache(rng, name, [140, 3], kv_heads, k_dim=40, v_dim=64)
         # What is fresh is not yet stored; then no two tokens are of one sequence.
         tables, positions = np.array([0, 1], np.uint32), np.array([139, 2], np.uint32)
@@ -345,8 +346,8 @@ def attend_decode(launch, kernel):
         out, q8 = np.zeros((2, heads, 64), np.float32), np.zeros(2 * heads * 64, np.int8)
         groups, counters = np.zeros((2 * heads * 2, 2), np.uint32), np.zeros(2 * across, np.uint32)
         partials, pool = np.zeros((2, heads, splits, 66), np.float32), cache.pool.copy()
-        launch((across, 2, splits + 1), q, *([k, v, angles] if is_fresh else [None] * 3), pool, cache.table, tables,
-               positions, out, q8, groups, partials, counters, asked_ahead(launch, 0),
+        launch((across, 2, splits), q, *([k, v, angles] if is_fresh else [None] * 3), pool, cache.table, tables,
+               positions, out, q8, groups, partials, counters,
                *np.uint32([heads, kv_heads, 40, 64]), np.float32(0.2), np.float32(softcap),
                *np.uint32([16 if is_fresh else 0, 1, window, cache.table.shape[1], splits]), np.uint64(cache.offset),
                np.uint64(cache.page_bytes))
@@ -402,10 +403,6 @@ def sample(launch, kernel):
 # ---------------------------------------------------------------------------------------------------- running
 
 
-# Memory that kernels may ask for.
-SCRATCH = np.zeros(256, np.uint32)
-
-
 def launcher(code, kernel, target):
     """A function that launches the kernel; an argument that is None is a null pointer."""
     meta = code.kernels[kernel]
@@ -421,7 +418,7 @@ def launcher(code, kernel, target):
         for argument, kind in zip(meta[".args"], kinds):
             argument[".value_kind"] = kind
 
-    launch.scratch, launch.target = SCRATCH.ctypes.data, target
+    launch.target = target
     return launch
 
 

@@ -35,8 +35,7 @@ def launcher(function):
             if isinstance(host, np.ndarray):
                 host.view(np.uint8).reshape(-1)[:] = cupy.asnumpy(device)
 
-    scratch = cupy.zeros(256, cupy.uint32)
-    launch.scratch, launch.keep, launch.target = scratch.data.ptr, scratch, TARGET
+    launch.target = TARGET
     return launch
 
 
@@ -54,7 +53,7 @@ def speed(function, name):
         for weights in w:
             function((rows // 4,), (function.max_threads_per_block,),
                      (weights, q, groups, out, np.uint64(0), np.uint64(0), np.uint32(rows), np.uint32(columns), np.uint32(1),
-                      np.uint64(0), np.float32(0), np.uint64(0)))
+                      np.uint64(0), np.float32(0)))
         end.record()
         end.synchronize()
         times.append(cupy.cuda.get_elapsed_time(start, end) / copies * 1e-3)
@@ -77,6 +76,7 @@ def speed_on_matrix_cores(function, name, n):
         w = [cupy.random.randint(0, 256, size + 4096, dtype=cupy.uint8) for _ in range(copies)]
         x = cupy.random.standard_normal((count, columns), dtype=cupy.float32).astype(cupy.float16)
         scales = cupy.ones(count, cupy.float32)
+        none = np.uint64(0)
         out = cupy.zeros((count, rows), cupy.float32)
         grid = (-(-rows // block_rows), -(-count // n))
         start, end, times = cupy.cuda.Event(), cupy.cuda.Event(), []
@@ -85,7 +85,7 @@ def speed_on_matrix_cores(function, name, n):
             for weights in w:
                 function(grid, (function.max_threads_per_block,),
                          (weights, x, scales, out, np.uint64(0), np.uint64(0), np.uint32(rows), np.uint32(columns),
-                          np.uint32(count)))
+                          np.uint32(count), np.uint32(1), none, none))
             end.record()
             end.synchronize()
             times.append(cupy.cuda.get_elapsed_time(start, end) / copies * 1e-3)

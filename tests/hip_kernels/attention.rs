@@ -3,7 +3,7 @@
 use crate::args;
 use crate::common::{Random, assert_near};
 use crate::rows::assert_quantized;
-use crate::sim::{Ahead, Buffer, Sim, sims};
+use crate::sim::{Buffer, Sim, sims};
 use half::f16;
 
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -304,7 +304,7 @@ fn attention_of_few_queries_is_right() {
                 for splits in [1, 2, 5_usize] {
                     let n = [1, 4, 8][(i + splits) % 3];
                     let quantizes = v_dim % 32 == 0 && splits != 2;
-                    let case = Case { sim, cache: &cache, ty: name, n, splits, quantizes, ahead: i % 2 == 0 };
+                    let case = Case { sim, cache: &cache, ty: name, n, splits, quantizes };
                     let out = case.attend(&q, &tokens, scale, None);
                     let what = format!("wave {}, {n} heads, {splits} splits, {layer:?}", sim.wave);
                     assert_near(&out, &expected, &[1.0], 1e-5, &what);
@@ -331,7 +331,6 @@ struct Case<'a> {
     n: usize,
     splits: usize,
     quantizes: bool,
-    ahead: bool,
 }
 
 impl Case<'_> {
@@ -345,14 +344,12 @@ impl Case<'_> {
         let (out_q, groups) = (Buffer::unset::<i8>(elements), Buffer::unset::<[u32; 2]>(elements / 32));
         let across = kv_heads * (heads / kv_heads).div_ceil(self.n);
         let counters = Buffer::new(&vec![0_u32; tokens.len() * across]);
-        let ahead = Ahead::new(0);
         let memory = |f: fn(&Fresh<'_>) -> Vec<f32>| fresh.as_ref().map(|fresh| Buffer::new(&f(fresh)));
         let (k, v) = (memory(|f| f.k.to_vec()), memory(|f| f.v.to_vec()));
         let angles = memory(|f| f.angles.to_vec());
-        let asking = if self.ahead { 128_usize.div_ceil(across) } else { 0 };
         self.sim.launch(
             &kernel,
-            [across, tokens.len(), self.splits + asking],
+            [across, tokens.len(), self.splits],
             args![
                 &Buffer::new(q),
                 k.as_ref(),
@@ -367,7 +364,6 @@ impl Case<'_> {
                 self.quantizes.then_some(&groups),
                 &partials,
                 &counters,
-                self.ahead.then_some(&ahead.list),
                 heads,
                 kv_heads,
                 k_dim,
@@ -383,9 +379,6 @@ impl Case<'_> {
                 self.cache.layer.page_bytes() as u64,
             ],
         );
-        if self.ahead {
-            ahead.assert_asked(self.sim, &kernel);
-        }
         assert!(counters.read::<u32>().iter().all(|&n| n == 0), "{kernel} left its counters changed");
         let out = out.read::<f32>();
         if self.quantizes {
@@ -442,14 +435,14 @@ fn attention_stores_what_is_fresh() {
                     .collect();
                 for splits in [1, 3] {
                     let n = [1, 4, 8][(i + splits) % 3];
-                    let case = Case { sim, cache: &cache, ty: name, n, splits, quantizes: false, ahead: false };
+                    let case = Case { sim, cache: &cache, ty: name, n, splits, quantizes: false };
                     let fresh = Fresh { k: &k, v: &v, angles: &turns, pairs, neox };
                     let out = case.attend(&q, &tokens, scale, Some(fresh));
                     let what = format!("wave {}, {n} heads, {splits} splits, {layer:?}", sim.wave);
                     assert_near(&out, &expected, &[1.0], 1e-5, &what);
                 }
                 // They stay in the cache.
-                let case = Case { sim, cache: &cache, ty: name, n: 4, splits: 2, quantizes: false, ahead: false };
+                let case = Case { sim, cache: &cache, ty: name, n: 4, splits: 2, quantizes: false };
                 let out = case.attend(&rotated, &tokens, scale, None);
                 assert_near(&out, &expected, &[1.0], 1e-5, &format!("{layer:?}, read again"));
             }

@@ -90,15 +90,6 @@ impl Sim {
         threads(name.as_ptr())
     }
 
-    /// The addresses that the last launch of this thread asked for ahead, sorted.
-    pub fn asked(&self) -> Vec<u64> {
-        // SAFETY: the signature is that of the simulator's function.
-        let asked = unsafe { self.library.get::<extern "C" fn(usize) -> u64>(b"wavelm_sim_asked").unwrap() };
-        let mut asked: Vec<u64> = (0..).map(|i| asked(i)).take_while(|&address| address != 0).collect();
-        asked.sort_unstable();
-        asked
-    }
-
     /// Runs a kernel.
     ///
     /// # Panics
@@ -181,7 +172,7 @@ impl Buffer {
         Self::new(&vec![0x7f_u8; len * size_of::<T>()])
     }
 
-    pub fn start(&self) -> *mut u8 {
+    fn start(&self) -> *mut u8 {
         self.memory.cast::<u8>().wrapping_add(256)
     }
 
@@ -196,27 +187,6 @@ impl Buffer {
         // SAFETY: the memory is a whole number of lines, and nothing writes to it now.
         let all = unsafe { std::slice::from_raw_parts(self.memory.cast::<u8>(), self.memory.len() * 256) };
         all[..256].iter().chain(&all[256 + self.bytes..]).all(|&byte| byte == GUARD)
-    }
-}
-
-/// What a launch of `blocks` blocks shall ask for: some lines at two places (hip/ahead.h).
-pub struct Ahead {
-    pub list: Buffer,
-    lines: Vec<u64>,
-}
-
-impl Ahead {
-    pub fn new(blocks: usize) -> Self {
-        let places = [(1_u64 << 20, 9_u64), (3 << 20, 4)];
-        let mut list = vec![places.len() as u64 | (blocks as u64) << 32, 13];
-        list.extend(places.iter().flat_map(|&(address, lines)| [address, lines]));
-        let lines = places.iter().flat_map(|&(address, lines)| (0..lines).map(move |line| address + line * 128));
-        Self { list: Buffer::new(&list), lines: lines.collect() }
-    }
-
-    /// Checks that the last launch asked for each line once.
-    pub fn assert_asked(&self, sim: &Sim, what: &str) {
-        assert_eq!(sim.asked(), self.lines, "{what}");
     }
 }
 

@@ -84,8 +84,6 @@ pub(super) struct Device {
     pub(super) wave: u32,
     /// Compute units.
     pub(super) units: u32,
-    /// Bytes of the cache that they share; 0 where there is none, or the driver does not say.
-    pub(super) cache: usize,
 }
 
 // SAFETY: the context is a name for the device that any thread may use.
@@ -103,7 +101,6 @@ impl Device {
             arch: driver.arch(number)?,
             wave: narrow(driver.attribute(Attribute::WaveSize, number)?),
             units: narrow(driver.attribute(Attribute::Units, number)?).max(1),
-            cache: driver.attribute(Attribute::Cache, number).unwrap_or(0),
             driver: Arc::clone(driver),
             number,
         };

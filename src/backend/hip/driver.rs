@@ -131,8 +131,6 @@ pub(super) enum Attribute {
     WaveSize,
     /// Compute units.
     Units,
-    /// Bytes of the second cache.
-    Cache,
     /// Of CUDA's compute capability.
     Major,
     /// Of CUDA's compute capability.
@@ -368,7 +366,6 @@ impl Driver {
     pub(super) fn attribute(&self, attribute: Attribute, device: c_int) -> Result<usize> {
         let number = match (&self.vendor, attribute) {
             (Vendor::Hip(_), Attribute::Integrated) => 16,
-            (Vendor::Hip(_), Attribute::Cache) => 19,
             (Vendor::Hip(_), Attribute::Major) => 23,
             (Vendor::Hip(_), Attribute::Minor) => 61,
             (Vendor::Hip(_), Attribute::Units) => 63,
@@ -376,7 +373,6 @@ impl Driver {
             (Vendor::Cuda(_), Attribute::WaveSize) => 10,
             (Vendor::Cuda(_), Attribute::Units) => 16,
             (Vendor::Cuda(_), Attribute::Integrated) => 18,
-            (Vendor::Cuda(_), Attribute::Cache) => 38,
             (Vendor::Cuda(_), Attribute::Major) => 75,
             (Vendor::Cuda(_), Attribute::Minor) => 76,
         };

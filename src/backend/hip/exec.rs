@@ -1,6 +1,5 @@
 //! One forward pass on one stream: inputs up, then the launches of the plan's steps, as a graph where that helps.
 
-use super::ahead::Ahead;
 use super::device::Device;
 use super::graph::{Graphs, Key};
 use super::inputs::{InputMemory, Inputs};
@@ -36,7 +35,8 @@ pub(super) struct Executor {
     pub(super) stream: Stream,
     pub(super) memory: DeviceBuffer,
     inputs: InputMemory,
-    pub(super) ahead: Ahead,
+    /// Zeros, between passes: what blocks count with.
+    pub(super) counters: DeviceBuffer,
     pub(super) weights: Weights,
 }
 
@@ -65,7 +65,7 @@ impl Executor {
         let inputs = InputMemory::new(device)?;
         let weights = Weights::upload(device, &stream, gguf, program, loading)?;
         Ok(Self {
-            ahead: Ahead::new(device, &stream, program, &plan.steps, &weights, buffers.counters)?,
+            counters: DeviceBuffer::zeroed(device, &stream, buffers.counters * 4, "counters of a pass")?,
             memory,
             inputs,
             weights,
@@ -163,12 +163,11 @@ impl Executor {
         cancel: &Canceller,
     ) -> Result<()> {
         let (pages, logits) = (pages.start(), logits.start());
-        let pass = Pass { executor: self, inputs, pages, logits, halved: Cell::new(None), ahead: Cell::new(0) };
-        for (number, (step, kernels)) in self.plan.steps.iter().zip(&self.kernels).enumerate() {
+        let pass = Pass { executor: self, inputs, pages, logits, halved: Cell::new(None) };
+        for (step, kernels) in self.plan.steps.iter().zip(&self.kernels) {
             if cancel.is_cancelled() {
                 return Err(cancelled());
             }
-            pass.ahead.set(self.ahead.list(number));
             pass.step(step, kernels)?;
         }
         Ok(())

@@ -38,6 +38,19 @@ impl DeviceBuffer {
         Ok(Self { device: Arc::clone(device), start, bytes })
     }
 
+    /// Memory that holds zeros.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), and what the driver reports.
+    pub(super) fn zeroed(device: &Arc<Device>, stream: &Stream, bytes: usize, what: &str) -> Result<Self> {
+        let (memory, mut zeros) = (Self::new(device, bytes, what)?, HostBuffer::new(device, bytes)?);
+        zeros.as_mut_slice().fill(0);
+        // SAFETY: it is waited for, in any case, before either is dropped or changed.
+        let queued = unsafe { stream.upload(&memory, 0, &zeros, bytes) };
+        queued.and(stream.wait())?;
+        Ok(memory)
+    }
+
     pub(super) fn start(&self) -> DevicePtr {
         self.start
     }

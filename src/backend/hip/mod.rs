@@ -4,7 +4,6 @@
 //! advance is: which kernels a program needs, where its buffers lie, how large they get. A model that does not fit a
 //! device, or that it has no kernels for, is refused while it is loaded.
 
-mod ahead;
 pub(crate) mod bandwidth;
 pub(crate) mod device;
 mod driver;

@@ -12,10 +12,8 @@ use crate::{Error, ErrorKind, Result};
 use std::cell::Cell;
 
 /// Rows in a block of the kernels for few columns, and where results are quantized in groups.
-pub(super) const MATVEC_ROWS: usize = 4;
-pub(super) const GROUP_ROWS: usize = 32;
-/// Blocks of an attention that ask for what comes later (hip/attention.hip).
-const AHEAD_BLOCKS: usize = 128;
+const MATVEC_ROWS: usize = 4;
+const GROUP_ROWS: usize = 32;
 
 /// The launches of a pass whose inputs are on their way.
 pub(super) struct Pass<'a> {
@@ -25,8 +23,6 @@ pub(super) struct Pass<'a> {
     pub(super) logits: DevicePtr,
     /// The buffer whose f16 form is up to date.
     pub(super) halved: Cell<Option<Buf>>,
-    /// The list of what the step's launch asks for ahead, or null.
-    pub(super) ahead: Cell<DevicePtr>,
 }
 
 pub(super) fn bug(what: &str) -> Error {
@@ -275,7 +271,7 @@ impl Pass<'_> {
                 let grid = [blocks(info.rows, MATVEC_ROWS)?, u32::from(self.rows(x) > 0), 1];
                 let args = self.product_args(x, product)?;
                 let is_quantized = info.tensor.tensor_type().is_quantized();
-                let args = if is_quantized { self.deferred(args, x, norm)?.ptr(self.ahead.get()) } else { args };
+                let args = if is_quantized { self.deferred(args, x, norm)? } else { args };
                 self.launch(kernel, grid, args)
             }
             (Some(kernel), _) => self.matmul_few(x, products, norm, kernel),
@@ -284,20 +280,23 @@ impl Pass<'_> {
 
     /// One product with many rows of activations.
     fn matmul_many(&self, x: Buf, product: &Product, many: &Many) -> Result<()> {
-        let (rows, count) = (self.info(product.weight)?.rows, self.rows(x));
+        let (info, count) = (self.info(product.weight)?, self.rows(x));
+        let rows = info.rows;
         let core = match many {
             Many::Tiles(kernel) => {
                 return self.launch(kernel, [blocks(rows, 64)?, blocks(count, 64)?, 1], self.product_args(x, product)?);
             }
             Many::Core(core) => core,
         };
-        let (kernel, [across, down]) = core.choose(rows, count, self.executor.device().units);
+        let shape = [rows, info.columns];
+        let (kernel, [across, down, splits]) = core.choose(shape, count, self.executor.device().units);
         let (halves, scales) = self.halves(x, &core.halve)?;
         if self.halved.get() == Some(product.out) {
             self.halved.set(None);
         }
         let args = Args::default().ptr(self.weight(product.weight)?).ptr(halves).ptr(scales);
-        self.launch(kernel, [narrow(across)?, narrow(down)?, 1], self.result_args(args, x, product)?)
+        let args = self.result_args(args, x, product)?.u32(narrow(splits)?).ptr(self.partials()).ptr(self.counters());
+        self.launch(kernel, [narrow(across)?, narrow(down)?, narrow(splits)?], args)
     }
 
     /// The f16 form of a buffer, which is made where it is not up to date: numbers, and scales of the rows.
@@ -337,6 +336,15 @@ impl Pass<'_> {
             .u32(narrow(self.rows(x))?))
     }
 
+    /// Where blocks that share a result leave their parts of it, and count.
+    fn partials(&self) -> DevicePtr {
+        self.executor.memory.start() + self.executor.buffers.partials as u64
+    }
+
+    fn counters(&self) -> DevicePtr {
+        self.executor.counters.start()
+    }
+
     fn bias(&self, product: &Product) -> Result<DevicePtr> {
         product.bias.map_or(Ok(0), |b| self.weight(b))
     }
@@ -360,7 +368,7 @@ impl Pass<'_> {
             grid += blocks(rows, MATVEC_ROWS)?;
         }
         let columns = products.first().map_or(Ok(0), |p| Ok(self.info(p.weight)?.columns))?;
-        let args = self.deferred(args.u32(narrow(columns)?).u32(narrow(self.rows(x))?), x, norm)?.ptr(self.ahead.get());
+        let args = self.deferred(args.u32(narrow(columns)?).u32(narrow(self.rows(x))?), x, norm)?;
         self.launch(kernel, [grid, u32::from(self.rows(x) > 0), 1], args)
     }
 
@@ -401,8 +409,7 @@ impl Pass<'_> {
             .ptr(self.squares(out)?)
             .u32(narrow(info.rows)?)
             .u32(narrow(info.columns)?)
-            .u32(narrow(self.rows(x))?)
-            .ptr(self.ahead.get());
+            .u32(narrow(self.rows(x))?);
         self.launch(kernel, [blocks(info.rows, GROUP_ROWS)?, u32::from(self.rows(x) > 0), 1], args)
     }
 
@@ -430,7 +437,7 @@ impl Pass<'_> {
             .u32(narrow(info.rows)?)
             .u32(narrow(info.columns)?)
             .u32(narrow(self.rows(x))?);
-        let args = self.deferred(args, x, norm)?.ptr(self.ahead.get());
+        let args = self.deferred(args, x, norm)?;
         self.launch(kernel, [blocks(info.rows, GROUP_ROWS)?, u32::from(self.rows(x) > 0), 1], args)
     }
 
@@ -492,14 +499,13 @@ impl Pass<'_> {
         for run in runs {
             let tokens = run.len();
             let chunks = info.kv_heads * kernels.group.div_ceil(kernels.heads_per_block);
-            let (splits, ahead) = if tokens > MOST_SPLIT_TOKENS {
-                (1, 0)
+            let splits = if tokens > MOST_SPLIT_TOKENS {
+                1
             } else {
-                // Enough blocks for four on each compute unit, but each with a page of work.
+                // Enough blocks for four on each compute unit, but each with two pages of work: to combine costs as much.
                 let wanted = (self.executor.device().units as usize * 4).div_ceil((chunks * tokens).max(1));
-                (wanted.clamp(1, MOST_SPLITS).min(inputs.pages.max(1)), self.ahead.get())
+                wanted.clamp(1, MOST_SPLITS).min(inputs.pages.div_ceil(2).max(1))
             };
-            let asking = if ahead == 0 { 0 } else { AHEAD_BLOCKS.div_ceil(chunks.max(1)) };
             let skip = |address: u64, bytes: usize| if address == 0 { 0 } else { address + (run.start * bytes) as u64 };
             let values = info.heads * info.value_dim;
             let args = Args::default()
@@ -514,9 +520,8 @@ impl Pass<'_> {
                 .ptr(skip(out, values * 4))
                 .ptr(skip(out_q, values))
                 .ptr(skip(groups, values / 32 * 8))
-                .ptr(self.executor.memory.start() + self.executor.buffers.partials as u64)
-                .ptr(self.executor.ahead.counters())
-                .ptr(ahead);
+                .ptr(self.partials())
+                .ptr(self.counters());
             let args = shape(args)?
                 .u32(pairs)
                 .u32(neox)
@@ -525,7 +530,7 @@ impl Pass<'_> {
                 .u32(narrow(splits)?)
                 .u64(layer)
                 .u64(self.executor.page_bytes);
-            self.launch(&kernels.decode, [narrow(chunks)?, narrow(tokens)?, narrow(splits + asking)?], args)?;
+            self.launch(&kernels.decode, [narrow(chunks)?, narrow(tokens)?, narrow(splits)?], args)?;
         }
         if quantize && !at_once {
             self.simple(&Step::Quantize { x: out_buf }, &kernels.quantize)?;

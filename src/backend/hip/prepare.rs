@@ -67,12 +67,14 @@ struct Tile {
 
 /// Columns and weight rows of the blocks of matrix-core products, in the order of their columns.
 const TILES: [(usize, usize); 4] = [(16, 32), (32, 64), (64, 64), (128, 128)];
+/// Blocks that share a tile at most.
+const MOST_CORE_SPLITS: usize = 8;
 /// The columns of the tile that is used whatever the shape.
 const TILE_VARIABLE: &str = "WAVELM_HIP_TILE";
 
 impl Core {
-    /// The kernel for `count` columns and `rows` weight rows, and its grid.
-    pub(super) fn choose(&self, rows: usize, count: usize, units: u32) -> (&Kernel, [usize; 2]) {
+    /// The kernel for `count` columns and `rows` weight rows of `columns`, and its grid.
+    pub(super) fn choose(&self, [rows, columns]: [usize; 2], count: usize, units: u32) -> (&Kernel, [usize; 3]) {
         let [small, medium, large, largest] = &self.tiles;
         let tile = match self.forced.unwrap_or_else(|| choose_tile(rows, count, units as usize)) {
             16 => small,
@@ -80,8 +82,15 @@ impl Core {
             64 => large,
             _ => largest,
         };
-        (&tile.kernel, [rows.div_ceil(tile.rows), count.div_ceil(tile.columns)])
+        let [across, down] = [rows.div_ceil(tile.rows), count.div_ceil(tile.columns)];
+        (&tile.kernel, [across, down, splits(across * down, columns, units as usize)])
     }
+}
+
+/// Blocks that share each of `tiles` tiles: two for each compute unit, but no more than have some work each.
+fn splits(tiles: usize, columns: usize, units: usize) -> usize {
+    const LEAST_COLUMNS: usize = 512;
+    (units * 2 / tiles.max(1)).clamp(1, (columns / LEAST_COLUMNS).clamp(1, MOST_CORE_SPLITS))
 }
 
 /// The columns of the tile for a shape: enough for all columns; for more than 64 the largest tile, unless it leaves a
@@ -326,9 +335,9 @@ pub(super) struct Buffers {
     halves: Vec<Option<(usize, usize)>>,
     /// For each buffer that a [`Step::Residual`] writes: the sums of squares of a norm that is deferred.
     squares: Vec<Option<usize>>,
-    /// What parts of the positions find, before they are combined.
+    /// What blocks find that share a result, before it is combined.
     pub(super) partials: usize,
-    /// Numbers that parts of the positions count with: at most one for each head and token.
+    /// Numbers that these blocks count with.
     pub(super) counters: usize,
     pub(super) bytes: usize,
 }
@@ -378,12 +387,16 @@ impl Buffers {
             _ => 0,
         };
         let partial = plan.steps.iter().map(partial).max().unwrap_or(0);
-        let partials = layout.part(partial.saturating_mul(MOST_SPLITS * MOST_SPLIT_TOKENS * 4))?;
+        // Of attention, or of the two blocks for each compute unit that share tiles of a product.
+        let blocks = device.units as usize * 2;
+        let tile = TILES.iter().map(|(columns, rows)| columns * rows).max().unwrap_or(0);
+        let partial = partial.saturating_mul(MOST_SPLITS * MOST_SPLIT_TOKENS).max(blocks * tile);
+        let partials = layout.part(partial.saturating_mul(4))?;
         let counted = |step: &Step| match step {
             Step::Attention { info, .. } => MOST_SPLIT_TOKENS * info.heads,
             _ => 0,
         };
-        let counters = plan.steps.iter().map(counted).max().unwrap_or(0);
+        let counters = plan.steps.iter().map(counted).max().unwrap_or(0).max(blocks);
         Ok(Self { floats, int8, halves, squares, partials, counters, bytes: layout.bytes() })
     }
 
@@ -414,5 +427,7 @@ mod tests {
         assert_eq!([9, 16, 17, 32, 33, 64].map(|count| columns(4096, count)), [16, 16, 32, 32, 64, 64]);
         assert_eq!([1024, 2048, 4096, 28672].map(|rows| columns(rows, 512)), [64, 64, 128, 128]);
         assert_eq!(columns(28672, 65), 128);
+        assert_eq!([1, 32, 128, 132, 133, 4000].map(|tiles| splits(tiles, 4096, 132)), [8, 8, 2, 2, 1, 1]);
+        assert_eq!([64, 1024, 1536].map(|columns| splits(32, columns, 132)), [1, 2, 3]);
     }
 }

@@ -123,17 +123,6 @@ pub(super) fn planar_bytes(ty: TensorType, elements: usize) -> Option<usize> {
         .try_fold(0usize, |sum, (_, len)| sum.checked_add(blocks.checked_mul(*len)?.checked_next_multiple_of(ALIGN)?))
 }
 
-/// The planes of such a tensor: where each starts, and its bytes.
-pub(super) fn plane_ranges(ty: TensorType, elements: usize) -> Vec<(usize, usize)> {
-    let (blocks, mut start) = (elements / ty.block_len(), 0);
-    let range = |&(_, len): &(usize, usize)| {
-        let (at, bytes) = (start, blocks * len);
-        start += bytes.next_multiple_of(ALIGN);
-        (at, bytes)
-    };
-    planes(ty).unwrap_or_default().iter().map(range).collect()
-}
-
 /// Consecutive blocks of a tensor, few enough for a stage.
 struct Part<'a> {
     ty: TensorType,
@@ -415,7 +404,6 @@ mod tests {
         assert_eq!(planar_bytes(TensorType::Q4_0, 96), Some(512));
         assert_eq!(planar_bytes(TensorType::F32, 65), Some(512));
         assert_eq!(planar_bytes(TensorType::Q4_K, 255), None);
-        assert_eq!(plane_ranges(TensorType::Q4_0, 96), [(0, 48), (256, 6)]);
         let mut out = [0; 6];
         gather(&[1, 2, 3, 4, 5, 6, 7, 8, 9], 3, 1, 2, &mut out);
         assert_eq!(out, [2, 3, 5, 6, 8, 9]);
