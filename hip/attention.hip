@@ -1,15 +1,15 @@
 // Attention of few queries: see attention.h.
 //
-// attend_decode_<type>_<n>(q, k, v, angles, pool, table, token_tables, positions, out, out_q, groups, partials, counters,
-//   heads, kv_heads, k_dim, v_dim, scale, softcap, pairs, neox, window, table_len, splits, layer_offset,
+// attend_decode_<type>_<n>(q, k, v, angles, pool, table, token_tables, positions, out, out_q, groups, partials,
+//   counters, heads, kv_heads, k_dim, v_dim, scale, softcap, pairs, neox, window, table_len, splits, layer_offset,
 //   page_bytes): for few queries, and for any number of them. A block takes one token, n query heads that share a
 //   key-value head (n = 1, 4, 8; the heads of a group that are left over are not stored) and one of `splits` parts of
 //   the positions, of up to 64 (split-K; Dao et al., Flash-Decoding, 2023). k_dim and v_dim are at most 512.
 //   Grid (kv_heads * ceil(group / n), tokens, splits).
 //
-//   Where k [tokens][kv_heads][k_dim] and v [tokens][kv_heads][v_dim] are not null, they are not yet in the cache, and q
-//   and k not yet rotated, by `pairs` pairs (0: not at all): as store_kv in rope.hip, but that q stays as it is. No two
-//   tokens are then of one sequence.
+//   Where k [tokens][kv_heads][k_dim] and v [tokens][kv_heads][v_dim] are not null, they are not yet in the cache, and
+//   q and k not yet rotated, by `pairs` pairs (0: not at all): as store_kv in rope.hip, but that q stays as it is. No
+//   two tokens are then of one sequence.
 //
 //   The result goes to `out` and, quantized as in activations.h, to `out_q` and `groups` where they are not null; v_dim
 //   is then a multiple of 32. With more than one part, those of a token leave what they found in `partials`
@@ -73,7 +73,8 @@ DEVICE void combine(const f32 *partials, f32 (*weights)[PAGE_LEN], u32 count, u3
 
 template <class T, u32 N>
 DEVICE void attend_decode(const f32 *q, const Fresh &fresh, u8 *pool, const u32 *table, const u32 *token_tables,
-                          const u32 *positions, const Result &result, f32 *partials, u32 *counters, Shape shape, f32 scale, f32 softcap, u32 window, u32 table_len, u32 splits, u64 layer_offset,
+                          const u32 *positions, const Result &result, f32 *partials, u32 *counters, Shape shape,
+                          f32 scale, f32 softcap, u32 window, u32 table_len, u32 splits, u64 layer_offset,
                           u64 page_bytes) {
   // The queries, and at the end what the subgroups found for one of them.
   SHARED __attribute__((aligned(16))) f32 memory[N * MAX_DIM > DECODE_THREADS * 8 ? N * MAX_DIM : DECODE_THREADS * 8];
@@ -133,8 +134,23 @@ DEVICE void attend_decode(const f32 *q, const Fresh &fresh, u8 *pool, const u32 
   u32 subgroup = thread_x() / value_threads, column = thread_x() % value_threads * 8;
   f32 values[N][8] = {};
 
+  // The first keys of a page are on their way while the one before it is worked on. At the end they are the last
+  // page's again.
+  Eight<T> keys[LOADS];
+  auto load_keys = [&](const u8 *bytes, u32 page, u32 base) __attribute__((always_inline)) {
+    u32 from = larger(start, page * PAGE_LEN) - page * PAGE_LEN, to = smaller(end - page * PAGE_LEN, (u32)PAGE_LEN);
+    u32 slot = smaller(larger(key_slot, from), to - 1);
+    UNROLL for (u32 j = 0; j < LOADS; j++) {
+      keys[j] = Eight<T>::load(bytes + keys_of_head, k_padded, slot, smaller(base + j * KEY_THREADS * 8, k_padded - 8));
+    }
+  };
+  const u8 *bytes = pool;
+  if (page < last_page) {
+    bytes += numbers[page] * page_bytes;
+    load_keys(bytes, page, key_part * 8);
+  }
   UNROLL_BY(1) for (; page < last_page; page++) {
-    const u8 *bytes = pool + numbers[page] * page_bytes, *key_bytes = bytes + keys_of_head;
+    u32 next = smaller(page + 1, last_page - 1), next_number = numbers[next];
     const u8 *value_bytes = bytes + values_of_head;
     u32 from = larger(start, page * PAGE_LEN) - page * PAGE_LEN, to = smaller(end - page * PAGE_LEN, (u32)PAGE_LEN);
     auto is_visible = [&](u32 slot) { return from <= slot && slot < to; };
@@ -151,11 +167,7 @@ DEVICE void attend_decode(const f32 *q, const Fresh &fresh, u8 *pool, const u32 
     load_values(subgroup);
     f32 dots[N] = {};
     UNROLL_BY(1) for (u32 base = key_part * 8; base < k_padded; base += LOADS * KEY_THREADS * 8) {
-      Eight<T> keys[LOADS];
-      UNROLL for (u32 j = 0; j < LOADS; j++) {
-        u32 i = base + j * KEY_THREADS * 8;
-        keys[j] = Eight<T>::load(key_bytes, k_padded, visible(key_slot), smaller(i, k_padded - 8));
-      }
+      if (base >= LOADS * KEY_THREADS * 8) load_keys(bytes, page, base);
       UNROLL for (u32 j = 0; j < LOADS; j++) {
         u32 i = base + j * KEY_THREADS * 8;
         f32 key[8];
@@ -170,6 +182,8 @@ DEVICE void attend_decode(const f32 *q, const Fresh &fresh, u8 *pool, const u32 
         }
       }
     }
+    bytes = pool + next_number * page_bytes;
+    load_keys(bytes, next, key_part * 8);
     UNROLL for (u32 n = 0; n < N; n++) {
       f32 dot = wave_sum(dots[n], KEY_THREADS);
       if (key_part == 0) scores[n][key_slot] = is_visible(key_slot) ? scoring.finish(dot) : LOWEST;

@@ -1,6 +1,7 @@
 // halve_rows(x, halves, scales, columns): rows of f32 as f16, for matmul_core.h. x = scale * half, with a scale for
 // each row, a power of two that brings its largest magnitude to 2^14..2^15: nothing overflows, and only what is below
-// 2^-28 of the largest has fewer than f16's 11 bits. What is not finite stays so. `columns` is a multiple of 4. Grid (rows).
+// 2^-28 of the largest has fewer than f16's 11 bits. What is not finite stays so. `columns` is a multiple of 4. Grid
+// (rows).
 
 #include "gpu.h"
 

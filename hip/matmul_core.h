@@ -3,12 +3,12 @@
 // without matrix cores have none of them and use matmul.hip.
 //
 // matmul_core_<type>_<n>(w, halves, scales, out, bias, residual, rows, columns, count, splits, partials, counters):
-//   parameters and result as those of matmul.hip, for `columns` that are a multiple of 32; `halves` and `scales` are what
-//   halve.hip makes. A block computes n columns of the result and this many rows: 128 for n = 128, 64 for 64 and 32, 32
+//   parameters and result as those of matmul.hip, for `columns` that are a multiple of 32; `halves` and `scales` are
+//   what halve.hip makes. A block computes n columns of the result and this many rows: 128 for n = 128, 64 for 64 and 32, 32
 //   for 16. Grid (ceil(rows / rows of a block), ceil(count / n), splits): where there are too few tiles for the device,
 //   `splits` blocks share the sums of each. They leave what they find in `partials`, n times the rows of a block for
-//   each block of the grid, and the last one that is done, by `counters`, which are zeros before and after, one for each
-//   tile, adds it up in their order. With one split, both may be null.
+//   each block of the grid, and the last one that is done, by `counters`, which are zeros before and after, one for
+//   each tile, adds it up in their order. With one split, both may be null.
 //
 // Weights become f16 on their way into shared memory, sums are f32. A weight's error is at most about 2^-10 of the
 // largest weight that its scale and minimum allow; what f16 does not hold, beyond 65504, becomes infinite.
@@ -25,9 +25,9 @@
 #define WEIGHT_THREADS 128
 
 // What a thread holds between loading from device memory and storing to shared memory.
-template <class W> union Staged {
+template <class W, u32 LOADS> union Staged {
   typename W::Raw weights;
-  u32x4 chunks[4];
+  u32x4 chunks[LOADS];
 };
 
 // Sixteen weights of a run as two chunks of halves.
@@ -106,7 +106,6 @@ DEVICE void matmul_core(const u8 *w, const u16 *x, const f32 *scales, f32 *out, 
   static_assert(ROWS * UNITS == WEIGHT_THREADS, "a unit for each thread that loads weights");
   const u32 K = UNITS * UNIT_WEIGHTS, CHUNKS = K / CHUNK_HALVES, PARTS = K / FRAGMENT;
   const u32 LOADERS = CORE_THREADS - WEIGHT_THREADS, LOADS = TOKENS * CHUNKS / LOADERS;
-  static_assert(LOADS <= 4, "what a thread loads fits Staged");
   const u32 ACROSS = ROWS / WAVE_ROWS, PLACES = TOKENS / WAVE_TOKENS * ACROSS, SHARERS = CORE_THREADS / WAVE / PLACES;
   const u32 M = WAVE_TOKENS / FRAGMENT, N = WAVE_ROWS / FRAGMENT;
   static_assert(SHARERS >= 1 && PARTS % SHARERS == 0, "waves share K evenly");
@@ -125,7 +124,7 @@ DEVICE void matmul_core(const u8 *w, const u16 *x, const f32 *scales, f32 *out, 
   u32 row = smaller(first_row + line, rows - 1);
   u32 loader = thread_x() % LOADERS, chunk_of_line = loader % CHUNKS;
 
-  auto load = [&](u32 step, Staged<W> &staged) __attribute__((always_inline)) {
+  auto load = [&](u32 step, Staged<W, LOADS> &staged) __attribute__((always_inline)) {
     if (loads_weights) {
       u32 unit = step * UNITS + part_of_line;
       if (UNITS == 1 || unit < units) weights.load(row, columns, unit, staged.weights);
@@ -139,7 +138,7 @@ DEVICE void matmul_core(const u8 *w, const u16 *x, const f32 *scales, f32 *out, 
       }
     }
   };
-  auto store = [&](u32 step, const Staged<W> &staged) __attribute__((always_inline)) {
+  auto store = [&](u32 step, const Staged<W, LOADS> &staged) __attribute__((always_inline)) {
     u32x4 *tile = memory + step % 2 * STAGE;
     if (loads_weights) {
       u32 unit = step * UNITS + part_of_line;
@@ -164,7 +163,7 @@ DEVICE void matmul_core(const u8 *w, const u16 *x, const f32 *scales, f32 *out, 
   u32 all_steps = ceil_div(units, UNITS), most = ceil_div(all_steps, splits);
   u32 begin = smaller(block_z() * most, all_steps), steps = smaller(begin + most, all_steps);
   // What was loaded for step `begin` + s is in staged[s % AHEAD].
-  Staged<W> staged[AHEAD];
+  Staged<W, LOADS> staged[AHEAD];
   UNROLL for (u32 j = 0; j < AHEAD; j++) {
     if (begin + j < steps) load(begin + j, staged[j]);
   }
@@ -248,19 +247,20 @@ DEVICE void matmul_core(const u8 *w, const u16 *x, const f32 *scales, f32 *out, 
   }
 }
 
-// The four kernels of a type.
-#define MATMUL_CORE_SHAPE(name, weights, tokens, ...)                                                                  \
-  KERNEL_FOR_BLOCKS(matmul_core_##name##_##tokens, CORE_THREADS, 2,                                                    \
+// The four kernels of a type. As many blocks share a compute unit as prepare.rs expects: with few columns, latency is
+// what there is to hide.
+#define MATMUL_CORE_SHAPE(name, weights, blocks, tokens, ...)                                                          \
+  KERNEL_FOR_BLOCKS(matmul_core_##name##_##tokens, CORE_THREADS, blocks,                                               \
                     (const u8 *w, const u16 *x, const f32 *scales, f32 *out, const f32 *bias, const f32 *residual,     \
                      u32 rows, u32 columns, u32 count, u32 splits, f32 *partials, u32 *counters)) {                    \
     matmul_core<weights, tokens, __VA_ARGS__>(w, x, scales, out, bias, residual, rows, columns, count, splits,         \
                                               partials, counters);                                                     \
   }
 #define MATMUL_CORE(name, weights)                                                                                     \
-  MATMUL_CORE_SHAPE(name, weights, 128, 128, 1, 64, WAVE, 1)                                                           \
-  MATMUL_CORE_SHAPE(name, weights, 64, 64, 2, 32, 32, 1)                                                               \
-  MATMUL_CORE_SHAPE(name, weights, 32, 64, 2, 32, 32, 3)                                                               \
-  MATMUL_CORE_SHAPE(name, weights, 16, 32, 4, 16, 32, 4)
+  MATMUL_CORE_SHAPE(name, weights, 2, 128, 128, 1, 64, WAVE, 1)                                                        \
+  MATMUL_CORE_SHAPE(name, weights, 2, 64, 64, 2, 32, 32, 1)                                                            \
+  MATMUL_CORE_SHAPE(name, weights, 4, 32, 64, 2, 32, 16, 2)                                                            \
+  MATMUL_CORE_SHAPE(name, weights, 4, 16, 32, 4, 16, 16, 2)
 
 #else
 #define MATMUL_CORE(name, weights)

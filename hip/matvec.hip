@@ -1,9 +1,9 @@
 // Products of a matrix with 1 to 8 columns of activations: decoding, which reads every weight once and is bound by
 // that.
 //
-// matvec_<type>_<n>(w, q, groups, out, bias, residual, rows, columns, count, squares, eps) for quantized types,
-// with activations quantized as in activations.h, and matvec_<type>_<n>(w, x, out, bias, residual, rows, columns, count)
-// for f32, f16 and bf16, with f32 activations [count][columns]:
+// matvec_<type>_<n>(w, q, groups, out, bias, residual, rows, columns, count, squares, eps) for quantized types, with
+// activations quantized as in activations.h, and matvec_<type>_<n>(w, x, out, bias, residual, rows, columns, count) for
+// f32, f16 and bf16, with f32 activations [count][columns]:
 //
 //   out[c][row] = factor[c] * sum over k of w[row][k] * x[c][k], + bias[row] if bias, + residual[c][row] if residual
 //
@@ -20,12 +20,12 @@
 //   ceil(rows2 / 4), blocks as above.
 // matvec_glu_<type>_<n>(gate, up, q, groups, out, out_q, out_groups, gelu, rows, columns, count, squares, eps):
 //   two products and what elementwise.hip's glu makes of them, to `out` (f32) and, quantized, to `out_q` and
-//   `out_groups`, each where not null; for the latter `rows` is a multiple of 32. A block takes 32 rows: grid ceil(rows /
-//   32), blocks of 256.
+//   `out_groups`, each where not null; for the latter `rows` is a multiple of 32. A block takes 32 rows: grid
+//   ceil(rows / 32), blocks of 256.
 // matvec_residual_<type>_<n>(w, q, groups, x, bias, norm, out_q, out_groups, squares, rows, columns, count): a
 //   product that is added to the residual stream x [count][rows], and what a norm with the weights `norm` then begins
-//   with: x * norm, quantized, and sums of 32 squares of x, squares [count][rows / 32]. `rows` is a multiple of 32. Grid
-//   rows / 32, blocks of 256 threads for waves of 64, else of 1024 for n = 1 and of 512.
+//   with: x * norm, quantized, and sums of 32 squares of x, squares [count][rows / 32]. `rows` is a multiple of 32.
+//   Grid rows / 32, blocks of 256 threads for waves of 64, else of 1024 for n = 1 and of 512.
 
 #include "activations.h"
 #include "glu.h"

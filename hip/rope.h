@@ -42,8 +42,8 @@ template <> MEMBER void store_element<KvQ8>(u8 *head, u32 padded, u32 slot, u32 
   if (i % KV_BLOCK == 0) *(u16_alias *)(scales + (slot * (padded / KV_BLOCK) + i / KV_BLOCK) * 2) = scale;
 }
 
-// Stores a row of `dim` elements, of which `pairs` pairs are rotated, by `THREADS` threads, whole waves: number `thread`
-// is the caller.
+// Stores a row of `dim` elements, of which `pairs` pairs are rotated, by `THREADS` threads, whole waves: number
+// `thread` is the caller.
 template <class T, u32 THREADS>
 DEVICE void store_row(u32 thread, const f32 *from, u32 dim, const f32 *angles, u32 pairs, u32 neox, u8 *head,
                       u32 slot) {

@@ -410,10 +410,8 @@ fn attention_stores_what_is_fresh() {
                 let (pairs, neox) = (if i == 1 { 0 } else { k_dim / 4 }, i % 2 == 0);
                 let turns = angles(tokens.len(), pairs, &mut random);
                 let angles_of = |token: usize| &turns[token * 2 * pairs..][..2 * pairs];
-                let (k, v) = (
-                    random.normals(tokens.len() * kv_heads * k_dim),
-                    random.normals(tokens.len() * kv_heads * v_dim),
-                );
+                let (k, v) =
+                    (random.normals(tokens.len() * kv_heads * k_dim), random.normals(tokens.len() * kv_heads * v_dim));
                 let q = random.normals(tokens.len() * heads * k_dim);
                 for (row, from) in k.chunks(k_dim).enumerate() {
                     let mut from = from.to_vec();

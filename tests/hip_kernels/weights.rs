@@ -544,7 +544,8 @@ fn products_on_matrix_cores_are_right() {
                     }
                     let kernel = format!("matmul_core_{name}_{tokens}");
                     // More splits than steps leave some without any.
-                    let (splits, tiles) = ([1, 3, 7][(i + columns) % 3], rows.div_ceil(block_rows) * count.div_ceil(tokens));
+                    let (splits, tiles) =
+                        ([1, 3, 7][(i + columns) % 3], rows.div_ceil(block_rows) * count.div_ceil(tokens));
                     let partials = Buffer::unset::<f32>(tiles * splits * tokens * block_rows);
                     let counters = Buffer::new(&vec![0_u32; tiles]);
                     let grid = [rows.div_ceil(block_rows), count.div_ceil(tokens), splits];

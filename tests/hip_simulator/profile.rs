@@ -44,7 +44,7 @@ fn each_launch_is_counted_and_nothing_else_changes() {
         assert_eq!(names.len(), kernels.len(), "a kernel has two entries");
         let families = launches(&kernels);
         // Six passes with two layers; three draws. All but the prompt of 200 are of one token.
-        for (family, count) in [("store_kv", 14), ("sample_weigh", 3), ("sample_choose", 3), ("dequant_rows", 7)] {
+        for (family, count) in [("attend_decode", 12), ("sample_weigh", 3), ("sample_choose", 3), ("dequant_rows", 7)] {
             assert_eq!(families.get(family), Some(&count), "{family} of {families:?}");
         }
         // What is queued in one go is more than what is held back together.
@@ -75,7 +75,7 @@ fn a_profile_ends_with_its_work_and_has_none_beside_it() {
         // What is split is timed where the GPU runs it: one of two layers.
         let split = Tiny::default().load(Model::options().placement(wavelm::Placement::Layers(1)));
         let (_, kernels) = split.profile(|| logits(&mut split.session().unwrap(), &[1])).unwrap();
-        assert_eq!(launches(&kernels).get("store_kv"), Some(&1), "{kernels:?}");
+        assert_eq!(launches(&kernels).get("attend_decode"), Some(&1), "{kernels:?}");
     });
 }
 
@@ -175,7 +175,7 @@ fn bench_shows_shares_and_families() {
         }
         let row = |start: &str| text.lines().find(|line| line.starts_with(start)).unwrap().to_owned();
         assert!(row("tg4 ").ends_with(" %") && !row("pp20 ").contains('%'), "{text}");
-        assert_eq!(text.lines().filter(|line| line.starts_with("  store_kv ")).count(), 3, "{text}");
+        assert_eq!(text.lines().filter(|line| line.starts_with("  dequant_rows ")).count(), 3, "{text}");
 
         let output = bench(&[&tests[..], &["--device", "hip", "--json"]].concat());
         let rows: Vec<serde_json::Value> =
@@ -184,7 +184,7 @@ fn bench_shows_shares_and_families() {
         assert_eq!(units, ["prompt", "token", "pass"]);
         for row in &rows {
             let families = row["profile"]["families"].as_object().unwrap();
-            assert_eq!(families["store_kv"]["launches"].as_f64(), Some(2.0), "{row}");
+            assert_eq!(families["dequant_rows"]["launches"].as_f64(), Some(1.0), "{row}");
             let sum = |key: &str| families.values().map(|family| family[key].as_f64().unwrap()).sum::<f64>();
             assert!((sum("share") - 1.0).abs() < 0.01 && sum("microseconds") > 0.0, "{row}");
             assert!(families.values().all(|family| family["microseconds_each"].as_f64().unwrap() >= 0.0), "{row}");

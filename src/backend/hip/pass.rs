@@ -498,14 +498,18 @@ impl Pass<'_> {
         let (out_q, groups) = self.int8_if(at_once, out_buf)?;
         for run in runs {
             let tokens = run.len();
-            let chunks = info.kv_heads * kernels.group.div_ceil(kernels.heads_per_block);
-            let splits = if tokens > MOST_SPLIT_TOKENS {
-                1
-            } else {
-                // Enough blocks for four on each compute unit, but each with two pages of work: to combine costs as much.
-                let wanted = (self.executor.device().units as usize * 4).div_ceil((chunks * tokens).max(1));
-                wanted.clamp(1, MOST_SPLITS).min(inputs.pages.div_ceil(2).max(1))
+            // Two blocks for each compute unit at most, each with two pages of work: to combine costs as much.
+            let (blocks, most) = (self.executor.device().units as usize * 2, inputs.pages.div_ceil(2));
+            let splits_of = |chunks: usize| match tokens > MOST_SPLIT_TOKENS {
+                true => 1,
+                false => (blocks / (chunks * tokens).max(1)).min(most).clamp(1, MOST_SPLITS),
             };
+            let [one, many] = &kernels.decode;
+            // With a block for each head, keys and values are read more often; they are few where blocks are.
+            let alone = info.heads * tokens * most <= blocks;
+            let per_head = info.kv_heads * kernels.group.div_ceil(kernels.heads_per_block);
+            let (decode, chunks) = if alone { (one, info.heads) } else { (many, per_head) };
+            let splits = splits_of(chunks);
             let skip = |address: u64, bytes: usize| if address == 0 { 0 } else { address + (run.start * bytes) as u64 };
             let values = info.heads * info.value_dim;
             let args = Args::default()
@@ -530,7 +534,7 @@ impl Pass<'_> {
                 .u32(narrow(splits)?)
                 .u64(layer)
                 .u64(self.executor.page_bytes);
-            self.launch(&kernels.decode, [narrow(chunks)?, narrow(tokens)?, narrow(splits)?], args)?;
+            self.launch(decode, [narrow(chunks)?, narrow(tokens)?, narrow(splits)?], args)?;
         }
         if quantize && !at_once {
             self.simple(&Step::Quantize { x: out_buf }, &kernels.quantize)?;

@@ -62,11 +62,13 @@ pub(super) struct Core {
 struct Tile {
     columns: usize,
     rows: usize,
+    /// Blocks that a compute unit holds.
+    blocks: usize,
     kernel: Kernel,
 }
 
-/// Columns and weight rows of the blocks of matrix-core products, in the order of their columns.
-const TILES: [(usize, usize); 4] = [(16, 32), (32, 64), (64, 64), (128, 128)];
+/// Columns, weight rows and blocks on a compute unit of matrix-core products, in the order of their columns.
+const TILES: [(usize, usize, usize); 4] = [(16, 32, 4), (32, 64, 4), (64, 64, 2), (128, 128, 2)];
 /// Blocks that share a tile at most.
 const MOST_CORE_SPLITS: usize = 8;
 /// The columns of the tile that is used whatever the shape.
@@ -83,14 +85,14 @@ impl Core {
             _ => largest,
         };
         let [across, down] = [rows.div_ceil(tile.rows), count.div_ceil(tile.columns)];
-        (&tile.kernel, [across, down, splits(across * down, columns, units as usize)])
+        (&tile.kernel, [across, down, splits(across * down, columns, units as usize * tile.blocks)])
     }
 }
 
-/// Blocks that share each of `tiles` tiles: two for each compute unit, but no more than have some work each.
-fn splits(tiles: usize, columns: usize, units: usize) -> usize {
+/// Blocks that share each of `tiles` tiles: as many as run at once, `blocks`, but no more than have some work each.
+fn splits(tiles: usize, columns: usize, blocks: usize) -> usize {
     const LEAST_COLUMNS: usize = 512;
-    (units * 2 / tiles.max(1)).clamp(1, (columns / LEAST_COLUMNS).clamp(1, MOST_CORE_SPLITS))
+    (blocks / tiles.max(1)).clamp(1, (columns / LEAST_COLUMNS).clamp(1, MOST_CORE_SPLITS))
 }
 
 /// The columns of the tile for a shape: enough for all columns; for more than 64 the largest tile, unless it leaves a
@@ -107,7 +109,8 @@ fn choose_tile(rows: usize, count: usize, units: usize) -> usize {
 
 /// How attention of a shape is launched.
 pub(super) struct Attention {
-    pub(super) decode: Kernel,
+    /// For few queries: a block for each head, and for the heads of a group that `heads_per_block` says.
+    pub(super) decode: [Kernel; 2],
     /// Stores keys and values where `decode` does not.
     pub(super) store: Kernel,
     /// For results that are needed as integers and do not come from `decode`.
@@ -217,13 +220,13 @@ impl Finder<'_> {
         let Some(family) = family else {
             return Ok(Many::Tiles(self.modules.kernel("matmul", &format!("matmul_{ty}"), 256)?));
         };
-        let tile = |(columns, rows)| {
+        let tile = |(columns, rows, blocks)| {
             let kernel = self.modules.kernel(family, &format!("{family}_{columns}"), 256)?;
-            Ok::<_, Error>(Tile { columns, rows, kernel })
+            Ok::<_, Error>(Tile { columns, rows, blocks, kernel })
         };
         let [small, medium, large, largest] = TILES.map(tile);
         let chosen = std::env::var(TILE_VARIABLE).ok().filter(|v| !v.is_empty());
-        let known = |v: &String| TILES.iter().map(|(n, _)| *n).find(|n| n.to_string() == *v);
+        let known = |v: &String| TILES.iter().map(|(n, ..)| *n).find(|n| n.to_string() == *v);
         let forced = chosen.as_ref().and_then(known);
         if let (Some(chosen), None) = (&chosen, forced) {
             log::warn!("{TILE_VARIABLE}={chosen} names no tile: there are 16, 32, 64 and 128");
@@ -274,9 +277,9 @@ impl Finder<'_> {
             (None, None) => (QUERIES, None),
         };
         let heads_in_tile = group.clamp(1, tile);
-        let decode = format!("attend_decode_{kv}_{heads_per_block}");
+        let decode = |n| self.modules.kernel("attention", &format!("attend_decode_{kv}_{n}"), 256);
         Ok(Attention {
-            decode: self.modules.kernel("attention", &decode, 256)?,
+            decode: [decode(1)?, decode(heads_per_block)?],
             store: self.store_kv()?,
             quantize: self.modules.kernel("quantize", "quantize_q8", 256)?,
             prompt,
@@ -387,16 +390,16 @@ impl Buffers {
             _ => 0,
         };
         let partial = plan.steps.iter().map(partial).max().unwrap_or(0);
-        // Of attention, or of the two blocks for each compute unit that share tiles of a product.
-        let blocks = device.units as usize * 2;
-        let tile = TILES.iter().map(|(columns, rows)| columns * rows).max().unwrap_or(0);
-        let partial = partial.saturating_mul(MOST_SPLITS * MOST_SPLIT_TOKENS).max(blocks * tile);
+        // Of attention, or of the blocks that share tiles of a product.
+        let units = device.units as usize;
+        let tiles = TILES.iter().map(|(columns, rows, blocks)| columns * rows * blocks * units).max().unwrap_or(0);
+        let partial = partial.saturating_mul(MOST_SPLITS * MOST_SPLIT_TOKENS).max(tiles);
         let partials = layout.part(partial.saturating_mul(4))?;
         let counted = |step: &Step| match step {
             Step::Attention { info, .. } => MOST_SPLIT_TOKENS * info.heads,
             _ => 0,
         };
-        let counters = plan.steps.iter().map(counted).max().unwrap_or(0).max(blocks);
+        let counters = plan.steps.iter().map(counted).max().unwrap_or(0).max(units * 4);
         Ok(Self { floats, int8, halves, squares, partials, counters, bytes: layout.bytes() })
     }
 
@@ -427,7 +430,7 @@ mod tests {
         assert_eq!([9, 16, 17, 32, 33, 64].map(|count| columns(4096, count)), [16, 16, 32, 32, 64, 64]);
         assert_eq!([1024, 2048, 4096, 28672].map(|rows| columns(rows, 512)), [64, 64, 128, 128]);
         assert_eq!(columns(28672, 65), 128);
-        assert_eq!([1, 32, 128, 132, 133, 4000].map(|tiles| splits(tiles, 4096, 132)), [8, 8, 2, 2, 1, 1]);
-        assert_eq!([64, 1024, 1536].map(|columns| splits(32, columns, 132)), [1, 2, 3]);
+        assert_eq!([1, 32, 128, 132, 133, 4000].map(|tiles| splits(tiles, 4096, 264)), [8, 8, 2, 2, 1, 1]);
+        assert_eq!([64, 1024, 1536].map(|columns| splits(32, columns, 264)), [1, 2, 3]);
     }
 }
