@@ -218,11 +218,12 @@ impl Speed {
         let samples: Vec<String> = self.runs.iter().map(|run| format!("{run:.3}")).collect();
         format!(
             "{{\"test\":{},\"tokens_per_second\":{{\"median\":{median:.3},\"min\":{min:.3},\"max\":{max:.3}}},\
-             \"gb_per_second\":{},\"bytes_per_token\":{},\"depth\":{},\"sequences\":{},\"samples\":[{}],\
+             \"gb_per_second\":{},\"bytes_per_token\":{},\"layer_parameters\":{},\"depth\":{},\"sequences\":{},\"samples\":[{}],\
              \"model\":{},\"file\":{},\"threads\":{},\"device\":{},\"precision\":{},\"version\":{}}}",
             json::string(&self.test.to_string()),
             number(self.gb_per_second(model)),
             model.bytes_per_token(),
+            layer_parameters(model),
             self.test.depth,
             self.test.sequences,
             samples.join(","),
@@ -234,6 +235,13 @@ impl Speed {
             json::string(env!("CARGO_PKG_VERSION")),
         )
     }
+}
+
+/// Numbers that each token of a prompt is multiplied with: the matrices of the layers. The output matrix is for the last
+/// token alone.
+fn layer_parameters(model: &Model) -> usize {
+    let matrices = model.gguf().tensors().iter().filter(|tensor| tensor.dims().len() > 1);
+    matrices.filter(|tensor| tensor.name().starts_with("blk.")).map(|tensor| tensor.elements()).sum()
 }
 
 /// As many tokens, always the same ones, after the one for the beginning of the text where the model wants it.
