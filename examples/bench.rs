@@ -285,12 +285,13 @@ impl Speed {
         let samples: Vec<String> = self.runs.iter().map(|run| format!("{run:.3}")).collect();
         format!(
             "{{\"test\":{},\"tokens_per_second\":{{\"median\":{median:.3},\"min\":{min:.3},\"max\":{max:.3}}},\
-             \"gb_per_second\":{},\"bytes_per_token\":{},\"kv_bytes_per_token\":{:.0},\"copy_gb_per_second\":{},\
+             \"gb_per_second\":{},\"bytes_per_token\":{},\"layer_parameters\":{},\"kv_bytes_per_token\":{:.0},\"copy_gb_per_second\":{},\
              \"share_of_copy\":{},\"profile\":{},\"depth\":{},\"sequences\":{},\"samples\":[{}],\
              \"model\":{},\"file\":{},\"threads\":{},\"device\":{},\"precision\":{},\"version\":{}}}",
             json::string(&self.test.to_string()),
             number(gb),
             model.bytes_per_token(),
+            layer_parameters(model),
             self.kv_bytes_per_token(model),
             number(copy),
             number(gb.zip(copy).map(|(gb, copy)| gb / copy)),
@@ -375,6 +376,13 @@ impl Profile {
         let families: Vec<String> = self.families.iter().map(family).collect();
         format!("{{\"per\":{},\"families\":{{{}}}}}", json::string(self.unit), families.join(","))
     }
+}
+
+/// Numbers that each token of a prompt is multiplied with: the matrices of the layers. The output matrix is for the last
+/// token alone.
+fn layer_parameters(model: &Model) -> usize {
+    let matrices = model.gguf().tensors().iter().filter(|tensor| tensor.dims().len() > 1);
+    matrices.filter(|tensor| tensor.name().starts_with("blk.")).map(|tensor| tensor.elements()).sum()
 }
 
 /// As many tokens, always the same ones, after the one for the beginning of the text where the model wants it.

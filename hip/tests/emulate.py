@@ -32,8 +32,8 @@ WITHOUT_ATOMICS = ["gfx942"]
 CHECKS = {}
 # What the emulator gets wrong.
 UNCHECKED = {(kernel, "gfx942"): "not emulated (halves in registers from v128 on)" for kernel in (
-    "attend_core_f16_256", "attend_core_q8_0_128", "attend_core_q8_0_256", "attend_decode_f16_8", "matvec_glu_q3_k_2",
-    "matvec_glu_q3_k_4", "matvec_residual_q3_k_8")}
+    "attend_core_f16_256", "attend_core_q8_0_128", "attend_core_q8_0_256", "attend_decode_f16_4",
+    "attend_decode_q8_0_8", "matvec_glu_q3_k_2", "matvec_glu_q3_k_4", "matvec_residual_q3_k_8")}
 
 
 def check(*kernels):

@@ -1,7 +1,7 @@
 //! The programs that are timed: how each one is started, and how its answer is read.
 
+use crate::machine;
 use serde_json::Value;
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -21,10 +21,32 @@ pub struct Task {
 /// One speed: the test's name (`pp512`, `tg128`) and tokens per second.
 pub type Speed = (String, f64);
 
+/// What a program answers.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Answer {
+    /// One for each test.
+    pub speeds: Vec<Speed>,
+    /// Of the program, where it says so.
+    pub version: Option<String>,
+    /// Of the file, where the program says so.
+    pub weights: Option<Weights>,
+}
+
+/// How much a model computes with.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Weights {
+    /// Bytes that are read to generate a token.
+    pub bytes_per_token: f64,
+    /// Numbers that each token of a prompt is multiplied with.
+    pub layer_parameters: f64,
+}
+
+/// Whose program it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub enum Kind {
     Wavelm,
-    LlamaBench,
+    LlamaCpp,
+    Candle,
 }
 
 /// A program with the options that tell it apart in the table.
@@ -32,15 +54,18 @@ enum Kind {
 pub struct Engine {
     /// Name in the table.
     pub name: String,
+    pub kind: Kind,
     program: PathBuf,
     options: Vec<String>,
-    kind: Kind,
 }
+
+/// The first argument of this program that makes it time candle instead of starting others.
+pub const RUN_CANDLE: &str = "run-candle";
 
 impl Engine {
     /// The `bench` example of wavelm.
     pub fn wavelm(program: &Path) -> Self {
-        Engine { name: "wavelm".into(), program: program.into(), options: Vec::new(), kind: Kind::Wavelm }
+        Engine { name: "wavelm".into(), program: program.into(), options: vec!["--json".into()], kind: Kind::Wavelm }
     }
 
     /// llama-bench, once with and once without flash attention; `no_repack` adds the same two without repacked weights.
@@ -54,12 +79,12 @@ impl Engine {
         for repack in [true, false] {
             for flash in ["on", "off"] {
                 let mut name = format!("llama.cpp, flash attention {flash}");
-                let mut options = vec!["-fa".to_string(), flash.to_string()];
+                let mut options = ["-o", "jsonl", "-fa", flash].map(String::from).to_vec();
                 if !repack {
                     name += ", not repacked";
-                    options.extend(["--repack".to_string(), "0".to_string()]);
+                    options.extend(["--repack", "0"].map(String::from));
                 }
-                engines.push(Engine { name, program: program.into(), options, kind: Kind::LlamaBench });
+                engines.push(Engine { name, program: program.into(), options, kind: Kind::LlamaCpp });
             }
             if !no_repack {
                 break;
@@ -68,51 +93,88 @@ impl Engine {
         Ok(engines)
     }
 
-    /// Runs the program once, each test once, and returns one speed per test.
-    pub fn run(&self, model: &Path, task: &Task) -> Result<Vec<Speed>, String> {
-        let mut command = Command::new(&self.program);
-        let model_flag = if self.kind == Kind::Wavelm { "--model" } else { "-m" };
-        let threads_flag = if self.kind == Kind::Wavelm { "--threads" } else { "-t" };
-        command.arg(model_flag).arg(model).args(["-r", "1"]);
-        let numbers = [("-p", task.prompt), ("-n", task.generate), ("-d", task.depth), (threads_flag, task.threads)];
-        command.args(numbers.iter().flat_map(|(flag, n)| [OsString::from(flag), n.to_string().into()]));
-        command.args(&self.options);
-        match self.kind {
-            Kind::Wavelm => command.arg("--json"),
-            Kind::LlamaBench => command.args(["-o", "jsonl"]),
-        };
-        let speeds = self.read(&output(&mut command, &self.program)?)?;
-        let wanted = usize::from(task.prompt > 0) + usize::from(task.generate > 0);
-        if speeds.len() != wanted {
-            return Err(format!("{} answered with {} results instead of {wanted}", self.name, speeds.len()));
+    /// This program once more, as the runner of candle.
+    pub fn candle() -> Result<Self, String> {
+        if !cfg!(feature = "candle") {
+            return Err("this program was built without candle; build it with --features candle".into());
         }
-        Ok(speeds)
+        let program = std::env::current_exe().map_err(|e| format!("cannot find this program to start it: {e}"))?;
+        // It is several times slower then on some formats, which is not what it can do.
+        let name = if machine::compiled_for_it() { "candle" } else { "candle, not compiled for this processor" };
+        Ok(Engine { name: name.into(), program, options: Vec::new(), kind: Kind::Candle })
+    }
+
+    /// Runs the program once, each test once.
+    pub fn run(&self, model: &Path, task: &Task) -> Result<Answer, String> {
+        let mut command = Command::new(&self.program);
+        match self.kind {
+            Kind::Wavelm | Kind::LlamaCpp => command.args(["-r", "1"]),
+            Kind::Candle => {
+                let threads = task.threads.to_string();
+                // A panic of candle's becomes a line of the table.
+                let variables =
+                    [("RAYON_NUM_THREADS", &*threads), ("CANDLE_NUM_THREADS", &threads), ("RUST_BACKTRACE", "0")];
+                command.arg(RUN_CANDLE).envs(variables)
+            }
+        };
+        let model_flag = if self.kind == Kind::LlamaCpp { "-m" } else { "--model" };
+        command.arg(model_flag).arg(model).args(&self.options);
+        let numbers = [("-p", task.prompt), ("-n", task.generate), ("-d", task.depth), ("-t", task.threads)];
+        command.args(numbers.iter().flat_map(|(flag, n)| [flag.to_string(), n.to_string()]));
+        let answer = self.read(&output(&mut command, &self.program)?)?;
+        let wanted = usize::from(task.prompt > 0) + usize::from(task.generate > 0);
+        if answer.speeds.len() != wanted {
+            return Err(format!("{} answered with {} results instead of {wanted}", self.name, answer.speeds.len()));
+        }
+        Ok(answer)
     }
 
     /// Reads one JSON object per line; lines that do not begin with a brace are talk.
-    fn read(&self, text: &str) -> Result<Vec<Speed>, String> {
-        let lines = text.lines().filter(|line| line.trim_start().starts_with('{'));
-        lines.map(|line| self.read_line(line)).collect()
+    fn read(&self, text: &str) -> Result<Answer, String> {
+        let mut answer = Answer::default();
+        for line in text.lines().filter(|line| line.trim_start().starts_with('{')) {
+            let bad = |what: &str| format!("{}: {what} in this line of its answer: {line}", self.name);
+            let value: Value = serde_json::from_str(line).map_err(|e| bad(&e.to_string()))?;
+            answer.speeds.push(self.speed(&value).map_err(|what| bad(&what))?);
+            answer.version = self.version(&value);
+            let weights = value["bytes_per_token"].as_f64().zip(value["layer_parameters"].as_f64());
+            answer.weights =
+                weights.map(|(bytes_per_token, layer_parameters)| Weights { bytes_per_token, layer_parameters });
+        }
+        Ok(answer)
     }
 
-    fn read_line(&self, line: &str) -> Result<Speed, String> {
-        let bad = |what: &str| format!("{}: {what} in this line of its answer: {line}", self.name);
-        let value: Value = serde_json::from_str(line).map_err(|e| bad(&e.to_string()))?;
+    fn speed(&self, value: &Value) -> Result<Speed, String> {
         let (test, speed) = match self.kind {
-            Kind::Wavelm => {
-                let test = value["test"].as_str().ok_or_else(|| bad("no string `test`"))?;
+            Kind::Wavelm | Kind::Candle => {
+                let test = value["test"].as_str().ok_or("no string `test`")?;
                 // Anything after the number, such as the depth, is the same for all.
                 let end = test.find(|c: char| !c.is_ascii_alphanumeric()).unwrap_or(test.len());
-                (test[..end].to_string(), &value["tokens_per_second"]["median"])
+                let speed = &value["tokens_per_second"];
+                (test[..end].to_string(), speed.get("median").unwrap_or(speed))
             }
-            Kind::LlamaBench => {
-                let count = |key: &str| value[key].as_u64().ok_or_else(|| bad(&format!("no number `{key}`")));
+            Kind::LlamaCpp => {
+                let count = |key: &str| value[key].as_u64().ok_or_else(|| format!("no number `{key}`"));
                 let (prompt, generate) = (count("n_prompt")?, count("n_gen")?);
                 (if prompt > 0 { format!("pp{prompt}") } else { format!("tg{generate}") }, &value["avg_ts"])
             }
         };
-        let speed = speed.as_f64().filter(|s| *s > 0.0).ok_or_else(|| bad("no speed above zero"))?;
+        let speed = speed.as_f64().filter(|speed| *speed > 0.0).ok_or("no speed above zero")?;
         Ok((test, speed))
+    }
+
+    fn version(&self, value: &Value) -> Option<String> {
+        match self.kind {
+            Kind::Wavelm => Some(format!("wavelm {}", value["version"].as_str()?)),
+            Kind::LlamaCpp => {
+                Some(format!("llama.cpp {} ({})", value["build_number"].as_u64()?, value["build_commit"].as_str()?))
+            }
+            // The crate does not know its own version.
+            Kind::Candle => {
+                let (_, after) = include_str!("../Cargo.lock").split_once("\"candle-core\"\nversion = \"")?;
+                Some(format!("candle {}", after.split('"').next()?))
+            }
+        }
     }
 }
 
@@ -132,25 +194,42 @@ fn output(command: &mut Command, program: &Path) -> Result<String, String> {
 mod tests {
     use super::*;
 
+    fn engine(kind: Kind) -> Engine {
+        Engine { kind, ..Engine::wavelm(Path::new("bench")) }
+    }
+
     #[test]
     fn reads_wavelm() {
-        let text = "loading\n{\"test\":\"pp512 @ d64\",\"tokens_per_second\":{\"median\":10.5,\"min\":9,\"max\":11},\"gb_per_second\":1}\n\
-                    {\"test\":\"tg128\",\"tokens_per_second\":{\"median\":3,\"min\":3,\"max\":3},\"gb_per_second\":2}\n";
-        let speeds = Engine::wavelm(Path::new("bench")).read(text).unwrap();
-        assert_eq!(speeds, [("pp512".to_string(), 10.5), ("tg128".to_string(), 3.0)]);
+        let text = "loading\n{\"test\":\"pp512 @ d64\",\"tokens_per_second\":{\"median\":10.5,\"min\":9,\"max\":11}}\n\
+                    {\"test\":\"tg128\",\"tokens_per_second\":{\"median\":3,\"min\":3,\"max\":3},\
+                    \"bytes_per_token\":7,\"layer_parameters\":9,\"version\":\"1.2.3\"}\n";
+        let answer = engine(Kind::Wavelm).read(text).unwrap();
+        assert_eq!(answer.speeds, [("pp512".to_string(), 10.5), ("tg128".to_string(), 3.0)]);
+        assert_eq!(answer.version.unwrap(), "wavelm 1.2.3");
+        assert_eq!(answer.weights.unwrap(), Weights { bytes_per_token: 7.0, layer_parameters: 9.0 });
     }
 
     #[test]
     fn reads_llama_bench() {
-        let engine = Engine { kind: Kind::LlamaBench, ..Engine::wavelm(Path::new("llama-bench")) };
-        let text =
-            "{\"n_prompt\": 512, \"n_gen\": 0, \"avg_ts\": 84.8}\n{\"n_prompt\": 0, \"n_gen\": 128, \"avg_ts\": 15}\n";
-        assert_eq!(engine.read(text).unwrap(), [("pp512".to_string(), 84.8), ("tg128".to_string(), 15.0)]);
+        let text = "{\"n_prompt\": 512, \"n_gen\": 0, \"avg_ts\": 84.8}\n\
+                    {\"n_prompt\": 0, \"n_gen\": 128, \"avg_ts\": 15, \"build_number\": 7, \"build_commit\": \"ab\"}\n";
+        let answer = engine(Kind::LlamaCpp).read(text).unwrap();
+        assert_eq!(answer.speeds, [("pp512".to_string(), 84.8), ("tg128".to_string(), 15.0)]);
+        assert_eq!((answer.version.as_deref(), answer.weights), (Some("llama.cpp 7 (ab)"), None));
+    }
+
+    #[test]
+    fn reads_candle() {
+        let answer = engine(Kind::Candle).read("{\"test\":\"tg8\",\"tokens_per_second\":2.5}\n").unwrap();
+        assert_eq!(answer.speeds, [("tg8".to_string(), 2.5)]);
+        let version = answer.version.unwrap();
+        assert!(version.starts_with("candle 0."), "{version}");
+        assert_eq!(Engine::candle().is_ok(), cfg!(feature = "candle"));
     }
 
     #[test]
     fn says_what_is_missing() {
-        let engine = Engine::wavelm(Path::new("bench"));
+        let engine = engine(Kind::Wavelm);
         assert!(engine.read("{\"speed\": 1}").unwrap_err().contains("no string `test`"));
         assert!(engine.read("{\"test\": \"pp1\"}").unwrap_err().contains("no speed above zero"));
         assert!(engine.read("{\"test\": ").unwrap_err().contains("EOF"));

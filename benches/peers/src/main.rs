@@ -1,22 +1,29 @@
 //! Times wavelm against its peers on the same files: every program runs once per round, so that whatever else the machine
 //! does falls on all of them alike.
 
+#[cfg(feature = "candle")]
+mod candle;
 mod engine;
+mod limits;
+mod machine;
 mod report;
 
-use engine::{Engine, Task};
+use engine::{Engine, Kind, RUN_CANDLE, Task};
 use lexopt::prelude::*;
-use report::Report;
-use std::path::PathBuf;
+use limits::Limits;
+use report::{Report, Run};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 const HELP: &str = "\
-Times wavelm against llama.cpp on the same GGUF files, in interleaved rounds.
+Times wavelm against llama.cpp and candle on the same GGUF files, in interleaved rounds, beside what the machine can do.
 
-Usage: peers --wavelm PATH --llama-bench PATH --model FILE [options]
+Usage: peers --wavelm PATH --llama-bench PATH --candle --model FILE [options]
 
     --wavelm PATH        the built `bench` example of wavelm (target/release/examples/bench)
     --llama-bench PATH   llama-bench of llama.cpp, which is timed with flash attention on and off
+    --candle             time candle, in a process of its own; needs a build with --features candle
+                         and RUSTFLAGS=-Ctarget-cpu=native
     --model FILE         a GGUF file; may be given several times
     -p, --prompt N       tokens of the prompt [512]; 0 leaves this test out
     -n, --generate N     tokens to generate [128]; 0 leaves this test out
@@ -27,30 +34,48 @@ Usage: peers --wavelm PATH --llama-bench PATH --model FILE [options]
     --json               print one JSON object per line instead of a table
     -h, --help           this text
 
-Leave --wavelm or --llama-bench out to time the other alone. Progress goes to the standard error output.
+Programs that are left out are not timed. Only wavelm knows how much a file's weights are: without it there are no shares
+of the machine's limits. Progress goes to the standard error output.
 ";
 
 #[derive(Debug)]
 struct Options {
     wavelm: Option<PathBuf>,
     llama_bench: Option<PathBuf>,
+    candle: bool,
     models: Vec<PathBuf>,
     task: Task,
     rounds: u32,
     no_repack: bool,
     json: bool,
+    /// Run candle here, and nothing else.
+    run_candle: bool,
 }
+
+/// More are a mistake.
+const MOST_THREADS: u32 = 1024;
 
 /// `None` when the help was asked for.
 fn parse(mut parser: lexopt::Parser) -> Result<Option<Options>, lexopt::Error> {
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
     let task = Task { prompt: 512, generate: 128, depth: 0, threads };
-    let (wavelm, llama_bench, models) = (None, None, Vec::new());
-    let mut o = Options { wavelm, llama_bench, models, task, rounds: 5, no_repack: false, json: false };
+    let mut o = Options {
+        wavelm: None,
+        llama_bench: None,
+        candle: false,
+        models: Vec::new(),
+        task,
+        rounds: 5,
+        no_repack: false,
+        json: false,
+        run_candle: false,
+    };
     while let Some(argument) = parser.next()? {
         match argument {
             Long("wavelm") => o.wavelm = Some(parser.value()?.into()),
             Long("llama-bench") => o.llama_bench = Some(parser.value()?.into()),
+            Long("candle") => o.candle = true,
+            Value(name) if name == RUN_CANDLE => o.run_candle = true,
             Long("model") => o.models.push(parser.value()?.into()),
             Short('p') | Long("prompt") => o.task.prompt = parser.value()?.parse()?,
             Short('n') | Long("generate") => o.task.generate = parser.value()?.parse()?,
@@ -70,29 +95,77 @@ fn compare(o: &Options) -> Result<Report, String> {
     if o.models.is_empty() {
         return Err("name at least one GGUF file with --model".into());
     }
-    if o.rounds == 0 || o.task.threads == 0 || (o.task.prompt == 0 && o.task.generate == 0) {
-        return Err("rounds and threads must be at least 1, and one of --prompt and --generate above 0".into());
+    if o.rounds == 0 || (o.task.prompt == 0 && o.task.generate == 0) {
+        return Err("there must be at least 1 round, and one of --prompt and --generate above 0".into());
+    }
+    if o.task.threads == 0 || o.task.threads > MOST_THREADS {
+        return Err(format!("there must be 1 to {MOST_THREADS} threads"));
     }
     let mut engines: Vec<Engine> = o.wavelm.iter().map(|path| Engine::wavelm(path)).collect();
     if let Some(path) = &o.llama_bench {
         engines.extend(Engine::llama_bench(path, o.no_repack)?);
     }
-    if engines.is_empty() {
-        return Err("name a program to time with --wavelm or --llama-bench".into());
+    if o.candle {
+        engines.push(Engine::candle()?);
     }
-    let mut report = Report::default();
+    if engines.is_empty() {
+        return Err("name a program to time with --wavelm, --llama-bench or --candle".into());
+    }
+    let mut report = Report::new(machine::describe(), o.task.threads);
     for model in &o.models {
-        let name = model.file_name().unwrap_or(model.as_os_str()).to_string_lossy().into_owned();
-        for round in 1..=o.rounds {
-            for engine in &engines {
-                eprintln!("{name}: round {round} of {}: {}", o.rounds, engine.name);
-                for (test, speed) in engine.run(model, &o.task)? {
-                    report.add(&name, &test, &engine.name, speed);
-                }
-            }
-        }
+        compare_on(model, o, &engines, &mut report)?;
     }
     Ok(report)
+}
+
+/// All rounds of one model.
+fn compare_on(model: &Path, o: &Options, engines: &[Engine], report: &mut Report) -> Result<(), String> {
+    let name = model.file_name().unwrap_or(model.as_os_str()).to_string_lossy().into_owned();
+    let measure = || Limits::measure(o.task.threads as usize);
+    let mut before = measure();
+    report.limits.push(before);
+    for round in 1..=o.rounds {
+        let mut speeds = Vec::new();
+        for engine in engines {
+            if report.failed(&name, &engine.name) {
+                continue;
+            }
+            eprintln!("{name}: round {round} of {}: {}", o.rounds, engine.name);
+            match engine.run(model, &o.task) {
+                Ok(answer) => speeds.push((engine, answer)),
+                // The others are expected to run all models that they are given.
+                Err(error) if engine.kind == Kind::Candle => {
+                    // What the runner itself said, if it said anything.
+                    let reason = error.rsplit("peers: ").next().unwrap_or(&error);
+                    report.add_failure(&name, &engine.name, reason);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let after = measure();
+        report.limits.push(after);
+        for (engine, answer) in speeds {
+            for (test, speed) in answer.speeds {
+                let run = Run { speed, limits: before.between(after) };
+                report.add(&name, &test, (&engine.name, engine.kind), run);
+            }
+            answer.weights.into_iter().for_each(|weights| report.add_weights(&name, weights));
+            answer.version.into_iter().for_each(|version| report.add_version(version));
+        }
+        before = after;
+    }
+    Ok(())
+}
+
+#[cfg(feature = "candle")]
+fn run_candle(o: &Options) -> Result<(), String> {
+    let model = o.models.first().ok_or("there is no model to run")?;
+    candle::run(model, &o.task)
+}
+
+#[cfg(not(feature = "candle"))]
+fn run_candle(_: &Options) -> Result<(), String> {
+    Engine::candle().map(drop)
 }
 
 fn main() -> ExitCode {
@@ -101,6 +174,7 @@ fn main() -> ExitCode {
             print!("{HELP}");
             return ExitCode::SUCCESS;
         }
+        Ok(Some(options)) if options.run_candle => run_candle(&options).map(|()| String::new()),
         Ok(Some(options)) => {
             compare(&options).map(|report| if options.json { report.json_lines() } else { report.markdown() })
         }
@@ -138,7 +212,10 @@ mod tests {
     fn refuses_what_cannot_be_timed() {
         assert!(compare(&options(&["--wavelm", "b"])).unwrap_err().contains("--model"));
         assert!(compare(&options(&["--model", "m"])).unwrap_err().contains("--wavelm"));
-        assert!(compare(&options(&["--model", "m", "-r", "0"])).unwrap_err().contains("rounds"));
+        assert!(compare(&options(&["--model", "m", "-r", "0"])).unwrap_err().contains("1 round"));
+        assert!(compare(&options(&["--model", "m", "-t", "0"])).unwrap_err().contains("1 to 1024 threads"));
+        assert!(options(&["run-candle", "--model", "m"]).run_candle);
+        assert!(parse(lexopt::Parser::from_args(["run-wavelm"])).is_err());
         let missing = options(&["--model", "m", "--wavelm", "/nowhere/bench"]);
         assert!(compare(&missing).unwrap_err().contains("cannot start /nowhere/bench"));
     }
