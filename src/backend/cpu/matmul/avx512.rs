@@ -2,6 +2,7 @@
 
 use super::activations::{self, QuantizeJob};
 use super::driver::{self, Correction, Dots, Kernels};
+use super::few::{self, Few};
 use super::float::{self, FloatFormat};
 use super::formats::{Format, Kind};
 use super::simd::{Dot, MAGIC, Rows, Simd, kernels, no_partial_sums};
@@ -30,7 +31,7 @@ impl Simd for Avx512 {
     type Int = __m512i;
     type Float = __m512;
 
-    kernels!(Avx512, Avx512(()), vectors: 2, few: 2, tokens: [1 2 3 4 5 6], "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c");
+    kernels!(Avx512, Avx512(()), vectors: 2, few: 2, tokens: [1 2 3 4 5 6], direct: [1 2 3 4], "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c");
 
     #[inline(always)]
     fn splat(self, value: i32) -> __m512i {
@@ -148,7 +149,8 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn prefetch(self, at: *const u8) {
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+        // Not the intrinsic: compilers gather such requests in one place, where they are too many at a time.
+        unsafe { std::arch::asm!("prefetcht0 [{}]", in(reg) at, options(nostack, preserves_flags)) }
     }
 
     #[inline(always)]

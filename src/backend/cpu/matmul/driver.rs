@@ -6,6 +6,7 @@
 //! whatever else is computed with it: other tokens, other rows, on however many threads.
 
 use super::activations::{self, SUM_GROUP};
+use super::few::Few;
 use super::simd::{Rows, Simd};
 use super::tile::{SLICE, Tile};
 use super::{Matrix, OutPtr, Scratch};
@@ -20,10 +21,18 @@ const MAX_TOKENS: usize = 6;
 /// With so few tokens, what takes time is to read the weights.
 pub(super) const FEW_TOKENS: usize = 8;
 
+/// With so many tokens at most, rows are multiplied without a tile where there are kernels for it.
+const DIRECT_TOKENS: usize = 8;
+/// Bytes that such a kernel asks for before they are next: what memory delivers while it answers.
+const AHEAD: usize = 4096;
+
 /// Unpacks columns (the first, and how many) of the rows of a tile.
 pub(super) type Unpack = unsafe fn(Rows, usize, usize, &mut Tile);
 /// Multiplies a tile with a certain number of tokens.
 pub(super) type Multiply = unsafe fn(&Dots<'_>);
+
+/// Multiplies rows with a certain number of tokens, a few, without a tile.
+pub(super) type Direct = unsafe fn(&Few);
 
 /// The kernels for one type of weights on one instruction set.
 pub(super) struct Kernels {
@@ -36,6 +45,10 @@ pub(super) struct Kernels {
     pub(super) unpack: Unpack,
     /// For 1, 2, … tokens, at most [`MAX_TOKENS`].
     pub(super) dots: &'static [Multiply],
+    /// Rows that a [`Direct`] multiplies.
+    pub(super) direct_rows: usize,
+    /// For 1, 2, … tokens; empty where there are none.
+    pub(super) direct: &'static [Direct],
     pub(super) correction: Correction,
 }
 
@@ -111,6 +124,15 @@ pub(super) unsafe fn run(
     // Slices of about the same length.
     let blocks = w.cols / kernels.block;
     let slice = blocks.div_ceil(w.cols.div_ceil(kernels.slice).max(1)).max(1) * kernels.block;
+    let mut rows = rows;
+    if x.n <= DIRECT_TOKENS && !kernels.direct.is_empty() {
+        let whole = rows.start..rows.end - rows.len() % kernels.direct_rows;
+        rows.start = whole.end;
+        for first in whole.step_by(kernels.direct_rows) {
+            // SAFETY: the rows are within the matrix and the output.
+            unsafe { run_direct(kernels, w, &x, first, slice, out, bias, corrections) };
+        }
+    }
     for places in tiles(kernels.rows, x.n, &rows) {
         let first = places.first;
         for column in (0..w.cols.max(1)).step_by(slice) {
@@ -160,6 +182,47 @@ pub(super) unsafe fn run(
                 token += tokens;
             }
         }
+    }
+}
+
+/// Multiplies the rows from `first` on with all tokens by the kernels that need no tile.
+///
+/// # Safety
+/// As for [`run`], with all of these rows.
+#[allow(clippy::too_many_arguments)]
+unsafe fn run_direct(
+    kernels: &Kernels,
+    w: &Matrix<'_>,
+    x: &Activations,
+    first: usize,
+    slice: usize,
+    out: OutPtr<'_>,
+    bias: Option<&[f32]>,
+    corrections: &[i32],
+) {
+    let rows = Rows { first: w.row(first).as_ptr(), stride: w.row_bytes };
+    let mut token = 0;
+    while token < x.n {
+        let left = x.n - token;
+        let tokens = left.div_ceil(left.div_ceil(kernels.direct.len()));
+        // SAFETY: the tokens and columns are within the activations, the tokens and rows within the output.
+        unsafe {
+            kernels.direct[tokens - 1](&Few {
+                rows,
+                cols: w.cols,
+                slice,
+                x: x.x.add(token * x.stride).cast(),
+                x_stride: x.stride,
+                scales: x.scales.add(token),
+                corrections: corrections.as_ptr().add(token),
+                n: x.n,
+                out: out.element(token, first),
+                out_stride: out.stride,
+                bias: bias.map(|bias| bias.as_ptr().add(first)),
+                ahead: rows.first.wrapping_add(w.row_bytes * kernels.direct_rows + AHEAD),
+            });
+        }
+        token += tokens;
     }
 }
 

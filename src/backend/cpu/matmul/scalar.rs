@@ -2,6 +2,7 @@
 
 use super::activations::{self, QuantizeJob};
 use super::driver::{self, Correction, Dots, Kernels};
+use super::few::{self, Few};
 use super::float::{self, FloatFormat};
 use super::formats::{Format, Kind};
 use super::simd::{Dot, Rows, Simd, kernels, no_partial_sums};
@@ -34,7 +35,7 @@ impl Simd for Scalar {
     type Int = Int;
     type Float = Float;
 
-    kernels!(Scalar, Scalar, vectors: 1, few: 1, tokens: [1 2 3 4]);
+    kernels!(Scalar, Scalar, vectors: 1, few: 1, tokens: [1 2 3 4], direct: []);
 
     #[inline(always)]
     fn splat(self, value: i32) -> Int {

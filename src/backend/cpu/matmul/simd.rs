@@ -216,7 +216,8 @@ pub(super) use unroll;
 macro_rules! kernels {
     (
         $simd:ident, $proof:expr,
-        vectors: $vectors:literal, few: $few:literal, tokens: [$($tokens:literal)*] $(, $features:literal)?
+        vectors: $vectors:literal, few: $few:literal, tokens: [$($tokens:literal)*], direct: [$($direct:literal)*]
+        $(, $features:literal)?
     ) => {
         fn quant_kernels<F: Format>(self, tokens: usize) -> Kernels {
             $(#[target_feature(enable = $features)])?
@@ -231,6 +232,13 @@ macro_rules! kernels {
                 unsafe { <$simd>::dots::<K, VECTORS, TOKENS>($proof, dots) }
             }
 
+            $(#[target_feature(enable = $features)])?
+            #[allow(dead_code)] // where there are no direct ones
+            unsafe fn direct<F: Format, const TOKENS: usize>(few: &Few) {
+                // SAFETY: the caller's promise.
+                unsafe { few::run::<$simd, F, TOKENS>($proof, few) }
+            }
+
             fn kernels<F: Format, const VECTORS: usize>() -> Kernels {
                 let zero = if F::Kind::WIDE { <$simd>::WIDE_ZERO } else { F::ZERO };
                 let group = F::Kind::GROUP;
@@ -240,6 +248,8 @@ macro_rules! kernels {
                     slice: tile::SLICE,
                     unpack: unpack::<F, VECTORS>,
                     dots: const { &[$(dots::<F::Kind, VECTORS, $tokens>),*] },
+                    direct_rows: <$simd>::LANES,
+                    direct: const { &[$(direct::<F, $direct>),*] },
                     correction: if F::Kind::MINS {
                         Correction::Mins { group }
                     } else {
@@ -276,6 +286,8 @@ macro_rules! kernels {
                     slice: float::SLICE,
                     unpack: unpack::<F, VECTORS>,
                     dots: const { &[$(dots::<VECTORS, $tokens>),*] },
+                    direct_rows: <$simd>::LANES,
+                    direct: &[],
                     correction: Correction::None,
                 }
             }

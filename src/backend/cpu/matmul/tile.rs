@@ -48,13 +48,13 @@ pub(super) unsafe fn unpack<S: Simd, F: Format, const VECTORS: usize>(
             prefetch(s, rows, (column + at) / block * block_bytes, block_bytes);
             // SAFETY: the block is within the rows and within the tile.
             unsafe {
-                let out = Unpacked::<S, VECTORS>::new(
+                let mut out = Unpacked::<S, VECTORS>::new(
                     s,
                     tile.q.as_mut_ptr().add(index(4)),
                     tile.scales.as_mut_ptr().add(index(F::Kind::GROUP)),
                     tile.mins.as_mut_ptr().add(index(F::Kind::GROUP)),
                 );
-                F::unpack(s, rows, (column + at) / block * block_bytes, out);
+                F::unpack(s, rows, (column + at) / block * block_bytes, &mut out);
             }
             at += block;
         }
