@@ -25,6 +25,8 @@ pub(super) const FEW_TOKENS: usize = 8;
 const DIRECT_TOKENS: usize = 8;
 /// Bytes that such a kernel asks for before they are next: what memory delivers while it answers.
 const AHEAD: usize = 4096;
+/// Bytes of a cache line.
+pub(super) const LINE: usize = 64;
 
 /// Unpacks columns (the first, and how many) of the rows of a tile.
 pub(super) type Unpack = unsafe fn(Rows, usize, usize, &mut Tile);
@@ -38,6 +40,8 @@ pub(super) type Direct = unsafe fn(&Few);
 pub(super) struct Kernels {
     /// Rows in a tile.
     pub(super) rows: usize,
+    /// Columns that the kernels work on between two requests for memory; more than a slice where they make none.
+    pub(super) group: usize,
     /// Slices are multiples of this.
     pub(super) block: usize,
     /// Columns of a slice at most.
@@ -100,6 +104,9 @@ pub(super) struct Dots<'a> {
     /// zeros.
     pub(super) before: *const f32,
     pub(super) before_stride: usize,
+    /// Memory to ask for meanwhile: so many cache lines for each group of columns.
+    pub(super) ahead: *const u8,
+    pub(super) ahead_lines: usize,
 }
 
 /// Multiplies rows of a matrix with all tokens.
@@ -146,6 +153,8 @@ pub(super) unsafe fn run(
                     (kernels.unpack)(last_rows.copy(w, first, column, columns), 0, columns, tile);
                 }
             }
+            // The part of the next tile that is as large as what was just unpacked.
+            let mut ahead = Ahead::new(kernels, w, &places, column, columns, x.n);
             let mut token = 0;
             while token < x.n {
                 // As even as possible: few tokens at a time are less efficient.
@@ -166,6 +175,8 @@ pub(super) unsafe fn run(
                         out_stride: out.stride,
                         before: ZEROS.as_ptr(),
                         before_stride: 0,
+                        ahead: ahead.from,
+                        ahead_lines: ahead.next(),
                     };
                     if column > 0 {
                         (dots.before, dots.before_stride) = (to, out.stride);
@@ -223,6 +234,38 @@ unsafe fn run_direct(
             });
         }
         token += tokens;
+    }
+}
+
+/// What is to be asked for while a slice of a tile is multiplied.
+struct Ahead {
+    from: *const u8,
+    /// Cache lines that are left, those for each group of columns, and the groups.
+    lines: usize,
+    for_group: usize,
+    groups: usize,
+}
+
+impl Ahead {
+    fn new(kernels: &Kernels, w: &Matrix<'_>, places: &Places, column: usize, columns: usize, n: usize) -> Self {
+        let groups = columns / kernels.group;
+        if places.step != 1 || places.count < kernels.rows || groups == 0 {
+            return Self { from: std::ptr::null(), lines: 0, for_group: 0, groups: 0 };
+        }
+        let tile = w.row_bytes * kernels.rows;
+        let from = w.row(places.first).as_ptr().wrapping_add(tile + AHEAD + w.bytes(column) * kernels.rows);
+        let lines = (w.bytes(columns) * kernels.rows).div_ceil(LINE);
+        let for_group = lines.div_ceil(n.div_ceil(kernels.dots.len()) * groups);
+        Self { from, lines, for_group, groups }
+    }
+
+    /// How many lines for each group come next.
+    fn next(&mut self) -> usize {
+        let for_group = if self.lines > 0 { self.for_group } else { 0 };
+        let lines = for_group * self.groups;
+        self.from = self.from.wrapping_add(lines * LINE);
+        self.lines = self.lines.saturating_sub(lines);
+        for_group
     }
 }
 

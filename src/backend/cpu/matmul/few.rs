@@ -2,6 +2,7 @@
 //! cost as much as the products. The numbers are those of [`tile`](super::tile), bit by bit.
 
 use super::activations;
+use super::driver::LINE;
 use super::formats::{Format, Kind, Sink};
 use super::simd::{Dot, Rows, unroll};
 
@@ -95,7 +96,6 @@ struct Products<S: Dot, K, const TOKENS: usize> {
 impl<S: Dot, K: Kind, const TOKENS: usize> Sink<S> for Products<S, K, TOKENS> {
     #[inline(always)]
     unsafe fn begin(&mut self, group: usize) {
-        const LINE: usize = 64;
         let s = self.simd;
         let lines = self.ahead_bytes.div_ceil(LINE);
         for line in group * lines / self.groups..(group + 1) * lines / self.groups {

@@ -244,6 +244,7 @@ macro_rules! kernels {
                 let group = F::Kind::GROUP;
                 Kernels {
                     rows: VECTORS * <$simd>::LANES,
+                    group,
                     block: F::TYPE.block_len(),
                     slice: tile::SLICE,
                     unpack: unpack::<F, VECTORS>,
@@ -282,6 +283,7 @@ macro_rules! kernels {
             fn kernels<F: FloatFormat, const VECTORS: usize>() -> Kernels {
                 Kernels {
                     rows: VECTORS * <$simd>::LANES,
+                    group: usize::MAX,
                     block: 1,
                     slice: float::SLICE,
                     unpack: unpack::<F, VECTORS>,

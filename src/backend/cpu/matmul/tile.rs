@@ -1,7 +1,7 @@
 //! The matrix kernel of all quantized formats: unpacking to a tile, and the tile times a few tokens.
 
 use super::activations::{self, SUM_GROUP};
-use super::driver::{Dots, TILE_ROWS};
+use super::driver::{Dots, LINE, TILE_ROWS};
 use super::formats::{Format, Kind, Unpacked};
 use super::simd::{Dot, Rows, Simd, unroll};
 
@@ -65,7 +65,6 @@ pub(super) unsafe fn unpack<S: Simd, F: Format, const VECTORS: usize>(
 /// where rows are read in steps, but blocks of 256 weights are not read from their beginning to their end.
 #[inline(always)]
 fn prefetch<S: Simd>(s: S, rows: Rows, offset: usize, block_bytes: usize) {
-    const LINE: usize = 64;
     const BLOCKS_AHEAD: usize = 4;
     if block_bytes >= LINE {
         for r in 0..S::LANES {
@@ -116,7 +115,12 @@ unsafe fn dots_of<S: Dot, K: Kind, const VECTORS: usize, const AT_ONCE: usize, c
         let mut corrections = dots.corrections;
         let mut totals = [[s.splat_float(0.0); TOKENS]; AT_ONCE];
         let mut column = 0;
+        let mut ahead = dots.ahead;
         while column < dots.columns {
+            for _ in 0..dots.ahead_lines {
+                s.prefetch(ahead);
+                ahead = ahead.wrapping_add(LINE);
+            }
             let mut sums = [[s.splat(S::SUM_START); TOKENS]; AT_ONCE];
             if K::HAS_ZERO {
                 unroll!(t < TOKENS, {
