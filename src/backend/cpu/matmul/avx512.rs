@@ -1,6 +1,6 @@
 //! The kernels' instructions on AVX-512 with VNNI: 16 rows in a vector.
 
-use super::activations::{self, QuantizeJob};
+use super::activations::{self, QuantizeJob, ROUND};
 use super::driver::{self, Correction, Dots, Kernels};
 use super::few::{self, Few};
 use super::float::{self, FloatFormat};
@@ -32,6 +32,22 @@ impl Simd for Avx512 {
     type Float = __m512;
 
     kernels!(Avx512, Avx512(()), vectors: 2, few: 2, tokens: [1 2 3 4 5 6], direct: [1 2 3 4], "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c");
+
+    #[inline(always)]
+    fn round(self, x: &[f32; 32], by: f32, q: &mut [i8; 32]) -> [i32; 2] {
+        // Compilers take the vectors apart for the sums.
+        let [low, high] = [0, 16].map(|half| unsafe {
+            let x = _mm512_loadu_ps(x.as_ptr().add(half));
+            // Not fused: all instruction sets round twice.
+            let sum = _mm512_add_ps(_mm512_mul_ps(x, _mm512_set1_ps(by)), _mm512_set1_ps(ROUND));
+            let rounded = _mm512_cvtepi32_epi8(_mm512_castps_si512(sum));
+            _mm_storeu_si128(q.as_mut_ptr().add(half).cast(), rounded);
+            // There are only sums of unsigned bytes: each is 128 too large.
+            let eights = _mm_sad_epu8(_mm_xor_si128(rounded, _mm_set1_epi8(-128)), _mm_setzero_si128());
+            _mm_cvtsi128_si32(_mm_add_epi32(eights, _mm_unpackhi_epi64(eights, eights))) - 16 * 128
+        });
+        [low, high]
+    }
 
     #[inline(always)]
     fn splat(self, value: i32) -> __m512i {

@@ -79,8 +79,10 @@ pub(super) struct Activations {
     pub(super) size: usize,
     /// For quantized ones: scales, `[cols / 32][n]`,
     pub(super) scales: *const f32,
-    /// and sums, `[cols / 16][n]`.
+    /// and sums, `[cols / 16][n]`;
     pub(super) sums: *const i32,
+    /// and numbers from one group to the next.
+    pub(super) group_stride: usize,
     /// Tokens.
     pub(super) n: usize,
 }
@@ -92,11 +94,11 @@ pub(super) struct Dots<'a> {
     /// From the first of the tokens and columns on, as [`Activations::x`].
     pub(super) x: *const u8,
     pub(super) x_stride: usize,
-    /// From the first token and group on; the next group is `n` elements further.
+    /// From the first token and group on; the next group is `group_stride` elements further.
     pub(super) scales: *const f32,
     /// As `scales`, for the groups of the [`Correction`].
     pub(super) corrections: *const i32,
-    pub(super) n: usize,
+    pub(super) group_stride: usize,
     /// The output from the first token and row on; tokens are `out_stride` apart.
     pub(super) out: *mut f32,
     pub(super) out_stride: usize,
@@ -168,9 +170,11 @@ pub(super) unsafe fn run(
                         columns,
                         x: x.x.add(token * x.stride + column * x.size),
                         x_stride: x.stride,
-                        scales: x.scales.wrapping_add(column / activations::GROUP * x.n + token),
-                        corrections: corrections.as_ptr().wrapping_add(column / correction_group * x.n + token),
-                        n: x.n,
+                        scales: x.scales.wrapping_add(column / activations::GROUP * x.group_stride + token),
+                        corrections: corrections
+                            .as_ptr()
+                            .wrapping_add(column / correction_group * x.group_stride + token),
+                        group_stride: x.group_stride,
                         out: to,
                         out_stride: out.stride,
                         before: ZEROS.as_ptr(),
@@ -226,7 +230,7 @@ unsafe fn run_direct(
                 x_stride: x.stride,
                 scales: x.scales.add(token),
                 corrections: corrections.as_ptr().add(token),
-                n: x.n,
+                group_stride: x.group_stride,
                 out: out.element(token, first),
                 out_stride: out.stride,
                 bias: bias.map(|bias| bias.as_ptr().add(first)),
@@ -345,18 +349,18 @@ impl LastRows {
 /// The pointers of the activations are valid.
 unsafe fn prepare(correction: Correction, cols: usize, x: &Activations, corrections: &mut [i32]) -> usize {
     let (Correction::Zero { group, .. } | Correction::Mins { group }) = correction else { return 1 };
-    let n = x.n;
+    let (n, stride) = (x.n, x.group_stride);
     // SAFETY: there are as many sums and scales, and nothing writes them.
     let (sums, scales) = unsafe {
         (
-            std::slice::from_raw_parts(x.sums, cols / SUM_GROUP * n),
-            std::slice::from_raw_parts(x.scales, cols / activations::GROUP * n),
+            std::slice::from_raw_parts(x.sums, cols / SUM_GROUP * stride),
+            std::slice::from_raw_parts(x.scales, cols / activations::GROUP * stride),
         )
     };
-    for (i, to) in corrections.chunks_exact_mut(n).take(cols / group).enumerate() {
-        let column = i * group;
-        let first = &sums[column / SUM_GROUP * n..][..n];
-        let second = if group > SUM_GROUP { &sums[(column / SUM_GROUP + 1) * n..][..n] } else { &[] };
+    for (i, to) in corrections.chunks_exact_mut(stride).take(cols / group).enumerate() {
+        let (to, column) = (&mut to[..n], i * group);
+        let first = &sums[column / SUM_GROUP * stride..][..n];
+        let second = if group > SUM_GROUP { &sums[(column / SUM_GROUP + 1) * stride..][..n] } else { &[] };
         to.copy_from_slice(first);
         for (to, second) in to.iter_mut().zip(second) {
             *to += second;
@@ -364,7 +368,7 @@ unsafe fn prepare(correction: Correction, cols: usize, x: &Activations, correcti
         match correction {
             Correction::Zero { zero, start, .. } => to.iter_mut().for_each(|to| *to = start - zero * *to),
             _ => {
-                for (to, scale) in to.iter_mut().zip(&scales[column / activations::GROUP * n..]) {
+                for (to, scale) in to.iter_mut().zip(&scales[column / activations::GROUP * stride..]) {
                     *to = (*to as f32 * scale).to_bits() as i32;
                 }
             }

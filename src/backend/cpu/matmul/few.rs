@@ -19,7 +19,7 @@ pub(super) struct Few {
     pub(super) scales: *const f32,
     /// As `scales`, for the groups of the [`Correction`](super::driver::Correction).
     pub(super) corrections: *const i32,
-    pub(super) n: usize,
+    pub(super) group_stride: usize,
     /// The output from the first token and row on; tokens are `out_stride` apart.
     pub(super) out: *mut f32,
     pub(super) out_stride: usize,
@@ -47,9 +47,9 @@ pub(super) unsafe fn run<S: Dot, F: Format, const TOKENS: usize>(s: S, few: &Few
             let mut products = Products::<S, F::Kind, TOKENS> {
                 simd: s,
                 x: std::array::from_fn(|t| few.x.add(t * few.x_stride + column).cast()),
-                x_scales: few.scales.add(column / activations::GROUP * few.n),
-                corrections: few.corrections.add(column / group * few.n),
-                n: few.n,
+                x_scales: few.scales.add(column / activations::GROUP * few.group_stride),
+                corrections: few.corrections.add(column / group * few.group_stride),
+                group_stride: few.group_stride,
                 ahead,
                 ahead_bytes: S::LANES * block_bytes,
                 groups: block / group,
@@ -82,7 +82,7 @@ struct Products<S: Dot, K, const TOKENS: usize> {
     x: [*const i32; TOKENS],
     x_scales: *const f32,
     corrections: *const i32,
-    n: usize,
+    group_stride: usize,
     /// What to ask for meanwhile: little by little, as only so many requests can be under way.
     ahead: *const u8,
     ahead_bytes: usize,
@@ -104,7 +104,7 @@ impl<S: Dot, K: Kind, const TOKENS: usize> Sink<S> for Products<S, K, TOKENS> {
         unroll!(t < TOKENS, {
             self.sums[t] = match K::HAS_ZERO {
                 // SAFETY: the group is within the block, and so are its corrections.
-                true => s.splat(unsafe { *self.corrections.add(group * self.n + t) }),
+                true => s.splat(unsafe { *self.corrections.add(group * self.group_stride + t) }),
                 false => s.splat(S::SUM_START),
             };
         });
@@ -129,13 +129,13 @@ impl<S: Dot, K: Kind, const TOKENS: usize> Sink<S> for Products<S, K, TOKENS> {
         let x_group = group * K::GROUP / activations::GROUP;
         unroll!(t < TOKENS, {
             // SAFETY: as for the corrections above.
-            let x_scale = s.splat_float(unsafe { *self.x_scales.add(x_group * self.n + t) });
+            let x_scale = s.splat_float(unsafe { *self.x_scales.add(x_group * self.group_stride + t) });
             self.totals[t] = s.mul_add(s.scaled(self.sums[t], scale, offset), x_scale, self.totals[t]);
         });
         if let Some(min) = min {
             unroll!(t < TOKENS, {
                 // SAFETY: as above.
-                let x_sum = f32::from_bits(unsafe { *self.corrections.add(group * self.n + t) } as u32);
+                let x_sum = f32::from_bits(unsafe { *self.corrections.add(group * self.group_stride + t) } as u32);
                 self.totals[t] = s.mul_add(min, s.splat_float(x_sum), self.totals[t]);
             });
         }

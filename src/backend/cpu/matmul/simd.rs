@@ -4,7 +4,7 @@
 //! processor has the instructions; the methods are inlined into a function that is compiled for them
 //! (`#[target_feature]`): [`kernels`] makes these.
 
-use super::activations::QuantizeJob;
+use super::activations::{self, QuantizeJob};
 use super::driver::{Dots, Kernels};
 use super::float::FloatFormat;
 use super::formats::{Format, Kind};
@@ -55,6 +55,12 @@ pub(super) trait Simd: Copy {
     /// # Safety
     /// The sizes of the job agree, and nothing else accesses its rows of the output.
     unsafe fn quantize(self, job: &QuantizeJob<'_>);
+
+    /// The nearest integers to a group of activations times `by`, which are below 128; returns the sums of both halves.
+    #[inline(always)]
+    fn round(self, x: &[f32; activations::GROUP], by: f32, q: &mut [i8; activations::GROUP]) -> [i32; 2] {
+        activations::round(x, by, q)
+    }
 
     /// The same integer in all lanes.
     fn splat(self, value: i32) -> Self::Int;
@@ -301,7 +307,7 @@ macro_rules! kernels {
             $(#[target_feature(enable = $features)])?
             unsafe fn quantize(job: &QuantizeJob<'_>) {
                 // SAFETY: the caller's promise.
-                unsafe { activations::run(job) }
+                unsafe { activations::run($proof, job) }
             }
 
             // SAFETY: the caller's promise, and `self` proves that the processor has the features.

@@ -102,7 +102,7 @@ unsafe fn dots_of<S: Dot, K: Kind, const VECTORS: usize, const AT_ONCE: usize, c
     first: usize,
 ) {
     const WORDS_AT_ONCE: usize = 4;
-    let n = dots.n;
+    let group_stride = dots.group_stride;
     let rows = VECTORS * S::LANES;
     let run = S::run(K::MAX).min(K::GROUP / 4);
     // SAFETY: all offsets are within the tile and the activations, by the caller's promise.
@@ -183,10 +183,10 @@ unsafe fn dots_of<S: Dot, K: Kind, const VECTORS: usize, const AT_ONCE: usize, c
             }
             scales = scales.add(rows);
             mins = mins.add(rows);
-            corrections = corrections.add(n);
+            corrections = corrections.add(group_stride);
             column += K::GROUP;
             if K::GROUP == activations::GROUP || column % activations::GROUP == 0 {
-                x_scales = x_scales.add(n);
+                x_scales = x_scales.add(group_stride);
             }
         }
         unroll!(v < AT_ONCE, {
