@@ -28,6 +28,7 @@ impl Simd for Avx512 {
     const LANES: usize = 16;
     const WIDE_ZERO: i32 = 128;
     const SUM_START: i32 = MAGIC.to_bits() as i32;
+    const ASKS_AHEAD: bool = true;
     type Int = __m512i;
     type Float = __m512;
 

@@ -41,6 +41,8 @@ pub(super) trait Simd: Copy {
     const WIDE_ZERO: i32;
     /// What sums start at, for [`scaled`](Self::scaled).
     const SUM_START: i32;
+    /// Whether the next tile is asked for while one is multiplied; where registers are few, that costs more than it saves.
+    const ASKS_AHEAD: bool = false;
     /// A vector of integers.
     type Int: Copy;
     /// A vector of f32.
@@ -250,7 +252,7 @@ macro_rules! kernels {
                 let group = F::Kind::GROUP;
                 Kernels {
                     rows: VECTORS * <$simd>::LANES,
-                    group,
+                    group: if <$simd>::ASKS_AHEAD { group } else { usize::MAX },
                     block: F::TYPE.block_len(),
                     slice: tile::SLICE,
                     unpack: unpack::<F, VECTORS>,

@@ -117,9 +117,11 @@ unsafe fn dots_of<S: Dot, K: Kind, const VECTORS: usize, const AT_ONCE: usize, c
         let mut column = 0;
         let mut ahead = dots.ahead;
         while column < dots.columns {
-            for _ in 0..dots.ahead_lines {
-                s.prefetch(ahead);
-                ahead = ahead.wrapping_add(LINE);
+            if S::ASKS_AHEAD {
+                for _ in 0..dots.ahead_lines {
+                    s.prefetch(ahead);
+                    ahead = ahead.wrapping_add(LINE);
+                }
             }
             let mut sums = [[s.splat(S::SUM_START); TOKENS]; AT_ONCE];
             if K::HAS_ZERO {
