@@ -3,7 +3,6 @@
 
 use super::activations::{self, QuantizeJob};
 use super::driver::{self, Correction, Dots, Kernels};
-use super::few::{self, Few};
 use super::float::{self, FloatFormat};
 use super::formats::{Format, Kind};
 use super::simd::{Dot, MAGIC, Rows, Simd, kernels};

@@ -189,6 +189,11 @@ impl Simd for Avx512 {
     unsafe fn dots<K: Kind, const VECTORS: usize, const TOKENS: usize>(self, dots: &Dots<'_>) {
         unsafe { tile::dots::<Self, K, VECTORS, VECTORS, TOKENS>(self, dots) }
     }
+
+    #[inline(always)]
+    unsafe fn direct<F: Format, const TOKENS: usize>(self, few: &Few) {
+        unsafe { few::run::<Self, F, TOKENS>(self, few) }
+    }
 }
 
 // SAFETY of all blocks below: as above.

@@ -11,6 +11,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod driver;
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // only AVX-512 has kernels of it
 mod few;
 mod float;
 mod formats;

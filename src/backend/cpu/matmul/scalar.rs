@@ -2,7 +2,6 @@
 
 use super::activations::{self, QuantizeJob};
 use super::driver::{self, Correction, Dots, Kernels};
-use super::few::{self, Few};
 use super::float::{self, FloatFormat};
 use super::formats::{Format, Kind};
 use super::simd::{Dot, Rows, Simd, kernels, no_partial_sums};

@@ -6,6 +6,7 @@
 
 use super::activations::{self, QuantizeJob};
 use super::driver::{Dots, Kernels};
+use super::few::Few;
 use super::float::FloatFormat;
 use super::formats::{Format, Kind};
 
@@ -146,6 +147,14 @@ pub(super) trait Simd: Copy {
     /// # Safety
     /// The pointers are valid for the sizes in `dots`.
     unsafe fn dots<K: Kind, const VECTORS: usize, const TOKENS: usize>(self, dots: &Dots<'_>);
+    /// Multiplies a vector of rows with `TOKENS` tokens without a tile. Only where [`kernels`] are told to have such.
+    ///
+    /// # Safety
+    /// The pointers are valid for the sizes in `few`.
+    #[inline(always)]
+    unsafe fn direct<F: Format, const TOKENS: usize>(self, _: &Few) {
+        unreachable!("no kernels without a tile")
+    }
 }
 
 /// What the kernel in [`tile`](super::tile) needs besides, to multiply bytes. Sums of products may be kept in another form
@@ -242,9 +251,9 @@ macro_rules! kernels {
 
             $(#[target_feature(enable = $features)])?
             #[allow(dead_code)] // where there are no direct ones
-            unsafe fn direct<F: Format, const TOKENS: usize>(few: &Few) {
+            unsafe fn direct<F: Format, const TOKENS: usize>(few: &$crate::backend::cpu::matmul::few::Few) {
                 // SAFETY: the caller's promise.
-                unsafe { few::run::<$simd, F, TOKENS>($proof, few) }
+                unsafe { <$simd>::direct::<F, TOKENS>($proof, few) }
             }
 
             fn kernels<F: Format, const VECTORS: usize>() -> Kernels {
