@@ -18,6 +18,13 @@ struct Line([i8; LINE]);
 
 const LINE: usize = 64;
 
+/// Numbers from one group of `rows` rows to the next. With many rows, an odd number of cache lines: at a distance of a
+/// power of two, all groups would compete for the same few places of the first-level cache.
+pub(super) fn group_stride(rows: usize) -> usize {
+    const IN_LINE: usize = LINE / size_of::<f32>();
+    if rows <= IN_LINE { rows } else { (rows.div_ceil(IN_LINE) | 1).saturating_mul(IN_LINE) }
+}
+
 /// Rows of activations (one for each token), as 8-bit integers in groups of 32 with an f32 scale: `x = scale * q`,
 /// with `q` in -127..=127.
 ///
@@ -26,9 +33,10 @@ const LINE: usize = 64;
 pub(crate) struct QuantRows {
     /// Row-major, each row at the start of a cache line.
     q: Box<[UnsafeCell<Line>]>,
-    /// `[cols / 32][rows]`: the scales of one group of all rows are neighbours, as the kernels read them.
+    /// `[cols / 32][rows]`, groups being [`group_stride`] apart: the scales of one group of all rows are neighbours, as the
+    /// kernels read them.
     scales: Box<[UnsafeCell<f32>]>,
-    /// `[cols / 16][rows]`: sums of 16 quantized activations.
+    /// `[cols / 16][rows]`, as the scales: sums of 16 quantized activations.
     sums: Box<[UnsafeCell<i32>]>,
     rows: usize,
     cols: usize,
@@ -55,11 +63,13 @@ impl QuantRows {
             )));
         }
         let elements = rows.checked_mul(cols.next_multiple_of(LINE)).ok_or_else(|| out_of_memory(rows, cols))?;
+        let stride = group_stride(rows);
+        let groups = stride.checked_mul(cols / SUM_GROUP).ok_or_else(|| out_of_memory(rows, cols))?;
         // Not usable until all parts are large enough.
         (self.rows, self.cols) = (0, 0);
         grow(&mut self.q, elements / LINE, || UnsafeCell::new(Line([0; LINE])))
-            .and_then(|()| grow(&mut self.scales, rows * (cols / GROUP), || UnsafeCell::new(0.0)))
-            .and_then(|()| grow(&mut self.sums, rows * (cols / SUM_GROUP), || UnsafeCell::new(0)))
+            .and_then(|()| grow(&mut self.scales, stride * (cols / GROUP), || UnsafeCell::new(0.0)))
+            .and_then(|()| grow(&mut self.sums, groups, || UnsafeCell::new(0)))
             .map_err(|()| out_of_memory(rows, cols))?;
         (self.rows, self.cols) = (rows, cols);
         Ok(())
@@ -146,15 +156,15 @@ pub(crate) unsafe fn quantize_rows(isa: Isa, x: &[f32], rows: Range<usize>, to: 
 /// # Safety
 /// The sizes agree, and nothing else accesses the job's rows of the output.
 #[inline(always)]
-pub(super) unsafe fn run(job: &QuantizeJob<'_>) {
-    let (n, stride) = (job.to.rows, job.to.stride());
+pub(super) unsafe fn run<S: Simd>(s: S, job: &QuantizeJob<'_>) {
+    let (n, stride) = (group_stride(job.to.rows), job.to.stride());
     for (i, row) in job.rows.clone().enumerate() {
         let x = job.x[i * job.cols..][..job.cols].as_chunks::<GROUP>().0;
         for (group, x) in x.iter().enumerate() {
             // SAFETY: the row and the group are within the buffer, and this thread alone accesses the row.
             unsafe {
                 let q = &mut *job.to.q().add(row * stride + group * GROUP).cast::<[i8; GROUP]>();
-                let (scale, [low, high]) = quantize_group(x, q);
+                let (scale, [low, high]) = quantize_group(s, x, q);
                 job.to.scales().add(group * n + row).write(scale);
                 job.to.sums().add(2 * group * n + row).write(low);
                 job.to.sums().add((2 * group + 1) * n + row).write(high);
@@ -165,22 +175,29 @@ pub(super) unsafe fn run(job: &QuantizeJob<'_>) {
 
 /// Quantizes a group: the scale, and the sums of both halves.
 #[inline(always)]
-fn quantize_group(x: &[f32; GROUP], q: &mut [i8; GROUP]) -> (f32, [i32; 2]) {
-    /// 1.5 * 2^23: adding it to a number of small magnitude leaves the nearest integer in the low bits.
-    const ROUND: f32 = 12_582_912.0;
+fn quantize_group<S: Simd>(s: S, x: &[f32; GROUP], q: &mut [i8; GROUP]) -> (f32, [i32; 2]) {
     // The bits of magnitudes are ordered as the magnitudes are, with infinity and then NaN at the end.
     let max = f32::from_bits(x.iter().fold(0, |max, x| max.max(x.to_bits() & 0x7fff_ffff)));
     // Numbers so small are zeros to the model, and their reciprocals could overflow.
     let (scale, inverse) = if max < 1e-30 { (0.0, 0.0) } else { (max / 127.0, 127.0 / max) };
+    (scale, s.round(x, inverse, q))
+}
+
+/// 1.5 * 2^23: adding it to a number of small magnitude leaves the nearest integer in the low bits.
+pub(super) const ROUND: f32 = 12_582_912.0;
+
+/// What [`Simd::round`] does, in plain Rust.
+#[inline(always)]
+pub(super) fn round(x: &[f32; GROUP], by: f32, q: &mut [i8; GROUP]) -> [i32; 2] {
     let mut sums = [0; 2];
     for (half, sum) in sums.iter_mut().enumerate() {
         for i in half * SUM_GROUP..(half + 1) * SUM_GROUP {
-            let rounded = (x[i] * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i8;
+            let rounded = (x[i] * by + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i8;
             q[i] = rounded;
             *sum += i32::from(rounded);
         }
     }
-    (scale, sums)
+    sums
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ impl Simd for Avx2 {
     type Int = __m256i;
     type Float = __m256;
 
-    kernels!(Avx2, Avx2(()), vectors: 4, few: 1, tokens: [1 2 3 4], "avx2,fma,f16c");
+    kernels!(Avx2, Avx2(()), vectors: 4, few: 1, tokens: [1 2 3 4], direct: [], "avx2,fma,f16c");
 
     #[inline(always)]
     fn splat(self, value: i32) -> __m256i {

@@ -1,7 +1,8 @@
 //! The kernels' instructions on AVX-512 with VNNI: 16 rows in a vector.
 
-use super::activations::{self, QuantizeJob};
+use super::activations::{self, QuantizeJob, ROUND};
 use super::driver::{self, Correction, Dots, Kernels};
+use super::few::{self, Few};
 use super::float::{self, FloatFormat};
 use super::formats::{Format, Kind};
 use super::simd::{Dot, MAGIC, Rows, Simd, kernels, no_partial_sums};
@@ -27,10 +28,27 @@ impl Simd for Avx512 {
     const LANES: usize = 16;
     const WIDE_ZERO: i32 = 128;
     const SUM_START: i32 = MAGIC.to_bits() as i32;
+    const ASKS_AHEAD: bool = true;
     type Int = __m512i;
     type Float = __m512;
 
-    kernels!(Avx512, Avx512(()), vectors: 2, few: 2, tokens: [1 2 3 4 5 6], "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c");
+    kernels!(Avx512, Avx512(()), vectors: 2, few: 2, tokens: [1 2 3 4 5 6], direct: [1 2 3 4], "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c");
+
+    #[inline(always)]
+    fn round(self, x: &[f32; 32], by: f32, q: &mut [i8; 32]) -> [i32; 2] {
+        // Compilers take the vectors apart for the sums.
+        let [low, high] = [0, 16].map(|half| unsafe {
+            let x = _mm512_loadu_ps(x.as_ptr().add(half));
+            // Not fused: all instruction sets round twice.
+            let sum = _mm512_add_ps(_mm512_mul_ps(x, _mm512_set1_ps(by)), _mm512_set1_ps(ROUND));
+            let rounded = _mm512_cvtepi32_epi8(_mm512_castps_si512(sum));
+            _mm_storeu_si128(q.as_mut_ptr().add(half).cast(), rounded);
+            // There are only sums of unsigned bytes: each is 128 too large.
+            let eights = _mm_sad_epu8(_mm_xor_si128(rounded, _mm_set1_epi8(-128)), _mm_setzero_si128());
+            _mm_cvtsi128_si32(_mm_add_epi32(eights, _mm_unpackhi_epi64(eights, eights))) - 16 * 128
+        });
+        [low, high]
+    }
 
     #[inline(always)]
     fn splat(self, value: i32) -> __m512i {
@@ -148,7 +166,8 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn prefetch(self, at: *const u8) {
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+        // Not the intrinsic: compilers gather such requests in one place, where they are too many at a time.
+        unsafe { std::arch::asm!("prefetcht0 [{}]", in(reg) at, options(nostack, preserves_flags)) }
     }
 
     #[inline(always)]
@@ -169,6 +188,11 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn dots<K: Kind, const VECTORS: usize, const TOKENS: usize>(self, dots: &Dots<'_>) {
         unsafe { tile::dots::<Self, K, VECTORS, VECTORS, TOKENS>(self, dots) }
+    }
+
+    #[inline(always)]
+    unsafe fn direct<F: Format, const TOKENS: usize>(self, few: &Few) {
+        unsafe { few::run::<Self, F, TOKENS>(self, few) }
     }
 }
 

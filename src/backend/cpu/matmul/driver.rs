@@ -6,6 +6,7 @@
 //! whatever else is computed with it: other tokens, other rows, on however many threads.
 
 use super::activations::{self, SUM_GROUP};
+use super::few::Few;
 use super::simd::{Rows, Simd};
 use super::tile::{SLICE, Tile};
 use super::{Matrix, OutPtr, Scratch};
@@ -20,15 +21,27 @@ const MAX_TOKENS: usize = 6;
 /// With so few tokens, what takes time is to read the weights.
 pub(super) const FEW_TOKENS: usize = 8;
 
+/// With so many tokens at most, rows are multiplied without a tile where there are kernels for it.
+const DIRECT_TOKENS: usize = 8;
+/// Bytes that such a kernel asks for before they are next: what memory delivers while it answers.
+const AHEAD: usize = 4096;
+/// Bytes of a cache line.
+pub(super) const LINE: usize = 64;
+
 /// Unpacks columns (the first, and how many) of the rows of a tile.
 pub(super) type Unpack = unsafe fn(Rows, usize, usize, &mut Tile);
 /// Multiplies a tile with a certain number of tokens.
 pub(super) type Multiply = unsafe fn(&Dots<'_>);
 
+/// Multiplies rows with a certain number of tokens, a few, without a tile.
+pub(super) type Direct = unsafe fn(&Few);
+
 /// The kernels for one type of weights on one instruction set.
 pub(super) struct Kernels {
     /// Rows in a tile.
     pub(super) rows: usize,
+    /// Columns that the kernels work on between two requests for memory; more than a slice where they make none.
+    pub(super) group: usize,
     /// Slices are multiples of this.
     pub(super) block: usize,
     /// Columns of a slice at most.
@@ -36,6 +49,10 @@ pub(super) struct Kernels {
     pub(super) unpack: Unpack,
     /// For 1, 2, … tokens, at most [`MAX_TOKENS`].
     pub(super) dots: &'static [Multiply],
+    /// Rows that a [`Direct`] multiplies.
+    pub(super) direct_rows: usize,
+    /// For 1, 2, … tokens; empty where there are none.
+    pub(super) direct: &'static [Direct],
     pub(super) correction: Correction,
 }
 
@@ -62,8 +79,10 @@ pub(super) struct Activations {
     pub(super) size: usize,
     /// For quantized ones: scales, `[cols / 32][n]`,
     pub(super) scales: *const f32,
-    /// and sums, `[cols / 16][n]`.
+    /// and sums, `[cols / 16][n]`;
     pub(super) sums: *const i32,
+    /// and numbers from one group to the next.
+    pub(super) group_stride: usize,
     /// Tokens.
     pub(super) n: usize,
 }
@@ -75,11 +94,11 @@ pub(super) struct Dots<'a> {
     /// From the first of the tokens and columns on, as [`Activations::x`].
     pub(super) x: *const u8,
     pub(super) x_stride: usize,
-    /// From the first token and group on; the next group is `n` elements further.
+    /// From the first token and group on; the next group is `group_stride` elements further.
     pub(super) scales: *const f32,
     /// As `scales`, for the groups of the [`Correction`].
     pub(super) corrections: *const i32,
-    pub(super) n: usize,
+    pub(super) group_stride: usize,
     /// The output from the first token and row on; tokens are `out_stride` apart.
     pub(super) out: *mut f32,
     pub(super) out_stride: usize,
@@ -87,6 +106,9 @@ pub(super) struct Dots<'a> {
     /// zeros.
     pub(super) before: *const f32,
     pub(super) before_stride: usize,
+    /// Memory to ask for meanwhile: so many cache lines for each group of columns.
+    pub(super) ahead: *const u8,
+    pub(super) ahead_lines: usize,
 }
 
 /// Multiplies rows of a matrix with all tokens.
@@ -111,6 +133,15 @@ pub(super) unsafe fn run(
     // Slices of about the same length.
     let blocks = w.cols / kernels.block;
     let slice = blocks.div_ceil(w.cols.div_ceil(kernels.slice).max(1)).max(1) * kernels.block;
+    let mut rows = rows;
+    if x.n <= DIRECT_TOKENS && !kernels.direct.is_empty() {
+        let whole = rows.start..rows.end - rows.len() % kernels.direct_rows;
+        rows.start = whole.end;
+        for first in whole.step_by(kernels.direct_rows) {
+            // SAFETY: the rows are within the matrix and the output.
+            unsafe { run_direct(kernels, w, &x, first, slice, out, bias, corrections) };
+        }
+    }
     for places in tiles(kernels.rows, x.n, &rows) {
         let first = places.first;
         for column in (0..w.cols.max(1)).step_by(slice) {
@@ -124,6 +155,8 @@ pub(super) unsafe fn run(
                     (kernels.unpack)(last_rows.copy(w, first, column, columns), 0, columns, tile);
                 }
             }
+            // The part of the next tile that is as large as what was just unpacked.
+            let mut ahead = Ahead::new(kernels, w, &places, column, columns, x.n);
             let mut token = 0;
             while token < x.n {
                 // As even as possible: few tokens at a time are less efficient.
@@ -137,13 +170,17 @@ pub(super) unsafe fn run(
                         columns,
                         x: x.x.add(token * x.stride + column * x.size),
                         x_stride: x.stride,
-                        scales: x.scales.wrapping_add(column / activations::GROUP * x.n + token),
-                        corrections: corrections.as_ptr().wrapping_add(column / correction_group * x.n + token),
-                        n: x.n,
+                        scales: x.scales.wrapping_add(column / activations::GROUP * x.group_stride + token),
+                        corrections: corrections
+                            .as_ptr()
+                            .wrapping_add(column / correction_group * x.group_stride + token),
+                        group_stride: x.group_stride,
                         out: to,
                         out_stride: out.stride,
                         before: ZEROS.as_ptr(),
                         before_stride: 0,
+                        ahead: ahead.from,
+                        ahead_lines: ahead.next(),
                     };
                     if column > 0 {
                         (dots.before, dots.before_stride) = (to, out.stride);
@@ -160,6 +197,79 @@ pub(super) unsafe fn run(
                 token += tokens;
             }
         }
+    }
+}
+
+/// Multiplies the rows from `first` on with all tokens by the kernels that need no tile.
+///
+/// # Safety
+/// As for [`run`], with all of these rows.
+#[allow(clippy::too_many_arguments)]
+unsafe fn run_direct(
+    kernels: &Kernels,
+    w: &Matrix<'_>,
+    x: &Activations,
+    first: usize,
+    slice: usize,
+    out: OutPtr<'_>,
+    bias: Option<&[f32]>,
+    corrections: &[i32],
+) {
+    let rows = Rows { first: w.row(first).as_ptr(), stride: w.row_bytes };
+    let mut token = 0;
+    while token < x.n {
+        let left = x.n - token;
+        let tokens = left.div_ceil(left.div_ceil(kernels.direct.len()));
+        // SAFETY: the tokens and columns are within the activations, the tokens and rows within the output.
+        unsafe {
+            kernels.direct[tokens - 1](&Few {
+                rows,
+                cols: w.cols,
+                slice,
+                x: x.x.add(token * x.stride).cast(),
+                x_stride: x.stride,
+                scales: x.scales.add(token),
+                corrections: corrections.as_ptr().add(token),
+                group_stride: x.group_stride,
+                out: out.element(token, first),
+                out_stride: out.stride,
+                bias: bias.map(|bias| bias.as_ptr().add(first)),
+                ahead: rows.first.wrapping_add(w.row_bytes * kernels.direct_rows + AHEAD),
+            });
+        }
+        token += tokens;
+    }
+}
+
+/// What is to be asked for while a slice of a tile is multiplied.
+struct Ahead {
+    from: *const u8,
+    /// Cache lines that are left, those for each group of columns, and the groups.
+    lines: usize,
+    for_group: usize,
+    groups: usize,
+}
+
+impl Ahead {
+    fn new(kernels: &Kernels, w: &Matrix<'_>, places: &Places, column: usize, columns: usize, n: usize) -> Self {
+        let groups = columns / kernels.group;
+        if places.step != 1 || places.count < kernels.rows || groups == 0 {
+            return Self { from: std::ptr::null(), lines: 0, for_group: 0, groups: 0 };
+        }
+        let tile = w.row_bytes * kernels.rows;
+        let from = w.row(places.first).as_ptr().wrapping_add(tile + AHEAD + w.bytes(column) * kernels.rows);
+        let lines = (w.bytes(columns) * kernels.rows).div_ceil(LINE);
+        let for_group = lines.div_ceil(n.div_ceil(kernels.dots.len()) * groups);
+        Self { from, lines, for_group, groups }
+    }
+
+    /// How many lines for each group come next.
+    fn next(&mut self) -> usize {
+        let for_group = if self.lines > 0 { self.for_group } else { 0 };
+        let lines = for_group * self.groups;
+        self.from = self.from.wrapping_add(lines * LINE);
+        self.lines = self.lines.saturating_sub(lines);
+        for_group
     }
 }
 
@@ -239,18 +349,18 @@ impl LastRows {
 /// The pointers of the activations are valid.
 unsafe fn prepare(correction: Correction, cols: usize, x: &Activations, corrections: &mut [i32]) -> usize {
     let (Correction::Zero { group, .. } | Correction::Mins { group }) = correction else { return 1 };
-    let n = x.n;
+    let (n, stride) = (x.n, x.group_stride);
     // SAFETY: there are as many sums and scales, and nothing writes them.
     let (sums, scales) = unsafe {
         (
-            std::slice::from_raw_parts(x.sums, cols / SUM_GROUP * n),
-            std::slice::from_raw_parts(x.scales, cols / activations::GROUP * n),
+            std::slice::from_raw_parts(x.sums, cols / SUM_GROUP * stride),
+            std::slice::from_raw_parts(x.scales, cols / activations::GROUP * stride),
         )
     };
-    for (i, to) in corrections.chunks_exact_mut(n).take(cols / group).enumerate() {
-        let column = i * group;
-        let first = &sums[column / SUM_GROUP * n..][..n];
-        let second = if group > SUM_GROUP { &sums[(column / SUM_GROUP + 1) * n..][..n] } else { &[] };
+    for (i, to) in corrections.chunks_exact_mut(stride).take(cols / group).enumerate() {
+        let (to, column) = (&mut to[..n], i * group);
+        let first = &sums[column / SUM_GROUP * stride..][..n];
+        let second = if group > SUM_GROUP { &sums[(column / SUM_GROUP + 1) * stride..][..n] } else { &[] };
         to.copy_from_slice(first);
         for (to, second) in to.iter_mut().zip(second) {
             *to += second;
@@ -258,7 +368,7 @@ unsafe fn prepare(correction: Correction, cols: usize, x: &Activations, correcti
         match correction {
             Correction::Zero { zero, start, .. } => to.iter_mut().for_each(|to| *to = start - zero * *to),
             _ => {
-                for (to, scale) in to.iter_mut().zip(&scales[column / activations::GROUP * n..]) {
+                for (to, scale) in to.iter_mut().zip(&scales[column / activations::GROUP * stride..]) {
                     *to = (*to as f32 * scale).to_bits() as i32;
                 }
             }

@@ -4,7 +4,7 @@
 //! Unpacking is vertical: the packed bytes of a vector of rows are transposed first, so that the bits of all rows are
 //! taken apart by the same full-width instructions, the packed scales among them.
 
-use super::simd::{Rows, Simd};
+use super::simd::{Rows, Simd, unroll};
 use crate::gguf::TensorType;
 
 /// What the matrix kernel has to know of a format; formats of the same kind share it. Group `g` of a row stands for the
@@ -78,12 +78,30 @@ pub(super) trait Format {
     /// Unpacks one block, which starts at `offset`, of each row.
     ///
     /// # Safety
-    /// `LANES` rows are valid for reads of `offset` plus the bytes of a block, and `out` is valid for writes of a block.
-    unsafe fn unpack<S: Simd, const VECTORS: usize>(s: S, rows: Rows, offset: usize, out: Unpacked<S, VECTORS>);
+    /// `LANES` rows are valid for reads of `offset` plus the bytes of a block, and `out` takes a block.
+    unsafe fn unpack<S: Simd>(s: S, rows: Rows, offset: usize, out: &mut impl Sink<S>);
+}
+
+/// What takes the block of a vector of rows as it is unpacked: group by group, in order.
+pub(super) trait Sink<S: Simd> {
+    /// Begins a group.
+    ///
+    /// # Safety
+    /// It is within the block that the sink was made for; so for the functions below.
+    unsafe fn begin(&mut self, group: usize);
+    /// Weights `4 * i ..` of the block, of the group that was begun last.
+    ///
+    /// # Safety
+    /// As for [`begin`](Self::begin).
+    unsafe fn q(&mut self, i: usize, value: S::Int);
+    /// Ends the group, all of whose weights were given; with minima where the [`Kind`] has some.
+    ///
+    /// # Safety
+    /// As for [`begin`](Self::begin).
+    unsafe fn end(&mut self, group: usize, scale: S::Float, min: Option<S::Float>);
 }
 
 /// Where a vector of rows unpacks to: arrays whose elements are `VECTORS` vectors of rows, this one among them.
-#[derive(Clone, Copy)]
 pub(super) struct Unpacked<S, const VECTORS: usize> {
     simd: S,
     /// Elements of four bytes: weights `4 * i ..` of the rows.
@@ -98,23 +116,27 @@ impl<S: Simd, const VECTORS: usize> Unpacked<S, VECTORS> {
     pub(super) fn new(simd: S, q: *mut i32, scales: *mut f32, mins: *mut f32) -> Self {
         Self { simd, q, scales, mins }
     }
+}
+
+impl<S: Simd, const VECTORS: usize> Sink<S> for Unpacked<S, VECTORS> {
+    #[inline(always)]
+    unsafe fn begin(&mut self, _: usize) {}
 
     #[inline(always)]
-    unsafe fn q(self, i: usize, value: S::Int) {
+    unsafe fn q(&mut self, i: usize, value: S::Int) {
         // SAFETY: the caller's promise that the block can be written, of which `i` is a part.
         unsafe { self.simd.store(self.q.add(i * VECTORS * S::LANES), value) }
     }
 
     #[inline(always)]
-    unsafe fn scale(self, group: usize, value: S::Float) {
+    unsafe fn end(&mut self, group: usize, scale: S::Float, min: Option<S::Float>) {
         // SAFETY: as above.
-        unsafe { self.simd.store_float(self.scales.add(group * VECTORS * S::LANES), value) }
-    }
-
-    #[inline(always)]
-    unsafe fn min(self, group: usize, value: S::Float) {
-        // SAFETY: as above.
-        unsafe { self.simd.store_float(self.mins.add(group * VECTORS * S::LANES), value) }
+        unsafe {
+            self.simd.store_float(self.scales.add(group * VECTORS * S::LANES), scale);
+            if let Some(min) = min {
+                self.simd.store_float(self.mins.add(group * VECTORS * S::LANES), min);
+            }
+        }
     }
 }
 
@@ -132,30 +154,58 @@ fn signed_byte<S: Simd>(s: S, v: S::Int, i: usize) -> S::Float {
     s.to_float(s.sar(s.shl(v, 24 - 8 * i as u32), 24))
 }
 
-/// The nibbles of 16 bytes: low ones are weights 0..16, high ones 16..32.
+/// The low nibbles.
 #[inline(always)]
-unsafe fn nibbles<S: Simd, const V: usize>(s: S, packed: [S::Int; 4], out: Unpacked<S, V>) {
-    let mask = s.splat(LOW_NIBBLES);
-    for (j, v) in packed.into_iter().enumerate() {
-        // SAFETY: the caller's promise that `out` can be written.
-        unsafe {
-            out.q(j, s.and(v, mask));
-            out.q(4 + j, s.and(s.shr(v, 4), mask));
-        }
+fn low<S: Simd>(s: S, v: S::Int) -> S::Int {
+    s.and(v, s.splat(LOW_NIBBLES))
+}
+
+/// The high nibbles.
+#[inline(always)]
+fn high<S: Simd>(s: S, v: S::Int) -> S::Int {
+    low(s, s.shr(v, 4))
+}
+
+/// A block of one group: the nibbles of 16 bytes, low ones for weights 0..16, high ones for 16..32.
+#[inline(always)]
+unsafe fn nibbles<S: Simd>(s: S, packed: [S::Int; 4], scale: S::Float, min: Option<S::Float>, out: &mut impl Sink<S>) {
+    // SAFETY: the caller's promise that `out` takes a block.
+    unsafe {
+        out.begin(0);
+        unroll!(j < 4; 0 1 2 3, {
+            out.q(j, low(s, packed[j]));
+            out.q(4 + j, high(s, packed[j]));
+        });
+        out.end(0, scale, min);
     }
 }
 
-/// The same with a fifth bit: bit `i` of `high` for weight `i`.
+/// The same with a fifth bit: bit `i` of `bits` for weight `i`.
 #[inline(always)]
-unsafe fn nibbles_and_bits<S: Simd, const V: usize>(s: S, packed: [S::Int; 4], high: S::Int, out: Unpacked<S, V>) {
-    let mask = s.splat(LOW_NIBBLES);
-    for (j, v) in packed.into_iter().enumerate() {
-        // SAFETY: the caller's promise that `out` can be written.
-        unsafe {
-            out.q(j, s.or(s.and(v, mask), s.spread_bits(high, j as u32)));
-            out.q(4 + j, s.or(s.and(s.shr(v, 4), mask), s.spread_bits(high, 4 + j as u32)));
-        }
+unsafe fn nibbles_and_bits<S: Simd>(
+    s: S,
+    packed: [S::Int; 4],
+    bits: S::Int,
+    scale: S::Float,
+    min: Option<S::Float>,
+    out: &mut impl Sink<S>,
+) {
+    // SAFETY: the caller's promise that `out` takes a block.
+    unsafe {
+        out.begin(0);
+        unroll!(j < 4; 0 1 2 3, {
+            out.q(j, s.or(low(s, packed[j]), s.spread_bits(bits, j as u32)));
+            out.q(4 + j, s.or(high(s, packed[j]), s.spread_bits(bits, 4 + j as u32)));
+        });
+        out.end(0, scale, min);
     }
+}
+
+/// 32 bytes of each row.
+#[inline(always)]
+unsafe fn two_quants<S: Simd>(s: S, rows: Rows, at: usize) -> [[S::Int; 4]; 2] {
+    // SAFETY: the caller's promise that the rows can be read there.
+    unsafe { [s.quants(rows, at), s.quants(rows, at + 16)] }
 }
 
 pub(super) struct Q4_0;
@@ -166,12 +216,11 @@ impl Format for Q4_0 {
     const ZERO: i32 = 8;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd, const V: usize>(s: S, rows: Rows, at: usize, out: Unpacked<S, V>) {
+    unsafe fn unpack<S: Simd>(s: S, rows: Rows, at: usize, out: &mut impl Sink<S>) {
         // SAFETY: all reads are within the 18 bytes of the block, all writes within its 32 weights.
         unsafe {
             let head = s.transpose(rows, at)[0];
-            out.scale(0, s.half_to_float(head));
-            nibbles(s, s.quants(rows, at + 2), out);
+            nibbles(s, s.quants(rows, at + 2), s.half_to_float(head), None, out);
         }
     }
 }
@@ -183,13 +232,12 @@ impl Format for Q4_1 {
     type Kind = Mins32<15>;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd, const V: usize>(s: S, rows: Rows, at: usize, out: Unpacked<S, V>) {
+    unsafe fn unpack<S: Simd>(s: S, rows: Rows, at: usize, out: &mut impl Sink<S>) {
         // SAFETY: all reads are within the 20 bytes of the block, all writes within its 32 weights.
         unsafe {
             let head = s.transpose(rows, at)[0];
-            out.scale(0, s.half_to_float(head));
-            out.min(0, s.half_to_float(s.shr(head, 16)));
-            nibbles(s, s.quants(rows, at + 4), out);
+            let (scale, min) = (s.half_to_float(head), s.half_to_float(s.shr(head, 16)));
+            nibbles(s, s.quants(rows, at + 4), scale, Some(min), out);
         }
     }
 }
@@ -202,13 +250,12 @@ impl Format for Q5_0 {
     const ZERO: i32 = 16;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd, const V: usize>(s: S, rows: Rows, at: usize, out: Unpacked<S, V>) {
+    unsafe fn unpack<S: Simd>(s: S, rows: Rows, at: usize, out: &mut impl Sink<S>) {
         // SAFETY: all reads are within the 22 bytes of the block, all writes within its 32 weights.
         unsafe {
             let [head, next, ..] = s.transpose(rows, at);
-            out.scale(0, s.half_to_float(head));
-            let high = s.or(s.shr(head, 16), s.shl(next, 16));
-            nibbles_and_bits(s, s.quants(rows, at + 6), high, out);
+            let bits = s.or(s.shr(head, 16), s.shl(next, 16));
+            nibbles_and_bits(s, s.quants(rows, at + 6), bits, s.half_to_float(head), None, out);
         }
     }
 }
@@ -220,13 +267,12 @@ impl Format for Q5_1 {
     type Kind = Mins32<31>;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd, const V: usize>(s: S, rows: Rows, at: usize, out: Unpacked<S, V>) {
+    unsafe fn unpack<S: Simd>(s: S, rows: Rows, at: usize, out: &mut impl Sink<S>) {
         // SAFETY: all reads are within the 24 bytes of the block, all writes within its 32 weights.
         unsafe {
-            let [head, high, ..] = s.transpose(rows, at);
-            out.scale(0, s.half_to_float(head));
-            out.min(0, s.half_to_float(s.shr(head, 16)));
-            nibbles_and_bits(s, s.quants(rows, at + 8), high, out);
+            let [head, bits, ..] = s.transpose(rows, at);
+            let (scale, min) = (s.half_to_float(head), s.half_to_float(s.shr(head, 16)));
+            nibbles_and_bits(s, s.quants(rows, at + 8), bits, scale, Some(min), out);
         }
     }
 }
@@ -238,16 +284,18 @@ impl Format for Q8_0 {
     type Kind = Wide32;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd, const V: usize>(s: S, rows: Rows, at: usize, out: Unpacked<S, V>) {
+    unsafe fn unpack<S: Simd>(s: S, rows: Rows, at: usize, out: &mut impl Sink<S>) {
         // SAFETY: all reads are within the 34 bytes of the block, all writes within its 32 weights.
         unsafe {
             let head = s.transpose(rows, at)[0];
-            out.scale(0, s.half_to_float(head));
-            for half in 0..2 {
-                for (j, v) in s.quants(rows, at + 2 + 16 * half).into_iter().enumerate() {
-                    out.q(4 * half + j, s.wide(v));
-                }
-            }
+            out.begin(0);
+            unroll!(part < 2; 0 1, {
+                let quants = s.quants(rows, at + 2 + 16 * part);
+                unroll!(j < 4; 0 1 2 3, {
+                    out.q(4 * part + j, s.wide(quants[j]));
+                });
+            });
+            out.end(0, s.half_to_float(head), None);
         }
     }
 }
@@ -259,29 +307,29 @@ impl Format for Q2K {
     type Kind = Mins16<3>;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd, const V: usize>(s: S, rows: Rows, at: usize, out: Unpacked<S, V>) {
+    unsafe fn unpack<S: Simd>(s: S, rows: Rows, at: usize, out: &mut impl Sink<S>) {
         // SAFETY: all reads are within the 84 bytes of the block, all writes within its 256 weights.
         unsafe {
             let tail = s.transpose(rows, at + 68)[3];
             let d = s.half_to_float(tail);
             let minus_dmin = s.mul(s.half_to_float(s.shr(tail, 16)), s.splat_float(-1.0));
-            for (j, v) in s.transpose(rows, at).into_iter().enumerate() {
-                let (scales, mins) = (s.and(v, s.splat(LOW_NIBBLES)), s.and(s.shr(v, 4), s.splat(LOW_NIBBLES)));
-                for i in 0..4 {
-                    out.scale(4 * j + i, s.mul(d, byte(s, scales, i)));
-                    out.min(4 * j + i, s.mul(minus_dmin, byte(s, mins, i)));
-                }
-            }
-            for piece in 0..4 {
-                // 16 bytes hold 16 weights of each of four groups, 32 weights apart.
-                let first = 32 * (piece / 2) + 4 * (piece % 2);
-                for (j, v) in s.quants(rows, at + 16 + 16 * piece).into_iter().enumerate() {
-                    for pair in 0..4 {
-                        let q = s.and(s.shr(v, 2 * pair as u32), s.splat(0x0303_0303));
-                        out.q(first + 8 * pair + j, q);
-                    }
-                }
-            }
+            let packed = s.transpose(rows, at);
+            unroll!(half < 2; 0 1, {
+                // 32 bytes hold 16 weights of each of eight groups: two of each pair of bits.
+                let quants = two_quants(s, rows, at + 16 + 32 * half);
+                unroll!(pair < 4; 0 1 2 3, {
+                    unroll!(part < 2; 0 1, {
+                        let group = 8 * half + 2 * pair + part;
+                        out.begin(group);
+                        unroll!(j < 4; 0 1 2 3, {
+                            out.q(4 * group + j, s.and(s.shr(quants[part][j], 2 * pair as u32), s.splat(0x0303_0303)));
+                        });
+                        let (scales, mins) = (low(s, packed[group / 4]), high(s, packed[group / 4]));
+                        let scale = s.mul(d, byte(s, scales, group % 4));
+                        out.end(group, scale, Some(s.mul(minus_dmin, byte(s, mins, group % 4))));
+                    });
+                });
+            });
         }
     }
 }
@@ -294,56 +342,66 @@ impl Format for Q3K {
     const ZERO: i32 = 4;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd, const V: usize>(s: S, rows: Rows, at: usize, out: Unpacked<S, V>) {
+    unsafe fn unpack<S: Simd>(s: S, rows: Rows, at: usize, out: &mut impl Sink<S>) {
         // SAFETY: all reads are within the 110 bytes of the block, all writes within its 256 weights.
         unsafe {
             // The last 16 bytes: 2 others, 12 of scales, 2 of d.
             let tail = s.transpose(rows, at + 94);
-            let low = [s.or(s.shr(tail[0], 16), s.shl(tail[1], 16)), s.or(s.shr(tail[1], 16), s.shl(tail[2], 16))];
-            let high = s.or(s.shr(tail[2], 16), s.shl(tail[3], 16));
+            let lows = [s.or(s.shr(tail[0], 16), s.shl(tail[1], 16)), s.or(s.shr(tail[1], 16), s.shl(tail[2], 16))];
+            let tops = s.or(s.shr(tail[2], 16), s.shl(tail[3], 16));
             let d = s.half_to_float(s.shr(tail[3], 16));
-            for j in 0..4 {
-                // Scales 4 * j ..: four low bits in nibbles, two high bits in pairs.
-                let nibbles = s.and(s.shr(low[j % 2], 4 * (j as u32 / 2)), s.splat(LOW_NIBBLES));
-                let pairs = s.and(s.shr(high, 2 * j as u32), s.splat(0x0303_0303));
-                let scales = s.or(nibbles, s.shl(pairs, 4));
-                for i in 0..4 {
-                    let scale = s.add(byte(s, scales, i), s.splat_float(-32.0));
-                    out.scale(4 * j + i, s.mul(d, scale));
-                }
-            }
-            for part in 0..2 {
-                // 16 of the 32 bytes that repeat: of the mask for all 256 weights, of the pairs for 128.
-                let mask = s.quants(rows, at + 16 * part);
-                for half in 0..2 {
-                    let pairs = s.quants(rows, at + 32 + 32 * half + 16 * part);
-                    for j in 0..4 {
-                        for pair in 0..4 {
-                            let low = s.and(s.shr(pairs[j], 2 * pair as u32), s.splat(0x0303_0303));
-                            let high = s.and(s.shr(mask[j], (4 * half + pair) as u32), s.splat(0x0101_0101));
-                            out.q(32 * half + 8 * pair + 4 * part + j, s.or(low, s.shl(high, 2)));
-                        }
-                    }
-                }
-            }
+            // The mask's 32 bytes are for all 256 weights.
+            let mask = two_quants(s, rows, at);
+            unroll!(half < 2; 0 1, {
+                let pairs = two_quants(s, rows, at + 32 + 32 * half);
+                unroll!(pair < 4; 0 1 2 3, {
+                    unroll!(part < 2; 0 1, {
+                        let group = 8 * half + 2 * pair + part;
+                        out.begin(group);
+                        unroll!(j < 4; 0 1 2 3, {
+                            let low = s.and(s.shr(pairs[part][j], 2 * pair as u32), s.splat(0x0303_0303));
+                            let top = s.and(s.shr(mask[part][j], (4 * half + pair) as u32), s.splat(0x0101_0101));
+                            out.q(4 * group + j, s.or(low, s.shl(top, 2)));
+                        });
+                        // Scales 4 * j ..: four low bits in nibbles, two high bits in pairs.
+                        let j = group / 4;
+                        let nibbles = low(s, s.shr(lows[j % 2], 4 * (j as u32 / 2)));
+                        let scales = s.or(nibbles, s.shl(s.and(s.shr(tops, 2 * j as u32), s.splat(0x0303_0303)), 4));
+                        let scale = s.add(byte(s, scales, group % 4), s.splat_float(-32.0));
+                        out.end(group, s.mul(d, scale), None);
+                    });
+                });
+            });
         }
     }
 }
 
 /// The scales and minima that start a block of Q4_K and Q5_K.
-#[inline(always)]
-unsafe fn scales_and_mins<S: Simd, const V: usize>(s: S, head: [S::Int; 4], out: Unpacked<S, V>) {
-    let d = s.half_to_float(head[0]);
-    let minus_dmin = s.mul(s.half_to_float(s.shr(head[0], 16)), s.splat_float(-1.0));
-    let (nibble, six, top) = (s.splat(LOW_NIBBLES), s.splat(0x3f3f_3f3f), s.splat(0x3030_3030));
-    let scales = [s.and(head[1], six), s.or(s.and(head[3], nibble), s.and(s.shr(head[1], 2), top))];
-    let mins = [s.and(head[2], six), s.or(s.and(s.shr(head[3], 4), nibble), s.and(s.shr(head[2], 2), top))];
-    for group in 0..8 {
-        // SAFETY: the caller's promise that `out` can be written.
-        unsafe {
-            out.scale(group, s.mul(d, byte(s, scales[group / 4], group % 4)));
-            out.min(group, s.mul(minus_dmin, byte(s, mins[group / 4], group % 4)));
+struct Heads<S: Simd> {
+    d: S::Float,
+    minus_dmin: S::Float,
+    scales: [S::Int; 2],
+    mins: [S::Int; 2],
+}
+
+impl<S: Simd> Heads<S> {
+    #[inline(always)]
+    fn new(s: S, head: [S::Int; 4]) -> Self {
+        let (six, top) = (s.splat(0x3f3f_3f3f), s.splat(0x3030_3030));
+        Self {
+            d: s.half_to_float(head[0]),
+            minus_dmin: s.mul(s.half_to_float(s.shr(head[0], 16)), s.splat_float(-1.0)),
+            scales: [s.and(head[1], six), s.or(low(s, head[3]), s.and(s.shr(head[1], 2), top))],
+            mins: [s.and(head[2], six), s.or(high(s, head[3]), s.and(s.shr(head[2], 2), top))],
         }
+    }
+
+    #[inline(always)]
+    unsafe fn end(&self, s: S, group: usize, out: &mut impl Sink<S>) {
+        let scale = s.mul(self.d, byte(s, self.scales[group / 4], group % 4));
+        let min = s.mul(self.minus_dmin, byte(s, self.mins[group / 4], group % 4));
+        // SAFETY: the caller's promise that `out` takes the group.
+        unsafe { out.end(group, scale, Some(min)) }
     }
 }
 
@@ -354,17 +412,28 @@ impl Format for Q4K {
     type Kind = Mins32<15>;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd, const V: usize>(s: S, rows: Rows, at: usize, out: Unpacked<S, V>) {
+    unsafe fn unpack<S: Simd>(s: S, rows: Rows, at: usize, out: &mut impl Sink<S>) {
         // SAFETY: all reads are within the 144 bytes of the block, all writes within its 256 weights.
         unsafe {
-            scales_and_mins(s, s.transpose(rows, at), out);
-            for piece in 0..8 {
-                let first = 16 * (piece / 2) + 4 * (piece % 2);
-                for (j, v) in s.quants(rows, at + 16 + 16 * piece).into_iter().enumerate() {
-                    out.q(first + j, s.and(v, s.splat(LOW_NIBBLES)));
-                    out.q(first + 8 + j, s.and(s.shr(v, 4), s.splat(LOW_NIBBLES)));
-                }
-            }
+            let heads = Heads::new(s, s.transpose(rows, at));
+            unroll!(pair < 4; 0 1 2 3, {
+                // The low nibbles of 32 bytes are one group, the high ones the next.
+                let packed = two_quants(s, rows, at + 16 + 32 * pair);
+                out.begin(2 * pair);
+                unroll!(part < 2; 0 1, {
+                    unroll!(j < 4; 0 1 2 3, {
+                        out.q(16 * pair + 4 * part + j, low(s, packed[part][j]));
+                    });
+                });
+                heads.end(s, 2 * pair, out);
+                out.begin(2 * pair + 1);
+                unroll!(part < 2; 0 1, {
+                    unroll!(j < 4; 0 1 2 3, {
+                        out.q(16 * pair + 8 + 4 * part + j, high(s, packed[part][j]));
+                    });
+                });
+                heads.end(s, 2 * pair + 1, out);
+            });
         }
     }
 }
@@ -376,25 +445,32 @@ impl Format for Q5K {
     type Kind = Mins32<31>;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd, const V: usize>(s: S, rows: Rows, at: usize, out: Unpacked<S, V>) {
+    unsafe fn unpack<S: Simd>(s: S, rows: Rows, at: usize, out: &mut impl Sink<S>) {
         // SAFETY: all reads are within the 176 bytes of the block, all writes within its 256 weights.
         unsafe {
-            scales_and_mins(s, s.transpose(rows, at), out);
-            for part in 0..2 {
-                // 16 of the 32 bytes of high bits: bit g of a byte belongs to group g.
-                let high = s.quants(rows, at + 16 + 16 * part);
-                for pair in 0..4 {
-                    let low = s.quants(rows, at + 48 + 32 * pair + 16 * part);
-                    for j in 0..4 {
-                        let bit = s.splat(0x1010_1010);
-                        let even = s.and(s.shl(s.shr(high[j], 2 * pair as u32), 4), bit);
-                        let odd = s.and(s.shl(s.shr(high[j], 2 * pair as u32 + 1), 4), bit);
-                        let first = 16 * pair + 4 * part + j;
-                        out.q(first, s.or(s.and(low[j], s.splat(LOW_NIBBLES)), even));
-                        out.q(first + 8, s.or(s.and(s.shr(low[j], 4), s.splat(LOW_NIBBLES)), odd));
-                    }
-                }
-            }
+            let heads = Heads::new(s, s.transpose(rows, at));
+            // Bit g of a byte of the high bits belongs to group g.
+            let bits = two_quants(s, rows, at + 16);
+            let bit = |v, group: usize| s.and(s.shl(s.shr(v, group as u32), 4), s.splat(0x1010_1010));
+            unroll!(pair < 4; 0 1 2 3, {
+                let packed = two_quants(s, rows, at + 48 + 32 * pair);
+                out.begin(2 * pair);
+                unroll!(part < 2; 0 1, {
+                    unroll!(j < 4; 0 1 2 3, {
+                        let q = s.or(low(s, packed[part][j]), bit(bits[part][j], 2 * pair));
+                        out.q(16 * pair + 4 * part + j, q);
+                    });
+                });
+                heads.end(s, 2 * pair, out);
+                out.begin(2 * pair + 1);
+                unroll!(part < 2; 0 1, {
+                    unroll!(j < 4; 0 1 2 3, {
+                        let q = s.or(high(s, packed[part][j]), bit(bits[part][j], 2 * pair + 1));
+                        out.q(16 * pair + 8 + 4 * part + j, q);
+                    });
+                });
+                heads.end(s, 2 * pair + 1, out);
+            });
         }
     }
 }
@@ -407,31 +483,34 @@ impl Format for Q6K {
     const ZERO: i32 = 32;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd, const V: usize>(s: S, rows: Rows, at: usize, out: Unpacked<S, V>) {
+    unsafe fn unpack<S: Simd>(s: S, rows: Rows, at: usize, out: &mut impl Sink<S>) {
         // SAFETY: all reads are within the 210 bytes of the block, all writes within its 256 weights.
         unsafe {
             let d = s.half_to_float(s.shr(s.transpose(rows, at + 194)[3], 16));
-            for (j, v) in s.transpose(rows, at + 192).into_iter().enumerate() {
-                for i in 0..4 {
-                    out.scale(4 * j + i, s.mul(d, signed_byte(s, v, i)));
-                }
-            }
-            let (nibble, pair) = (s.splat(LOW_NIBBLES), s.splat(0x3030_3030));
-            for half in 0..2 {
-                for part in 0..2 {
-                    let low0 = s.quants(rows, at + 64 * half + 16 * part);
-                    let low1 = s.quants(rows, at + 64 * half + 32 + 16 * part);
-                    let high = s.quants(rows, at + 128 + 32 * half + 16 * part);
-                    for j in 0..4 {
-                        let first = 32 * half + 4 * part + j;
-                        let h = high[j];
-                        out.q(first, s.or(s.and(low0[j], nibble), s.and(s.shl(h, 4), pair)));
-                        out.q(first + 8, s.or(s.and(low1[j], nibble), s.and(s.shl(h, 2), pair)));
-                        out.q(first + 16, s.or(s.and(s.shr(low0[j], 4), nibble), s.and(h, pair)));
-                        out.q(first + 24, s.or(s.and(s.shr(low1[j], 4), nibble), s.and(s.shr(h, 2), pair)));
-                    }
-                }
-            }
+            let scales = s.transpose(rows, at + 192);
+            let pair = s.splat(0x3030_3030);
+            unroll!(half < 2; 0 1, {
+                // Groups 0 to 3 have the low nibbles of 64 bytes, 4 to 7 the high ones; a pair of bits of 32 bytes each.
+                let nibbles = [two_quants(s, rows, at + 64 * half), two_quants(s, rows, at + 64 * half + 32)];
+                let tops = two_quants(s, rows, at + 128 + 32 * half);
+                unroll!(two < 4; 0 1 2 3, {
+                    unroll!(part < 2; 0 1, {
+                        let group = 8 * half + 2 * two + part;
+                        out.begin(group);
+                        unroll!(j < 4; 0 1 2 3, {
+                            let (v, top) = (nibbles[two % 2][part][j], tops[part][j]);
+                            let q = match two {
+                                0 => s.or(low(s, v), s.and(s.shl(top, 4), pair)),
+                                1 => s.or(low(s, v), s.and(s.shl(top, 2), pair)),
+                                2 => s.or(high(s, v), s.and(top, pair)),
+                                _ => s.or(high(s, v), s.and(s.shr(top, 2), pair)),
+                            };
+                            out.q(4 * group + j, q);
+                        });
+                        out.end(group, s.mul(d, signed_byte(s, scales[group / 4], group % 4)), None);
+                    });
+                });
+            });
         }
     }
 }

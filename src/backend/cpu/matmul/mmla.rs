@@ -147,10 +147,10 @@ pub(super) unsafe fn dots<K: Kind, const VECTORS: usize, const TOKENS: usize>(s:
             });
             scales = scales.add(rows);
             mins = mins.add(rows);
-            corrections = corrections.add(dots.n);
+            corrections = corrections.add(dots.group_stride);
             column += K::GROUP;
             if K::GROUP == activations::GROUP || column % activations::GROUP == 0 {
-                x_scales = x_scales.add(dots.n);
+                x_scales = x_scales.add(dots.group_stride);
             }
         }
         unroll!(v < VECTORS, {

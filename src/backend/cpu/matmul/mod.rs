@@ -11,6 +11,8 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod driver;
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // only AVX-512 has kernels of it
+mod few;
 mod float;
 mod formats;
 #[cfg(target_arch = "aarch64")]
@@ -247,7 +249,8 @@ impl Scratch {
     /// # Errors
     /// `OutOfMemory`.
     pub(crate) fn reserve(&mut self, n: usize, cols: usize) -> Result<()> {
-        n.checked_mul(cols / SUM_GROUP)
+        activations::group_stride(n)
+            .checked_mul(cols / SUM_GROUP)
             .and_then(|len| activations::grow(&mut self.corrections, len, || 0).ok())
             .ok_or_else(|| Error::new(ErrorKind::OutOfMemory, format!("no memory to multiply {n} tokens at a time")))
     }
@@ -302,6 +305,7 @@ pub(crate) unsafe fn matmul(
                 size,
                 scales: std::ptr::null(),
                 sums: std::ptr::null(),
+                group_stride: n,
                 n,
             };
             // SAFETY: all sizes were checked; the caller promises that nothing else accesses the rows of the output.
@@ -315,7 +319,9 @@ pub(crate) unsafe fn matmul(
                 x.cols(),
                 w.cols
             );
-            assert!(scratch.corrections.len() >= n * (w.cols / SUM_GROUP), "no scratch memory for {n} x {}", w.cols);
+            let group_stride = activations::group_stride(n);
+            let corrections = group_stride * (w.cols / SUM_GROUP);
+            assert!(scratch.corrections.len() >= corrections, "no scratch memory for {n} x {}", w.cols);
             let kernels = on_isa!(isa, simd => match w.ty {
                 T::Q4_0 => simd.quant_kernels::<formats::Q4_0>(n),
                 T::Q4_1 => simd.quant_kernels::<formats::Q4_1>(n),
@@ -335,6 +341,7 @@ pub(crate) unsafe fn matmul(
                 size: 1,
                 scales: x.scales(),
                 sums: x.sums(),
+                group_stride,
                 n,
             };
             // SAFETY: all sizes were checked; the caller promises that nothing else accesses the rows of the output or

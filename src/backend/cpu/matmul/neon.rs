@@ -15,7 +15,7 @@ use std::arch::asm;
 /// An instruction set whose vectors are NEON's: `$features`. `$own` are the functions in which it differs.
 macro_rules! instruction_set {
     (
-        $(#[$doc:meta])* $simd:ident, tokens: [$($tokens:literal)*], $features:literal; { $($own:tt)* }
+        $(#[$doc:meta])* $simd:ident, tokens: [$($tokens:literal)*], direct: [], $features:literal; { $($own:tt)* }
     ) => {
         $(#[$doc])*
         #[derive(Clone, Copy)]
@@ -39,7 +39,7 @@ macro_rules! instruction_set {
             type Int = int32x4_t;
             type Float = float32x4_t;
 
-            kernels!($simd, $simd(()), vectors: 2, few: 2, tokens: [$($tokens)*], $features);
+            kernels!($simd, $simd(()), vectors: 2, few: 2, tokens: [$($tokens)*], direct: [], $features);
 
             #[inline(always)]
             fn splat(self, value: i32) -> int32x4_t {
@@ -158,7 +158,7 @@ macro_rules! instruction_set {
 
 instruction_set! {
     /// Proof that the processor has NEON.
-    Neon, tokens: [1 2 3 4], "neon"; {
+    Neon, tokens: [1 2 3 4], direct: [], "neon"; {
         #[inline(always)]
         fn spread_bits(self, a: int32x4_t, nibble: u32) -> int32x4_t {
             spread_in_lanes(a, nibble)
@@ -216,7 +216,7 @@ impl Dot for Neon {
 
 instruction_set! {
     /// Proof that the processor has NEON with dot products.
-    Dotprod, tokens: [1 2 3 4], "neon,dotprod"; {
+    Dotprod, tokens: [1 2 3 4], direct: [], "neon,dotprod"; {
         #[inline(always)]
         fn spread_bits(self, a: int32x4_t, nibble: u32) -> int32x4_t {
             spread_in_lanes(a, nibble)
@@ -284,7 +284,7 @@ unsafe fn sdot<const WORD: usize>(mut sum: int32x4_t, w: int32x4_t, x: int32x4_t
 
 instruction_set! {
     /// Proof that the processor has NEON with dot products and products of 8-bit matrices.
-    I8mm, tokens: [1 2 3 4 5 6], "neon,dotprod,i8mm"; {
+    I8mm, tokens: [1 2 3 4 5 6], direct: [], "neon,dotprod,i8mm"; {
         #[inline(always)]
         fn spread_bits(self, a: int32x4_t, nibble: u32) -> int32x4_t {
             mmla::spread_bits(a, nibble)

@@ -34,7 +34,7 @@ impl Simd for Scalar {
     type Int = Int;
     type Float = Float;
 
-    kernels!(Scalar, Scalar, vectors: 1, few: 1, tokens: [1 2 3 4]);
+    kernels!(Scalar, Scalar, vectors: 1, few: 1, tokens: [1 2 3 4], direct: []);
 
     #[inline(always)]
     fn splat(self, value: i32) -> Int {

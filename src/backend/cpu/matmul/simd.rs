@@ -4,8 +4,9 @@
 //! processor has the instructions; the methods are inlined into a function that is compiled for them
 //! (`#[target_feature]`): [`kernels`] makes these.
 
-use super::activations::QuantizeJob;
+use super::activations::{self, QuantizeJob};
 use super::driver::{Dots, Kernels};
+use super::few::Few;
 use super::float::FloatFormat;
 use super::formats::{Format, Kind};
 
@@ -41,6 +42,8 @@ pub(super) trait Simd: Copy {
     const WIDE_ZERO: i32;
     /// What sums start at, for [`scaled`](Self::scaled).
     const SUM_START: i32;
+    /// Whether the next tile is asked for while one is multiplied; where registers are few, that costs more than it saves.
+    const ASKS_AHEAD: bool = false;
     /// A vector of integers.
     type Int: Copy;
     /// A vector of f32.
@@ -55,6 +58,12 @@ pub(super) trait Simd: Copy {
     /// # Safety
     /// The sizes of the job agree, and nothing else accesses its rows of the output.
     unsafe fn quantize(self, job: &QuantizeJob<'_>);
+
+    /// The nearest integers to a group of activations times `by`, which are below 128; returns the sums of both halves.
+    #[inline(always)]
+    fn round(self, x: &[f32; activations::GROUP], by: f32, q: &mut [i8; activations::GROUP]) -> [i32; 2] {
+        activations::round(x, by, q)
+    }
 
     /// The same integer in all lanes.
     fn splat(self, value: i32) -> Self::Int;
@@ -138,6 +147,14 @@ pub(super) trait Simd: Copy {
     /// # Safety
     /// The pointers are valid for the sizes in `dots`.
     unsafe fn dots<K: Kind, const VECTORS: usize, const TOKENS: usize>(self, dots: &Dots<'_>);
+    /// Multiplies a vector of rows with `TOKENS` tokens without a tile. Only where [`kernels`] are told to have such.
+    ///
+    /// # Safety
+    /// The pointers are valid for the sizes in `few`.
+    #[inline(always)]
+    unsafe fn direct<F: Format, const TOKENS: usize>(self, _: &Few) {
+        unreachable!("no kernels without a tile")
+    }
 }
 
 /// What the kernel in [`tile`](super::tile) needs besides, to multiply bytes. Sums of products may be kept in another form
@@ -216,7 +233,8 @@ pub(super) use unroll;
 macro_rules! kernels {
     (
         $simd:ident, $proof:expr,
-        vectors: $vectors:literal, few: $few:literal, tokens: [$($tokens:literal)*] $(, $features:literal)?
+        vectors: $vectors:literal, few: $few:literal, tokens: [$($tokens:literal)*], direct: [$($direct:literal)*]
+        $(, $features:literal)?
     ) => {
         fn quant_kernels<F: Format>(self, tokens: usize) -> Kernels {
             $(#[target_feature(enable = $features)])?
@@ -231,15 +249,25 @@ macro_rules! kernels {
                 unsafe { <$simd>::dots::<K, VECTORS, TOKENS>($proof, dots) }
             }
 
+            $(#[target_feature(enable = $features)])?
+            #[allow(dead_code)] // where there are no direct ones
+            unsafe fn direct<F: Format, const TOKENS: usize>(few: &$crate::backend::cpu::matmul::few::Few) {
+                // SAFETY: the caller's promise.
+                unsafe { <$simd>::direct::<F, TOKENS>($proof, few) }
+            }
+
             fn kernels<F: Format, const VECTORS: usize>() -> Kernels {
                 let zero = if F::Kind::WIDE { <$simd>::WIDE_ZERO } else { F::ZERO };
                 let group = F::Kind::GROUP;
                 Kernels {
                     rows: VECTORS * <$simd>::LANES,
+                    group: if <$simd>::ASKS_AHEAD { group } else { usize::MAX },
                     block: F::TYPE.block_len(),
                     slice: tile::SLICE,
                     unpack: unpack::<F, VECTORS>,
                     dots: const { &[$(dots::<F::Kind, VECTORS, $tokens>),*] },
+                    direct_rows: <$simd>::LANES,
+                    direct: const { &[$(direct::<F, $direct>),*] },
                     correction: if F::Kind::MINS {
                         Correction::Mins { group }
                     } else {
@@ -272,10 +300,13 @@ macro_rules! kernels {
             fn kernels<F: FloatFormat, const VECTORS: usize>() -> Kernels {
                 Kernels {
                     rows: VECTORS * <$simd>::LANES,
+                    group: usize::MAX,
                     block: 1,
                     slice: float::SLICE,
                     unpack: unpack::<F, VECTORS>,
                     dots: const { &[$(dots::<VECTORS, $tokens>),*] },
+                    direct_rows: <$simd>::LANES,
+                    direct: &[],
                     correction: Correction::None,
                 }
             }
@@ -287,7 +318,7 @@ macro_rules! kernels {
             $(#[target_feature(enable = $features)])?
             unsafe fn quantize(job: &QuantizeJob<'_>) {
                 // SAFETY: the caller's promise.
-                unsafe { activations::run(job) }
+                unsafe { activations::run($proof, job) }
             }
 
             // SAFETY: the caller's promise, and `self` proves that the processor has the features.

@@ -1,7 +1,7 @@
 //! The matrix kernel of all quantized formats: unpacking to a tile, and the tile times a few tokens.
 
 use super::activations::{self, SUM_GROUP};
-use super::driver::{Dots, TILE_ROWS};
+use super::driver::{Dots, LINE, TILE_ROWS};
 use super::formats::{Format, Kind, Unpacked};
 use super::simd::{Dot, Rows, Simd, unroll};
 
@@ -48,13 +48,13 @@ pub(super) unsafe fn unpack<S: Simd, F: Format, const VECTORS: usize>(
             prefetch(s, rows, (column + at) / block * block_bytes, block_bytes);
             // SAFETY: the block is within the rows and within the tile.
             unsafe {
-                let out = Unpacked::<S, VECTORS>::new(
+                let mut out = Unpacked::<S, VECTORS>::new(
                     s,
                     tile.q.as_mut_ptr().add(index(4)),
                     tile.scales.as_mut_ptr().add(index(F::Kind::GROUP)),
                     tile.mins.as_mut_ptr().add(index(F::Kind::GROUP)),
                 );
-                F::unpack(s, rows, (column + at) / block * block_bytes, out);
+                F::unpack(s, rows, (column + at) / block * block_bytes, &mut out);
             }
             at += block;
         }
@@ -65,7 +65,6 @@ pub(super) unsafe fn unpack<S: Simd, F: Format, const VECTORS: usize>(
 /// where rows are read in steps, but blocks of 256 weights are not read from their beginning to their end.
 #[inline(always)]
 fn prefetch<S: Simd>(s: S, rows: Rows, offset: usize, block_bytes: usize) {
-    const LINE: usize = 64;
     const BLOCKS_AHEAD: usize = 4;
     if block_bytes >= LINE {
         for r in 0..S::LANES {
@@ -103,7 +102,7 @@ unsafe fn dots_of<S: Dot, K: Kind, const VECTORS: usize, const AT_ONCE: usize, c
     first: usize,
 ) {
     const WORDS_AT_ONCE: usize = 4;
-    let n = dots.n;
+    let group_stride = dots.group_stride;
     let rows = VECTORS * S::LANES;
     let run = S::run(K::MAX).min(K::GROUP / 4);
     // SAFETY: all offsets are within the tile and the activations, by the caller's promise.
@@ -116,7 +115,14 @@ unsafe fn dots_of<S: Dot, K: Kind, const VECTORS: usize, const AT_ONCE: usize, c
         let mut corrections = dots.corrections;
         let mut totals = [[s.splat_float(0.0); TOKENS]; AT_ONCE];
         let mut column = 0;
+        let mut ahead = dots.ahead;
         while column < dots.columns {
+            if S::ASKS_AHEAD {
+                for _ in 0..dots.ahead_lines {
+                    s.prefetch(ahead);
+                    ahead = ahead.wrapping_add(LINE);
+                }
+            }
             let mut sums = [[s.splat(S::SUM_START); TOKENS]; AT_ONCE];
             if K::HAS_ZERO {
                 unroll!(t < TOKENS, {
@@ -179,10 +185,10 @@ unsafe fn dots_of<S: Dot, K: Kind, const VECTORS: usize, const AT_ONCE: usize, c
             }
             scales = scales.add(rows);
             mins = mins.add(rows);
-            corrections = corrections.add(n);
+            corrections = corrections.add(group_stride);
             column += K::GROUP;
             if K::GROUP == activations::GROUP || column % activations::GROUP == 0 {
-                x_scales = x_scales.add(n);
+                x_scales = x_scales.add(group_stride);
             }
         }
         unroll!(v < AT_ONCE, {

@@ -1,0 +1,143 @@
+//! The matrix kernel for few tokens: what a block unpacks to is multiplied at once, since storing it in a tile first would
+//! cost as much as the products. The numbers are those of [`tile`](super::tile), bit by bit.
+
+use super::activations;
+use super::driver::LINE;
+use super::formats::{Format, Kind, Sink};
+use super::simd::{Dot, Rows, unroll};
+
+/// A vector of rows, next to each other, times a few tokens.
+pub(super) struct Few {
+    /// The rows, of `cols` columns.
+    pub(super) rows: Rows,
+    pub(super) cols: usize,
+    /// Columns whose products are summed up before they are added to the output: whole blocks.
+    pub(super) slice: usize,
+    /// Activations from the first token on, as in [`Activations`](super::driver::Activations).
+    pub(super) x: *const i8,
+    pub(super) x_stride: usize,
+    pub(super) scales: *const f32,
+    /// As `scales`, for the groups of the [`Correction`](super::driver::Correction).
+    pub(super) corrections: *const i32,
+    pub(super) group_stride: usize,
+    /// The output from the first token and row on; tokens are `out_stride` apart.
+    pub(super) out: *mut f32,
+    pub(super) out_stride: usize,
+    /// What the products are added to.
+    pub(super) bias: Option<*const f32>,
+    /// Memory to ask for meanwhile, as much as the rows have.
+    pub(super) ahead: *const u8,
+}
+
+/// # Safety
+/// The pointers are valid for the sizes, `TOKENS` tokens and `LANES` rows.
+#[inline(always)]
+pub(super) unsafe fn run<S: Dot, F: Format, const TOKENS: usize>(s: S, few: &Few) {
+    let (block, block_bytes) = (F::TYPE.block_len(), F::TYPE.block_bytes());
+    let group = <F::Kind as Kind>::GROUP;
+    // SAFETY: all offsets are within the rows, the activations and the output, by the caller's promise.
+    unsafe {
+        let before = few.bias.map_or(s.splat_float(0.0), |bias| s.load_float(bias));
+        let mut outs = [before; TOKENS];
+        let mut totals = [s.splat_float(0.0); TOKENS];
+        let mut slice_end = few.slice.min(few.cols);
+        let mut ahead = few.ahead;
+        let mut column = 0;
+        while column < few.cols {
+            let mut products = Products::<S, F::Kind, TOKENS> {
+                simd: s,
+                x: std::array::from_fn(|t| few.x.add(t * few.x_stride + column).cast()),
+                x_scales: few.scales.add(column / activations::GROUP * few.group_stride),
+                corrections: few.corrections.add(column / group * few.group_stride),
+                group_stride: few.group_stride,
+                ahead,
+                ahead_bytes: S::LANES * block_bytes,
+                groups: block / group,
+                sums: [s.splat(S::SUM_START); TOKENS],
+                totals,
+                kind: std::marker::PhantomData,
+            };
+            ahead = ahead.wrapping_add(S::LANES * block_bytes);
+            F::unpack(s, few.rows, column / block * block_bytes, &mut products);
+            totals = products.totals;
+            column += block;
+            if column >= slice_end {
+                unroll!(t < TOKENS, {
+                    outs[t] = s.add(outs[t], totals[t]);
+                    totals[t] = s.splat_float(0.0);
+                });
+                slice_end = (slice_end + few.slice).min(few.cols);
+            }
+        }
+        unroll!(t < TOKENS, {
+            s.store_float(few.out.add(t * few.out_stride), outs[t]);
+        });
+    }
+}
+
+/// Takes a block times its activations.
+struct Products<S: Dot, K, const TOKENS: usize> {
+    simd: S,
+    /// The activations of the block, their scales and the corrections.
+    x: [*const i32; TOKENS],
+    x_scales: *const f32,
+    corrections: *const i32,
+    group_stride: usize,
+    /// What to ask for meanwhile: little by little, as only so many requests can be under way.
+    ahead: *const u8,
+    ahead_bytes: usize,
+    groups: usize,
+    /// The sums of the group.
+    sums: [S::Int; TOKENS],
+    totals: [S::Float; TOKENS],
+    kind: std::marker::PhantomData<K>,
+}
+
+impl<S: Dot, K: Kind, const TOKENS: usize> Sink<S> for Products<S, K, TOKENS> {
+    #[inline(always)]
+    unsafe fn begin(&mut self, group: usize) {
+        let s = self.simd;
+        let lines = self.ahead_bytes.div_ceil(LINE);
+        for line in group * lines / self.groups..(group + 1) * lines / self.groups {
+            s.prefetch(self.ahead.wrapping_add(line * LINE));
+        }
+        unroll!(t < TOKENS, {
+            self.sums[t] = match K::HAS_ZERO {
+                // SAFETY: the group is within the block, and so are its corrections.
+                true => s.splat(unsafe { *self.corrections.add(group * self.group_stride + t) }),
+                false => s.splat(S::SUM_START),
+            };
+        });
+    }
+
+    #[inline(always)]
+    unsafe fn q(&mut self, i: usize, w: S::Int) {
+        let s = self.simd;
+        unroll!(t < TOKENS, {
+            // SAFETY: the activations of the block can be read, four words at a time.
+            let x = unsafe { s.word(self.x[t].add(i & !3), i & 3) };
+            let sum = s.begin(self.sums[t]);
+            let run = if K::WIDE { s.dot4_wide(sum, w, x) } else { s.dot4(sum, w, x) };
+            self.sums[t] = s.end(self.sums[t], run);
+        });
+    }
+
+    #[inline(always)]
+    unsafe fn end(&mut self, group: usize, scale: S::Float, min: Option<S::Float>) {
+        let s = self.simd;
+        let offset = s.offset(scale);
+        let x_group = group * K::GROUP / activations::GROUP;
+        unroll!(t < TOKENS, {
+            // SAFETY: as for the corrections above.
+            let x_scale = s.splat_float(unsafe { *self.x_scales.add(x_group * self.group_stride + t) });
+            self.totals[t] = s.mul_add(s.scaled(self.sums[t], scale, offset), x_scale, self.totals[t]);
+        });
+        if let Some(min) = min {
+            unroll!(t < TOKENS, {
+                // SAFETY: as above.
+                let x_sum = f32::from_bits(unsafe { *self.corrections.add(group * self.group_stride + t) } as u32);
+                self.totals[t] = s.mul_add(min, s.splat_float(x_sum), self.totals[t]);
+            });
+        }
+    }
+}
