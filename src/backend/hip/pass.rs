@@ -115,7 +115,7 @@ impl Pass<'_> {
                 }
             },
             (Step::Attention { layer, q, out, info, quantize, fresh }, Kernels::Attention(kernels)) => {
-                self.attention(*layer, *q, *out, info, *quantize, *fresh, kernels)
+                self.attention(*layer, [*q, *out], info, *quantize, *fresh, kernels)
             }
             (step, Kernels::One(kernel)) => self.simple(step, kernel),
             _ => Err(bug("a step has the kernels of another")),
@@ -441,12 +441,10 @@ impl Pass<'_> {
         self.launch(kernel, [blocks(info.rows, GROUP_ROWS)?, u32::from(self.rows(x) > 0), 1], args)
     }
 
-    #[allow(clippy::too_many_arguments)]
     fn attention(
         &self,
         layer: usize,
-        q_buf: Buf,
-        out_buf: Buf,
+        [q_buf, out_buf]: [Buf; 2],
         info: &AttentionInfo,
         quantize: bool,
         fresh: Option<Fresh>,
@@ -500,16 +498,15 @@ impl Pass<'_> {
             let tokens = run.len();
             // Two blocks for each compute unit at most, each with two pages of work: to combine costs as much.
             let (blocks, most) = (self.executor.device().units as usize * 2, inputs.pages.div_ceil(2));
-            let splits_of = |chunks: usize| match tokens > MOST_SPLIT_TOKENS {
-                true => 1,
-                false => (blocks / (chunks * tokens).max(1)).min(most).clamp(1, MOST_SPLITS),
-            };
             let [one, many] = &kernels.decode;
             // With a block for each head, keys and values are read more often; they are few where blocks are.
             let alone = info.heads * tokens * most <= blocks;
             let per_head = info.kv_heads * kernels.group.div_ceil(kernels.heads_per_block);
             let (decode, chunks) = if alone { (one, info.heads) } else { (many, per_head) };
-            let splits = splits_of(chunks);
+            let splits = match tokens > MOST_SPLIT_TOKENS {
+                true => 1,
+                false => (blocks / (chunks * tokens).max(1)).min(most).clamp(1, MOST_SPLITS),
+            };
             let skip = |address: u64, bytes: usize| if address == 0 { 0 } else { address + (run.start * bytes) as u64 };
             let values = info.heads * info.value_dim;
             let args = Args::default()
