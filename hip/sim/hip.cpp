@@ -58,7 +58,7 @@ struct State {
   std::map<void *, void *> recorded;
   std::map<void *, std::chrono::steady_clock::time_point> times;
   // Calls on the host that were queued on each stream, which run when somebody waits for it.
-  std::map<void *, std::vector<std::pair<void (*)(void *), void *>>> calls_on_host;
+  std::map<void *, std::vector<std::pair<void (*)(void *, int, void *), void *>>> calls_on_host;
   int devices = 1;
   int handles = 0;
   std::string corrupt;
@@ -198,7 +198,7 @@ int run(const Launch &launch) {
 void call_host(void *stream) {
   auto found = state().calls_on_host.find(stream);
   if (found == state().calls_on_host.end()) return;
-  for (auto &[function, data] : found->second) function(data);
+  for (auto &[function, data] : found->second) function(stream, SUCCESS, data);
   state().calls_on_host.erase(found);
 }
 
@@ -446,7 +446,8 @@ int hipStreamSynchronize(void *stream) {
   return state().status();
 }
 
-int hipLaunchHostFunc(void *stream, void (*function)(void *), void *data) {
+int hipStreamAddCallback(void *stream, void (*function)(void *, int, void *), void *data, unsigned int flags) {
+  if (flags) return INVALID_VALUE;
   std::lock_guard<std::mutex> lock(state().lock);
   if (state().lost) return LAUNCH_FAILURE;
   state().calls_on_host[stream].push_back({function, data});

@@ -5,6 +5,7 @@
 //! returns only then.
 
 use super::device::Device;
+use super::driver::{Handle, Status};
 use super::memory::{Event, Stream};
 use crate::Result;
 use crate::backend::KernelTime;
@@ -194,7 +195,7 @@ impl Gate {
 ///
 /// # Safety
 /// `gate` is from `Arc::into_raw`, and its reference is this call's.
-unsafe extern "C" fn pass(gate: *mut c_void) {
+unsafe extern "C" fn pass(_: Handle, _: Status, gate: *mut c_void) {
     // SAFETY: the caller's promise.
     let gate: Arc<Gate> = unsafe { Arc::from_raw(gate.cast_const().cast()) };
     gate.pass();

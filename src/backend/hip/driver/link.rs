@@ -108,6 +108,6 @@ pub(super) fn graph_functions() -> GraphFunctions {
 pub(super) fn timing_functions() -> TimingFunctions {
     linked!(TimingFunctions {
         elapsed: hipEventElapsedTime(*mut f32, hip::hipEvent_t, hip::hipEvent_t);
-        call_host: hipLaunchHostFunc(hip::hipStream_t, hip::hipHostFn_t, *mut c_void);
+        call_host: hipStreamAddCallback(hip::hipStream_t, hip::hipStreamCallback_t, *mut c_void, c_uint);
     })
 }

@@ -3,16 +3,16 @@
 use super::{Handle, Status};
 use crate::{Error, ErrorKind, Result};
 use libloading::Library;
-use std::ffi::c_void;
+use std::ffi::{c_uint, c_void};
 
-/// What a stream can call on the host.
-pub(in super::super) type HostFunction = unsafe extern "C" fn(*mut c_void);
+/// What a stream can call on the host: with itself, the status of what came before, and data.
+pub(in super::super) type HostFunction = unsafe extern "C" fn(Handle, Status, *mut c_void);
 
 table! {
     /// Times. Both vendors have them under the same conventions.
     TimingFunctions {
         elapsed(*mut f32, Handle, Handle) = "hipEventElapsedTime" | "cuEventElapsedTime";
-        call_host(Handle, HostFunction, *mut c_void) = "hipLaunchHostFunc" | "cuLaunchHostFunc";
+        call_host(Handle, HostFunction, *mut c_void, c_uint) = "hipStreamAddCallback" | "cuStreamAddCallback";
     }
 }
 
@@ -43,6 +43,6 @@ impl TimingFunctions {
     /// calls no driver.
     pub(in super::super) unsafe fn call_host(&self, stream: Handle, f: HostFunction, data: *mut c_void) -> Result<()> {
         // SAFETY: the caller's promise.
-        check(unsafe { (self.call_host)(stream, f, data) }, "cannot queue a call on the host")
+        check(unsafe { (self.call_host)(stream, f, data, 0) }, "cannot queue a call on the host")
     }
 }
