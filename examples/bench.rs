@@ -285,8 +285,8 @@ impl Speed {
         let samples: Vec<String> = self.runs.iter().map(|run| format!("{run:.3}")).collect();
         format!(
             "{{\"test\":{},\"tokens_per_second\":{{\"median\":{median:.3},\"min\":{min:.3},\"max\":{max:.3}}},\
-             \"gb_per_second\":{},\"bytes_per_token\":{},\"layer_parameters\":{},\"kv_bytes_per_token\":{:.0},\"copy_gb_per_second\":{},\
-             \"share_of_copy\":{},\"profile\":{},\"depth\":{},\"sequences\":{},\"samples\":[{}],\
+             \"gb_per_second\":{},\"bytes_per_token\":{},\"layer_parameters\":{},\"kv_bytes_per_token\":{:.0},\
+             \"copy_gb_per_second\":{},\"share_of_copy\":{},\"profile\":{},\"depth\":{},\"sequences\":{},\"samples\":[{}],\
              \"model\":{},\"file\":{},\"threads\":{},\"device\":{},\"precision\":{},\"version\":{}}}",
             json::string(&self.test.to_string()),
             number(gb),

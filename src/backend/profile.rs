@@ -39,7 +39,7 @@ mod tests {
             ("matvec_glu_bf16_4", "matvec_glu"),
             ("matmul_core_q5_1_128", "matmul_core"),
             ("attend_decode_f16_4", "attend_decode"),
-            ("attend_combine", "attend_combine"),
+            ("sample_choose", "sample_choose"),
             ("store_kv_q8_0", "store_kv"),
             ("glu_silu", "glu"),
             ("quantize_q8", "quantize"),

@@ -272,6 +272,15 @@ impl Cache {
     }
 }
 
+impl Cache {
+    /// The results for all heads of all tokens.
+    fn attend_all(&self, q: &[f32], tokens: &[(usize, usize)], scale: f32) -> Vec<f64> {
+        let Layer { heads, k_dim, .. } = self.layer;
+        let heads_of = q.chunks(k_dim).enumerate();
+        heads_of.flat_map(|(i, q)| self.attend(q, i % heads, tokens[i / heads], scale)).collect()
+    }
+}
+
 fn layer(heads: usize, kv_heads: usize, k_dim: usize, v_dim: usize, window: usize, softcap: f32) -> Layer {
     Layer { ty: KvType::F16, heads, kv_heads, k_dim, v_dim, window, softcap }
 }
@@ -296,11 +305,7 @@ fn attention_of_few_queries_is_right() {
                 let tokens = [(0, 0), (1, 63), (2, 64), (3, 199), (3, 100)];
                 let q = random.normals(tokens.len() * heads * k_dim);
                 let scale = 1.0 / (k_dim as f32).sqrt();
-                let expected: Vec<f64> = q
-                    .chunks(k_dim)
-                    .enumerate()
-                    .flat_map(|(i, q)| cache.attend(q, i % heads, tokens[i / heads], scale))
-                    .collect();
+                let expected = cache.attend_all(&q, &tokens, scale);
                 for splits in [1, 2, 5_usize] {
                     let n = [1, 4, 8][(i + splits) % 3];
                     let quantizes = v_dim % 32 == 0 && splits != 2;
@@ -426,11 +431,7 @@ fn attention_stores_what_is_fresh() {
                     rotate(q, angles_of(row / heads), neox);
                 }
                 let scale = 1.0 / (k_dim as f32).sqrt();
-                let expected: Vec<f64> = rotated
-                    .chunks(k_dim)
-                    .enumerate()
-                    .flat_map(|(i, q)| cache.attend(q, i % heads, tokens[i / heads], scale))
-                    .collect();
+                let expected = cache.attend_all(&rotated, &tokens, scale);
                 for splits in [1, 3] {
                     let n = [1, 4, 8][(i + splits) % 3];
                     let case = Case { sim, cache: &cache, ty: name, n, splits, quantizes: false };
@@ -469,11 +470,7 @@ fn attention_of_prompts_is_right() {
                 let tokens = tokens_of(&lengths, |s| [0, 75][s]);
                 let (scale, group) = (1.0 / (k_dim as f32).sqrt(), heads / kv_heads);
                 let q = random.normals(tokens.len() * heads * k_dim);
-                let expected: Vec<f64> = q
-                    .chunks(k_dim)
-                    .enumerate()
-                    .flat_map(|(i, q)| cache.attend(q, i % heads, tokens[i / heads], scale))
-                    .collect();
+                let expected = cache.attend_all(&q, &tokens, scale);
                 let n = [2, 4, 8].into_iter().find(|n| 32 * n >= v_dim).unwrap();
                 let n = if i % 2 == 0 { n } else { 8 };
                 // On matrix cores, queries and weights are f16.

@@ -21,9 +21,8 @@ impl Avx2 {
     }
 }
 
-// SAFETY of all blocks below: `self` proves that the processor has the instructions, and where there are pointers, the
+// What "SAFETY" says below: `self` proves that the processor has the instructions, and where there are pointers, the
 // caller promises that they are valid for the whole vector; no instruction used needs alignment.
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl Simd for Avx2 {
     const LANES: usize = 8;
     const WIDE_ZERO: i32 = 0;
@@ -35,31 +34,37 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn splat(self, value: i32) -> __m256i {
+        // SAFETY: the processor has the instructions.
         unsafe { _mm256_set1_epi32(value) }
     }
 
     #[inline(always)]
     fn and(self, a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: the processor has the instructions.
         unsafe { _mm256_and_si256(a, b) }
     }
 
     #[inline(always)]
     fn or(self, a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: the processor has the instructions.
         unsafe { _mm256_or_si256(a, b) }
     }
 
     #[inline(always)]
     fn shl(self, a: __m256i, bits: u32) -> __m256i {
+        // SAFETY: the processor has the instructions.
         unsafe { _mm256_sllv_epi32(a, _mm256_set1_epi32(bits as i32)) }
     }
 
     #[inline(always)]
     fn shr(self, a: __m256i, bits: u32) -> __m256i {
+        // SAFETY: the processor has the instructions.
         unsafe { _mm256_srlv_epi32(a, _mm256_set1_epi32(bits as i32)) }
     }
 
     #[inline(always)]
     fn sar(self, a: __m256i, bits: u32) -> __m256i {
+        // SAFETY: the processor has the instructions.
         unsafe { _mm256_srav_epi32(a, _mm256_set1_epi32(bits as i32)) }
     }
 
@@ -68,6 +73,7 @@ impl Simd for Avx2 {
         // The byte that holds the nibble to all bytes of its lane; then each byte tests a bit of its own.
         let byte = (nibble / 2) as i32 * 0x0101_0101;
         let bits = if nibble.is_multiple_of(2) { 0x0804_0201_u32 } else { 0x8040_2010 };
+        // SAFETY: the processor has the instructions.
         unsafe {
             let lanes =
                 _mm256_setr_epi32(0, 0x0404_0404, 0x0808_0808, 0x0c0c_0c0c, 0, 0x0404_0404, 0x0808_0808, 0x0c0c_0c0c);
@@ -85,27 +91,32 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn splat_float(self, value: f32) -> __m256 {
+        // SAFETY: the processor has the instructions.
         unsafe { _mm256_set1_ps(value) }
     }
 
     #[inline(always)]
     fn offset(self, scale: __m256) -> __m256 {
+        // SAFETY: the processor has the instructions.
         unsafe { _mm256_mul_ps(scale, _mm256_set1_ps(-MAGIC)) }
     }
 
     #[inline(always)]
     fn scaled(self, sum: __m256i, scale: __m256, offset: __m256) -> __m256 {
         // The sum's bits are those of MAGIC plus the sum: no conversion. The products are exact up to the one rounding.
+        // SAFETY: the processor has the instructions.
         unsafe { _mm256_fmadd_ps(_mm256_castsi256_ps(sum), scale, offset) }
     }
 
     #[inline(always)]
     fn to_float(self, a: __m256i) -> __m256 {
+        // SAFETY: the processor has the instructions.
         unsafe { _mm256_cvtepi32_ps(a) }
     }
 
     #[inline(always)]
     fn half_to_float(self, a: __m256i) -> __m256 {
+        // SAFETY: the processor has the instructions.
         unsafe {
             let low = _mm256_and_si256(a, _mm256_set1_epi32(0xffff));
             let packed = _mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256::<1>(low));
@@ -115,51 +126,61 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn bits_to_float(self, a: __m256i) -> __m256 {
+        // SAFETY: the processor has the instructions.
         unsafe { _mm256_castsi256_ps(a) }
     }
 
     #[inline(always)]
     fn mul(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: the processor has the instructions.
         unsafe { _mm256_mul_ps(a, b) }
     }
 
     #[inline(always)]
     fn add(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: the processor has the instructions.
         unsafe { _mm256_add_ps(a, b) }
     }
 
     #[inline(always)]
     fn mul_add(self, a: __m256, b: __m256, c: __m256) -> __m256 {
+        // SAFETY: the processor has the instructions.
         unsafe { _mm256_fmadd_ps(a, b, c) }
     }
 
     #[inline(always)]
     unsafe fn load(self, from: *const i32) -> __m256i {
+        // SAFETY: the processor has the instructions, and the caller promises the rest.
         unsafe { _mm256_loadu_si256(from.cast()) }
     }
 
     #[inline(always)]
     unsafe fn store(self, to: *mut i32, value: __m256i) {
+        // SAFETY: the processor has the instructions, and the caller promises the rest.
         unsafe { _mm256_storeu_si256(to.cast(), value) }
     }
 
     #[inline(always)]
     unsafe fn load_float(self, from: *const f32) -> __m256 {
+        // SAFETY: the processor has the instructions, and the caller promises the rest.
         unsafe { _mm256_loadu_ps(from) }
     }
 
     #[inline(always)]
     unsafe fn store_float(self, to: *mut f32, value: __m256) {
+        // SAFETY: the processor has the instructions, and the caller promises the rest.
         unsafe { _mm256_storeu_ps(to, value) }
     }
 
     #[inline(always)]
     fn prefetch(self, at: *const u8) {
+        // SAFETY: the processor has the instruction, which is a hint: no address faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
 
     #[inline(always)]
     unsafe fn transpose(self, rows: Rows, offset: usize) -> [__m256i; 4] {
+        // SAFETY: the processor has the instructions, and the caller promises the rest.
         unsafe {
             let [a, b, c, d] = load_rows(rows, offset);
             let (ab_low, ab_high) = (_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
@@ -175,12 +196,11 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     unsafe fn dots<K: Kind, const VECTORS: usize, const TOKENS: usize>(self, dots: &Dots<'_>) {
+        // SAFETY: the processor has the instructions, and the caller promises the rest.
         unsafe { tile::dots::<Self, K, VECTORS, 1, TOKENS>(self, dots) }
     }
 }
 
-// SAFETY of all blocks below: as above.
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl Dot for Avx2 {
     type Word = __m256i;
     /// 16-bit sums, two to a lane.
@@ -188,6 +208,7 @@ impl Dot for Avx2 {
 
     #[inline(always)]
     unsafe fn word(self, from: *const i32, i: usize) -> __m256i {
+        // SAFETY: the processor has the instructions, and the caller promises the rest.
         unsafe { self.splat(from.add(i).read_unaligned()) }
     }
 
@@ -199,22 +220,26 @@ impl Dot for Avx2 {
 
     #[inline(always)]
     fn begin(self, _: __m256i) -> __m256i {
+        // SAFETY: the processor has the instructions.
         unsafe { _mm256_setzero_si256() }
     }
 
     #[inline(always)]
     fn dot4(self, sum: __m256i, w: __m256i, x: __m256i) -> __m256i {
+        // SAFETY: the processor has the instructions.
         unsafe { _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, x)) }
     }
 
     #[inline(always)]
     fn dot4_wide(self, sum: __m256i, w: __m256i, x: __m256i) -> __m256i {
         // w * x = |w| * (x with the sign of w); |w| is at most 128 and x at least -127.
+        // SAFETY: the processor has the instructions.
         unsafe { self.dot4(sum, _mm256_abs_epi8(w), _mm256_sign_epi8(x, w)) }
     }
 
     #[inline(always)]
     fn end(self, sum: __m256i, run: __m256i) -> __m256i {
+        // SAFETY: the processor has the instructions.
         unsafe { _mm256_add_epi32(sum, _mm256_madd_epi16(run, _mm256_set1_epi16(1))) }
     }
 }

@@ -21,9 +21,8 @@ impl Avx512 {
     }
 }
 
-// SAFETY of all blocks below: `self` proves that the processor has the instructions, and where there are pointers, the
+// What "SAFETY" says below: `self` proves that the processor has the instructions, and where there are pointers, the
 // caller promises that they are valid for the whole vector; no instruction used needs alignment.
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl Simd for Avx512 {
     const LANES: usize = 16;
     const WIDE_ZERO: i32 = 128;
@@ -37,6 +36,7 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn round(self, x: &[f32; 32], by: f32, q: &mut [i8; 32]) -> [i32; 2] {
         // Compilers take the vectors apart for the sums.
+        // SAFETY: the processor has the instructions, and both arrays have two halves of 16.
         let [low, high] = [0, 16].map(|half| unsafe {
             let x = _mm512_loadu_ps(x.as_ptr().add(half));
             // Not fused: all instruction sets round twice.
@@ -52,31 +52,37 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn splat(self, value: i32) -> __m512i {
+        // SAFETY: the processor has the instructions.
         unsafe { _mm512_set1_epi32(value) }
     }
 
     #[inline(always)]
     fn and(self, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: the processor has the instructions.
         unsafe { _mm512_and_si512(a, b) }
     }
 
     #[inline(always)]
     fn or(self, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: the processor has the instructions.
         unsafe { _mm512_or_si512(a, b) }
     }
 
     #[inline(always)]
     fn shl(self, a: __m512i, bits: u32) -> __m512i {
+        // SAFETY: the processor has the instructions.
         unsafe { _mm512_sllv_epi32(a, _mm512_set1_epi32(bits as i32)) }
     }
 
     #[inline(always)]
     fn shr(self, a: __m512i, bits: u32) -> __m512i {
+        // SAFETY: the processor has the instructions.
         unsafe { _mm512_srlv_epi32(a, _mm512_set1_epi32(bits as i32)) }
     }
 
     #[inline(always)]
     fn sar(self, a: __m512i, bits: u32) -> __m512i {
+        // SAFETY: the processor has the instructions.
         unsafe { _mm512_srav_epi32(a, _mm512_set1_epi32(bits as i32)) }
     }
 
@@ -84,8 +90,10 @@ impl Simd for Avx512 {
     fn spread_bits(self, a: __m512i, nibble: u32) -> __m512i {
         // The byte that holds the nibble to all bytes of its lane; then each byte tests a bit of its own.
         let byte = (nibble / 2) as i32 * 0x0101_0101;
+        // SAFETY: the processor has the instructions.
         let lanes = unsafe { _mm512_set4_epi32(0x0c0c_0c0c, 0x0808_0808, 0x0404_0404, 0) };
         let bits = if nibble.is_multiple_of(2) { 0x0804_0201_u32 } else { 0x8040_2010 };
+        // SAFETY: the processor has the instructions.
         unsafe {
             let bytes = _mm512_shuffle_epi8(a, _mm512_or_si512(lanes, _mm512_set1_epi32(byte)));
             let set = _mm512_test_epi8_mask(bytes, _mm512_set1_epi32(bits as i32));
@@ -95,83 +103,99 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn wide(self, a: __m512i) -> __m512i {
+        // SAFETY: the processor has the instructions.
         unsafe { _mm512_xor_si512(a, _mm512_set1_epi8(-128)) }
     }
 
     #[inline(always)]
     fn splat_float(self, value: f32) -> __m512 {
+        // SAFETY: the processor has the instructions.
         unsafe { _mm512_set1_ps(value) }
     }
 
     #[inline(always)]
     fn offset(self, scale: __m512) -> __m512 {
+        // SAFETY: the processor has the instructions.
         unsafe { _mm512_mul_ps(scale, _mm512_set1_ps(-MAGIC)) }
     }
 
     #[inline(always)]
     fn scaled(self, sum: __m512i, scale: __m512, offset: __m512) -> __m512 {
         // The sum's bits are those of MAGIC plus the sum: no conversion. The products are exact up to the one rounding.
+        // SAFETY: the processor has the instructions.
         unsafe { _mm512_fmadd_ps(_mm512_castsi512_ps(sum), scale, offset) }
     }
 
     #[inline(always)]
     fn to_float(self, a: __m512i) -> __m512 {
+        // SAFETY: the processor has the instructions.
         unsafe { _mm512_cvtepi32_ps(a) }
     }
 
     #[inline(always)]
     fn half_to_float(self, a: __m512i) -> __m512 {
+        // SAFETY: the processor has the instructions.
         unsafe { _mm512_cvtph_ps(_mm512_cvtepi32_epi16(a)) }
     }
 
     #[inline(always)]
     fn bits_to_float(self, a: __m512i) -> __m512 {
+        // SAFETY: the processor has the instructions.
         unsafe { _mm512_castsi512_ps(a) }
     }
 
     #[inline(always)]
     fn mul(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the processor has the instructions.
         unsafe { _mm512_mul_ps(a, b) }
     }
 
     #[inline(always)]
     fn add(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the processor has the instructions.
         unsafe { _mm512_add_ps(a, b) }
     }
 
     #[inline(always)]
     fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: the processor has the instructions.
         unsafe { _mm512_fmadd_ps(a, b, c) }
     }
 
     #[inline(always)]
     unsafe fn load(self, from: *const i32) -> __m512i {
+        // SAFETY: the processor has the instructions, and the caller promises the rest.
         unsafe { _mm512_loadu_epi32(from) }
     }
 
     #[inline(always)]
     unsafe fn store(self, to: *mut i32, value: __m512i) {
+        // SAFETY: the processor has the instructions, and the caller promises the rest.
         unsafe { _mm512_storeu_epi32(to, value) }
     }
 
     #[inline(always)]
     unsafe fn load_float(self, from: *const f32) -> __m512 {
+        // SAFETY: the processor has the instructions, and the caller promises the rest.
         unsafe { _mm512_loadu_ps(from) }
     }
 
     #[inline(always)]
     unsafe fn store_float(self, to: *mut f32, value: __m512) {
+        // SAFETY: the processor has the instructions, and the caller promises the rest.
         unsafe { _mm512_storeu_ps(to, value) }
     }
 
     #[inline(always)]
     fn prefetch(self, at: *const u8) {
         // Not the intrinsic: compilers gather such requests in one place, where they are too many at a time.
+        // SAFETY: the processor has the instruction, which is a hint: no address faults.
         unsafe { std::arch::asm!("prefetcht0 [{}]", in(reg) at, options(nostack, preserves_flags)) }
     }
 
     #[inline(always)]
     unsafe fn transpose(self, rows: Rows, offset: usize) -> [__m512i; 4] {
+        // SAFETY: the processor has the instructions, and the caller promises the rest.
         unsafe {
             let [a, b, c, d] = load_rows(rows, offset);
             let (ab_low, ab_high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
@@ -187,17 +211,17 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     unsafe fn dots<K: Kind, const VECTORS: usize, const TOKENS: usize>(self, dots: &Dots<'_>) {
+        // SAFETY: the processor has the instructions, and the caller promises the rest.
         unsafe { tile::dots::<Self, K, VECTORS, VECTORS, TOKENS>(self, dots) }
     }
 
     #[inline(always)]
     unsafe fn direct<F: Format, const TOKENS: usize>(self, few: &Few) {
+        // SAFETY: the processor has the instructions, and the caller promises the rest.
         unsafe { few::run::<Self, F, TOKENS>(self, few) }
     }
 }
 
-// SAFETY of all blocks below: as above.
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl Dot for Avx512 {
     type Word = __m512i;
 
@@ -205,16 +229,19 @@ impl Dot for Avx512 {
 
     #[inline(always)]
     unsafe fn word(self, from: *const i32, i: usize) -> __m512i {
+        // SAFETY: the processor has the instructions, and the caller promises the rest.
         unsafe { self.splat(from.add(i).read_unaligned()) }
     }
 
     #[inline(always)]
     fn dot4(self, sum: __m512i, w: __m512i, x: __m512i) -> __m512i {
+        // SAFETY: the processor has the instructions.
         unsafe { _mm512_dpbusd_epi32(sum, w, x) }
     }
 
     #[inline(always)]
     fn dot4_wide(self, sum: __m512i, w: __m512i, x: __m512i) -> __m512i {
+        // SAFETY: the processor has the instructions.
         unsafe { _mm512_dpbusd_epi32(sum, w, x) }
     }
 }

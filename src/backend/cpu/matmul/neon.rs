@@ -15,7 +15,7 @@ use std::arch::asm;
 /// An instruction set whose vectors are NEON's: `$features`. `$own` are the functions in which it differs.
 macro_rules! instruction_set {
     (
-        $(#[$doc:meta])* $simd:ident, tokens: [$($tokens:literal)*], direct: [], $features:literal; { $($own:tt)* }
+        $(#[$doc:meta])* $simd:ident, tokens: [$($tokens:literal)*], $features:literal; { $($own:tt)* }
     ) => {
         $(#[$doc])*
         #[derive(Clone, Copy)]
@@ -29,9 +29,8 @@ macro_rules! instruction_set {
             }
         }
 
-        // SAFETY of all blocks below: `self` proves that the processor has the instructions, and where there are pointers,
+        // What "SAFETY" says below: `self` proves that the processor has the instructions, and where there are pointers,
         // the caller promises that they are valid for the whole vector; no read or write needs alignment.
-        #[allow(clippy::undocumented_unsafe_blocks)]
         impl Simd for $simd {
             const LANES: usize = 4;
             const WIDE_ZERO: i32 = 0;
@@ -43,31 +42,37 @@ macro_rules! instruction_set {
 
             #[inline(always)]
             fn splat(self, value: i32) -> int32x4_t {
+                // SAFETY: the processor has the instructions.
                 unsafe { vdupq_n_s32(value) }
             }
 
             #[inline(always)]
             fn and(self, a: int32x4_t, b: int32x4_t) -> int32x4_t {
+                // SAFETY: the processor has the instructions.
                 unsafe { vandq_s32(a, b) }
             }
 
             #[inline(always)]
             fn or(self, a: int32x4_t, b: int32x4_t) -> int32x4_t {
+                // SAFETY: the processor has the instructions.
                 unsafe { vorrq_s32(a, b) }
             }
 
             #[inline(always)]
             fn shl(self, a: int32x4_t, bits: u32) -> int32x4_t {
+                // SAFETY: the processor has the instructions.
                 unsafe { vshlq_s32(a, vdupq_n_s32(bits as i32)) }
             }
 
             #[inline(always)]
             fn shr(self, a: int32x4_t, bits: u32) -> int32x4_t {
+                // SAFETY: the processor has the instructions.
                 unsafe { vreinterpretq_s32_u32(vshlq_u32(vreinterpretq_u32_s32(a), vdupq_n_s32(-(bits as i32)))) }
             }
 
             #[inline(always)]
             fn sar(self, a: int32x4_t, bits: u32) -> int32x4_t {
+                // SAFETY: the processor has the instructions.
                 unsafe { vshlq_s32(a, vdupq_n_s32(-(bits as i32))) }
             }
 
@@ -78,6 +83,7 @@ macro_rules! instruction_set {
 
             #[inline(always)]
             fn splat_float(self, value: f32) -> float32x4_t {
+                // SAFETY: the processor has the instructions.
                 unsafe { vdupq_n_f32(value) }
             }
 
@@ -93,56 +99,67 @@ macro_rules! instruction_set {
 
             #[inline(always)]
             fn to_float(self, a: int32x4_t) -> float32x4_t {
+                // SAFETY: the processor has the instructions.
                 unsafe { vcvtq_f32_s32(a) }
             }
 
             #[inline(always)]
             fn half_to_float(self, a: int32x4_t) -> float32x4_t {
+                // SAFETY: the processor has the instructions.
                 unsafe { f16_to_f32(vmovn_u32(vreinterpretq_u32_s32(a))) }
             }
 
             #[inline(always)]
             fn bits_to_float(self, a: int32x4_t) -> float32x4_t {
+                // SAFETY: the processor has the instructions.
                 unsafe { vreinterpretq_f32_s32(a) }
             }
 
             #[inline(always)]
             fn mul(self, a: float32x4_t, b: float32x4_t) -> float32x4_t {
+                // SAFETY: the processor has the instructions.
                 unsafe { vmulq_f32(a, b) }
             }
 
             #[inline(always)]
             fn add(self, a: float32x4_t, b: float32x4_t) -> float32x4_t {
+                // SAFETY: the processor has the instructions.
                 unsafe { vaddq_f32(a, b) }
             }
 
             #[inline(always)]
             fn mul_add(self, a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t {
+                // SAFETY: the processor has the instructions.
                 unsafe { vfmaq_f32(c, a, b) }
             }
 
             #[inline(always)]
             unsafe fn load(self, from: *const i32) -> int32x4_t {
+                // SAFETY: the processor has the instructions, and the caller promises the rest.
                 unsafe { from.cast::<int32x4_t>().read_unaligned() }
             }
 
             #[inline(always)]
             unsafe fn store(self, to: *mut i32, value: int32x4_t) {
+                // SAFETY: the processor has the instructions, and the caller promises the rest.
                 unsafe { to.cast::<int32x4_t>().write_unaligned(value) }
             }
 
             #[inline(always)]
             unsafe fn load_float(self, from: *const f32) -> float32x4_t {
+                // SAFETY: the processor has the instructions, and the caller promises the rest.
                 unsafe { from.cast::<float32x4_t>().read_unaligned() }
             }
 
             #[inline(always)]
             unsafe fn store_float(self, to: *mut f32, value: float32x4_t) {
+                // SAFETY: the processor has the instructions, and the caller promises the rest.
                 unsafe { to.cast::<float32x4_t>().write_unaligned(value) }
             }
 
             #[inline(always)]
             unsafe fn transpose(self, rows: Rows, offset: usize) -> [int32x4_t; 4] {
+                // SAFETY: the processor has the instructions, and the caller promises the rest.
                 unsafe {
                     let [a, b, c, d] = load_rows(rows, offset);
                     let (even, odd) = ((vtrn1q_s32(a, b), vtrn1q_s32(c, d)), (vtrn2q_s32(a, b), vtrn2q_s32(c, d)));
@@ -158,7 +175,7 @@ macro_rules! instruction_set {
 
 instruction_set! {
     /// Proof that the processor has NEON.
-    Neon, tokens: [1 2 3 4], direct: [], "neon"; {
+    Neon, tokens: [1 2 3 4], "neon"; {
         #[inline(always)]
         fn spread_bits(self, a: int32x4_t, nibble: u32) -> int32x4_t {
             spread_in_lanes(a, nibble)
@@ -166,14 +183,14 @@ instruction_set! {
 
         #[inline(always)]
         unsafe fn dots<K: Kind, const VECTORS: usize, const TOKENS: usize>(self, dots: &Dots<'_>) {
+            // SAFETY: the processor has the instructions, and the caller promises the rest.
             unsafe { tile::dots::<Self, K, VECTORS, VECTORS, TOKENS>(self, dots) }
         }
     }
 }
 
-// SAFETY of all blocks below: `self` proves that the processor has the instructions; the caller promises that `x` can be
+// What "SAFETY" says below: `self` proves that the processor has the instructions; the caller promises that `x` can be
 // read, which needs no alignment.
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl Dot for Neon {
     type Word = int32x4_t;
     /// The products of the first two rows and of the other two, each in a lane of its own.
@@ -181,6 +198,7 @@ impl Dot for Neon {
 
     #[inline(always)]
     unsafe fn word(self, from: *const i32, i: usize) -> int32x4_t {
+        // SAFETY: the processor has the instructions, and the caller promises the rest.
         unsafe { self.splat(from.add(i).read_unaligned()) }
     }
 
@@ -192,11 +210,13 @@ impl Dot for Neon {
 
     #[inline(always)]
     fn begin(self, _: int32x4_t) -> (int16x8_t, int16x8_t) {
+        // SAFETY: the processor has the instructions.
         unsafe { (vdupq_n_s16(0), vdupq_n_s16(0)) }
     }
 
     #[inline(always)]
     fn dot4(self, (low, high): Self::Partial, w: int32x4_t, x: int32x4_t) -> Self::Partial {
+        // SAFETY: the processor has the instructions.
         unsafe {
             let (w, x) = (vreinterpretq_s8_s32(w), vreinterpretq_s8_s32(x));
             (vmlal_s8(low, vget_low_s8(w), vget_low_s8(x)), vmlal_high_s8(high, w, x))
@@ -210,13 +230,14 @@ impl Dot for Neon {
 
     #[inline(always)]
     fn end(self, sum: int32x4_t, (low, high): Self::Partial) -> int32x4_t {
+        // SAFETY: the processor has the instructions.
         unsafe { vpadalq_s16(sum, vpaddq_s16(low, high)) }
     }
 }
 
 instruction_set! {
     /// Proof that the processor has NEON with dot products.
-    Dotprod, tokens: [1 2 3 4], direct: [], "neon,dotprod"; {
+    Dotprod, tokens: [1 2 3 4], "neon,dotprod"; {
         #[inline(always)]
         fn spread_bits(self, a: int32x4_t, nibble: u32) -> int32x4_t {
             spread_in_lanes(a, nibble)
@@ -224,13 +245,12 @@ instruction_set! {
 
         #[inline(always)]
         unsafe fn dots<K: Kind, const VECTORS: usize, const TOKENS: usize>(self, dots: &Dots<'_>) {
+            // SAFETY: the processor has the instructions, and the caller promises the rest.
             unsafe { tile::dots::<Self, K, VECTORS, VECTORS, TOKENS>(self, dots) }
         }
     }
 }
 
-// SAFETY of all blocks below: as above.
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl Dot for Dotprod {
     /// 16 activations, and which word of them.
     type Word = (int32x4_t, usize);
@@ -240,11 +260,13 @@ impl Dot for Dotprod {
     #[inline(always)]
     unsafe fn word(self, from: *const i32, i: usize) -> (int32x4_t, usize) {
         // Compilers read once for all four words.
+        // SAFETY: the processor has the instructions, and the caller promises the rest.
         unsafe { (self.load(from), i) }
     }
 
     #[inline(always)]
     fn dot4(self, sum: int32x4_t, w: int32x4_t, (x, word): (int32x4_t, usize)) -> int32x4_t {
+        // SAFETY: the processor has the instructions.
         unsafe {
             match word {
                 0 => sdot::<0>(sum, w, x),
@@ -284,7 +306,7 @@ unsafe fn sdot<const WORD: usize>(mut sum: int32x4_t, w: int32x4_t, x: int32x4_t
 
 instruction_set! {
     /// Proof that the processor has NEON with dot products and products of 8-bit matrices.
-    I8mm, tokens: [1 2 3 4 5 6], direct: [], "neon,dotprod,i8mm"; {
+    I8mm, tokens: [1 2 3 4 5 6], "neon,dotprod,i8mm"; {
         #[inline(always)]
         fn spread_bits(self, a: int32x4_t, nibble: u32) -> int32x4_t {
             mmla::spread_bits(a, nibble)
@@ -292,11 +314,13 @@ instruction_set! {
 
         #[inline(always)]
         unsafe fn quants(self, rows: Rows, offset: usize) -> [int32x4_t; 4] {
+            // SAFETY: the processor has the instructions, and the caller promises the rest.
             unsafe { mmla::quants(load_rows(rows, offset)) }
         }
 
         #[inline(always)]
         unsafe fn dots<K: Kind, const VECTORS: usize, const TOKENS: usize>(self, dots: &Dots<'_>) {
+            // SAFETY: the processor has the instructions, and the caller promises the rest.
             unsafe { mmla::dots::<K, VECTORS, TOKENS>(self, dots) }
         }
     }
