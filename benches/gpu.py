@@ -32,7 +32,7 @@ def run(command, environment=None, stream="stdout"):
 
 
 def ours(options, model, prompt, generated, depth):
-    out = run([pathlib.Path(options.examples) / "bench", "--model", model, "--device", options.device, "--quiet",
+    out = run([pathlib.Path(options.examples).resolve() / "bench", "--model", model, "--device", options.device, "--quiet",
                "-p", prompt, "-n", generated, "-d", depth, "-r", 2, "--json"])
     return json.loads(out.splitlines()[-1])["tokens_per_second"]["median"]
 
@@ -47,14 +47,14 @@ def theirs(options, model, prompt, generated, depth):
 
 def sequences(options, model, counts):
     """Tokens per second of all sequences, for each number of them."""
-    out = run([pathlib.Path(options.examples) / "bench", "--model", model, "--device", options.device, "--quiet",
+    out = run([pathlib.Path(options.examples).resolve() / "bench", "--model", model, "--device", options.device, "--quiet",
                "-p", 0, "-n", 64, "-s", ",".join(map(str, counts)), "-r", 2, "--json"])
     return [json.loads(line)["tokens_per_second"]["median"] for line in out.splitlines()]
 
 
 def generation(options, model, *sampler):
     """Tokens per second of the example `generate`."""
-    err = run([pathlib.Path(options.examples) / "generate", "--model", model, "--device", options.device,
+    err = run([pathlib.Path(options.examples).resolve() / "generate", "--model", model, "--device", options.device,
                "--prompt", "Once", "-n", 256, *sampler], stream="stderr")
     return float(re.search(r"generated: .* tokens, ([0-9.]+) tokens/s", err)[1])
 

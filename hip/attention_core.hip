@@ -21,39 +21,6 @@
 #define PIECES (PAGE_LEN * STEP / CHUNK_HALVES / CORE_THREADS)
 static_assert(PAGE_LEN == STEP, "tiles of keys and values have the same shape");
 
-// Eight elements of a row as stored; `halves` makes f16 of them.
-template <class T> struct Piece;
-
-template <> struct Piece<KvF16> {
-  u32x4 words;
-  static MEMBER Piece load(const u8 *head, u32 padded, u32 slot, u32 i) {
-    return {*(const u32x4 *)(head + (slot * padded + i) * 2)};
-  }
-  MEMBER u32x4 halves() const { return words; }
-};
-
-template <> struct Piece<KvQ8> {
-  u32x2 words;
-  u32 scale;
-  static MEMBER Piece load(const u8 *head, u32 padded, u32 slot, u32 i) {
-    const u8 *scales = head + PAGE_LEN * padded;
-    return {*(const u32x2 *)(head + slot * padded + i),
-            *(const u16_alias *)(scales + (slot * (padded / KV_BLOCK) + i / KV_BLOCK) * 2)};
-  }
-  MEMBER u32x4 halves() const {
-    // 1024 + 128 + q, for bytes without a sign.
-    const u32 OFFSET = 0x64806480u;
-    u32 factors = scale * 0x10001u;
-    u32x4 result;
-    UNROLL for (u32 i = 0; i < 2; i++) {
-      u32 bytes = words[i] ^ 0x80808080u;
-      result[2 * i] = half2_mul_add(half2_sub(halves_of_bytes<0>(bytes), OFFSET), factors, 0);
-      result[2 * i + 1] = half2_mul_add(half2_sub(halves_of_bytes<1>(bytes), OFFSET), factors, 0);
-    }
-    return result;
-  }
-};
-
 template <class T, u32 COLUMNS>
 DEVICE void attend_core(const f32 *q, const u8 *pool, const u32 *table, const u32 *token_tables, const u32 *positions,
                         const u32 *tiles, f32 *out, Shape shape, f32 scale, f32 softcap, u32 window, u32 table_len,
@@ -117,12 +84,12 @@ DEVICE void attend_core(const f32 *q, const u8 *pool, const u32 *table, const u3
 
   // Keys and values go through `staged` into a stage of `cached`. What was never stored is not read, as it may be no
   // number.
-  Piece<T> staged[PIECES];
+  Eight<T> staged[PIECES];
   auto load = [&](u32 page, u64 offset, u32 padded, u32 i, u32 slot, u32 d) __attribute__((always_inline)) {
     u32 position = page * PAGE_LEN + slot;
-    staged[i] = Piece<T>{};
+    staged[i] = Eight<T>{};
     if (start <= position && position < end && d < padded) {
-      staged[i] = Piece<T>::load(pool + numbers[page] * page_bytes + offset, padded, slot, d);
+      staged[i] = Eight<T>::load(pool + numbers[page] * page_bytes + offset, padded, slot, d);
     }
   };
   auto load_keys = [&](u32 page, u32 step) __attribute__((always_inline)) {

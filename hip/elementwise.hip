@@ -15,6 +15,7 @@
 DEVICE u64 element() { return (u64)block_x() * ELEMENT_THREADS + thread_x(); }
 
 KERNEL(add, ELEMENT_THREADS, (f32 *x, const f32 *y, u64 elements)) {
+  begin_launch();
   u64 i = element();
   if (i < elements) x[i] += y[i];
 }
@@ -31,6 +32,7 @@ KERNEL(softcap, ELEMENT_THREADS, (f32 *x, f32 cap, u64 elements)) {
 
 template <class Activation>
 DEVICE void glu(const f32 *gate, const f32 *up, f32 *out, i8 *q, u32 *groups, u64 elements) {
+  begin_launch();
   u64 i = element();
   bool active = i < elements;
   f32 value = active ? Activation::apply(gate[i]) * up[i] : 0.0f;
@@ -49,6 +51,7 @@ KERNEL(glu_gelu, ELEMENT_THREADS,
 }
 
 KERNEL(gather_rows, ELEMENT_THREADS, (const f32 *x, const u32 *rows, f32 *out, u32 columns)) {
+  begin_launch();
   u32 column = block_x() * ELEMENT_THREADS + thread_x();
   if (column < columns) out[(u64)block_y() * columns + column] = x[(u64)rows[block_y()] * columns + column];
 }

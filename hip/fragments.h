@@ -5,6 +5,10 @@
 // product, those of the second are its columns. Rows are cut into chunks of 16 bytes, which `swizzled` permutes so that
 // neither writing rows nor loading fragments meets a bank twice. A Fragment is 16 rows and 16 of K, spread over the
 // lanes of a wave; an Accumulator holds the sums, of which element i of a lane is that of row(i) and column(i).
+//
+// An operand may also come from registers: a lane then has LANE_ROWS of the rows of a fragment, number lane_row(i), and
+// of each LANE_HALVES halves of K, those of part lane_part(). Which of K these are is the caller's choice, the same for
+// both operands.
 #pragma once
 
 #include "gpu.h"
@@ -32,9 +36,22 @@ template <u32 K> DEVICE u32 swizzled(u32 row, u32 chunk) {
 
 #if GPU_NVIDIA
 
+#define LANE_ROWS 2
+#define LANE_HALVES 4
+DEVICE u32 lane_row(u32 i) { return lane_id() / 4 + i * 8; }
+DEVICE u32 lane_part() { return lane_id() % 4; }
+
 struct Fragment {
   u32 words[4];
 };
+
+// Fragment number `f` of what a lane has: words of its rows.
+template <u32 WORDS> DEVICE Fragment first_of(const u32 (&rows)[LANE_ROWS][WORDS], u32 f) {
+  return {{rows[0][2 * f], rows[1][2 * f], rows[0][2 * f + 1], rows[1][2 * f + 1]}};
+}
+template <u32 WORDS> DEVICE Fragment second_of(const u32 (&rows)[LANE_ROWS][WORDS], u32 f) {
+  return {{rows[0][2 * f], rows[0][2 * f + 1], rows[1][2 * f], rows[1][2 * f + 1]}};
+}
 
 // Four tiles of 8 rows and half of K; lane i says where row i % 8 of tile i / 8 is.
 DEVICE Fragment load_four(const u32x4 *from) {
@@ -83,6 +100,9 @@ DEVICE void multiply_add(const Fragment &a, const Fragment &b, Accumulator &c) {
 typedef _Float16 f16x16 __attribute__((ext_vector_type(16)));
 typedef f32 f32x8 __attribute__((ext_vector_type(8)));
 
+#define LANE_HALVES 16
+DEVICE u32 lane_part() { return 0; }
+
 struct Fragment {
   // A row for each lane, twice.
   u32x4 words[2];
@@ -112,6 +132,9 @@ DEVICE void multiply_add(const Fragment &a, const Fragment &b, Accumulator &c) {
 typedef _Float16 f16x8 __attribute__((ext_vector_type(8)));
 typedef f32 f32x8 __attribute__((ext_vector_type(8)));
 
+#define LANE_HALVES 8
+DEVICE u32 lane_part() { return lane_id() / 16; }
+
 struct Fragment {
   // A row and one half of K for each lane.
   u32x4 words;
@@ -139,6 +162,7 @@ DEVICE void multiply_add(const Fragment &a, const Fragment &b, Accumulator &c) {
 
 // CDNA, and the simulator: four of K and a row for each 16 lanes of a wave of 64, eight in a wave of 32.
 #define LANE_HALVES (256 / WAVE)
+DEVICE u32 lane_part() { return lane_id() / 16; }
 
 struct Fragment {
   u32 words[LANE_HALVES / 2];
@@ -195,7 +219,28 @@ DEVICE void multiply_add(const Fragment &a, const Fragment &b, Accumulator &c) {
 
 #endif
 
+// What is loaded from `place` is loaded when the sums are there, where compilers would load all that they can at once.
+DEVICE void keep_behind([[maybe_unused]] u32 &place, [[maybe_unused]] Accumulator &sums) {
+#if GPU_AMD && (defined(__GFX11__) || defined(__GFX12__))
+  asm volatile("" : "+v"(place), "+v"(sums.sums));
+#endif
+}
+
 #if !GPU_NVIDIA
+#define LANE_ROWS 1
+DEVICE u32 lane_row(u32) { return lane_id() % 16; }
+
+template <u32 WORDS> DEVICE Fragment first_of(const u32 (&rows)[LANE_ROWS][WORDS], u32 f) {
+  struct {
+    u32 words[LANE_HALVES / 2];
+  } fragment;
+  UNROLL for (u32 i = 0; i < LANE_HALVES / 2; i++) fragment.words[i] = rows[0][f * (LANE_HALVES / 2) + i];
+  return __builtin_bit_cast(Fragment, fragment);
+}
+template <u32 WORDS> DEVICE Fragment second_of(const u32 (&rows)[LANE_ROWS][WORDS], u32 f) {
+  return first_of<WORDS>(rows, f);
+}
+
 template <u32 K> DEVICE Fragment load_second(const u32x4 *tile, u32 row, u32 part) {
   return load_first<K>(tile, row, part);
 }

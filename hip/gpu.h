@@ -138,6 +138,38 @@ DEVICE u32 shuffle_from(u32 value, u32 lane) { return sim::shuffle(value, lane);
 DEVICE u32 lane_id() { return thread_x() % WAVE; }
 DEVICE u32 wave_id() { return thread_x() / WAVE; }
 
+// ------------------------------------------------------------------------------------------------ launches
+
+// NVIDIA's GPUs from sm_90 on begin a launch while the one before it still runs, where the host asks for it
+// ("programmatic dependent launch", CUDA C++ Programming Guide); elsewhere these do nothing. All threads call both.
+
+// The next launch may begin as soon as there is room for its blocks.
+DEVICE void let_next_begin() {
+#if GPU_NVIDIA && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+// All launches before this one are done. Until then, nothing is written, and nothing read that they may write.
+DEVICE void wait_for_launches() {
+#if GPU_NVIDIA && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// For kernels that have nothing to do until then.
+DEVICE void begin_launch() {
+  let_next_begin();
+  wait_for_launches();
+}
+
+// Asks for a part of device memory that is read after the wait.
+DEVICE void prefetch([[maybe_unused]] const u8 *from) {
+#if GPU_NVIDIA && __CUDA_ARCH__ >= 900
+  asm volatile("prefetch.global.L2 [%0];" : : "l"(from));
+#endif
+}
+
 // ------------------------------------------------------------------------------------------------ bits
 
 DEVICE u32 bits_of(f32 value) { return __builtin_bit_cast(u32, value); }
@@ -170,6 +202,19 @@ DEVICE u32 opaque(u32 value) {
   asm volatile("" : "+r"(value));
 #endif
   return value;
+}
+
+// The same for a structure, on AMD, where compilers would otherwise begin with all of several that are alike, and
+// registers do not suffice.
+template <class T> DEVICE void keep_apart([[maybe_unused]] T &value) {
+#if GPU_AMD
+  struct Words {
+    u32 words[sizeof(T) / 4];
+  };
+  Words all = __builtin_bit_cast(Words, value);
+  UNROLL for (u32 i = 0; i < sizeof(T) / 4; i++) all.words[i] = opaque(all.words[i]);
+  value = __builtin_bit_cast(T, all);
+#endif
 }
 
 // Loads after this are not done before what comes before it.
@@ -270,12 +315,23 @@ DEVICE u32 half2_mul_add(u32 a, u32 b, u32 c) {
 }
 #endif
 
+// The low halves of two words (which 0) or the high ones (1).
+DEVICE u32 pair_of_halves(u32 a, u32 b, u32 which) {
+  return which ? a >> 16 | (b & 0xffff0000u) : (a & 0xffffu) | b << 16;
+}
+
 // Rows become f16 after they are multiplied with a power of two that brings their largest magnitude, whose bits are
 // `max`, to 2^14..2^15: this is its exponent in f32's bits, and 254 minus it that of its reciprocal. Both are normal
 // numbers, and 1 where something is not finite.
 DEVICE u32 halving_exponent(u32 max) {
   u32 exponent = max >> 23;
   return exponent == 255 ? 127 : smaller(127u + 14 + 127 - exponent, 253u);
+}
+
+// Where the halves of 8 columns from `column` on of a row are: eight neighbours of each of 16 rows come one after the
+// other, then the next eight. So what lanes with a row each load is in one piece.
+DEVICE u64 halves_at(u32 row, u32 column, u32 columns) {
+  return ((u64)(row / 16) * (columns / 8) + column / 8) * 128 + row % 16 * 8;
 }
 
 // 1024 plus the first two bytes (PAIR 0) of a word, or the last two (PAIR 1), as halves: the bits of 1024 + q are

@@ -1,29 +1,107 @@
-// halve_rows(x, halves, scales, columns): rows of f32 as f16, for matmul_core.h. x = scale * half, with a scale for
-// each row, a power of two that brings its largest magnitude to 2^14..2^15: nothing overflows, and only what is below
-// 2^-28 of the largest has fewer than f16's 11 bits. What is not finite stays so. `columns` is a multiple of 4. Grid
-// (rows).
+// Rows that become f16, for matmul_core.h: value = scale * half, with a scale for each row, a power of two that brings
+// its largest magnitude to 2^14..2^15. So nothing overflows, and only what is below 2^-28 of the largest has fewer than
+// f16's 11 bits. What is not finite stays so. `columns` is a multiple of 8, and the order of the halves that of
+// halves_at in gpu.h. Grid (rows).
+//
+// halve_rows(x, halves, scales, columns)
+// halve_silu, halve_gelu (gate, up, halves, scales, columns): what glu in elementwise.hip makes of a row.
+// halve_norm(x, add, weight, halves, scales, columns, eps): what rms_norm in norm.hip makes of it; `add` is added to x.
 
-#include "gpu.h"
+#include "glu.h"
 
-#define HALVE_THREADS 256
+// A thread takes four columns at a time, and keeps the first values that it takes.
+#define HALVE_THREADS 1024
+#define STEP (HALVE_THREADS * 4)
+#define KEPT 4
 
-KERNEL(halve_rows, HALVE_THREADS, (const f32 *x, u16 *halves, f32 *scales, u32 columns)) {
+DEVICE f32x4 load4(const f32 *x, u32 i) { return *(const f32x4 *)(x + i); }
+
+// `value(i)` is that of columns i to i + 3, the same each time; `kept` holds those of the first steps.
+template <class Value>
+DEVICE void halve(const f32x4 (&kept)[KEPT], const Value &value, u16 *halves, f32 *scales, u32 columns) {
   SHARED u32 scratch[HALVE_THREADS / WAVE];
-  const f32 *row = x + (u64)block_x() * columns;
   u32 max = 0;
-  for (u32 i = thread_x() * 4; i < columns; i += HALVE_THREADS * 4) {
-    f32x4 four = *(const f32x4 *)(row + i);
-    // The bits of magnitudes are ordered as the magnitudes are, with what is not finite at the end.
+  // The bits of magnitudes are ordered as the magnitudes are, with what is not finite at the end.
+  auto see = [&](f32x4 four) __attribute__((always_inline)) {
     UNROLL for (u32 k = 0; k < 4; k++) max = larger(bits_of(four[k]) & 0x7fffffffu, max);
-  }
+  };
+  UNROLL for (u32 step = 0; step < KEPT; step++) see(kept[step]);
+  for (u32 i = KEPT * STEP + thread_x() * 4; i < columns; i += STEP) see(value(i));
   max = block_max<HALVE_THREADS>(max, scratch);
   u32 exponent = halving_exponent(max);
   f32 inverse = f32_of(exponent << 23);
-  for (u32 i = thread_x() * 4; i < columns; i += HALVE_THREADS * 4) {
-    f32x4 four = *(const f32x4 *)(row + i);
+  auto store = [&](u32 i, f32x4 four) __attribute__((always_inline)) {
     four *= inverse;
     u32x2 words = {pack_halves(four[0], four[1]), pack_halves(four[2], four[3])};
-    *(u32x2 *)(halves + (u64)block_x() * columns + i) = words;
+    *(u32x2 *)(halves + halves_at(block_x(), i, columns) + i % 8) = words;
+  };
+  UNROLL for (u32 step = 0; step < KEPT; step++) {
+    u32 i = step * STEP + thread_x() * 4;
+    if (i < columns) store(i, kept[step]);
   }
+  for (u32 i = KEPT * STEP + thread_x() * 4; i < columns; i += STEP) store(i, value(i));
   if (thread_x() == 0) scales[block_x()] = f32_of((254 - exponent) << 23);
+}
+
+template <class Value> DEVICE void halve(const Value &value, u16 *halves, f32 *scales, u32 columns) {
+  f32x4 kept[KEPT];
+  UNROLL for (u32 step = 0; step < KEPT; step++) {
+    u32 i = step * STEP + thread_x() * 4;
+    kept[step] = i < columns ? value(i) : f32x4{};
+  }
+  halve(kept, value, halves, scales, columns);
+}
+
+KERNEL(halve_rows, HALVE_THREADS, (const f32 *x, u16 *halves, f32 *scales, u32 columns)) {
+  begin_launch();
+  const f32 *row = x + (u64)block_x() * columns;
+  halve([&](u32 i) { return load4(row, i); }, halves, scales, columns);
+}
+
+template <class Activation>
+DEVICE void halve_glu(const f32 *gate, const f32 *up, u16 *halves, f32 *scales, u32 columns) {
+  begin_launch();
+  u64 start = (u64)block_x() * columns;
+  auto value = [&](u32 i) {
+    f32x4 four = load4(gate + start, i);
+    UNROLL for (u32 k = 0; k < 4; k++) four[k] = Activation::apply(four[k]);
+    return four * load4(up + start, i);
+  };
+  halve(value, halves, scales, columns);
+}
+
+KERNEL(halve_silu, HALVE_THREADS, (const f32 *gate, const f32 *up, u16 *halves, f32 *scales, u32 columns)) {
+  halve_glu<Silu>(gate, up, halves, scales, columns);
+}
+
+KERNEL(halve_gelu, HALVE_THREADS, (const f32 *gate, const f32 *up, u16 *halves, f32 *scales, u32 columns)) {
+  halve_glu<Gelu>(gate, up, halves, scales, columns);
+}
+
+KERNEL(halve_norm, HALVE_THREADS,
+       (f32 *x, const f32 *add, const f32 *weight, u16 *halves, f32 *scales, u32 columns, f32 eps)) {
+  SHARED f32 scratch[HALVE_THREADS / WAVE];
+  begin_launch();
+  u64 start = (u64)block_x() * columns;
+  f32 *row = x + start;
+  f32 squares = 0.0f;
+  auto sum = [&](u32 i) __attribute__((always_inline)) {
+    f32x4 four = load4(row, i) + load4(add + start, i);
+    *(f32x4 *)(row + i) = four;
+    UNROLL for (u32 k = 0; k < 4; k++) squares = mul_add(four[k], four[k], squares);
+    return four;
+  };
+  f32x4 kept[KEPT];
+  UNROLL for (u32 step = 0; step < KEPT; step++) {
+    u32 i = step * STEP + thread_x() * 4;
+    kept[step] = i < columns ? sum(i) : f32x4{};
+  }
+  for (u32 i = KEPT * STEP + thread_x() * 4; i < columns; i += STEP) sum(i);
+  f32 factor = 1.0f / square_root(block_sum<HALVE_THREADS>(squares, scratch) / (f32)columns + eps);
+  auto normed = [&](u32 i, f32x4 four) __attribute__((always_inline)) { return four * factor * load4(weight, i); };
+  UNROLL for (u32 step = 0; step < KEPT; step++) {
+    u32 i = step * STEP + thread_x() * 4;
+    if (i < columns) kept[step] = normed(i, kept[step]);
+  }
+  halve(kept, [&](u32 i) { return normed(i, load4(row, i)); }, halves, scales, columns);
 }

@@ -37,8 +37,8 @@ template <class T> DEVICE u32 kv_head_bytes(u32 dim) {
   return round_up(PAGE_LEN * row, 64);
 }
 
-// Eight elements of row `slot` of a head that starts at `head`, from element `i` on, a multiple of 8: as they are stored,
-// and as numbers.
+// Eight elements of row `slot` of a head that starts at `head`, from element `i` on, a multiple of 8: as they are
+// stored, as numbers, and, but for those of f32, as f16.
 template <class T> struct Eight;
 
 template <> struct Eight<KvF32> {
@@ -56,6 +56,7 @@ template <> struct Eight<KvF16> {
     return {*(const u32x4 *)(head + (slot * padded + i) * 2)};
   }
   MEMBER f32 operator[](u32 k) const { return f16_to_f32((u16)(words[k / 2] >> (k % 2 * 16))); }
+  MEMBER u32x4 halves() const { return words; }
 };
 
 template <> struct Eight<KvQ8> {
@@ -67,6 +68,18 @@ template <> struct Eight<KvQ8> {
             *(const u16_alias *)(scales + (slot * (padded / KV_BLOCK) + i / KV_BLOCK) * 2)};
   }
   MEMBER f32 operator[](u32 k) const { return f16_to_f32(scale) * (f32)(i8)(words[k / 4] >> (k % 4 * 8)); }
+  MEMBER u32x4 halves() const {
+    // 1024 + 128 + q, for bytes without a sign.
+    const u32 OFFSET = 0x64806480u;
+    u32 factors = scale * 0x10001u;
+    u32x4 result;
+    UNROLL for (u32 i = 0; i < 2; i++) {
+      u32 bytes = words[i] ^ 0x80808080u;
+      result[2 * i] = half2_mul_add(half2_sub(halves_of_bytes<0>(bytes), OFFSET), factors, 0);
+      result[2 * i + 1] = half2_mul_add(half2_sub(halves_of_bytes<1>(bytes), OFFSET), factors, 0);
+    }
+    return result;
+  }
 };
 
 // Four elements, from a multiple of 4 on.

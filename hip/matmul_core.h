@@ -2,193 +2,57 @@
 // together. Each type is a family of its own, matmul_core_<type>.hip, so that a model loads only what it needs. Targets
 // without matrix cores have none of them and use matmul.hip.
 //
-// matmul_core_<type>_<n>(w, halves, scales, out, bias, residual, rows, columns, count, splits, partials, counters):
-//   parameters and result as those of matmul.hip, for `columns` that are a multiple of 32; `halves` and `scales` are
-//   what halve.hip makes. A block computes n columns of the result and this many rows: 128 for n = 128, 64 for 64 and 32, 32
-//   for 16. Grid (ceil(rows / rows of a block), ceil(count / n), splits): where there are too few tiles for the device,
-//   `splits` blocks share the sums of each. They leave what they find in `partials`, n times the rows of a block for
-//   each block of the grid, and the last one that is done, by `counters`, which are zeros before and after, one for
-//   each tile, adds it up in their order. With one split, both may be null.
+// matmul_core_<type>_<n>(w0, w1, w2, halves, scales, out0, out1, out2, bias0, bias1, bias2, rows0, rows1, rows2,
+//   columns, count, splits, partials, counters): up to three products with the same activations, the last ones with 0
+//   rows where there are fewer; each as in matmul.hip, for `columns` that are a multiple of 32. `halves` and `scales`
+//   are what halve.hip makes. A block computes n columns of a result and 128 rows, 64 for n = 16. Grid (sum of
+//   ceil(rows / rows of a block), ceil(count / n), splits): where there are too few tiles for the device, `splits`
+//   blocks share the sums of each. They leave what they find in `partials`, n times the rows of a block for each block
+//   of the grid, and the last one that is done, by `counters`, which are zeros before and after, one for each tile,
+//   adds it up in their order. With one split, both may be null.
 //
-// Weights become f16 on their way into shared memory, sums are f32. A weight's error is at most about 2^-10 of the
-// largest weight that its scale and minimum allow; what f16 does not hold, beyond 65504, becomes infinite.
-
+// Weights become f16, sums are f32. For n = 128 both operands go through shared memory, where each weight is decoded
+// once for all columns. For n = 16, 32 and 64 what takes time is to read the weights: waves decode theirs in registers
+// and wait for nobody.
 #pragma once
 
+#include "core_weights.h"
 #include "fragments.h"
-#include "quant.h"
 
 #if MATRIX_CORES
 
 #define CORE_THREADS 256
-// Threads of a block that load weights, a unit each; the others load activations.
-#define WEIGHT_THREADS 128
+#define CORE_ROWS 128
 
-// What a thread holds between loading from device memory and storing to shared memory.
-template <class W, u32 LOADS> union Staged {
-  typename W::Raw weights;
-  u32x4 chunks[LOADS];
-};
-
-// Sixteen weights of a run as two chunks of halves.
-template <class F> DEVICE void store_run(const u32 q[4], f32 scale, f32 min, u32x4 *low, u32x4 *high) {
-  const u32 ZERO = F::SIGNED ? 128 : F::ZERO;
-  const u32 OFFSET = (0x6400u + ZERO) * 0x10001u;
-  u32 scales = pack_halves(scale, scale), mins = F::MINS ? pack_halves(-min, -min) : 0;
-  u32x4 chunks[2];
-  UNROLL for (u32 i = 0; i < 4; i++) {
-    u32 bytes = F::SIGNED ? q[i] ^ 0x80808080u : q[i];
-    u32 first = half2_sub(halves_of_bytes<0>(bytes), OFFSET), second = half2_sub(halves_of_bytes<1>(bytes), OFFSET);
-    chunks[i / 2][i % 2 * 2] = half2_mul_add(first, scales, mins);
-    chunks[i / 2][i % 2 * 2 + 1] = half2_mul_add(second, scales, mins);
-  }
-  *low = chunks[0];
-  *high = chunks[1];
-}
-
-// Quantized weights.
-template <class F> struct CoreWeights {
-  F format;
-  MEMBER CoreWeights(const u8 *w, u32 rows, u32 columns) : format(w, (u64)rows * (columns / F::BLOCK)) {}
-  static constexpr u32 UNITS_OF_BLOCK = F::BLOCK / UNIT_WEIGHTS;
-  // Where the half `half` (0 or 1) of run `run` of a unit is in its row.
-  static MEMBER u32 place(u32 unit, u32 run, u32 half) {
-    u32 in_block = unit % UNITS_OF_BLOCK;
-    return unit / UNITS_OF_BLOCK * F::BLOCK + (run == 0 ? F::first(in_block) : F::second(in_block)) + half * 8;
-  }
-  typedef typename F::Raw Raw;
-  MEMBER void load(u32 row, u32 columns, u32 unit, Raw &raw) const {
-    u64 block = (u64)row * (columns / F::BLOCK) + unit / UNITS_OF_BLOCK;
-    raw = format.fetch(block, unit % UNITS_OF_BLOCK);
-  }
-  // Stores the unit's four chunks.
-  static MEMBER void expand(const Raw &raw, u32 unit, u32x4 *const to[4]) {
-    Unit u;
-    F::decode(raw, unit % UNITS_OF_BLOCK, u);
-    store_run<F>(u.a, u.scale_a, F::MINS ? u.min_a : 0.0f, to[0], to[1]);
-    store_run<F>(u.b, u.scale_b, F::MINS ? u.min_b : 0.0f, to[2], to[3]);
-  }
-};
-
-// Weights of two bytes. Those of bf16 below f16's normal numbers, 6e-5, lose bits; below 3e-8 they are 0.
-template <class F> struct CoreFloats {
+// A product, and this block's part of it.
+struct Core {
   const u8 *w;
-  MEMBER CoreFloats(const u8 *start, u32, u32) : w(start) {}
-  static MEMBER u32 place(u32 unit, u32 run, u32 half) { return unit * UNIT_WEIGHTS + run * 16 + half * 8; }
-  struct Raw {
-    u32x4 chunks[4];
-  };
-  MEMBER void load(u32 row, u32 columns, u32 unit, Raw &raw) const {
-    const u8 *from = w + ((u64)row * columns + unit * UNIT_WEIGHTS) * 2;
-    UNROLL for (u32 i = 0; i < 4; i++) raw.chunks[i] = load16(from + 16 * i);
+  const u16 *x;
+  const f32 *scales;
+  f32 *out;
+  const f32 *bias;
+  u32 first_row, rows, columns, count;
+  // Tiles of all products in this direction, and blocks that share one.
+  u32 tiles, splits;
+  f32 *partials;
+  u32 *counters;
+
+  // A row of activations. Beyond the last one are those of another one, or of none, and what they add up to is not
+  // stored.
+  MEMBER const u16 *row_of_x(u32 row) const {
+    return x + halves_at(smaller(row / 16, (count - 1) / 16) * 16 + row % 16, 0, columns);
   }
-  static MEMBER void expand(const Raw &raw, u32, u32x4 *const to[4]) {
-    UNROLL for (u32 i = 0; i < 4; i++) {
-      u32x4 chunk = raw.chunks[i];
-      UNROLL for (u32 k = 0; k < 4; k++) chunk[k] = F::halves(chunk[k]);
-      *to[i] = chunk;
-    }
-  }
-};
-struct CoreF16 {
-  static MEMBER u32 halves(u32 pair) { return pair; }
-};
-struct CoreBF16 {
-  static MEMBER u32 halves(u32 pair) { return pack_halves(f32_of(pair << 16), f32_of(pair & 0xffff0000u)); }
+  // Eight halves of a row from `column` on.
+  static MEMBER u32x4 chunk(const u16 *row, u32 column) { return *(const u32x4 *)(row + halves_at(0, column, 0)); }
 };
 
-// A block computes TOKENS x ROWS results, with UNITS units of each row at a time; a wave computes WAVE_TOKENS x
-// WAVE_ROWS of them. Where that leaves waves over, they share K. Device memory is read AHEAD steps before its use: with
-// few columns, its latency is what there is to hide.
-template <class W, u32 TOKENS, u32 ROWS, u32 UNITS, u32 WAVE_TOKENS, u32 WAVE_ROWS, u32 AHEAD>
-DEVICE void matmul_core(const u8 *w, const u16 *x, const f32 *scales, f32 *out, const f32 *bias, const f32 *residual,
-                        u32 rows, u32 columns, u32 count, u32 splits, f32 *partials, u32 *counters) {
-  static_assert(ROWS * UNITS == WEIGHT_THREADS, "a unit for each thread that loads weights");
-  const u32 K = UNITS * UNIT_WEIGHTS, CHUNKS = K / CHUNK_HALVES, PARTS = K / FRAGMENT;
-  const u32 LOADERS = CORE_THREADS - WEIGHT_THREADS, LOADS = TOKENS * CHUNKS / LOADERS;
-  const u32 ACROSS = ROWS / WAVE_ROWS, PLACES = TOKENS / WAVE_TOKENS * ACROSS, SHARERS = CORE_THREADS / WAVE / PLACES;
-  const u32 M = WAVE_TOKENS / FRAGMENT, N = WAVE_ROWS / FRAGMENT;
-  static_assert(SHARERS >= 1 && PARTS % SHARERS == 0, "waves share K evenly");
-  // Two stages of both operands: one is filled while the other is multiplied.
-  const u32 W_CHUNKS = ROWS * CHUNKS, X_CHUNKS = TOKENS * CHUNKS, STAGE = W_CHUNKS + X_CHUNKS;
-  SHARED __attribute__((aligned(16))) u32x4 memory[2 * STAGE];
+// Adds up what SHARERS waves of a block and all blocks of a tile found for M x N fragments from `token` and `row` on,
+// and stores it. Each of the PLACES that have sums of their own is number `place`; the first of its sharers has the
+// number 0. The rows of the products are tokens, or where WEIGHTS_FIRST rows of weights.
+template <bool WEIGHTS_FIRST, u32 M, u32 N, u32 PLACES, u32 SHARERS>
+DEVICE void finish_core(const Core &core, Accumulator (&sums)[M][N], u32 place, u32 sharer, u32 token, u32 row,
+                        f32 *memory) {
   SHARED u32 is_last;
-  static_assert((SHARERS - 1) * TOKENS * ROWS * 4 <= sizeof memory, "sums of waves that share K fit");
-
-  W weights(w, rows, columns);
-  u32 units = columns / UNIT_WEIGHTS;
-  u32 first_row = block_x() * ROWS, first_token = block_y() * TOKENS;
-  // What is beyond the edges is computed from the last row, and not stored.
-  bool loads_weights = thread_x() < WEIGHT_THREADS;
-  u32 line = thread_x() / UNITS, part_of_line = thread_x() % UNITS;
-  u32 row = smaller(first_row + line, rows - 1);
-  u32 loader = thread_x() % LOADERS, chunk_of_line = loader % CHUNKS;
-
-  auto load = [&](u32 step, Staged<W, LOADS> &staged) __attribute__((always_inline)) {
-    if (loads_weights) {
-      u32 unit = step * UNITS + part_of_line;
-      if (UNITS == 1 || unit < units) weights.load(row, columns, unit, staged.weights);
-    } else {
-      u32 unit = step * UNITS + chunk_of_line / 4;
-      u32 place = W::place(unit, chunk_of_line / 2 % 2, chunk_of_line % 2);
-      bool inside = UNITS == 1 || unit < units;
-      UNROLL for (u32 i = 0; i < LOADS; i++) {
-        u32 token = smaller(first_token + loader / CHUNKS + i * (LOADERS / CHUNKS), count - 1);
-        staged.chunks[i] = inside ? load16((const u8 *)(x + (u64)token * columns + place)) : u32x4{};
-      }
-    }
-  };
-  auto store = [&](u32 step, const Staged<W, LOADS> &staged) __attribute__((always_inline)) {
-    u32x4 *tile = memory + step % 2 * STAGE;
-    if (loads_weights) {
-      u32 unit = step * UNITS + part_of_line;
-      u32x4 *to[4];
-      UNROLL for (u32 i = 0; i < 4; i++) to[i] = tile + swizzled<K>(line, part_of_line * 4 + i);
-      if (UNITS == 1 || unit < units) {
-        W::expand(staged.weights, unit, to);
-      } else {
-        UNROLL for (u32 i = 0; i < 4; i++) *to[i] = u32x4{};
-      }
-    } else {
-      UNROLL for (u32 i = 0; i < LOADS; i++) {
-        u32 token = loader / CHUNKS + i * (LOADERS / CHUNKS);
-        tile[W_CHUNKS + swizzled<K>(token, chunk_of_line)] = staged.chunks[i];
-      }
-    }
-  };
-
-  u32 place = wave_id() % PLACES, sharer = wave_id() / PLACES;
-  u32 wave_token = place / ACROSS * WAVE_TOKENS, wave_row = place % ACROSS * WAVE_ROWS;
-  Accumulator sums[M][N] = {};
-  u32 all_steps = ceil_div(units, UNITS), most = ceil_div(all_steps, splits);
-  u32 begin = smaller(block_z() * most, all_steps), steps = smaller(begin + most, all_steps);
-  // What was loaded for step `begin` + s is in staged[s % AHEAD].
-  Staged<W, LOADS> staged[AHEAD];
-  UNROLL for (u32 j = 0; j < AHEAD; j++) {
-    if (begin + j < steps) load(begin + j, staged[j]);
-  }
-  if (begin < steps) store(begin, staged[0]);
-  barrier();
-  UNROLL_BY(1) for (u32 first_step = begin; first_step < steps; first_step += AHEAD) {
-    UNROLL for (u32 j = 0; j < AHEAD; j++) {
-      u32 step = first_step + j;
-      if (step >= steps) break;
-      if (step + AHEAD < steps) load(step + AHEAD, staged[j]);
-      const u32x4 *tile = memory + step % 2 * STAGE;
-      UNROLL for (u32 i = 0; i < PARTS / SHARERS; i++) {
-        u32 part = SHARERS == 1 ? i : i * SHARERS + sharer;
-        Fragment b[N];
-        UNROLL for (u32 n = 0; n < N; n++) b[n] = load_second<K>(tile, wave_row + n * FRAGMENT, part);
-        UNROLL for (u32 m = 0; m < M; m++) {
-          Fragment a = load_first<K>(tile + W_CHUNKS, wave_token + m * FRAGMENT, part);
-          UNROLL for (u32 n = 0; n < N; n++) multiply_add(a, b[n], sums[m][n]);
-        }
-      }
-      if (step + 1 < steps) store(step + 1, staged[(j + 1) % AHEAD]);
-      barrier();
-    }
-  }
-
   // A wave's sums, in parts that lanes next to each other have next to each other.
   const u32 EACH = M * N * Accumulator::ELEMENTS, SUMS = EACH * PLACES * WAVE;
   auto write = [&](f32 *to) __attribute__((always_inline)) {
@@ -205,62 +69,275 @@ DEVICE void matmul_core(const u8 *w, const u16 *x, const f32 *scales, f32 *out, 
       to.sums[i % Accumulator::ELEMENTS] += from[(i * PLACES + place) * WAVE + lane_id()];
     }
   };
-  // The first of those that share K adds what the others found.
   bool is_first = sharer == 0;
   if (SHARERS > 1) {
-    if (!is_first) write((f32 *)memory + (sharer - 1) * SUMS);
+    if (!is_first) write(memory + (sharer - 1) * SUMS);
     barrier();
-    UNROLL_BY(1) for (u32 other = 0; is_first && other < SHARERS - 1; other++) add((f32 *)memory + other * SUMS);
+    UNROLL_BY(1) for (u32 other = 0; is_first && other < SHARERS - 1; other++) add(memory + other * SUMS);
   }
-  if (splits > 1) {
-    u32 number = block_y() * ceil_div(rows, ROWS) + block_x();
-    f32 *parts = partials + (u64)number * splits * SUMS;
+  if (core.splits > 1) {
+    u32 number = block_y() * core.tiles + block_x();
+    f32 *parts = core.partials + (u64)number * core.splits * SUMS;
     if (is_first) write(parts + block_z() * SUMS);
     released();
     barrier();
-    if (thread_x() == 0) is_last = device_add(counters + number, 1) == splits - 1;
+    if (thread_x() == 0) is_last = device_add(core.counters + number, 1) == core.splits - 1;
     barrier();
     if (!is_last) return;
     acquired();
-    if (thread_x() == 0) counters[number] = 0;
+    if (thread_x() == 0) core.counters[number] = 0;
     UNROLL for (u32 i = 0; i < EACH; i++) {
       sums[i / Accumulator::ELEMENTS / N][i / Accumulator::ELEMENTS % N].sums[i % Accumulator::ELEMENTS] = 0.0f;
     }
-    UNROLL_BY(1) for (u32 split = 0; is_first && split < splits; split++) add(parts + split * SUMS);
+    UNROLL_BY(1) for (u32 split = 0; is_first && split < core.splits; split++) add(parts + split * SUMS);
   }
   if (!is_first) return;
   UNROLL for (u32 m = 0; m < M; m++) {
     UNROLL for (u32 i = 0; i < Accumulator::ELEMENTS; i++) {
-      u32 token = first_token + wave_token + m * FRAGMENT + Accumulator::row(i);
-      if (token < count) {
-        f32 scale = scales[token];
-        UNROLL for (u32 n = 0; n < N; n++) {
-          u32 to = first_row + wave_row + n * FRAGMENT + Accumulator::column(i);
-          if (to < rows) {
-            u64 at = (u64)token * rows + to;
-            f32 sum = sums[m][n].sums[i] * scale + (bias ? bias[to] : 0.0f);
-            out[at] = residual ? residual[at] + sum : sum;
-          }
-        }
+      u32 first = (WEIGHTS_FIRST ? row : token) + m * FRAGMENT + Accumulator::row(i);
+      if (first >= (WEIGHTS_FIRST ? core.rows : core.count)) continue;
+      UNROLL for (u32 n = 0; n < N; n++) {
+        u32 second = (WEIGHTS_FIRST ? token : row) + n * FRAGMENT + Accumulator::column(i);
+        if (second >= (WEIGHTS_FIRST ? core.count : core.rows)) continue;
+        u32 from = WEIGHTS_FIRST ? second : first, to = WEIGHTS_FIRST ? first : second;
+        f32 sum = sums[m][n].sums[i] * core.scales[from];
+        core.out[(u64)from * core.rows + to] = sum + (core.bias ? core.bias[to] : 0.0f);
       }
     }
   }
 }
 
-// The four kernels of a type. As many blocks share a compute unit as prepare.rs expects: with few columns, latency is
-// what there is to hide.
-#define MATMUL_CORE_SHAPE(name, weights, blocks, tokens, ...)                                                          \
+// The units of this block, which shares them with others: number `begin` to `end` of `all`.
+struct Share {
+  u32 begin, end;
+  MEMBER Share(u32 all, u32 number, u32 sharers) {
+    u32 most = ceil_div(all, sharers);
+    begin = smaller(number * most, all);
+    end = smaller(begin + most, all);
+  }
+};
+
+// 128 columns and rows, a unit of each at a time: half of the threads load weights, the others activations.
+template <class W> DEVICE void matmul_tile(const Core &core) {
+  const u32 TOKENS = 128, WAVE_TOKENS = 64, WAVE_ROWS = WAVE, CHUNKS = UNIT_WEIGHTS / CHUNK_HALVES;
+  const u32 ACROSS = CORE_ROWS / WAVE_ROWS, M = WAVE_TOKENS / FRAGMENT, N = WAVE_ROWS / FRAGMENT;
+  // Two stages of both operands: one is filled while the other is multiplied.
+  const u32 W_CHUNKS = CORE_ROWS * CHUNKS, STAGE = W_CHUNKS + TOKENS * CHUNKS;
+  SHARED __attribute__((aligned(16))) u32x4 memory[2 * STAGE];
+  begin_launch();
+  // What a thread holds between loading from device memory and storing to shared memory.
+  union Staged {
+    typename W::Raw weights;
+    u32x4 chunks[CHUNKS];
+  };
+
+  W weights(core.w, core.rows, core.columns);
+  u32 first_token = block_y() * TOKENS;
+  bool loads_weights = thread_x() < CORE_ROWS;
+  u32 line = thread_x() % CORE_ROWS;
+  // What is beyond the edge is computed from the last row, and not stored.
+  u32 row = smaller(core.first_row + line, core.rows - 1);
+  const u16 *row_of_x = core.row_of_x(first_token + line);
+
+  auto load = [&](u32 unit, Staged &staged) __attribute__((always_inline)) {
+    if (loads_weights) {
+      u32 blocks = core.columns / UNIT_WEIGHTS / W::UNITS_OF_BLOCK, in_block = unit % W::UNITS_OF_BLOCK;
+      weights.load(row * blocks + unit / W::UNITS_OF_BLOCK, in_block, staged.weights);
+    } else {
+      UNROLL for (u32 i = 0; i < CHUNKS; i++) {
+        staged.chunks[i] = Core::chunk(row_of_x, W::place(unit, i / 2, i % 2));
+      }
+    }
+  };
+  auto store = [&](u32 unit, const Staged &staged) __attribute__((always_inline)) {
+    u32x4 *tile = memory + unit % 2 * STAGE;
+    if (loads_weights) {
+      u32x4 *to[CHUNKS];
+      UNROLL for (u32 i = 0; i < CHUNKS; i++) to[i] = tile + swizzled<UNIT_WEIGHTS>(line, i);
+      W::expand(staged.weights, unit % W::UNITS_OF_BLOCK, to);
+    } else {
+      UNROLL for (u32 i = 0; i < CHUNKS; i++) tile[W_CHUNKS + swizzled<UNIT_WEIGHTS>(line, i)] = staged.chunks[i];
+    }
+  };
+
+  u32 wave_token = wave_id() / ACROSS * WAVE_TOKENS, wave_row = wave_id() % ACROSS * WAVE_ROWS;
+  Accumulator sums[M][N] = {};
+  Share share(core.columns / UNIT_WEIGHTS, block_z(), core.splits);
+  Staged staged;
+  if (share.begin < share.end) {
+    load(share.begin, staged);
+    store(share.begin, staged);
+  }
+  barrier();
+  UNROLL_BY(1) for (u32 unit = share.begin; unit < share.end; unit++) {
+    if (unit + 1 < share.end) load(unit + 1, staged);
+    const u32x4 *tile = memory + unit % 2 * STAGE;
+    UNROLL for (u32 part = 0; part < UNIT_WEIGHTS / FRAGMENT; part++) {
+      Fragment b[N];
+      UNROLL for (u32 n = 0; n < N; n++) b[n] = load_second<UNIT_WEIGHTS>(tile, wave_row + n * FRAGMENT, part);
+      UNROLL for (u32 m = 0; m < M; m++) {
+        Fragment a = load_first<UNIT_WEIGHTS>(tile + W_CHUNKS, wave_token + m * FRAGMENT, part);
+        UNROLL for (u32 n = 0; n < N; n++) multiply_add(a, b[n], sums[m][n]);
+      }
+    }
+    if (unit + 1 < share.end) store(unit + 1, staged);
+    barrier();
+  }
+  finish_core<false, M, N, CORE_THREADS / WAVE, 1>(core, sums, wave_id(), 0, first_token + wave_token,
+                                                   core.first_row + wave_row, nullptr);
+}
+
+// TOKENS columns: a wave decodes its rows, some units of each at a time, in registers; activations go through shared
+// memory. Where that leaves waves over, they share K.
+template <class W, u32 TOKENS, u32 ROWS, u32 WAVE_ROWS, u32 MOST_UNITS>
+DEVICE void matmul_waves(const Core &core) {
+  const u32 M = WAVE_ROWS / FRAGMENT, N = TOKENS / FRAGMENT, PLACES = ROWS / WAVE_ROWS;
+  const u32 SHARERS = CORE_THREADS / WAVE / PLACES, PARTS = FRAGMENT / LANE_HALVES;
+  // Units of a lane, neighbours, which have much in common, but not more than registers suffice for; columns of a
+  // block's step.
+  const u32 UNITS = PARTS == 1 || (PARTS == 2 && sizeof(typename W::Raw) > 32) ? 4 : MOST_UNITS;
+  const u32 OF_LANE = UNITS / PARTS, COLUMNS = SHARERS * UNITS * UNIT_WEIGHTS;
+  // Two stages of activations, eight columns of all tokens after the other: one is filled while the other is used.
+  const u32 STAGE = TOKENS * COLUMNS / CHUNK_HALVES, LOADS = STAGE / CORE_THREADS;
+  SHARED __attribute__((aligned(16))) u32x4 memory[2 * STAGE];
+  static_assert((SHARERS - 1) * TOKENS * ROWS * 4 <= sizeof memory, "sums of waves that share K fit");
+  // Lanes that read the same tokens meet no bank twice, whichever of the distances between units of a format (2, 4, 8
+  // or 16 chunks) their chunks have.
+  auto place_of = [&](u32 chunk, u32 token) __attribute__((always_inline)) {
+    return chunk * TOKENS + (token ^ ((chunk / 2 ^ chunk / 8 % 2 * 3 ^ chunk / 16) % 4 * 2));
+  };
+
+  W weights(core.w, core.rows, core.columns);
+  u32 place = wave_id() % PLACES, sharer = wave_id() / PLACES;
+  u32 first_row = core.first_row + place * WAVE_ROWS, first_token = block_y() * TOKENS;
+  u32 units = core.columns / UNIT_WEIGHTS, rows[M][LANE_ROWS];
+  UNROLL for (u32 m = 0; m < M; m++) {
+    UNROLL for (u32 r = 0; r < LANE_ROWS; r++) {
+      u32 row = smaller(first_row + m * FRAGMENT + lane_row(r), core.rows - 1);
+      rows[m][r] = row * (units / W::UNITS_OF_BLOCK);
+    }
+  }
+  // This lane's units of a step, counted from its first one, and where they are in their blocks.
+  const bool WHOLE_BLOCKS = SHARERS * UNITS % W::UNITS_OF_BLOCK == 0;
+  u32 first_unit = (sharer * PARTS + lane_part()) * OF_LANE;
+  auto in_block = [&](u32 step, u32 i) __attribute__((always_inline)) {
+    return ((WHOLE_BLOCKS ? 0 : step * SHARERS * UNITS) + first_unit + i) % W::UNITS_OF_BLOCK;
+  };
+  typename W::Raw next[OF_LANE][M][LANE_ROWS];
+  u32x4 staged[LOADS];
+  auto load_weights = [&](u32 step) __attribute__((always_inline)) {
+    // What is beyond the end of a row is the last block again, times zeros.
+    u32 first = step * SHARERS * UNITS + first_unit, block = smaller(first, units - 1) / W::UNITS_OF_BLOCK;
+    UNROLL for (u32 m = 0; m < M; m++) {
+      UNROLL for (u32 r = 0; r < LANE_ROWS; r++) {
+        UNROLL for (u32 i = 0; i < OF_LANE; i++) {
+          if (W::UNITS_OF_BLOCK == 1) block = smaller(first + i, units - 1);
+          weights.load(rows[m][r] + block, in_block(step, i), next[i][m][r]);
+          // Neighbours have the same block.
+          if (i > 0) W::share(next[i][m][r], next[0][m][r]);
+        }
+      }
+    }
+  };
+  auto load_activations = [&](u32 step) __attribute__((always_inline)) {
+    UNROLL for (u32 i = 0; i < LOADS; i++) {
+      u32 piece = i * CORE_THREADS + thread_x(), column = step * COLUMNS + piece / TOKENS * CHUNK_HALVES;
+      const u16 *row = core.row_of_x(first_token + piece % TOKENS);
+      staged[i] = Core::chunk(row, smaller(column, core.columns - CHUNK_HALVES));
+    }
+  };
+  auto store = [&](u32 step) __attribute__((always_inline)) {
+    if ((step + 1) * COLUMNS > core.columns) {
+      UNROLL for (u32 i = 0; i < LOADS; i++) {
+        u32 piece = i * CORE_THREADS + thread_x(), column = step * COLUMNS + piece / TOKENS * CHUNK_HALVES;
+        u32 inside = opaque(column < core.columns ? ~0u : 0u);
+        UNROLL for (u32 k = 0; k < 4; k++) staged[i][k] &= inside;
+      }
+    }
+    UNROLL for (u32 i = 0; i < LOADS; i++) {
+      u32 piece = i * CORE_THREADS + thread_x(), chunk = piece / TOKENS;
+      memory[step % 2 * STAGE + place_of(chunk, piece % TOKENS)] = staged[i];
+    }
+  };
+
+  Accumulator sums[M][N] = {};
+  Share share(ceil_div(core.columns, COLUMNS), block_z(), core.splits);
+  let_next_begin();
+  if (share.begin < share.end) load_weights(share.begin);
+  wait_for_launches();
+  if (share.begin < share.end) {
+    load_activations(share.begin);
+    store(share.begin);
+  }
+  barrier();
+  UNROLL_BY(1) for (u32 step = share.begin; step < share.end; step++) {
+    typename W::Raw now[OF_LANE][M][LANE_ROWS];
+    UNROLL for (u32 i = 0; i < OF_LANE; i++) {
+      UNROLL for (u32 m = 0; m < M; m++) {
+        UNROLL for (u32 r = 0; r < LANE_ROWS; r++) now[i][m][r] = next[i][m][r];
+      }
+    }
+    // At the end the same again: with a branch around them, loads would come late.
+    u32 following = smaller(step + 1, share.end - 1);
+    load_activations(following);
+    load_weights(following);
+    const u32x4 *tile = memory + step % 2 * STAGE;
+    UNROLL for (u32 i = 0; i < OF_LANE; i++) {
+      UNROLL for (u32 run = 0; run < 2; run++) {
+        UNROLL for (u32 m = 0; m < M; m++) {
+          UNROLL for (u32 r = 0; r < LANE_ROWS; r++) keep_apart(now[i][m][r]);
+        }
+        u32 first[M][LANE_ROWS][8];
+        UNROLL for (u32 m = 0; m < M; m++) {
+          UNROLL for (u32 r = 0; r < LANE_ROWS; r++) W::expand_run(now[i][m][r], in_block(step, i), run, first[m][r]);
+        }
+        // Steps are halves of blocks at least, which are all alike.
+        u32 chunk = W::place(first_unit + i, run, 0) / CHUNK_HALVES, at = place_of(chunk, lane_row(0));
+        UNROLL for (u32 n = 0; n < N; n++) {
+          u32 second[LANE_ROWS][8];
+          // There are no registers for what all of them read at once.
+          if (N > 1) keep_behind(at, sums[0][(n + N - 2) % N]);
+          UNROLL for (u32 r = 0; r < LANE_ROWS; r++) {
+            u32x4 low = tile[at + n * FRAGMENT + r * 8], high = tile[at + TOKENS + n * FRAGMENT + r * 8];
+            UNROLL for (u32 k = 0; k < 4; k++) second[r][k] = low[k], second[r][4 + k] = high[k];
+          }
+          UNROLL for (u32 f = 0; f < FRAGMENT / LANE_HALVES; f++) {
+            Fragment b = second_of<8>(second, f);
+            UNROLL for (u32 m = 0; m < M; m++) multiply_add(first_of<8>(first[m], f), b, sums[m][n]);
+          }
+        }
+      }
+    }
+    store(step + 1);
+    barrier();
+  }
+  finish_core<true, M, N, PLACES, SHARERS>(core, sums, place, sharer, first_token, first_row, (f32 *)memory);
+}
+
+// The four kernels of a type. As many blocks share a compute unit as prepare.rs expects.
+#define MATMUL_CORE_SHAPE(name, tokens, tile_rows, blocks, ...)                                                        \
   KERNEL_FOR_BLOCKS(matmul_core_##name##_##tokens, CORE_THREADS, blocks,                                               \
-                    (const u8 *w, const u16 *x, const f32 *scales, f32 *out, const f32 *bias, const f32 *residual,     \
-                     u32 rows, u32 columns, u32 count, u32 splits, f32 *partials, u32 *counters)) {                    \
-    matmul_core<weights, tokens, __VA_ARGS__>(w, x, scales, out, bias, residual, rows, columns, count, splits,         \
-                                              partials, counters);                                                     \
+                    (const u8 *w0, const u8 *w1, const u8 *w2, const u16 *x, const f32 *scales, f32 *out0, f32 *out1,  \
+                     f32 *out2, const f32 *bias0, const f32 *bias1, const f32 *bias2, u32 rows0, u32 rows1, u32 rows2, \
+                     u32 columns, u32 count, u32 splits, f32 *partials, u32 *counters)) {                              \
+    u32 second = ceil_div(rows0, tile_rows), third = second + ceil_div(rows1, tile_rows);                              \
+    u32 tiles = third + ceil_div(rows2, tile_rows), tile = block_x();                                                  \
+    Core core = {w0, x, scales, out0, bias0, tile * tile_rows, rows0, columns, count, tiles, splits, partials,         \
+                 counters};                                                                                            \
+    if (tile >= third) {                                                                                               \
+      core.w = w2, core.out = out2, core.bias = bias2, core.rows = rows2;                                              \
+      core.first_row = (tile - third) * tile_rows;                                                                     \
+    } else if (tile >= second) {                                                                                       \
+      core.w = w1, core.out = out1, core.bias = bias1, core.rows = rows1;                                              \
+      core.first_row = (tile - second) * tile_rows;                                                                    \
+    }                                                                                                                  \
+    __VA_ARGS__(core);                                                                                                 \
   }
 #define MATMUL_CORE(name, weights)                                                                                     \
-  MATMUL_CORE_SHAPE(name, weights, 2, 128, 128, 1, 64, WAVE, 1)                                                        \
-  MATMUL_CORE_SHAPE(name, weights, 2, 64, 64, 2, 32, 32, 1)                                                            \
-  MATMUL_CORE_SHAPE(name, weights, 4, 32, 64, 2, 32, 16, 2)                                                            \
-  MATMUL_CORE_SHAPE(name, weights, 4, 16, 32, 4, 16, 16, 2)
+  MATMUL_CORE_SHAPE(name, 128, 128, 2, matmul_tile<weights>)                                                           \
+  MATMUL_CORE_SHAPE(name, 64, 128, 1, matmul_waves<weights, 64, 128, WAVE / 2, 4>)                                     \
+  MATMUL_CORE_SHAPE(name, 32, 128, 2, matmul_waves<weights, 32, 128, WAVE / 2, 8>)                                     \
+  MATMUL_CORE_SHAPE(name, 16, 64, 2, matmul_waves<weights, 16, 64, WAVE / 2, 8>)
 
 #else
 #define MATMUL_CORE(name, weights)

@@ -150,12 +150,40 @@ DEVICE void add_units(const F *weights, u64 start, u32 at, const Lane<F> &lane, 
   UNROLL for (u32 k = 0; k < K; k++) add_unit<F, R, N>(raws[k], at + k * Lane<F>::STEP, lane, x, sums);
 }
 
+// Units of a row that are fetched before what they are multiplied with is known: none where launches do not overlap
+// (gpu.h), or registers do not suffice.
+#if GPU_AMD
+template <class F, u32 R, u32 N> constexpr u32 FIRST_UNITS = 0;
+#else
+template <class F, u32 R, u32 N> constexpr u32 FIRST_UNITS = R > 1 && !SMALL<F> ? 0 : AHEAD<F, R, N>;
+#endif
+
+// The first units of row number `row` of R matrices.
+template <class F, u32 R, u32 N> struct Begun {
+  static constexpr u32 UNITS = FIRST_UNITS<F, R, N>;
+  typename F::Raw raws[UNITS > 0 ? UNITS : 1][R];
+  MEMBER Begun(const F *weights, u32 row, u32 columns) {
+    Lane<F> lane;
+    u32 blocks = columns / F::BLOCK;
+    UNROLL for (u32 k = 0; k < UNITS; k++) {
+      // What is beyond the end of the row is the last block again, and not added.
+      u64 block = (u64)row * blocks + smaller(lane.first + k * lane.STEP, blocks - 1);
+      UNROLL for (u32 r = 0; r < R; r++) raws[k][r] = weights[r].fetch(block, lane.unit);
+    }
+  }
+};
+
 // Adds this lane's part of row number `row` of R matrices.
 template <class F, u32 R, u32 N>
-DEVICE void add_row(const F *weights, u32 row, const Columns &x, f32 sums[R][N]) {
+DEVICE void add_row(const F *weights, u32 row, const Begun<F, R, N> &begun, const Columns &x, f32 sums[R][N]) {
   Lane<F> lane;
   u32 blocks = x.columns / F::BLOCK, i = lane.first;
   u64 start = (u64)row * blocks;
+  // Without branches between them, activations of all units are read at once. Short rows are fetched again.
+  if (begun.UNITS * lane.STEP <= blocks) {
+    UNROLL for (u32 k = 0; k < begun.UNITS; k++) add_unit<F, R, N>(begun.raws[k], i + k * lane.STEP, lane, x, sums);
+    i += begun.UNITS * lane.STEP;
+  }
   if constexpr (AHEAD<F, R, N> >= 4) {
     UNROLL_BY(1) for (; i + 3 * lane.STEP < blocks; i += 4 * lane.STEP) {
       add_units<F, R, N, 4>(weights, start, i, lane, x, sums);
@@ -171,8 +199,10 @@ DEVICE void add_row(const F *weights, u32 row, const Columns &x, f32 sums[R][N])
 
 // Does the same for one column and `count` rows, number `row`, `row` + `stride` and so on, and hands their sums to
 // `done`. While K units of R rows are added the next ones are on their way, and those of the next rows at the end.
-template <class F, u32 R, u32 K, class Done>
-DEVICE void stream_rows(const F *weights, u32 row, u32 stride, u32 count, const Columns &x, const Done &done) {
+// `begin` is called when the first are.
+template <class F, u32 R, u32 K, class Begin, class Done>
+DEVICE void stream_rows(const F *weights, u32 row, u32 stride, u32 count, const Columns &x, const Begin &begin,
+                        const Done &done) {
   Lane<F> lane;
   u32 blocks = x.columns / F::BLOCK, steps = ceil_div(blocks, lane.STEP * K);
   // What is beyond the end of a row is the last block again, and not added.
@@ -186,6 +216,7 @@ DEVICE void stream_rows(const F *weights, u32 row, u32 stride, u32 count, const 
     }
   };
   fetch(0, 0);
+  begin();
   UNROLL_BY(1) for (u32 i = 0; i < count; i++) {
     f32 sums[R][1] = {};
     UNROLL_BY(1) for (u32 step = 0; step < steps; step++) {
@@ -211,12 +242,14 @@ DEVICE void stream_rows(const F *weights, u32 row, u32 stride, u32 count, const 
 template <class F, u32 N>
 DEVICE void matvec_quantized(const u8 *w, const Columns &x, f32 *out, const f32 *bias, const f32 *residual, u32 row,
                              u32 rows) {
-  if (row >= rows) return;
   F weights[1] = {F(w, (u64)rows * (x.columns / F::BLOCK))};
+  Begun<F, 1, N> begun(weights, smaller(row, rows - 1), x.columns);
+  wait_for_launches();
+  if (row >= rows) return;
   f32 parts[N];
   UNROLL for (u32 c = 0; c < N; c++) parts[c] = x.part_of_factor(c);
   f32 sums[1][N] = {};
-  add_row<F, 1, N>(weights, row, x, sums);
+  add_row<F, 1, N>(weights, row, begun, x, sums);
   UNROLL for (u32 c = 0; c < N; c++) sums[0][c] *= x.factor(parts[c]);
   finish_row<N>(sums[0], out, bias, residual, row, rows, x.count);
 }
@@ -227,6 +260,7 @@ DEVICE u32 row_of_wave(u32 block) { return (block_x() - block) * MATVEC_WAVES + 
 template <class F, class G, u32 N>
 DEVICE void matvec_three(const u8 *w0, const u8 *w1, const u8 *w2, const Columns &x, f32 *out0, f32 *out1, f32 *out2,
                          const f32 *bias0, const f32 *bias1, const f32 *bias2, u32 rows0, u32 rows1, u32 rows2) {
+  let_next_begin();
   u32 second = ceil_div(rows0, MATVEC_WAVES), third = second + ceil_div(rows1, MATVEC_WAVES);
   if (block_x() >= third) {
     matvec_quantized<G, N>(w2, x, out2, bias2, nullptr, row_of_wave(third), rows2);
@@ -241,9 +275,13 @@ template <class F, u32 N>
 DEVICE void matvec_glu(const u8 *gate, const u8 *up, const Columns &x, f32 *out, i8 *out_q, u32 *out_groups, u32 gelu,
                        u32 rows) {
   SHARED f32 values[N][GROUP];
+  let_next_begin();
   u64 blocks = (u64)rows * (x.columns / F::BLOCK);
   f32 parts[N];
-  UNROLL for (u32 c = 0; c < N; c++) parts[c] = x.part_of_factor(c);
+  auto begin = [&]() __attribute__((always_inline)) {
+    wait_for_launches();
+    UNROLL for (u32 c = 0; c < N; c++) parts[c] = x.part_of_factor(c);
+  };
   F weights[2] = {F(gate, blocks), F(up, blocks)};
   auto finish = [&](u32 i, f32 sums[2][N]) __attribute__((always_inline)) {
     UNROLL for (u32 c = 0; c < N; c++) {
@@ -255,18 +293,26 @@ DEVICE void matvec_glu(const u8 *gate, const u8 *up, const Columns &x, f32 *out,
   if constexpr (STREAMS<F, N>) {
     u32 count = wave_id() < rows_here ? ceil_div(rows_here - wave_id(), GLU_WAVES) : 0;
     auto done = [&](u32 i, f32 sums[2][1]) { finish(wave_id() + i * GLU_WAVES, sums); };
-    if (count) stream_rows<F, 2, 2>(weights, first + wave_id(), GLU_WAVES, count, x, done);
+    if (count) {
+      stream_rows<F, 2, 2>(weights, first + wave_id(), GLU_WAVES, count, x, begin, done);
+    } else {
+      wait_for_launches();
+    }
   } else {
-    UNROLL_BY(1) for (u32 i = wave_id(); i < rows_here; i += GLU_WAVES) {
+    // Where registers do not suffice for both, rows of one matrix come after those of the other.
+    const u32 R = N < 8 ? 2 : 1;
+    u32 i = wave_id();
+    Begun<F, R, N> begun(weights, smaller(first + i, rows - 1), x.columns);
+    begin();
+    UNROLL_BY(1) while (i < rows_here) {
       f32 sums[2][N] = {};
-      if constexpr (N < 8) {
-        add_row<F, 2, N>(weights, first + i, x, sums);
-      } else {
-        // One after the other: registers do not suffice for both.
-        add_row<F, 1, N>(weights, first + i, x, sums);
-        add_row<F, 1, N>(weights + 1, first + i, x, sums + 1);
+      add_row<F, R, N>(weights, first + i, begun, x, sums);
+      if constexpr (R == 1) {
+        add_row<F, 1, N>(weights + 1, first + i, Begun<F, 1, N>(weights + 1, first + i, x.columns), x, sums + 1);
       }
       finish(i, sums);
+      i += GLU_WAVES;
+      if (i < rows_here) begun = Begun<F, R, N>(weights, first + i, x.columns);
     }
   }
   barrier();
@@ -285,10 +331,16 @@ template <class F, u32 N, u32 WAVES>
 DEVICE void matvec_residual(const u8 *w, const Columns &x, f32 *stream, const f32 *bias, const f32 *norm, i8 *out_q,
                             u32 *out_groups, f32 *squares, u32 rows) {
   SHARED f32 values[N][GROUP];
+  let_next_begin();
   F weights[1] = {F(w, (u64)rows * (x.columns / F::BLOCK))};
-  UNROLL_BY(1) for (u32 i = wave_id(); i < GROUP; i += WAVES) {
+  u32 first = block_x() * GROUP;
+  Begun<F, 1, N> begun(weights, first + wave_id(), x.columns);
+  wait_for_launches();
+  UNROLL_BY(1) for (u32 round = 0; round < GROUP / WAVES; round++) {
+    u32 i = round * WAVES + wave_id();
+    if (round > 0) begun = Begun<F, 1, N>(weights, first + i, x.columns);
     f32 sums[1][N] = {};
-    add_row<F, 1, N>(weights, block_x() * GROUP + i, x, sums);
+    add_row<F, 1, N>(weights, first + i, begun, x, sums);
     UNROLL for (u32 c = 0; c < N; c++) {
       f32 sum = wave_sum(sums[0][c]);
       if (lane_id() == 0) values[c][i] = sum;
@@ -311,6 +363,7 @@ DEVICE void matvec_residual(const u8 *w, const Columns &x, f32 *stream, const f3
 template <class F, u32 N>
 DEVICE void matvec_floats(const u8 *w, const f32 *x, f32 *out, const f32 *bias, const f32 *residual, u32 rows,
                           u32 columns, u32 count) {
+  begin_launch();
   u32 row = row_of_wave(0);
   if (row >= rows) return;
   u64 start = (u64)row * columns;
@@ -347,6 +400,7 @@ DEVICE void matvec_floats(const u8 *w, const f32 *x, f32 *out, const f32 *bias, 
                     (const u8 *w, const i8 *q, const u32 *groups, f32 *out, const f32 *bias, const f32 *residual,      \
                      u32 rows, u32 columns, u32 count, const f32 *squares, f32 eps)) {                                 \
     Columns x = {q, groups, columns, count, squares, eps};                                                             \
+    let_next_begin();                                                                                                  \
     matvec_quantized<format, n>(w, x, out, bias, residual, row_of_wave(0), rows);                                      \
   }                                                                                                                    \
   THREE(name, format, format, n, (BLOCKS<format, n>))                                                                  \

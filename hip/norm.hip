@@ -34,6 +34,7 @@ DEVICE void store4(f32 *row, u32 i, u32 columns, f32x4 values) {
 KERNEL(rms_norm, NORM_THREADS,
        (f32 *x, const f32 *add, const f32 *weight, f32 *out, i8 *q, u32 *groups, u32 columns, f32 eps)) {
   SHARED f32 scratch[NORM_THREADS / WAVE];
+  begin_launch();
   const u32 STEP = NORM_THREADS * 4;
   u64 start = (u64)block_x() * columns;
   f32 *row = x + start;

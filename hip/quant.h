@@ -68,6 +68,8 @@ DEVICE void add_fifth_bits(u32 high, Unit &unit) {
 // A format fetches what a unit is stored as (Raw), and decodes it: kernels that wait for memory fetch several units
 // before they decode the first.
 template <class F> struct Format {
+  // Makes what units of the same block have in common the same, which a compiler cannot know.
+  template <class Raw> static MEMBER void share(Raw &, const Raw &) {}
   MEMBER void unpack(u64 block, u32 u, Unit &unit) const {
     F::decode(static_cast<const F *>(this)->fetch(block, u), u, unit);
   }
@@ -307,6 +309,7 @@ struct Q4_K : NibblePairs, FormatOfFactors<Q4_K> {
   MEMBER Raw fetch(u64 block, u32 u) const {
     return {load16(qs + block * 128 + u * 16), load16(header + block * 16)};
   }
+  static MEMBER void share(Raw &raw, const Raw &other) { raw.header = other.header; }
   static MEMBER void quants(const Raw &raw, u32, Unit &unit) { split_nibbles(raw.q, unit); }
   static MEMBER Factors factors(const Raw &raw, u32 u) { return factors_of(raw.header, u / 2); }
 };
@@ -321,6 +324,7 @@ struct Q5_K : NibblePairs, FormatOfFactors<Q5_K> {
   MEMBER Raw fetch(u64 block, u32 u) const {
     return {load16(qs + block * 128 + u * 16), load16(qh + block * 32 + u % 2 * 16), load16(header + block * 16)};
   }
+  static MEMBER void share(Raw &raw, const Raw &other) { raw.header = other.header; }
   static MEMBER void quants(const Raw &raw, u32 u, Unit &unit) {
     split_nibbles(raw.q, unit);
     u32 bit = u / 2 * 2;

@@ -6,6 +6,7 @@
 #define QUANTIZE_THREADS 256
 
 KERNEL(quantize_q8, QUANTIZE_THREADS, (const f32 *x, i8 *q, u32 *groups, u64 elements)) {
+  begin_launch();
   u64 i = (u64)block_x() * QUANTIZE_THREADS + thread_x();
   bool active = i < elements;
   store_quantized(active ? x[i] : 0.0f, i, active, q, groups);

@@ -42,6 +42,7 @@ template <class T>
 DEVICE void store_kv(f32 *q, const f32 *k, const f32 *v, const f32 *angles, const u32 *angle_rows, u8 *pool,
                      const u32 *table, const u32 *token_tables, const u32 *positions, u32 heads, u32 kv_heads,
                      u32 k_dim, u32 v_dim, u32 pairs, u32 neox, u32 table_len, u64 layer_offset, u64 page_bytes) {
+  begin_launch();
   u32 head = block_x(), token = block_y();
   if (!angles) pairs = 0;
   u64 turn = pairs ? angles_at(angle_rows, token, pairs) : 0;

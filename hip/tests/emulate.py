@@ -33,7 +33,8 @@ CHECKS = {}
 # What the emulator gets wrong.
 UNCHECKED = {(kernel, "gfx942"): "not emulated (halves in registers from v128 on)" for kernel in (
     "attend_core_f16_256", "attend_core_q8_0_128", "attend_core_q8_0_256", "attend_decode_f16_4",
-    "attend_decode_q8_0_8", "matvec_glu_q3_k_2", "matvec_glu_q3_k_4", "matvec_residual_q3_k_8")}
+    "attend_decode_q8_0_8", "matmul_core_bf16_32", "matmul_core_bf16_64", "matvec_glu_q3_k_2",
+    "matvec_glu_q3_k_4", "matvec_residual_q3_k_8")}
 
 
 def check(*kernels):
@@ -180,23 +181,57 @@ def residual_product(launch, kernel):
     yield out_groups, quantized(stream * norm_weights)[1].reshape(-1, 2), 0
 
 
-CORE_TYPES = [name for name in FORMATS if name != "f32"]
-# Columns and weight rows of a block.
-CORE_TILES = {16: 32, 32: 64, 64: 64, 128: 128}
-
-
 def halved(x):
     """Rows as f16, and the powers of two that they were divided by."""
     scales = np.exp2(np.floor(np.log2(np.abs(x).max(axis=1, keepdims=True))) - 14).astype(np.float32)
     return (x / scales).astype(np.float16), scales
 
 
+def in_order(halves):
+    """Halves as memory holds them: eight columns of each of 16 rows, and then the next eight."""
+    rows, columns = halves.shape
+    padded = np.zeros((-(-rows // 16) * 16, columns), halves.dtype)
+    padded[:rows] = halves
+    return np.ascontiguousarray(padded.reshape(-1, 16, columns // 8, 8).swapaxes(1, 2))
+
+
+@check("halve_silu", "halve_gelu")
+def halve_glu(launch, kernel):
+    rng = seeded(kernel)
+    gate, up = normal(rng, 3, 1112), normal(rng, 3, 1112)
+    halves, scales = in_order(np.zeros(gate.shape, np.float16)), np.zeros((3, 1), np.float32)
+    launch((3,), gate, up, halves, scales, np.uint32(1112))
+    value = np.float64(gate)
+    value *= up / (1 + np.exp(-value if kernel == "halve_silu" else -1.5957691 * (value + 0.044715 * value**3)))
+    yield halves, in_order((value / halved(value)[1]).astype(np.float32)), 5e-4
+    yield scales, halved(value)[1], 0
+
+
+@check("halve_norm")
+def halve_norm(launch, kernel):
+    rng = seeded(kernel)
+    x, add, weight = normal(rng, 3, 1112), normal(rng, 3, 1112), normal(rng, 1112)
+    stream, halves, scales = x.copy(), in_order(np.zeros(x.shape, np.float16)), np.zeros((3, 1), np.float32)
+    launch((3,), stream, add, weight, halves, scales, np.uint32(1112), np.float32(1e-5))
+    yield stream, x + add, 0
+    value = np.float64(x + add)
+    value *= weight / np.sqrt((value**2).mean(axis=1, keepdims=True) + 1e-5)
+    yield halves, in_order((value / halved(value)[1]).astype(np.float32)), 5e-4
+    yield scales, halved(value)[1], 0
+
+
+CORE_TYPES = [name for name in FORMATS if name != "f32"]
+# Columns and weight rows of a block.
+CORE_TILES = {16: 64, 32: 128, 64: 128, 128: 128}
+
+
 @check("halve_rows")
 def halve_rows(launch, kernel):
-    x = normal(seeded(kernel), 3, 1100) * np.float32([[1], [1e30], [1e-30]])
-    halves, scales = np.zeros(x.shape, np.float16), np.zeros((3, 1), np.float32)
-    launch((3,), x, halves, scales, np.uint32(1100))
-    yield halves.view(np.uint16), halved(x)[0].view(np.uint16), 0
+    x = normal(seeded(kernel), 3, 1112) * np.float32([[1], [1e30], [1e-30]])
+    expected = in_order(halved(x)[0])
+    halves, scales = np.zeros_like(expected), np.zeros((3, 1), np.float32)
+    launch((3,), x, halves, scales, np.uint32(1112))
+    yield halves.view(np.uint16), expected.view(np.uint16), 0
     yield scales, halved(x)[1], 0
 
 
@@ -207,21 +242,24 @@ def product_on_matrix_cores(launch, kernel):
     block_rows, rows, count = CORE_TILES[int(n)], 67, 19
     planes, weights = matrix(rng, name, rows, 256 if name.endswith("k") else 96)
     columns = weights.shape[1]
-    x, bias, residual = normal(rng, count, columns), normal(rng, rows), normal(rng, count, rows)
+    x, bias = normal(rng, count, columns), normal(rng, rows)
     halves, scales = halved(x)
-    out = np.full((count, rows), np.nan, np.float32)
-    grid = (-(-rows // block_rows), -(-count // int(n)))
+    # The same matrix twice, and none.
+    out, other = np.full((2, count, rows), np.nan, np.float32)
+    grid = (2 * -(-rows // block_rows), -(-count // int(n)))
     splits = 1 if launch.target in WITHOUT_ATOMICS else 3
     partials = np.zeros(grid[0] * grid[1] * splits * block_rows * int(n), np.float32)
     counters = np.zeros(grid[0] * grid[1], np.uint32)
-    launch((*grid, splits), planes, halves, scales, out, bias, residual, np.uint32(rows), np.uint32(columns),
-           np.uint32(count), np.uint32(splits), partials, counters)
+    launch((*grid, splits), planes, planes, None, in_order(halves), scales, out, other, None, bias, None, None,
+           np.uint32(rows), np.uint32(rows), np.uint32(0), np.uint32(columns), np.uint32(count), np.uint32(splits),
+           partials, counters)
     yield counters, np.zeros_like(counters), 0
     # Weights have f16's precision; in the formats below their f16 is what the kernel computes.
     exact = name in ("f16", "bf16", "q4_0", "q5_0", "q8_0")
     weights = np.float64(weights.astype(np.float16) if exact else weights)
-    expected = (np.float64(halves) * scales) @ weights.T + bias + residual
-    yield out, expected, 2e-6 if exact else 1e-3
+    expected = (np.float64(halves) * scales) @ weights.T
+    yield out, expected + bias, 2e-6 if exact else 1e-3
+    yield other, expected, 2e-6 if exact else 1e-3
 
 
 # ---------------------------------------------------------------------------------------------------- rows
@@ -325,11 +363,13 @@ def store_kv(launch, kernel):
     yield pool, expected, 0
 
 
-@check(*[f"attend_decode_{name}_{n}" for name in KV_TYPES for n in (1, 4, 8)])
+@check(*[f"attend_decode_{name}_{n}" for name in KV_TYPES for n in (1, 4, 8)],
+       *[f"attend_waves_{name}_{n}" for name in ("f16", "q8_0") for n in (64, 128)])
 def attend_decode(launch, kernel):
-    rng, (name, n) = seeded(kernel), kernel.removeprefix("attend_decode_").rsplit("_", 1)
+    rng, (on_cores, name, n) = seeded(kernel), re.fullmatch(r"attend_(?:decode|(waves))_(\w+)_(\d+)", kernel).groups()
     heads, kv_heads = 6, 2
-    across = kv_heads * -(-(heads // kv_heads) // int(n))
+    heads_of_block, tolerance = (8, 4e-3) if on_cores else (int(n), 1e-5)
+    across = kv_heads * -(-(heads // kv_heads) // heads_of_block)
     for splits, window, softcap, is_fresh in ((1, 70, 0, True), (2, 0, 4, False), (3, 0, 0, True)):
         if splits > 1 and launch.target in WITHOUT_ATOMICS:
             continue
@@ -345,13 +385,13 @@ def attend_decode(launch, kernel):
                 cache.rows[token, int(position)] = cache.store(expected, token, position, keys[token], v[token])
         out, q8 = np.zeros((2, heads, 64), np.float32), np.zeros(2 * heads * 64, np.int8)
         groups, counters = np.zeros((2 * heads * 2, 2), np.uint32), np.zeros(2 * across, np.uint32)
-        partials, pool = np.zeros((2, heads, splits, 66), np.float32), cache.pool.copy()
+        partials, pool = np.zeros((2, heads, splits, 68), np.float32), cache.pool.copy()
         launch((across, 2, splits), q, *([k, v, angles] if is_fresh else [None] * 3), pool, cache.table, tables,
                positions, out, q8, groups, partials, counters,
                *np.uint32([heads, kv_heads, 40, 64]), np.float32(0.2), np.float32(softcap),
                *np.uint32([16 if is_fresh else 0, 1, window, cache.table.shape[1], splits]), np.uint64(cache.offset),
                np.uint64(cache.page_bytes))
-        yield out, cache.attend(turned, tables, positions, 0.2, softcap, window), 1e-5
+        yield out, cache.attend(turned, tables, positions, 0.2, softcap, window), tolerance
         yield pool, expected, 0
         yield q8, quantized(out.reshape(2 * heads, 64))[0].reshape(-1), 0
         yield groups, quantized(out.reshape(2 * heads, 64))[1].reshape(-1, 2), 0

@@ -20,7 +20,7 @@ import emulate  # noqa: E402
 from emulate import CHECKS, build, error_of  # noqa: E402
 from references import FORMATS, matrix, quantized  # noqa: E402
 
-TARGET = build.NVIDIA[0]
+TARGET = build.NVIDIA[-1]
 
 
 def launcher(function):
@@ -74,7 +74,7 @@ def speed_on_matrix_cores(function, name, n):
         # Enough copies that the caches do not hold them all.
         copies = max(1, -(-200_000_000 // size))
         w = [cupy.random.randint(0, 256, size + 4096, dtype=cupy.uint8) for _ in range(copies)]
-        x = cupy.random.standard_normal((count, columns), dtype=cupy.float32).astype(cupy.float16)
+        x = cupy.random.standard_normal((-(-count // 16) * 16, columns), dtype=cupy.float32).astype(cupy.float16)
         scales = cupy.ones(count, cupy.float32)
         none = np.uint64(0)
         out = cupy.zeros((count, rows), cupy.float32)
@@ -84,8 +84,8 @@ def speed_on_matrix_cores(function, name, n):
             start.record()
             for weights in w:
                 function(grid, (function.max_threads_per_block,),
-                         (weights, x, scales, out, np.uint64(0), np.uint64(0), np.uint32(rows), np.uint32(columns),
-                          np.uint32(count), np.uint32(1), none, none))
+                         (weights, none, none, x, scales, out, *[none] * 5, np.uint32(rows), np.uint32(0), np.uint32(0),
+                          np.uint32(columns), np.uint32(count), np.uint32(1), none, none))
             end.record()
             end.synchronize()
             times.append(cupy.cuda.get_elapsed_time(start, end) / copies * 1e-3)

@@ -3,6 +3,7 @@
 use crate::args;
 use crate::common::{Random, assert_near};
 use crate::sim::{Buffer, sims};
+use crate::weights::{halves_for, rows_of_halves};
 
 /// The numbers that quantized activations stand for.
 fn dequantized(q: &Buffer, groups: &Buffer) -> Vec<f32> {
@@ -153,6 +154,45 @@ fn rows_are_gathered() {
             let expected: Vec<f32> =
                 rows.iter().flat_map(|&r| &x[r as usize * columns..][..columns]).copied().collect();
             assert_eq!(out.read::<f32>(), expected);
+        }
+    }
+}
+
+#[test]
+fn what_becomes_f16_at_once_is_right() {
+    let mut random = Random::new(14);
+    for sim in sims() {
+        for (rows, columns) in [(1, 8), (3, 40), (17, 256), (2, 4104), (2, 17_000)] {
+            let what = format!("wave {}, {rows} x {columns}", sim.wave);
+            let (x, y) = (random.normals(rows * columns), random.normals(rows * columns));
+            let (halves, scales) = (halves_for(rows, columns), Buffer::unset::<f32>(rows));
+            let assert_halves = |expected: &[f64], what: &str| {
+                let (found, factors) = (rows_of_halves(&halves, rows, columns), scales.read::<f32>());
+                for (row, factor) in factors.iter().enumerate() {
+                    let (found, expected) = (&found[row * columns..], &expected[row * columns..][..columns]);
+                    let max = expected.iter().fold(0.0_f64, |max, e| max.max(e.abs()));
+                    let largest = max / f64::from(*factor);
+                    assert!((16383.0..=32769.0).contains(&largest), "{what}: {largest} is not the largest half");
+                    for (found, expected) in found.iter().zip(expected) {
+                        let (found, limit) = (f64::from(found.to_f32() * factor), expected.abs() / 2048.0 + max * 3e-6);
+                        assert!((found - expected).abs() <= limit, "{what}: {found}, not {expected}");
+                    }
+                }
+            };
+            let (x_memory, y_memory) = (Buffer::new(&x), Buffer::new(&y));
+            for (kernel, gate) in [("halve_silu", silu as fn(f64) -> f64), ("halve_gelu", gelu)] {
+                sim.launch(kernel, [rows, 1, 1], args![&x_memory, &y_memory, &halves, &scales, columns]);
+                let expected: Vec<f64> = x.iter().zip(&y).map(|(&x, &y)| gate(x.into()) * f64::from(y)).collect();
+                assert_halves(&expected, &format!("{kernel}, {what}"));
+            }
+            let weight = random.normals(columns);
+            let w = Buffer::new(&weight);
+            let args = args![&x_memory, &y_memory, &w, &halves, &scales, columns, 1e-5_f32];
+            sim.launch("halve_norm", [rows, 1, 1], args);
+            let sums: Vec<f32> = x.iter().zip(&y).map(|(x, y)| x + y).collect();
+            assert_eq!(x_memory.read::<f32>(), sums, "{what}");
+            let expected: Vec<f64> = sums.chunks(columns).flat_map(|row| norm(row, &weight, 1e-5)).collect();
+            assert_halves(&expected, &format!("halve_norm, {what}"));
         }
     }
 }

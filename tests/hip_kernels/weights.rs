@@ -476,11 +476,23 @@ fn halving_scale(row: &[f32]) -> f32 {
     if exponent == 128 { 1.0 } else { 2.0_f32.powi((exponent - 14).max(-126)) }
 }
 
+/// Memory for the f16 form of rows.
+pub fn halves_for(rows: usize, columns: usize) -> Buffer {
+    Buffer::unset::<u16>(rows.next_multiple_of(16) * columns)
+}
+
+/// The rows of an f16 form, which has eight columns of each of 16 rows, and then the next eight.
+pub fn rows_of_halves(halves: &Buffer, rows: usize, columns: usize) -> Vec<f16> {
+    let all = halves.read::<u16>();
+    let at = |row: usize, column: usize| (row / 16 * (columns / 8) + column / 8) * 128 + row % 16 * 8 + column % 8;
+    (0..rows * columns).map(|i| f16::from_bits(all[at(i / columns, i % columns)])).collect()
+}
+
 #[test]
 fn rows_halve_without_overflow() {
     let mut random = Random::new(5);
     for sim in sims() {
-        for columns in [4, 36, 1024, 2080] {
+        for columns in [8, 40, 1024, 2080] {
             let mut x = random.normals(columns * 8);
             let factors = [1.0, 1e38, 1e-38, 1e-42, 0.0, 65504.0, 3e-3, 1.0];
             for (row, factor) in x.chunks_mut(columns).zip(factors) {
@@ -488,13 +500,13 @@ fn rows_halve_without_overflow() {
             }
             x[columns - 1] = f32::NEG_INFINITY;
             x[7 * columns + 1] = f32::NAN;
-            let (halves, scales) = (Buffer::unset::<u16>(x.len()), Buffer::unset::<f32>(8));
+            let (halves, scales) = (halves_for(8, columns), Buffer::unset::<f32>(8));
             sim.launch("halve_rows", [8, 1, 1], args![&Buffer::new(&x), &halves, &scales, columns]);
-            let (halves, scales) = (halves.read::<u16>(), scales.read::<f32>());
+            let (halves, scales) = (rows_of_halves(&halves, 8, columns), scales.read::<f32>());
             for (i, row) in x.chunks(columns).enumerate() {
                 assert_eq!(scales[i], halving_scale(row), "row {i}");
-                for (&x, &bits) in row.iter().zip(&halves[i * columns..]) {
-                    let (found, expected) = (f16::from_bits(bits), f16::from_f32(x / scales[i]));
+                for (&x, &found) in row.iter().zip(&halves[i * columns..]) {
+                    let expected = f16::from_f32(x / scales[i]);
                     assert!(found == expected || found.is_nan() && expected.is_nan(), "row {i}: {x} became {found}");
                     assert_eq!(found.is_finite(), x.is_finite(), "row {i}: {x} became {found}");
                 }
@@ -504,7 +516,7 @@ fn rows_halve_without_overflow() {
 }
 
 /// Tokens and rows that blocks of the matrix-core kernels compute.
-const CORE_TILES: [(usize, usize); 4] = [(16, 32), (32, 64), (64, 64), (128, 128)];
+const CORE_TILES: [(usize, usize); 4] = [(16, 64), (32, 128), (64, 128), (128, 128)];
 
 #[test]
 fn products_on_matrix_cores_are_right() {
@@ -521,45 +533,68 @@ fn products_on_matrix_cores_are_right() {
                     (block_rows - 5, [256, 512, 768, 1280][i], tokens + 1),
                 ];
                 for (rows, columns, count) in shapes {
-                    let mut w = matrix(ty, rows, columns, &mut random);
-                    if exact {
-                        w.weights.iter_mut().for_each(|w| *w = f16::from_f32(*w).to_f32());
-                    }
+                    // Up to three matrices, the others without rows.
+                    let all_rows = [rows, 5, block_rows + 1][..1 + (i + rows) % 3].to_vec();
                     let x: Vec<f32> = random.normals(count * columns).iter().map(|x| x * 300.0).collect();
-                    let (halves, scales) = (Buffer::unset::<u16>(x.len()), Buffer::unset::<f32>(count));
+                    let (halves, scales) = (halves_for(count, columns), Buffer::unset::<f32>(count));
                     sim.launch("halve_rows", [count, 1, 1], args![&Buffer::new(&x), &halves, &scales, columns]);
-                    let (read, factors) = (halves.read::<u16>(), scales.read::<f32>());
-                    let value = |(i, &bits)| f16::from_bits(bits).to_f32() * factors[i / columns];
+                    let (read, factors) = (rows_of_halves(&halves, count, columns), scales.read::<f32>());
+                    let value = |(i, half): (usize, &f16)| half.to_f32() * factors[i / columns];
                     let values: Vec<f32> = read.iter().enumerate().map(value).collect();
-                    let (mut expected, scale) = product(&w.weights, &values, columns);
-                    let (bias, residual) = (random.normals(rows), random.normals(count * rows));
-                    let (out, bias_memory) = (Buffer::new(&residual), Buffer::new(&bias));
-                    let epilogue = columns > few;
-                    let (bias_arg, residual_arg) =
-                        if epilogue { (Some(&bias_memory), Some(&out)) } else { (None, None) };
-                    if epilogue {
-                        for (i, expected) in expected.iter_mut().enumerate() {
-                            *expected += f64::from(bias[i % rows]) + f64::from(residual[i]);
+
+                    let mut of = all_rows.iter().map(|&rows| {
+                        let mut w = matrix(ty, rows, columns, &mut random);
+                        if exact {
+                            w.weights.iter_mut().for_each(|w| *w = f16::from_f32(*w).to_f32());
                         }
-                    }
+                        let bias = (columns > few).then(|| random.normals(rows));
+                        (w, bias.clone(), bias.map(|b| Buffer::new(&b)), Buffer::unset::<f32>(count * rows))
+                    });
+                    let of = [of.next(), of.next(), of.next()];
+                    let [a, b, c] = of.each_ref().map(|m| m.as_ref().map(|(w, ..)| &w.memory));
+                    let out = of.each_ref().map(|m| m.as_ref().map(|(.., out)| out));
+                    let bias = of.each_ref().map(|m| m.as_ref().and_then(|(_, _, bias, _)| bias.as_ref()));
+                    let row = |i: usize| all_rows.get(i).copied().unwrap_or(0);
                     let kernel = format!("matmul_core_{name}_{tokens}");
                     // More splits than steps leave some without any.
-                    let (splits, tiles) =
-                        ([1, 3, 7][(i + columns) % 3], rows.div_ceil(block_rows) * count.div_ceil(tokens));
+                    let across: usize = all_rows.iter().map(|rows| rows.div_ceil(block_rows)).sum();
+                    let (splits, tiles) = ([1, 3, 7][(i + columns) % 3], across * count.div_ceil(tokens));
                     let partials = Buffer::unset::<f32>(tiles * splits * tokens * block_rows);
                     let counters = Buffer::new(&vec![0_u32; tiles]);
-                    let grid = [rows.div_ceil(block_rows), count.div_ceil(tokens), splits];
-                    let result = (&out, bias_arg, residual_arg);
                     let args = args![
-                        &w.memory, &halves, &scales, result.0, result.1, result.2, rows, columns, count, splits,
-                        &partials, &counters
+                        a,
+                        b,
+                        c,
+                        &halves,
+                        &scales,
+                        out[0],
+                        out[1],
+                        out[2],
+                        bias[0],
+                        bias[1],
+                        bias[2],
+                        row(0),
+                        row(1),
+                        row(2),
+                        columns,
+                        count,
+                        splits,
+                        &partials,
+                        &counters
                     ];
-                    sim.launch(&kernel, grid, args);
+                    sim.launch(&kernel, [across, count.div_ceil(tokens), splits], args);
                     assert!(counters.read::<u32>().iter().all(|&n| n == 0), "{kernel} left its counters changed");
-                    let what = format!("wave {}, {kernel}, {rows} x {columns}, {count} columns", sim.wave);
-                    let scale: Vec<f64> = scale.iter().map(|s| s + 1.0).collect();
-                    let tolerance = if exact { 2e-6 } else { 4e-4 };
-                    assert_near(&out.read::<f32>(), &expected, &scale, tolerance, &what);
+                    for (w, bias, _, out) in of.iter().flatten() {
+                        let rows = out.read::<f32>().len() / count;
+                        let what = format!("wave {}, {kernel}, {rows} x {columns}, {count} columns", sim.wave);
+                        let (mut expected, scale) = product(&w.weights, &values, columns);
+                        if let Some(bias) = bias {
+                            expected.iter_mut().enumerate().for_each(|(i, e)| *e += f64::from(bias[i % rows]));
+                        }
+                        let scale: Vec<f64> = scale.iter().map(|s| s + 1.0).collect();
+                        let tolerance = if exact { 2e-6 } else { 4e-4 };
+                        assert_near(&out.read::<f32>(), &expected, &scale, tolerance, &what);
+                    }
                 }
             }
         }

@@ -8,6 +8,9 @@ use std::ffi::c_int;
 use std::path::Path;
 use std::sync::Arc;
 
+/// Makes each launch wait for the one before it where it is `off`: to compare.
+const OVERLAP_VARIABLE: &str = "WAVELM_HIP_OVERLAP";
+
 /// A GPU of this machine.
 pub(crate) struct Found {
     /// What it is, for people.
@@ -84,6 +87,8 @@ pub(super) struct Device {
     pub(super) wave: u32,
     /// Compute units.
     pub(super) units: u32,
+    /// Whether launches may begin while those before them still run.
+    pub(super) overlaps: bool,
 }
 
 // SAFETY: the context is a name for the device that any thread may use.
@@ -101,6 +106,7 @@ impl Device {
             arch: driver.arch(number)?,
             wave: narrow(driver.attribute(Attribute::WaveSize, number)?),
             units: narrow(driver.attribute(Attribute::Units, number)?).max(1),
+            overlaps: driver.has_overlap() && std::env::var_os(OVERLAP_VARIABLE).is_none_or(|v| v != "off"),
             driver: Arc::clone(driver),
             number,
         };

@@ -10,6 +10,7 @@ mod link;
 use crate::{Error, ErrorKind, Result};
 use graph::GraphFunctions;
 use libloading::Library;
+use overlap::OverlapFunctions;
 use std::env;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::path::{Path, PathBuf};
@@ -63,6 +64,7 @@ macro_rules! table {
 }
 
 mod graph;
+pub(super) mod overlap;
 pub(super) mod timing;
 
 pub(super) use table;
@@ -143,6 +145,7 @@ pub(super) struct Driver {
     vendor: Vendor,
     graphs: Option<GraphFunctions>,
     timing: Option<TimingFunctions>,
+    overlap: Option<OverlapFunctions>,
     /// How it was found.
     name: String,
     /// Never unloaded: the drivers' threads and exit handlers do not survive that. `None` where it is linked.
@@ -242,7 +245,9 @@ impl Driver {
         let name = path.display().to_string();
         let graphs = GraphFunctions::find(&library).inspect_err(|e| log::debug!("{name}: no graphs: {e}")).ok();
         let timing = TimingFunctions::find(&library).inspect_err(|e| log::debug!("{name}: no times: {e}")).ok();
-        Ok(Self { functions, vendor, graphs, timing, name, _library: std::mem::ManuallyDrop::new(Some(library)) })
+        let overlap = OverlapFunctions::find(&library).ok().filter(|_| matches!(vendor, Vendor::Cuda(_)));
+        let _library = std::mem::ManuallyDrop::new(Some(library));
+        Ok(Self { functions, vendor, graphs, timing, overlap, name, _library })
     }
 
     #[cfg(feature = "link-hip")]
@@ -252,6 +257,7 @@ impl Driver {
             vendor: Vendor::Hip(link::hip_functions()),
             graphs: Some(link::graph_functions()),
             timing: Some(link::timing_functions()),
+            overlap: None,
             name: "the linked libamdhip64".to_owned(),
             _library: std::mem::ManuallyDrop::new(None),
         }
@@ -264,6 +270,11 @@ impl Driver {
     /// The functions for graphs, where the library has them.
     pub(super) fn graphs(&self) -> Option<&GraphFunctions> {
         self.graphs.as_ref()
+    }
+
+    /// Whether launches can begin before those before them are done.
+    pub(super) fn has_overlap(&self) -> bool {
+        self.overlap.is_some()
     }
 
     /// The functions for measuring time.
@@ -504,8 +515,11 @@ impl Driver {
         Ok(function)
     }
 
+    /// Queues a launch, one that `overlaps` with what was queued before it where the driver can do that.
+    ///
     /// # Safety
-    /// The arguments are those of the function, and what they point to is right for it.
+    /// The arguments are those of the function, and what they point to is right for it. One that overlaps waits for what
+    /// was queued before it on its own.
     pub(super) unsafe fn launch(
         &self,
         function: Handle,
@@ -513,11 +527,18 @@ impl Driver {
         threads: u32,
         stream: Handle,
         arguments: &mut [*mut c_void],
+        overlaps: bool,
     ) -> Result<()> {
-        let [x, y, z] = grid;
-        let (arguments, none) = (arguments.as_mut_ptr(), std::ptr::null_mut());
-        // SAFETY: the caller's promise.
-        let status = unsafe { (self.functions.launch)(function, x, y, z, threads, 1, 1, 0, stream, arguments, none) };
+        let status = match &self.overlap {
+            // SAFETY: the caller's promise.
+            Some(overlap) if overlaps => unsafe { overlap.launch(function, grid, threads, stream, arguments) },
+            _ => {
+                let ([x, y, z], none) = (grid, std::ptr::null_mut());
+                let arguments = arguments.as_mut_ptr();
+                // SAFETY: the caller's promise.
+                unsafe { (self.functions.launch)(function, x, y, z, threads, 1, 1, 0, stream, arguments, none) }
+            }
+        };
         self.check(status, "cannot launch a kernel")
     }
 

@@ -31,6 +31,8 @@ pub(super) struct Executor {
     pub(super) page_bytes: usize,
     pub(super) buffers: Buffers,
     graphs: Graphs,
+    /// Whether kernels are chosen so that all of them are tested, not for speed.
+    pub(super) tests: bool,
     // The stream comes before the memory that its work uses: it is waited for when it is dropped.
     pub(super) stream: Stream,
     pub(super) memory: DeviceBuffer,
@@ -72,6 +74,7 @@ impl Executor {
             layers: layers.into_iter().map(|(_, offset)| offset).collect(),
             page_bytes,
             graphs: Graphs::new(device),
+            tests: false,
             stream,
             buffers,
             tile_sizes,

@@ -123,10 +123,11 @@ impl HipBackend {
         let modules = Modules::new(&device);
         selftest::check(options.gpu, &device, &modules, &program, options.kv_type)?;
         let mut loading = Loading { threads: options.threads, tell };
-        Self::untested(&device, &modules, gguf, program, options.kv_type, &mut loading)
+        let executor = Executor::new(&device, &modules, gguf, &program, options.kv_type, &mut loading)?;
+        Self::with_executor(&device, &modules, program, options.kv_type, executor)
     }
 
-    /// A backend whose kernels were not compared with the CPU's.
+    /// A backend for the self-test, whose kernels were not compared with the CPU's.
     fn untested(
         device: &Arc<Device>,
         modules: &Modules,
@@ -135,7 +136,18 @@ impl HipBackend {
         kv_type: KvType,
         loading: &mut Loading<'_, '_>,
     ) -> Result<Self> {
-        let executor = Executor::new(device, modules, gguf, &program, kv_type, loading)?;
+        let mut executor = Executor::new(device, modules, gguf, &program, kv_type, loading)?;
+        executor.tests = true;
+        Self::with_executor(device, modules, program, kv_type, executor)
+    }
+
+    fn with_executor(
+        device: &Arc<Device>,
+        modules: &Modules,
+        program: Arc<Program>,
+        kv_type: KvType,
+        executor: Executor,
+    ) -> Result<Self> {
         let columns = program.result().map_or(0, |buffer| buffer.columns);
         let sampling = Arc::new(Sampling::new(device, modules, columns)?);
         let pages = Pages::new(device, executor.page_bytes())?;

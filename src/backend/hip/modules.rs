@@ -1,11 +1,11 @@
 //! The kernel cache: a module for each family of kernels, loaded when the first of its kernels is asked for.
 
 use super::device::Device;
-use super::driver::Handle;
+use super::driver::{Handle, overlap};
 use super::memory::Stream;
 use super::objects;
 use crate::{Error, ErrorKind, Result};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{CString, c_void};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -19,6 +19,8 @@ pub(super) struct Modules {
 struct Module {
     device: Arc<Device>,
     module: Handle,
+    /// The kernels that wait for the launches before them on their own.
+    waiting: HashSet<String>,
 }
 
 // SAFETY: the handle is a name that any thread may use.
@@ -43,6 +45,8 @@ pub(super) struct Kernel {
     function: Handle,
     threads: u32,
     name: Arc<str>,
+    /// Whether it begins while the launch before it still runs.
+    overlaps: bool,
 }
 
 // SAFETY: the handle is a name that any thread may use.
@@ -64,7 +68,8 @@ impl Modules {
         let symbol = CString::new(name).map_err(|_| Error::new(ErrorKind::Device, "a kernel name with a zero byte"))?;
         // SAFETY: the module is loaded.
         let function = unsafe { self.device.driver()?.function(module.module, &symbol) }?;
-        Ok(Kernel { module, function, threads, name: name.into() })
+        let overlaps = module.waiting.contains(name);
+        Ok(Kernel { module, function, threads, name: name.into(), overlaps })
     }
 
     fn module(&self, family: &'static str) -> Result<Arc<Module>> {
@@ -80,7 +85,11 @@ impl Modules {
             Error::new(e.kind(), format!("the {family} kernels ({}) cannot be used: {e}", object.origin)).with_source(e)
         })?;
         log::debug!("{}: {family} kernels, {}", self.device.name, object.origin);
-        let module = Arc::new(Module { device: Arc::clone(&self.device), module });
+        let waiting = match self.device.overlaps {
+            true => overlap::waiting_kernels(&object.code).into_iter().map(str::to_owned).collect(),
+            false => HashSet::new(),
+        };
+        let module = Arc::new(Module { device: Arc::clone(&self.device), module, waiting });
         loaded.insert(family, Arc::clone(&module));
         Ok(module)
     }
@@ -132,9 +141,11 @@ impl Kernel {
         }
         let mut pointers: Vec<*mut c_void> = args.words.iter_mut().map(|w| std::ptr::from_mut(w).cast()).collect();
         let driver = self.module.device.driver()?;
+        // What is timed is a launch alone.
+        let overlaps = self.overlaps && stream.timer().is_none();
         let mut launch = || {
-            // SAFETY: the caller's promise; the function is one of a loaded module.
-            unsafe { driver.launch(self.function, grid, self.threads, stream.handle(), &mut pointers) }
+            // SAFETY: the caller's promise; the function is one of a loaded module, and waits where it overlaps.
+            unsafe { driver.launch(self.function, grid, self.threads, stream.handle(), &mut pointers, overlaps) }
                 .map_err(|e| Error::new(e.kind(), format!("kernel {}: {e}", self.name)))
         };
         match stream.timer() {

@@ -5,11 +5,14 @@ use super::exec::Executor;
 use super::inputs::Inputs;
 use super::modules::{Args, Kernel};
 use super::plan::{Deferred, Fresh, Product, Step};
-use super::prepare::{Attention, Kernels, MATVEC_COLUMNS, MOST_SPLIT_TOKENS, MOST_SPLITS, Many};
+use super::prepare::{Attention, Halving, Heads, Kernels, MATVEC_COLUMNS, MOST_SPLIT_TOKENS, MOST_SPLITS, Many};
 use crate::model::program::{Activation, AttentionInfo, Buf, RowKind, Weight, WeightInfo};
 use crate::model::rope::RopeStyle;
 use crate::{Error, ErrorKind, Result};
 use std::cell::Cell;
+use three::Three;
+
+mod three;
 
 /// Rows in a block of the kernels for few columns, and where results are quantized in groups.
 const MATVEC_ROWS: usize = 4;
@@ -84,7 +87,7 @@ impl Pass<'_> {
 
     /// Queues the launches of a step.
     pub(super) fn step(&self, step: &Step, kernels: &Kernels) -> Result<()> {
-        if !matches!(step, Step::MatMul { .. }) {
+        if !matches!(step, Step::MatMul { .. } | Step::Residual { .. } | Step::GatedMatMul { .. }) {
             // Only products leave alone what others of them read.
             self.halved.set(None);
         }
@@ -93,27 +96,31 @@ impl Pass<'_> {
                 self.matmul(*x, products, *norm, few, many)
             }
             (Step::Residual { x, product, stream, weight, eps, out }, Kernels::Residual { few, many, norm }) => {
-                match self.few(*x, few) {
-                    Some(kernel) => self.residual(*x, product, *stream, (*weight, *out), kernel),
-                    None => {
-                        self.matmul_many(*x, product, many)?;
-                        let add = Some(product.out);
-                        let (x, weight, eps, out) = (*stream, *weight, *eps, *out);
-                        self.simple(&Step::Norm { x, add, weight, eps, out, quantize: true }, norm)
+                if let Some(kernel) = self.few(*x, few) {
+                    return self.residual(*x, product, *stream, (*weight, *out), kernel);
+                }
+                self.matmul_many(*x, &[*product], many)?;
+                let (add, x, weight, eps, out) = (product.out, *stream, *weight, *eps, *out);
+                match norm {
+                    Halving::Halves(kernel) => self.halve_norm(x, add, (weight, eps, out), kernel),
+                    Halving::Not(kernel) => {
+                        self.simple(&Step::Norm { x, add: Some(add), weight, eps, out, quantize: true }, kernel)
                     }
                 }
             }
-            (
-                Step::GatedMatMul { x, gate, up, act, quantize, norm },
-                Kernels::GatedMatMul { few, many: [gate_kernel, up_kernel], glu },
-            ) => match self.few(*x, few) {
-                Some(kernel) => self.gated_matmul(*x, [gate, up], *act, *quantize, *norm, kernel),
-                None => {
-                    self.matmul_many(*x, gate, gate_kernel)?;
-                    self.matmul_many(*x, up, up_kernel)?;
-                    self.simple(&Step::Glu { gate: gate.out, up: up.out, act: *act, quantize: *quantize }, glu)
+            (Step::GatedMatMul { x, gate, up, act, quantize, norm, .. }, Kernels::GatedMatMul { few, many, glu }) => {
+                if let Some(kernel) = self.few(*x, few) {
+                    return self.gated_matmul(*x, [gate, up], *act, *quantize, *norm, kernel);
                 }
-            },
+                self.matmul_many(*x, &[*gate, *up], many)?;
+                let (gate, up) = (gate.out, up.out);
+                match glu {
+                    Halving::Halves(kernel) => self.halve_glu(gate, up, kernel),
+                    Halving::Not(kernel) => {
+                        self.simple(&Step::Glu { gate, up, act: *act, quantize: *quantize }, kernel)
+                    }
+                }
+            }
             (Step::Attention { layer, q, out, info, quantize, fresh }, Kernels::Attention(kernels)) => {
                 self.attention(*layer, [*q, *out], info, *quantize, *fresh, kernels)
             }
@@ -264,7 +271,13 @@ impl Pass<'_> {
     ) -> Result<()> {
         match (self.few(x, few), products) {
             (None, _) => {
-                products.iter().zip(many).try_for_each(|(product, kernel)| self.matmul_many(x, product, kernel))
+                // Those with weights of one type have the same kernels.
+                let ty = |product: &Product| self.info(product.weight).ok().map(|info| info.tensor.tensor_type());
+                let mut many = many.iter();
+                products.chunk_by(|a, b| ty(a) == ty(b)).try_for_each(|products| {
+                    let kernel = many.nth(products.len() - 1).ok_or_else(|| bug("a product has no kernel"))?;
+                    self.matmul_many(x, products, kernel)
+                })
             }
             (Some(kernel), [product]) => {
                 let info = self.info(product.weight)?;
@@ -278,32 +291,63 @@ impl Pass<'_> {
         }
     }
 
-    /// One product with many rows of activations.
-    fn matmul_many(&self, x: Buf, product: &Product, many: &Many) -> Result<()> {
-        let (info, count) = (self.info(product.weight)?, self.rows(x));
-        let rows = info.rows;
+    /// Up to three products with many rows of activations, whose weights have one type.
+    fn matmul_many(&self, x: Buf, products: &[Product], many: &Many) -> Result<()> {
+        let count = self.rows(x);
         let core = match many {
             Many::Tiles(kernel) => {
-                return self.launch(kernel, [blocks(rows, 64)?, blocks(count, 64)?, 1], self.product_args(x, product)?);
+                return products.iter().try_for_each(|product| {
+                    let grid = [blocks(self.info(product.weight)?.rows, 64)?, blocks(count, 64)?, 1];
+                    self.launch(kernel, grid, self.product_args(x, product)?)
+                });
             }
             Many::Core(core) => core,
         };
-        let shape = [rows, info.columns];
-        let (kernel, [across, down, splits]) = core.choose(shape, count, self.executor.device().units);
+        let three = Three::new(self, products)?;
+        let (kernel, [across, down, splits]) =
+            core.choose(&three.rows, three.columns, count, self.executor.device().units);
         let (halves, scales) = self.halves(x, &core.halve)?;
-        if self.halved.get() == Some(product.out) {
+        let args = three.weights(Args::default()).ptr(halves).ptr(scales);
+        let args = three.shape(three.results(args))?.u32(narrow(count)?);
+        let args = args.u32(narrow(splits)?).ptr(self.partials()).ptr(self.counters());
+        products.iter().for_each(|product| self.overwritten(product.out));
+        self.launch(kernel, [narrow(across)?, narrow(down)?, narrow(splits)?], args)
+    }
+
+    /// The norm of `x + add`, in f16 alone.
+    fn halve_norm(&self, x: Buf, add: Buf, (weight, eps, out): (Weight, f32, Buf), kernel: &Kernel) -> Result<()> {
+        let (halves, scales) = self.halves_of(out)?;
+        let args = Args::default().ptr(self.float(x)?).ptr(self.float(add)?).ptr(self.weight(weight)?);
+        let args = args.ptr(halves).ptr(scales).u32(narrow(self.columns(x))?).f32(eps);
+        self.halved.set(Some(out));
+        self.launch(kernel, [narrow(self.rows(x))?, 1, 1], args)
+    }
+
+    /// A gated unit of two products, in f16 alone, as that of `gate`.
+    fn halve_glu(&self, gate: Buf, up: Buf, kernel: &Kernel) -> Result<()> {
+        let (halves, scales) = self.halves_of(gate)?;
+        let args = Args::default().ptr(self.float(gate)?).ptr(self.float(up)?).ptr(halves).ptr(scales);
+        self.halved.set(Some(gate));
+        self.launch(kernel, [narrow(self.rows(gate))?, 1, 1], args.u32(narrow(self.columns(gate))?))
+    }
+
+    /// Takes note that a buffer is written, and its f16 form not.
+    fn overwritten(&self, buf: Buf) {
+        if self.halved.get() == Some(buf) {
             self.halved.set(None);
         }
-        let args = Args::default().ptr(self.weight(product.weight)?).ptr(halves).ptr(scales);
-        let args = self.result_args(args, x, product)?.u32(narrow(splits)?).ptr(self.partials()).ptr(self.counters());
-        self.launch(kernel, [narrow(across)?, narrow(down)?, narrow(splits)?], args)
+    }
+
+    /// Where the f16 form of a buffer is: numbers, and scales of the rows.
+    fn halves_of(&self, x: Buf) -> Result<(DevicePtr, DevicePtr)> {
+        let (numbers, scales) = self.executor.buffers.halves(x).ok_or_else(|| bug("a buffer has no f16 form"))?;
+        let start = self.executor.memory.start();
+        Ok((start + numbers as u64, start + scales as u64))
     }
 
     /// The f16 form of a buffer, which is made where it is not up to date: numbers, and scales of the rows.
     fn halves(&self, x: Buf, halve: &Kernel) -> Result<(DevicePtr, DevicePtr)> {
-        let (numbers, scales) = self.executor.buffers.halves(x).ok_or_else(|| bug("a buffer has no f16 form"))?;
-        let start = self.executor.memory.start();
-        let (numbers, scales) = (start + numbers as u64, start + scales as u64);
+        let (numbers, scales) = self.halves_of(x)?;
         if self.halved.get() != Some(x) {
             let args = Args::default().ptr(self.float(x)?).ptr(numbers).ptr(scales).u32(narrow(self.columns(x))?);
             self.launch(halve, [narrow(self.rows(x))?, 1, 1], args)?;
@@ -351,24 +395,11 @@ impl Pass<'_> {
 
     /// Up to three products with few rows of activations, in one launch.
     fn matmul_few(&self, x: Buf, products: &[Product], norm: Option<Deferred>, kernel: &Kernel) -> Result<()> {
-        // What is missing has no rows.
-        let three = || (0..3).map(|i| products.get(i));
-        let address = |f: &dyn Fn(&Product) -> Result<DevicePtr>| -> Result<Vec<DevicePtr>> {
-            three().map(|p| p.map_or(Ok(0), f)).collect()
-        };
-        let rows = three().map(|p| p.map_or(Ok(0), |p| Ok(self.info(p.weight)?.rows))).collect::<Result<Vec<_>>>()?;
+        let three = Three::new(self, products)?;
         let (q, groups) = self.int8(x)?;
-        let pointers = |args: Args, addresses: Vec<DevicePtr>| addresses.into_iter().fold(args, Args::ptr);
-        let args = pointers(Args::default(), address(&|p| self.weight(p.weight))?).ptr(q).ptr(groups);
-        let args = pointers(args, address(&|p| self.float(p.out))?);
-        let mut args = pointers(args, address(&|p| self.bias(p))?);
-        let mut grid = 0;
-        for &rows in &rows {
-            args = args.u32(narrow(rows)?);
-            grid += blocks(rows, MATVEC_ROWS)?;
-        }
-        let columns = products.first().map_or(Ok(0), |p| Ok(self.info(p.weight)?.columns))?;
-        let args = self.deferred(args.u32(narrow(columns)?).u32(narrow(self.rows(x))?), x, norm)?;
+        let args = three.results(three.weights(Args::default()).ptr(q).ptr(groups));
+        let args = self.deferred(three.shape(args)?.u32(narrow(self.rows(x))?), x, norm)?;
+        let grid = three.rows.iter().try_fold(0, |sum, &rows| Ok::<_, Error>(sum + blocks(rows, MATVEC_ROWS)?))?;
         self.launch(kernel, [grid, u32::from(self.rows(x) > 0), 1], args)
     }
 
@@ -496,13 +527,17 @@ impl Pass<'_> {
         let (out_q, groups) = self.int8_if(at_once, out_buf)?;
         for run in runs {
             let tokens = run.len();
-            // Two blocks for each compute unit at most, each with two pages of work: to combine costs as much.
-            let (blocks, most) = (self.executor.device().units as usize * 2, inputs.pages.div_ceil(2));
-            let [one, many] = &kernels.decode;
+            // As many blocks as run at once, each with two pages of work at least: to combine costs as much.
+            let (units, most) = (self.executor.device().units as usize, inputs.pages.div_ceil(2));
             // With a block for each head, keys and values are read more often; they are few where blocks are.
-            let alone = info.heads * tokens * most <= blocks;
-            let per_head = info.kv_heads * kernels.group.div_ceil(kernels.heads_per_block);
-            let (decode, chunks) = if alone { (one, info.heads) } else { (many, per_head) };
+            let are_few = if self.executor.tests { tokens == 1 } else { info.heads * tokens * most <= units * 2 };
+            let (decode, chunks, blocks) = match are_few {
+                true => (&kernels.one_head, info.heads, units * 2),
+                false => {
+                    let Heads { kernel, per_block, blocks } = &kernels.heads;
+                    (kernel, info.kv_heads * kernels.group.div_ceil(*per_block), units * blocks)
+                }
+            };
             let splits = match tokens > MOST_SPLIT_TOKENS {
                 true => 1,
                 false => (blocks / (chunks * tokens).max(1)).min(most).clamp(1, MOST_SPLITS),

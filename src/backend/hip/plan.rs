@@ -52,13 +52,15 @@ pub(super) enum Step {
         out: Buf,
     },
     /// `gate.out = act(gate) * up`, where the products are not needed by themselves, and its int8 form where `quantize`
-    /// is set. `up.out` may be written or not.
+    /// is set. `up.out` may be written or not, and `gate.out` where products with quantized weights are all that reads
+    /// it, `only_multiplied`.
     GatedMatMul {
         x: Buf,
         gate: Product,
         up: Product,
         act: Activation,
         quantize: bool,
+        only_multiplied: bool,
         norm: Option<Deferred>,
     },
     Rope {
@@ -187,7 +189,7 @@ impl Plan {
                     lowering.write(out, Step::Attention { layer, q, out, info, quantize: false, fresh });
                 }
                 (Op::Glu { gate, up, act }, _) => {
-                    if !fusing.gates || is_read(rest, up) || !lowering.gate_products(gate, up, act) {
+                    if !fusing.gates || is_read(rest, up) || !lowering.gate_products(rest, gate, up, act) {
                         lowering.write(gate, Step::Glu { gate, up, act, quantize: false });
                     }
                 }
@@ -352,7 +354,9 @@ impl Lowering<'_> {
     }
 
     /// Makes the step before, if it is the two products of a gated unit, that unit.
-    fn gate_products(&mut self, gate: Buf, up: Buf, act: Activation) -> bool {
+    fn gate_products(&mut self, rest: &[Op], gate: Buf, up: Buf, act: Activation) -> bool {
+        let is_quantized = |weight| self.tensor_type(weight).is_some_and(TensorType::is_quantized);
+        let only_multiplied = only_products_read(rest, gate, is_quantized);
         let fused = match self.steps.last() {
             Some(Step::MatMul { x, products, norm }) => match products[..] {
                 [a, b]
@@ -362,7 +366,8 @@ impl Lowering<'_> {
                         && self.tensor_type(a.weight) == self.tensor_type(b.weight)
                         && self.rows(a.weight) == self.rows(b.weight) =>
                 {
-                    Step::GatedMatMul { x: *x, gate: a, up: b, act, quantize: false, norm: *norm }
+                    let norm = *norm;
+                    Step::GatedMatMul { x: *x, gate: a, up: b, act, quantize: false, only_multiplied, norm }
                 }
                 _ => return false,
             },

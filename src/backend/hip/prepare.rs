@@ -32,15 +32,23 @@ pub(super) enum Kernels {
     Residual {
         few: Vec<Kernel>,
         many: Many,
-        norm: Kernel,
+        norm: Halving,
     },
-    /// A gated unit: as a whole, and as the gate's product, the other one and what is made of them.
+    /// A gated unit: as a whole, and as the products and what is made of them.
     GatedMatMul {
         few: Vec<Kernel>,
-        many: [Many; 2],
-        glu: Kernel,
+        many: Many,
+        glu: Halving,
     },
     Attention(Attention),
+}
+
+/// What makes the activations of products.
+pub(super) enum Halving {
+    /// In f32 and int8.
+    Not(Kernel),
+    /// In f16 alone, as products on matrix cores need them.
+    Halves(Kernel),
 }
 
 /// How products with many columns are computed.
@@ -68,23 +76,23 @@ struct Tile {
 }
 
 /// Columns, weight rows and blocks on a compute unit of matrix-core products, in the order of their columns.
-const TILES: [(usize, usize, usize); 4] = [(16, 32, 4), (32, 64, 4), (64, 64, 2), (128, 128, 2)];
+const TILES: [(usize, usize, usize); 4] = [(16, 64, 2), (32, 128, 2), (64, 128, 1), (128, 128, 2)];
 /// Blocks that share a tile at most.
 const MOST_CORE_SPLITS: usize = 8;
 /// The columns of the tile that is used whatever the shape.
 const TILE_VARIABLE: &str = "WAVELM_HIP_TILE";
 
 impl Core {
-    /// The kernel for `count` columns and `rows` weight rows of `columns`, and its grid.
-    pub(super) fn choose(&self, [rows, columns]: [usize; 2], count: usize, units: u32) -> (&Kernel, [usize; 3]) {
+    /// The kernel for `count` columns and matrices of `rows` and `columns`, and its grid.
+    pub(super) fn choose(&self, rows: &[usize], columns: usize, count: usize, units: u32) -> (&Kernel, [usize; 3]) {
         let [small, medium, large, largest] = &self.tiles;
-        let tile = match self.forced.unwrap_or_else(|| choose_tile(rows, count, units as usize)) {
+        let tile = match self.forced.unwrap_or_else(|| choose_tile(rows.iter().sum(), count, units as usize)) {
             16 => small,
             32 => medium,
             64 => large,
             _ => largest,
         };
-        let [across, down] = [rows.div_ceil(tile.rows), count.div_ceil(tile.columns)];
+        let [across, down] = [rows.iter().map(|rows| rows.div_ceil(tile.rows)).sum(), count.div_ceil(tile.columns)];
         (&tile.kernel, [across, down, splits(across * down, columns, units as usize * tile.blocks)])
     }
 }
@@ -109,8 +117,9 @@ fn choose_tile(rows: usize, count: usize, units: usize) -> usize {
 
 /// How attention of a shape is launched.
 pub(super) struct Attention {
-    /// For few queries: a block for each head, and for the heads of a group that `heads_per_block` says.
-    pub(super) decode: [Kernel; 2],
+    /// For few queries: a block for each head, and for several of a group.
+    pub(super) one_head: Kernel,
+    pub(super) heads: Heads,
     /// Stores keys and values where `decode` does not.
     pub(super) store: Kernel,
     /// For results that are needed as integers and do not come from `decode`.
@@ -119,11 +128,19 @@ pub(super) struct Attention {
     pub(super) prompt: Option<Kernel>,
     /// Query heads that share a key-value head.
     pub(super) group: usize,
-    /// Heads of the group that a block of `decode` takes, and of `prompt`.
-    pub(super) heads_per_block: usize,
+    /// Heads of the group that a block of `prompt` takes.
     pub(super) heads_in_tile: usize,
     /// Tokens in a tile of `prompt`.
     pub(super) tile_tokens: usize,
+}
+
+/// Attention of few queries, whose blocks take several heads.
+pub(super) struct Heads {
+    pub(super) kernel: Kernel,
+    /// Heads of a group that a block takes.
+    pub(super) per_block: usize,
+    /// Blocks that a compute unit holds.
+    pub(super) blocks: usize,
 }
 
 /// Whether norms are left to the products around them: `fused`, `apart`, or by their width.
@@ -191,13 +208,21 @@ impl Finder<'_> {
                 Ok(Kernels::Residual {
                     few: MATVEC_COLUMNS.iter().map(few).collect::<Result<_>>()?,
                     many: self.many(product)?,
-                    norm: self.modules.kernel("norm", "rms_norm", 1024)?,
+                    // Products with quantized weights are all that reads the result.
+                    norm: match has_matrix_cores(&self.device.arch) {
+                        true => Halving::Halves(self.modules.kernel("halve", "halve_norm", 1024)?),
+                        false => Halving::Not(self.modules.kernel("norm", "rms_norm", 1024)?),
+                    },
                 })
             }
-            Step::GatedMatMul { gate, up, act, .. } => Ok(Kernels::GatedMatMul {
+            Step::GatedMatMul { gate, act, only_multiplied, .. } => Ok(Kernels::GatedMatMul {
                 few: self.few(&format!("glu_{}", self.type_name(gate.weight)), 256)?,
-                many: [self.many(gate)?, self.many(up)?],
-                glu: self.glu(*act)?,
+                many: self.many(gate)?,
+                glu: match (has_matrix_cores(&self.device.arch) && *only_multiplied, act) {
+                    (true, Activation::Silu) => Halving::Halves(self.modules.kernel("halve", "halve_silu", 1024)?),
+                    (true, Activation::Gelu) => Halving::Halves(self.modules.kernel("halve", "halve_gelu", 1024)?),
+                    (false, _) => Halving::Not(self.glu(*act)?),
+                },
             }),
             Step::Rope { .. } => one("rope", "rope", 64),
             Step::StoreKv { .. } => Ok(Kernels::One(self.store_kv()?)),
@@ -233,7 +258,7 @@ impl Finder<'_> {
             log::warn!("{TILE_VARIABLE}={chosen} names no tile: there are 16, 32, 64 and 128");
         }
         Ok(Many::Core(Box::new(Core {
-            halve: self.modules.kernel("halve", "halve_rows", 256)?,
+            halve: self.modules.kernel("halve", "halve_rows", 1024)?,
             tiles: [small?, medium?, large?, largest?],
             forced,
         })))
@@ -256,13 +281,6 @@ impl Finder<'_> {
             )));
         }
         let (group, kv) = (info.heads / info.kv_heads, self.kv_name()?);
-        let heads_per_block = if group > 4 {
-            8
-        } else if group > 1 {
-            4
-        } else {
-            1
-        };
         let core = [64, 128, 256].into_iter().find(|n| info.head_dim.max(info.value_dim) <= *n);
         // A cache of f32 may hold what f16 does not.
         let core = core.filter(|_| self.kv_type != KvType::F32 && has_matrix_cores(&self.device.arch));
@@ -279,13 +297,24 @@ impl Finder<'_> {
         };
         let heads_in_tile = group.clamp(1, tile);
         let decode = |n| self.modules.kernel("attention", &format!("attend_decode_{kv}_{n}"), 256);
+        // On matrix cores, whose rows are heads, where there are several, and where f16 holds what the cache does.
+        let waves = core.filter(|n| *n <= 128 && group > 1);
+        let heads = match (waves, group) {
+            (Some(n), _) => {
+                let kernel = self.modules.kernel("attention_waves", &format!("attend_waves_{kv}_{n}"), 256)?;
+                Heads { kernel, per_block: 8, blocks: 1 }
+            }
+            (None, 5..) => Heads { kernel: decode(8)?, per_block: 8, blocks: 2 },
+            (None, 2..) => Heads { kernel: decode(4)?, per_block: 4, blocks: 2 },
+            (None, _) => Heads { kernel: decode(1)?, per_block: 1, blocks: 2 },
+        };
         Ok(Attention {
-            decode: [decode(1)?, decode(heads_per_block)?],
+            one_head: decode(1)?,
+            heads,
             store: self.store_kv()?,
             quantize: self.modules.kernel("quantize", "quantize_q8", 256)?,
             prompt,
             group,
-            heads_per_block,
             heads_in_tile,
             tile_tokens: tile / heads_in_tile,
         })
@@ -387,7 +416,7 @@ impl Buffers {
             });
         }
         let partial = |step: &Step| match step {
-            Step::Attention { info, .. } => info.heads * (info.value_dim + 2),
+            Step::Attention { info, .. } => info.heads * (info.value_dim.next_multiple_of(4) + 4),
             _ => 0,
         };
         let partial = plan.steps.iter().map(partial).max().unwrap_or(0);
