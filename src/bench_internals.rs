@@ -44,6 +44,7 @@ impl<'a> Product<'a> {
 
     /// Quantizes the activations, if the weights take them so.
     pub fn quantize(&mut self) {
+        self.scratch.forget();
         if self.quantized.rows() > 0 {
             // SAFETY: this is the only reference.
             unsafe { quantize_rows(self.isa, &self.x, 0..self.n, &self.quantized) }
@@ -66,6 +67,6 @@ impl<'a> Product<'a> {
         };
         let out = OutPtr::new(&mut self.out, self.weights.rows());
         // SAFETY: this is the only reference.
-        unsafe { matmul(self.isa, &self.weights, input, self.n, rows, out, None, &mut self.scratch) }
+        unsafe { matmul(self.isa, &self.weights, input, self.n, rows, out, None, None, &mut self.scratch) }
     }
 }

@@ -22,11 +22,11 @@ const MAX_TOKENS: usize = 6;
 pub(super) const FEW_TOKENS: usize = 8;
 
 /// With so many tokens at most, rows are multiplied without a tile where there are kernels for it.
-const DIRECT_TOKENS: usize = 8;
+pub(super) const DIRECT_TOKENS: usize = 8;
 /// Bytes that such a kernel asks for before they are next: what memory delivers while it answers.
 const AHEAD: usize = 4096;
 /// Bytes of a cache line.
-pub(super) const LINE: usize = 64;
+pub(crate) const LINE: usize = 64;
 
 /// Unpacks columns (the first, and how many) of the rows of a tile.
 pub(super) type Unpack = unsafe fn(Rows, usize, usize, &mut Tile);
@@ -57,7 +57,7 @@ pub(super) struct Kernels {
 }
 
 /// What the sums of activations are for.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Correction {
     /// Nothing.
     None,
@@ -123,13 +123,14 @@ pub(super) unsafe fn run(
     rows: Range<usize>,
     out: OutPtr<'_>,
     bias: Option<&[f32]>,
+    next: Option<*const u8>,
     scratch: &mut Scratch,
 ) {
     static ZEROS: [f32; TILE_ROWS] = [0.0; TILE_ROWS];
     debug_assert!(kernels.rows <= TILE_ROWS && kernels.dots.len() <= MAX_TOKENS);
-    let Scratch { tile, last_rows, corrections, .. } = scratch;
+    let Scratch { tile, last_rows, corrections, corrected, .. } = scratch;
     // SAFETY: the caller's promise.
-    let correction_group = unsafe { prepare(kernels.correction, w.cols, &x, corrections) };
+    let correction_group = unsafe { prepare(kernels.correction, w.cols, &x, corrections, corrected) };
     // Slices of about the same length.
     let blocks = w.cols / kernels.block;
     let slice = blocks.div_ceil(w.cols.div_ceil(kernels.slice).max(1)).max(1) * kernels.block;
@@ -137,9 +138,10 @@ pub(super) unsafe fn run(
     if x.n <= DIRECT_TOKENS && !kernels.direct.is_empty() {
         let whole = rows.start..rows.end - rows.len() % kernels.direct_rows;
         rows.start = whole.end;
+        let ahead = AheadOfRows::new(w, whole.end, next);
         for first in whole.step_by(kernels.direct_rows) {
             // SAFETY: the rows are within the matrix and the output.
-            unsafe { run_direct(kernels, w, &x, first, slice, out, bias, corrections) };
+            unsafe { run_direct(kernels, w, &x, first, slice, out, bias, corrections, &ahead) };
         }
     }
     for places in tiles(kernels.rows, x.n, &rows) {
@@ -214,6 +216,7 @@ unsafe fn run_direct(
     out: OutPtr<'_>,
     bias: Option<&[f32]>,
     corrections: &[i32],
+    ahead: &AheadOfRows,
 ) {
     let rows = Rows { first: w.row(first).as_ptr(), stride: w.row_bytes };
     let mut token = 0;
@@ -234,10 +237,44 @@ unsafe fn run_direct(
                 out: out.element(token, first),
                 out_stride: out.stride,
                 bias: bias.map(|bias| bias.as_ptr().add(first)),
-                ahead: rows.first.wrapping_add(w.row_bytes * kernels.direct_rows + AHEAD),
+                ahead: ahead.at(rows.first.wrapping_add(w.row_bytes * kernels.direct_rows + AHEAD)),
             });
         }
         token += tokens;
+    }
+}
+
+/// What is asked for while rows are multiplied without a tile: what follows them, and then what is to be read next.
+#[derive(Clone, Copy)]
+pub(super) struct AheadOfRows {
+    /// The address asked for.
+    at: usize,
+    /// Where the rows end, and how much further the next memory is.
+    end: usize,
+    further: usize,
+}
+
+impl AheadOfRows {
+    fn new(w: &Matrix<'_>, end: usize, next: Option<*const u8>) -> Self {
+        let end = w.data.as_ptr().addr() + end * w.row_bytes;
+        Self { at: 0, end, further: next.map_or(0, |next| next.addr().wrapping_sub(end)) }
+    }
+
+    /// From `address` on.
+    fn at(self, address: *const u8) -> Self {
+        Self { at: address.addr(), ..self }
+    }
+
+    /// So many bytes later.
+    #[inline(always)]
+    pub(super) fn add(self, bytes: usize) -> Self {
+        Self { at: self.at.wrapping_add(bytes), ..self }
+    }
+
+    #[inline(always)]
+    pub(super) fn address(&self) -> *const u8 {
+        let further = if self.at >= self.end { self.further } else { 0 };
+        std::ptr::without_provenance(self.at.wrapping_add(further))
     }
 }
 
@@ -342,13 +379,26 @@ impl LastRows {
     }
 }
 
+/// What corrections were computed of: which, for how many columns of which activations.
+pub(super) type Corrected = (Correction, usize, usize, usize);
+
 /// Fills in the corrections, `[groups][tokens]`: where integer sums start so as to account for the zero point, or what
-/// minima are multiplied with, as bits. Returns the columns of a group.
+/// minima are multiplied with, as bits. Returns the columns of a group. Nothing is done where they are there already.
 ///
 /// # Safety
 /// The pointers of the activations are valid.
-unsafe fn prepare(correction: Correction, cols: usize, x: &Activations, corrections: &mut [i32]) -> usize {
+unsafe fn prepare(
+    correction: Correction,
+    cols: usize,
+    x: &Activations,
+    corrections: &mut [i32],
+    corrected: &mut Option<Corrected>,
+) -> usize {
     let (Correction::Zero { group, .. } | Correction::Mins { group }) = correction else { return 1 };
+    let of = (correction, cols, x.sums.addr(), x.n);
+    if corrected.replace(of) == Some(of) {
+        return group;
+    }
     let (n, stride) = (x.n, x.group_stride);
     // SAFETY: there are as many sums and scales, and nothing writes them.
     let (sums, scales) = unsafe {

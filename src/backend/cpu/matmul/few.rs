@@ -2,7 +2,7 @@
 //! cost as much as the products. The numbers are those of [`tile`](super::tile), bit by bit.
 
 use super::activations;
-use super::driver::LINE;
+use super::driver::{AheadOfRows, LINE};
 use super::formats::{Format, Kind, Sink};
 use super::simd::{Dot, Rows, unroll};
 
@@ -26,7 +26,7 @@ pub(super) struct Few {
     /// What the products are added to.
     pub(super) bias: Option<*const f32>,
     /// Memory to ask for meanwhile, as much as the rows have.
-    pub(super) ahead: *const u8,
+    pub(super) ahead: AheadOfRows,
 }
 
 /// # Safety
@@ -57,7 +57,7 @@ pub(super) unsafe fn run<S: Dot, F: Format, const TOKENS: usize>(s: S, few: &Few
                 totals,
                 kind: std::marker::PhantomData,
             };
-            ahead = ahead.wrapping_add(S::LANES * block_bytes);
+            ahead = ahead.add(S::LANES * block_bytes);
             F::unpack(s, few.rows, column / block * block_bytes, &mut products);
             totals = products.totals;
             column += block;
@@ -84,7 +84,7 @@ struct Products<S: Dot, K, const TOKENS: usize> {
     corrections: *const i32,
     group_stride: usize,
     /// What to ask for meanwhile: little by little, as only so many requests can be under way.
-    ahead: *const u8,
+    ahead: AheadOfRows,
     ahead_bytes: usize,
     groups: usize,
     /// The sums of the group.
@@ -99,7 +99,7 @@ impl<S: Dot, K: Kind, const TOKENS: usize> Sink<S> for Products<S, K, TOKENS> {
         let s = self.simd;
         let lines = self.ahead_bytes.div_ceil(LINE);
         for line in group * lines / self.groups..(group + 1) * lines / self.groups {
-            s.prefetch(self.ahead.wrapping_add(line * LINE));
+            s.prefetch(self.ahead.add(line * LINE).address());
         }
         unroll!(t < TOKENS, {
             self.sums[t] = match K::HAS_ZERO {

@@ -41,6 +41,32 @@ use tile::Tile;
 
 /// Products of ranges of rows whose lengths are multiples of this are the fastest.
 pub(crate) const ROW_STEP: usize = driver::TILE_ROWS;
+/// The same where products [stream](streams) weights.
+pub(crate) const STREAM_ROWS: usize = simd::MAX_LANES;
+/// Bytes of a cache line.
+pub(crate) const LINE: usize = driver::LINE;
+
+/// Whether products of such weights with `n` tokens read on and on, asking for what follows, so that they are best cut
+/// into long ranges of rows.
+pub(crate) fn streams(isa: Isa, ty: TensorType, n: usize) -> bool {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => n <= driver::DIRECT_TOKENS && input_kind(ty) == InputKind::Quant,
+        _ => false,
+    }
+}
+
+/// Asks for the memory at `at` to be brought to the second-level cache; any address will do.
+#[inline(always)]
+pub(crate) fn ask_for(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: all processors have the instruction, which is a hint: no address faults.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
 
 /// Runs `$body` with `$simd` being the [`Simd`] of the instruction set.
 macro_rules! on_isa {
@@ -224,6 +250,8 @@ pub(crate) struct Scratch {
     tile: Box<Tile>,
     last_rows: Box<LastRows>,
     corrections: Box<[i32]>,
+    /// What the corrections are of: see [`forget`](Self::forget).
+    corrected: Option<driver::Corrected>,
     row: Box<[f32]>,
 }
 
@@ -240,6 +268,7 @@ impl Scratch {
             tile: Box::new(Tile::ZERO),
             last_rows: Box::new(LastRows::ZERO),
             corrections: Box::default(),
+            corrected: None,
             row: Box::default(),
         }
     }
@@ -251,8 +280,17 @@ impl Scratch {
     pub(crate) fn reserve(&mut self, n: usize, cols: usize) -> Result<()> {
         activations::group_stride(n)
             .checked_mul(cols / SUM_GROUP)
-            .and_then(|len| activations::grow(&mut self.corrections, len, || 0).ok())
+            .and_then(|len| {
+                self.corrected = None;
+                activations::grow(&mut self.corrections, len, || 0).ok()
+            })
             .ok_or_else(|| Error::new(ErrorKind::OutOfMemory, format!("no memory to multiply {n} tokens at a time")))
+    }
+
+    /// To be called before a product whose activations have changed since the last one: what was computed of them alone is
+    /// kept.
+    pub(crate) fn forget(&mut self) {
+        self.corrected = None;
     }
 
     /// Room for a dequantized row.
@@ -265,7 +303,8 @@ impl Scratch {
 
 /// Multiplies rows `rows` of `w` with `n` tokens: `out[t][r] = bias[r] + sum over c of w[r][c] * x[t][c]`.
 ///
-/// An element of the output is the same, bit by bit, whatever the other rows and tokens of the call are.
+/// An element of the output is the same, bit by bit, whatever the other rows and tokens of the call are. `next` is memory
+/// to ask for towards the end: the weights that this thread will read after these, if not those of the next rows.
 ///
 /// # Safety
 /// No other thread accesses these rows of the output, or writes the activations, meanwhile.
@@ -282,6 +321,7 @@ pub(crate) unsafe fn matmul(
     rows: Range<usize>,
     out: OutPtr<'_>,
     bias: Option<&[f32]>,
+    next: Option<*const u8>,
     scratch: &mut Scratch,
 ) {
     use TensorType as T;
@@ -309,7 +349,7 @@ pub(crate) unsafe fn matmul(
                 n,
             };
             // SAFETY: all sizes were checked; the caller promises that nothing else accesses the rows of the output.
-            unsafe { driver::run(&kernels, w, x, rows, out, bias, scratch) };
+            unsafe { driver::run(&kernels, w, x, rows, out, bias, next, scratch) };
         }
         Input::Quant(x) => {
             assert!(
@@ -346,7 +386,7 @@ pub(crate) unsafe fn matmul(
             };
             // SAFETY: all sizes were checked; the caller promises that nothing else accesses the rows of the output or
             // writes the activations.
-            unsafe { driver::run(&kernels, w, x, rows, out, bias, scratch) };
+            unsafe { driver::run(&kernels, w, x, rows, out, bias, next, scratch) };
         }
     }
 }

@@ -83,7 +83,7 @@ fn product(isa: Isa, w: &Matrix<'_>, x: &[f32], rows: Range<usize>, bias: Option
                 Input::Quant(&quantized)
             }
         };
-        matmul(isa, w, input, n, rows.clone(), OutPtr::new(&mut out, w.rows), bias, &mut scratch);
+        matmul(isa, w, input, n, rows.clone(), OutPtr::new(&mut out, w.rows), bias, None, &mut scratch);
     }
     for (i, out) in out.iter().enumerate() {
         assert!(rows.contains(&(i % w.rows)) || out.is_nan(), "{:?}: wrote element {i}, not of {rows:?}", w.ty);
