@@ -268,7 +268,7 @@ impl Products<'_> {
 
     /// Where the weights of an item are.
     fn weights(&self, item: usize) -> Option<*const u8> {
-        self.item(item).map(|(product, row)| product.matrix.row(row).as_ptr())
+        self.item(item).map(|(product, row)| product.matrix.start(row))
     }
 
     /// Where the weights are that a member begins with.
@@ -321,7 +321,7 @@ impl Pass<'_> {
                 let total: usize = products.iter().map(|p| p.matrix.rows()).sum();
                 let rows = self.rows(*kind);
                 let streams = self.backend.precision == Precision::Fast
-                    && products.iter().all(|p| matmul::streams(self.backend.isa, p.matrix.ty(), rows));
+                    && products.iter().all(|p| matmul::streams(self.backend.isa, &p.matrix, rows));
                 let per_item = match streams {
                     true => STREAM_ROWS,
                     false => total.div_ceil(threads * ITEMS_PER_THREAD).next_multiple_of(ROW_STEP),
@@ -342,14 +342,14 @@ impl Pass<'_> {
 
     fn product<'p>(&'p self, op: &'p MatMul) -> Result<Product<'p>> {
         let bias = op.bias.and_then(|b| self.backend.vectors.get(b.0)).map(Vec::as_slice);
-        Ok(Product { op, matrix: self.matrix(op.weight)?, bias })
+        let matrix = self.matrix(op.weight)?;
+        let interleaved = self.backend.interleaved.get(op.weight.0);
+        let matrix = interleaved.map_or(matrix, |data| matrix.interleaved(self.backend.isa, data));
+        Ok(Product { op, matrix, bias })
     }
 
     fn matrix(&self, weight: Weight) -> Result<Matrix<'_>> {
-        let info = self.backend.program.weights.get(weight.0);
-        let info = info.ok_or_else(|| Error::new(ErrorKind::Device, "a weight is not known: a bug in wavelm"))?;
-        let data = self.backend.gguf.data(&info.tensor);
-        Matrix::new(info.tensor.tensor_type(), data, info.rows, info.columns)
+        super::weights::matrix(&self.backend.gguf, &self.backend.program, weight)
     }
 
     fn vector(&self, weight: Weight) -> &[f32] {

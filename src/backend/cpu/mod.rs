@@ -12,6 +12,7 @@ mod pages;
 mod plan;
 mod simd;
 mod team;
+mod weights;
 mod workspace;
 
 use super::kv::{KvPool, PAGE_LEN, PageStore};
@@ -43,7 +44,7 @@ pub(crate) struct CpuOptions {
     pub(crate) isa: Isa,
 }
 
-/// A model on the CPU: weights straight from the mapped file.
+/// A model on the CPU: weights straight from the mapped file, or copies in another order.
 pub(crate) struct CpuBackend {
     gguf: Arc<Gguf>,
     program: Arc<Program>,
@@ -56,6 +57,8 @@ pub(crate) struct CpuBackend {
     layers: Vec<(KvLayout, usize)>,
     pages: Pages,
     pool: Arc<KvPool>,
+    /// Matrices in the form that the kernels are fastest with, if there is memory for it.
+    interleaved: weights::Interleaved,
     /// Weights that are vectors, as `f32`; empty for matrices.
     vectors: Vec<Vec<f32>>,
     /// Workspaces that no pass uses at the moment.
@@ -83,6 +86,10 @@ impl CpuBackend {
         });
         let vectors = vectors.collect::<Result<Vec<_>>>()?;
         let plan = Plan::new(&program, options.precision);
+        let interleaved = match options.precision {
+            Precision::Fast => weights::Interleaved::of(&gguf, &program, options.isa, &team)?,
+            Precision::Reference => weights::Interleaved::default(),
+        };
         Ok(Self {
             plan,
             isa: options.isa,
@@ -92,6 +99,7 @@ impl CpuBackend {
             layers,
             pages,
             pool,
+            interleaved,
             vectors,
             idle: Arc::default(),
             gguf,

@@ -144,14 +144,14 @@ pub(super) unsafe fn run(
             unsafe { run_direct(kernels, w, &x, first, slice, out, bias, corrections, &ahead) };
         }
     }
-    for places in tiles(kernels.rows, x.n, &rows) {
+    for places in tiles(kernels.rows, x.n <= FEW_TOKENS && w.lanes == 1, &rows) {
         let first = places.first;
         for column in (0..w.cols.max(1)).step_by(slice) {
             let columns = slice.min(w.cols - column);
             // SAFETY: the columns are within the rows, and no more than a slice.
             unsafe {
                 if first + (kernels.rows - 1) * places.step < w.rows {
-                    let rows = Rows { first: w.row(first).as_ptr(), stride: places.step * w.row_bytes };
+                    let rows = Rows { first: w.start(first), stride: places.step * w.row_bytes };
                     (kernels.unpack)(rows, column, columns, tile);
                 } else {
                     (kernels.unpack)(last_rows.copy(w, first, column, columns), 0, columns, tile);
@@ -218,7 +218,9 @@ unsafe fn run_direct(
     corrections: &[i32],
     ahead: &AheadOfRows,
 ) {
-    let rows = Rows { first: w.row(first).as_ptr(), stride: w.row_bytes };
+    let rows = Rows { first: w.start(first), stride: w.row_bytes };
+    // Rows are read side by side, but asked for one after the other.
+    let reading = if w.lanes == 1 { w.row_bytes * kernels.direct_rows } else { 0 };
     let mut token = 0;
     while token < x.n {
         let left = x.n - token;
@@ -237,7 +239,7 @@ unsafe fn run_direct(
                 out: out.element(token, first),
                 out_stride: out.stride,
                 bias: bias.map(|bias| bias.as_ptr().add(first)),
-                ahead: ahead.at(rows.first.wrapping_add(w.row_bytes * kernels.direct_rows + AHEAD)),
+                ahead: ahead.at(rows.first.wrapping_add(reading + AHEAD)),
             });
         }
         token += tokens;
@@ -294,7 +296,7 @@ impl Ahead {
             return Self { from: std::ptr::null(), lines: 0, for_group: 0, groups: 0 };
         }
         let tile = w.row_bytes * kernels.rows;
-        let from = w.row(places.first).as_ptr().wrapping_add(tile + AHEAD + w.bytes(column) * kernels.rows);
+        let from = w.start(places.first).wrapping_add(tile + AHEAD + w.bytes(column) * kernels.rows);
         let lines = (w.bytes(columns) * kernels.rows).div_ceil(LINE);
         let for_group = lines.div_ceil(n.div_ceil(kernels.dots.len()) * groups);
         Self { from, lines, for_group, groups }
@@ -322,9 +324,9 @@ struct Places {
 /// The tiles that rows are taken apart to.
 ///
 /// Where there are few tokens, reading the weights is what takes time, and memory is fastest where each lane reads on and
-/// on, far from the others. So the rows of a tile are then as far apart as can be.
-fn tiles(tile_rows: usize, tokens: usize, rows: &Range<usize>) -> impl Iterator<Item = Places> {
-    let step = if tokens <= FEW_TOKENS { rows.len() / tile_rows } else { 0 };
+/// on, far from the others. So the rows of a tile are then as far `apart` as can be, if they are not interleaved.
+fn tiles(tile_rows: usize, apart: bool, rows: &Range<usize>) -> impl Iterator<Item = Places> {
+    let step = if apart { rows.len() / tile_rows } else { 0 };
     let rest = rows.start + step * tile_rows..rows.end;
     let apart = (rows.start..rows.start + step).map(move |first| Places { first, step, count: tile_rows });
     let end = rest.end;

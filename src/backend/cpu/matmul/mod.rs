@@ -15,6 +15,7 @@ mod driver;
 mod few;
 mod float;
 mod formats;
+mod layout;
 #[cfg(target_arch = "aarch64")]
 mod mmla;
 #[cfg(target_arch = "aarch64")]
@@ -48,12 +49,13 @@ pub(crate) const LINE: usize = driver::LINE;
 
 /// Whether products of such weights with `n` tokens read on and on, asking for what follows, so that they are best cut
 /// into long ranges of rows.
-pub(crate) fn streams(isa: Isa, ty: TensorType, n: usize) -> bool {
-    match isa {
+pub(crate) fn streams(isa: Isa, w: &Matrix<'_>, n: usize) -> bool {
+    let direct = match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => n <= driver::DIRECT_TOKENS && input_kind(ty) == InputKind::Quant,
-        _ => false,
-    }
+        Isa::Avx512 => input_kind(w.ty) == InputKind::Quant,
+        _ => w.lanes > 1,
+    };
+    direct && n <= driver::DIRECT_TOKENS
 }
 
 /// Asks for the memory at `at` to be brought to the second-level cache; any address will do.
@@ -119,6 +121,8 @@ pub(crate) struct Matrix<'a> {
     rows: usize,
     cols: usize,
     row_bytes: usize,
+    /// Rows that are [interleaved](layout) with each other; 1 where they lie one after the other.
+    lanes: usize,
 }
 
 impl<'a> Matrix<'a> {
@@ -137,7 +141,7 @@ impl<'a> Matrix<'a> {
         };
         match row_bytes {
             Some(row_bytes) if row_bytes.checked_mul(rows) == Some(data.len()) => {
-                Ok(Self { ty, data, rows, cols, row_bytes })
+                Ok(Self { ty, data, rows, cols, row_bytes, lanes: 1 })
             }
             _ => Err(Error::invalid_input(format!(
                 "{} bytes are not a matrix of {rows} rows and {cols} columns of type {ty:?}",
@@ -167,8 +171,46 @@ impl<'a> Matrix<'a> {
     }
 
     /// The bytes of a row.
+    ///
+    /// # Panics
+    /// Where there is no such row, or the rows are interleaved.
     pub(crate) fn row(&self, row: usize) -> &'a [u8] {
+        assert!(self.lanes == 1, "there are no rows where they are interleaved");
         &self.data[row * self.row_bytes..][..self.row_bytes]
+    }
+
+    /// Where a row starts; of interleaved ones, a group of them.
+    pub(crate) fn start(&self, row: usize) -> *const u8 {
+        debug_assert!(row.is_multiple_of(self.lanes));
+        self.data[row * self.row_bytes..].as_ptr()
+    }
+
+    /// The same matrix in the form that the kernels of `isa` are fastest with, if they have one.
+    pub(crate) fn can_interleave(&self, isa: Isa) -> bool {
+        lanes(isa) > 1 && self.rows.is_multiple_of(ROW_STEP) && input_kind(self.ty) == InputKind::Quant
+    }
+
+    /// Writes some rows in that form, from a multiple of [`ROW_STEP`] to another; `out` has as many bytes as they.
+    pub(crate) fn interleave(&self, isa: Isa, rows: Range<usize>, out: &mut [u8]) {
+        let data = &self.data[rows.start * self.row_bytes..rows.end * self.row_bytes];
+        layout::interleave(self.ty, lanes(isa), self.row_bytes, data, out);
+    }
+
+    /// The matrix whose rows were all [written](Self::interleave) to `data`.
+    pub(crate) fn interleaved(self, isa: Isa, data: &[u8]) -> Matrix<'_> {
+        assert!(data.len() == self.data.len(), "{} bytes are not {}", data.len(), self.data.len());
+        Matrix { data, lanes: lanes(isa), ..self }
+    }
+}
+
+/// Rows that are interleaved for an instruction set; 1 where there are no kernels for it.
+fn lanes(isa: Isa) -> usize {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => avx2::Avx2::LANES,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => avx512::Avx512::LANES,
+        _ => 1,
     }
 }
 
@@ -310,7 +352,8 @@ impl Scratch {
 /// No other thread accesses these rows of the output, or writes the activations, meanwhile.
 ///
 /// # Panics
-/// If the sizes do not agree, the activations are not of the [`input_kind`] of the weights, or `scratch` was not
+/// If the sizes do not agree, rows that are interleaved are not asked for in multiples of [`ROW_STEP`] (of [`STREAM_ROWS`]
+/// where they [stream](streams)), the activations are not of the [`input_kind`] of the weights, or `scratch` was not
 /// [reserved](Scratch::reserve) for the size.
 #[allow(clippy::too_many_arguments)]
 pub(crate) unsafe fn matmul(
@@ -328,6 +371,11 @@ pub(crate) unsafe fn matmul(
     out.check(w, n, &rows, bias);
     if n == 0 || rows.is_empty() {
         return;
+    }
+    if w.lanes > 1 {
+        let step = if streams(isa, w, n) { STREAM_ROWS } else { ROW_STEP };
+        let whole = rows.start.is_multiple_of(step) && rows.end.is_multiple_of(step);
+        assert!(whole && w.lanes == lanes(isa), "rows {rows:?}, of which {} are interleaved", w.lanes);
     }
     match x {
         Input::F32(x) => {
@@ -363,16 +411,16 @@ pub(crate) unsafe fn matmul(
             let corrections = group_stride * (w.cols / SUM_GROUP);
             assert!(scratch.corrections.len() >= corrections, "no scratch memory for {n} x {}", w.cols);
             let kernels = on_isa!(isa, simd => match w.ty {
-                T::Q4_0 => simd.quant_kernels::<formats::Q4_0>(n),
-                T::Q4_1 => simd.quant_kernels::<formats::Q4_1>(n),
-                T::Q5_0 => simd.quant_kernels::<formats::Q5_0>(n),
-                T::Q5_1 => simd.quant_kernels::<formats::Q5_1>(n),
-                T::Q8_0 => simd.quant_kernels::<formats::Q8_0>(n),
-                T::Q2_K => simd.quant_kernels::<formats::Q2K>(n),
-                T::Q3_K => simd.quant_kernels::<formats::Q3K>(n),
-                T::Q4_K => simd.quant_kernels::<formats::Q4K>(n),
-                T::Q5_K => simd.quant_kernels::<formats::Q5K>(n),
-                T::Q6_K => simd.quant_kernels::<formats::Q6K>(n),
+                T::Q4_0 => simd.quant_kernels::<formats::Q4_0>(n, w.lanes > 1),
+                T::Q4_1 => simd.quant_kernels::<formats::Q4_1>(n, w.lanes > 1),
+                T::Q5_0 => simd.quant_kernels::<formats::Q5_0>(n, w.lanes > 1),
+                T::Q5_1 => simd.quant_kernels::<formats::Q5_1>(n, w.lanes > 1),
+                T::Q8_0 => simd.quant_kernels::<formats::Q8_0>(n, w.lanes > 1),
+                T::Q2_K => simd.quant_kernels::<formats::Q2K>(n, w.lanes > 1),
+                T::Q3_K => simd.quant_kernels::<formats::Q3K>(n, w.lanes > 1),
+                T::Q4_K => simd.quant_kernels::<formats::Q4K>(n, w.lanes > 1),
+                T::Q5_K => simd.quant_kernels::<formats::Q5K>(n, w.lanes > 1),
+                T::Q6_K => simd.quant_kernels::<formats::Q6K>(n, w.lanes > 1),
                 ty => panic!("weights of type {ty:?} do not take quantized activations"),
             });
             let x = Activations {
