@@ -343,8 +343,7 @@ impl Pass<'_> {
     fn product<'p>(&'p self, op: &'p MatMul) -> Result<Product<'p>> {
         let bias = op.bias.and_then(|b| self.backend.vectors.get(b.0)).map(Vec::as_slice);
         let matrix = self.matrix(op.weight)?;
-        let interleaved = self.backend.interleaved.get(op.weight.0);
-        let matrix = interleaved.map_or(matrix, |data| matrix.interleaved(self.backend.isa, data));
+        let matrix = self.backend.copies.get(op.weight, matrix).unwrap_or(matrix);
         Ok(Product { op, matrix, bias })
     }
 

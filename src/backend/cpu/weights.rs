@@ -1,22 +1,23 @@
 //! Copies of a model's matrices in the order that the kernels read them in, which is as fast as memory is; from the file's
-//! order, they have about 85% of that. The file stays mapped, but what was copied is given back, so that a process holds
-//! each weight once. Where memory is short, the kernels work on the file as it is.
+//! order, they have about 85% of that. Copying takes longer than the first token, so it is done little by little between
+//! the tokens after it. The file stays mapped, but what was copied is given back, so that a process holds each weight once.
+//! Where memory is short, the kernels work on the file as it is.
 
 use super::isa::Isa;
 use super::matmul::{Matrix, ROW_STEP};
 use super::team::{Items, Progress, Team};
 use crate::gguf::Gguf;
+use crate::model::Precision;
 use crate::model::program::{Op, Program, Weight};
 use crate::{Error, ErrorKind, Result};
 use memmap2::MmapMut;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
-/// Bytes that a thread copies at a time, about: few, since what is copied is held twice meanwhile.
-const PART: usize = 1 << 20;
-/// Where matrices begin: at cache lines.
-const ALIGNMENT: usize = 64;
+/// Bytes that a thread copies at a time, about.
+const PART: usize = 1 << 19;
 
 /// The matrix of a weight, as it is in the file.
 pub(super) fn matrix<'a>(gguf: &'a Gguf, program: &Program, weight: Weight) -> Result<Matrix<'a>> {
@@ -25,86 +26,113 @@ pub(super) fn matrix<'a>(gguf: &'a Gguf, program: &Program, weight: Weight) -> R
     Matrix::new(info.tensor.tensor_type(), gguf.data(&info.tensor), info.rows, info.columns)
 }
 
-/// The matrices that are interleaved.
+/// The matrices of a program that are interleaved, or will be.
+pub(super) struct Copies {
+    isa: Isa,
+    /// For each weight its copy, if it is complete.
+    complete: Vec<OnceLock<MmapMut>>,
+    queue: Mutex<Queue>,
+}
+
+/// What is still to be copied.
 #[derive(Default)]
-pub(super) struct Interleaved {
-    memory: Option<MmapMut>,
-    /// For each weight where its copy is, if there is one.
-    places: Vec<Option<Range<usize>>>,
+struct Queue {
+    /// Weights, the next one last.
+    waiting: Vec<Weight>,
+    /// The copy that was begun, and how many rows it has.
+    begun: Option<(Weight, MmapMut, usize)>,
 }
 
-/// Rows to be copied, and to where.
-struct Part<'a> {
-    weight: usize,
-    matrix: Matrix<'a>,
-    rows: Range<usize>,
-    to: &'a mut [u8],
-}
-
-impl Interleaved {
-    /// Copies the matrices that the program multiplies with, if there is enough memory.
-    pub(super) fn of(gguf: &Gguf, program: &Program, isa: Isa, team: &Team) -> Result<Self> {
-        let mut found = Self { memory: None, places: vec![None; program.weights.len()] };
+impl Copies {
+    /// Nothing is copied yet; what will be is what the program multiplies with, if there is enough memory.
+    pub(super) fn new(gguf: &Gguf, program: &Program, isa: Isa, precision: Precision) -> Result<Self> {
+        let mut waiting = Vec::new();
         let mut bytes = 0;
-        let mut matrices = Vec::new();
         for op in &program.ops {
             if let Op::MatMul { weight, .. } = op
-                && let Some(place @ None) = found.places.get_mut(weight.0)
+                && !waiting.contains(weight)
             {
                 let matrix = matrix(gguf, program, *weight)?;
                 if matrix.can_interleave(isa) {
-                    let size = matrix.rows() * matrix.row(0).len();
-                    *place = Some(bytes..bytes + size);
-                    bytes = (bytes + size).next_multiple_of(ALIGNMENT);
-                    matrices.push((weight.0, matrix, size));
+                    bytes += matrix.bytes_of(0..matrix.rows()).len() as u64;
+                    waiting.push(*weight);
                 }
             }
         }
-        let memory = match bytes > 0 && gguf.is_mapped() && wanted(bytes as u64) {
-            true => MmapMut::map_anon(bytes).ok(),
-            false => None,
-        };
-        let Some(mut memory) = memory else { return Ok(Self::default()) };
-        // Fewer entries of page tables to look for. It is a wish: systems may have none.
-        #[cfg(target_os = "linux")]
-        let _ = memory.advise(memmap2::Advice::HugePage);
-
-        let mut parts = Vec::new();
-        let mut left = &mut memory[..];
-        for (weight, matrix, size) in matrices {
-            let (mut copy, rest) = left.split_at_mut(size.next_multiple_of(ALIGNMENT).min(left.len()));
-            left = rest;
-            let row = matrix.row(0).len();
-            let step = (PART / row.max(1)).max(1).next_multiple_of(ROW_STEP);
-            for first in (0..matrix.rows()).step_by(step) {
-                let rows = first..matrix.rows().min(first + step);
-                let to;
-                (to, copy) = copy.split_at_mut(rows.len() * row);
-                parts.push(Mutex::new(Some(Part { weight, matrix, rows, to })));
-            }
+        waiting.reverse();
+        if precision != Precision::Fast || !gguf.is_mapped() || waiting.is_empty() || !wanted(bytes) {
+            waiting.clear();
         }
-        let items = [Items { count: parts.len(), stretches: false }];
-        let run = |_, _, items: Range<usize>| {
-            for part in parts.get(items).unwrap_or_default() {
-                if let Some(Part { weight, matrix, rows, to }) =
-                    part.lock().unwrap_or_else(PoisonError::into_inner).take()
-                {
-                    let row = matrix.row(0).len();
-                    matrix.interleave(isa, rows.clone(), to);
-                    if let Some(info) = program.weights.get(weight) {
-                        gguf.give_back(&info.tensor, rows.start * row..rows.end * row);
-                    }
-                }
-            }
-        };
-        team.walk(&mut Progress::default(), &items, &|| false, run, |_, _, _| ());
-        drop(parts);
-        Ok(Self { memory: Some(memory), ..found })
+        let complete = program.weights.iter().map(|_| OnceLock::new()).collect();
+        Ok(Self { isa, complete, queue: Mutex::new(Queue { waiting, begun: None }) })
     }
 
-    /// The copy of a weight.
-    pub(super) fn get(&self, weight: usize) -> Option<&[u8]> {
-        self.memory.as_ref()?.get(self.places.get(weight)?.clone()?)
+    /// The copy of a matrix.
+    pub(super) fn get<'a>(&'a self, weight: Weight, of: Matrix<'a>) -> Option<Matrix<'a>> {
+        Some(of.interleaved(self.isa, self.complete.get(weight.0)?.get()?))
+    }
+
+    /// Copies for about as long as is given, if there is something left to copy that nobody else is copying.
+    pub(super) fn go_on(&self, gguf: &Gguf, program: &Program, team: &Team, time: Duration) -> Result<()> {
+        let Ok(mut queue) = self.queue.try_lock() else { return Ok(()) };
+        let began = Instant::now();
+        while began.elapsed() < time {
+            let (weight, mut copy, done) = match queue.begun.take() {
+                Some(begun) => begun,
+                None => {
+                    let Some(weight) = queue.waiting.pop() else { break };
+                    let matrix = matrix(gguf, program, weight)?;
+                    let Ok(memory) = MmapMut::map_anon(matrix.bytes_of(0..matrix.rows()).len()) else {
+                        // The file serves as well.
+                        queue.waiting.clear();
+                        break;
+                    };
+                    // Fewer entries of page tables to look for. It is a wish: a system may have no such pages.
+                    #[cfg(target_os = "linux")]
+                    let _ = memory.advise(memmap2::Advice::HugePage);
+                    (weight, memory, 0)
+                }
+            };
+            let matrix = matrix(gguf, program, weight)?;
+            let done = self.copy_parts(gguf, program, team, (weight, matrix), done, &mut copy);
+            if done < matrix.rows() {
+                queue.begun = Some((weight, copy, done));
+            } else if let Some(place) = self.complete.get(weight.0) {
+                // There was none, as the weight was waiting.
+                let _ = place.set(copy);
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies a part for each thread, from row `first` on; returns the row to go on with.
+    fn copy_parts(
+        &self,
+        gguf: &Gguf,
+        program: &Program,
+        team: &Team,
+        (weight, matrix): (Weight, Matrix<'_>),
+        first: usize,
+        copy: &mut [u8],
+    ) -> usize {
+        let row = matrix.bytes_of(0..1).len();
+        let step = (PART / row.max(1)).max(1).next_multiple_of(ROW_STEP);
+        let end = matrix.rows().min(first + step * team.threads());
+        let copy = copy.get_mut(first * row..end * row).unwrap_or_default();
+        let parts: Vec<_> = copy.chunks_mut(step * row).map(Mutex::new).collect();
+        let run = |_, _, items: Range<usize>| {
+            for item in items {
+                let Some(to) = parts.get(item) else { continue };
+                let rows = first + item * step..end.min(first + (item + 1) * step);
+                matrix.interleave(self.isa, rows.clone(), &mut to.lock().unwrap_or_else(PoisonError::into_inner));
+                if let Some(info) = program.weights.get(weight.0) {
+                    gguf.give_back(&info.tensor, matrix.bytes_of(rows));
+                }
+            }
+        };
+        let items = [Items { count: parts.len(), stretches: false }];
+        team.walk(&mut Progress::default(), &items, &|| false, run, |_, _, _| ());
+        end
     }
 }
 

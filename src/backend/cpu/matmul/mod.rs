@@ -44,6 +44,8 @@ use tile::Tile;
 pub(crate) const ROW_STEP: usize = driver::TILE_ROWS;
 /// The same where products [stream](streams) weights.
 pub(crate) const STREAM_ROWS: usize = simd::MAX_LANES;
+/// With so many tokens at most.
+pub(crate) const STREAM_TOKENS: usize = driver::DIRECT_TOKENS;
 /// Bytes of a cache line.
 pub(crate) const LINE: usize = driver::LINE;
 
@@ -179,27 +181,31 @@ impl<'a> Matrix<'a> {
         &self.data[row * self.row_bytes..][..self.row_bytes]
     }
 
+    /// Where rows are among the bytes of the matrix; of interleaved ones, groups of them.
+    pub(crate) fn bytes_of(&self, rows: Range<usize>) -> Range<usize> {
+        rows.start * self.row_bytes..rows.end * self.row_bytes
+    }
+
     /// Where a row starts; of interleaved ones, a group of them.
     pub(crate) fn start(&self, row: usize) -> *const u8 {
         debug_assert!(row.is_multiple_of(self.lanes));
         self.data[row * self.row_bytes..].as_ptr()
     }
 
-    /// The same matrix in the form that the kernels of `isa` are fastest with, if they have one.
+    /// Whether there is another form, which the kernels of `isa` are faster with.
     pub(crate) fn can_interleave(&self, isa: Isa) -> bool {
         lanes(isa) > 1 && self.rows.is_multiple_of(ROW_STEP) && input_kind(self.ty) == InputKind::Quant
     }
 
     /// Writes some rows in that form, from a multiple of [`ROW_STEP`] to another; `out` has as many bytes as they.
     pub(crate) fn interleave(&self, isa: Isa, rows: Range<usize>, out: &mut [u8]) {
-        let data = &self.data[rows.start * self.row_bytes..rows.end * self.row_bytes];
-        layout::interleave(self.ty, lanes(isa), self.row_bytes, data, out);
+        layout::interleave(self.ty, lanes(isa), self.row_bytes, &self.data[self.bytes_of(rows)], out);
     }
 
     /// The matrix whose rows were all [written](Self::interleave) to `data`.
-    pub(crate) fn interleaved(self, isa: Isa, data: &[u8]) -> Matrix<'_> {
+    pub(crate) fn interleaved(self, isa: Isa, data: &'a [u8]) -> Self {
         assert!(data.len() == self.data.len(), "{} bytes are not {}", data.len(), self.data.len());
-        Matrix { data, lanes: lanes(isa), ..self }
+        Self { data, lanes: lanes(isa), ..self }
     }
 }
 
