@@ -409,6 +409,10 @@ unsafe fn prepare(
             std::slice::from_raw_parts(x.scales, cols / activations::GROUP * stride),
         )
     };
+    if n == 1 {
+        prepare_one(correction, sums, scales, &mut corrections[..cols / group]);
+        return group;
+    }
     for (i, to) in corrections.chunks_exact_mut(stride).take(cols / group).enumerate() {
         let (to, column) = (&mut to[..n], i * group);
         let first = &sums[column / SUM_GROUP * stride..][..n];
@@ -427,6 +431,31 @@ unsafe fn prepare(
         }
     }
     group
+}
+
+/// The same for one token, in loops that compilers make vectors of.
+fn prepare_one(correction: Correction, sums: &[i32], scales: &[f32], corrections: &mut [i32]) {
+    let pairs = sums.as_chunks::<2>().0;
+    let to = corrections.iter_mut();
+    match correction {
+        Correction::None => {}
+        Correction::Zero { zero, start, group: SUM_GROUP } => {
+            to.zip(sums).for_each(|(to, sum)| *to = start - zero * sum);
+        }
+        Correction::Zero { zero, start, .. } => {
+            to.zip(pairs).for_each(|(to, [first, second])| *to = start - zero * (first + second));
+        }
+        Correction::Mins { group: SUM_GROUP } => {
+            let pairs = pairs.iter().zip(scales);
+            for (to, (sums, scale)) in corrections.as_chunks_mut::<2>().0.iter_mut().zip(pairs) {
+                *to = sums.map(|sum| (sum as f32 * scale).to_bits() as i32);
+            }
+        }
+        Correction::Mins { .. } => {
+            let pairs = pairs.iter().zip(scales);
+            to.zip(pairs).for_each(|(to, ([a, b], scale))| *to = ((a + b) as f32 * scale).to_bits() as i32);
+        }
+    }
 }
 
 impl Dots<'_> {
