@@ -87,9 +87,6 @@ impl Copies {
                         queue.waiting.clear();
                         break;
                     };
-                    // Fewer entries of page tables to look for. It is a wish: a system may have no such pages.
-                    #[cfg(target_os = "linux")]
-                    let _ = memory.advise(memmap2::Advice::HugePage);
                     (weight, memory, 0)
                 }
             };

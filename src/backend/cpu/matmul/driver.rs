@@ -25,6 +25,9 @@ pub(super) const FEW_TOKENS: usize = 8;
 pub(super) const DIRECT_TOKENS: usize = 8;
 /// Bytes that such a kernel asks for before they are next: what memory delivers while it answers.
 const AHEAD: usize = 4096;
+/// More of them for each of the rows that are interleaved: blocks of 256 weights are not read from their beginning to their
+/// end.
+const AHEAD_IN_ROW: usize = 512;
 /// Bytes of a cache line.
 pub(crate) const LINE: usize = 64;
 
@@ -116,6 +119,7 @@ pub(super) struct Dots<'a> {
 /// # Safety
 /// The kernels are for the matrix and for this processor; the pointers are valid for the sizes, and the scratch memory is
 /// large enough; nothing else accesses the rows of the output or writes the activations.
+#[allow(clippy::too_many_arguments)]
 pub(super) unsafe fn run(
     kernels: &Kernels,
     w: &Matrix<'_>,
@@ -220,7 +224,7 @@ unsafe fn run_direct(
 ) {
     let rows = Rows { first: w.start(first), stride: w.row_bytes };
     // Rows are read side by side, but asked for one after the other.
-    let reading = if w.lanes == 1 { w.row_bytes * kernels.direct_rows } else { 0 };
+    let reading = if w.lanes == 1 { w.row_bytes * kernels.direct_rows } else { w.lanes * AHEAD_IN_ROW };
     let mut token = 0;
     while token < x.n {
         let left = x.n - token;

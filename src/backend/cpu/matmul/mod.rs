@@ -205,7 +205,12 @@ impl<'a> Matrix<'a> {
     /// The matrix whose rows were all [written](Self::interleave) to `data`.
     pub(crate) fn interleaved(self, isa: Isa, data: &'a [u8]) -> Self {
         assert!(data.len() == self.data.len(), "{} bytes are not {}", data.len(), self.data.len());
-        Self { data, lanes: lanes(isa), ..self }
+        Self { data, ..self }.written(isa)
+    }
+
+    /// The matrix, if its bytes were [written](Self::interleave) by that.
+    pub(crate) fn written(self, isa: Isa) -> Self {
+        Self { lanes: lanes(isa), ..self }
     }
 }
 
