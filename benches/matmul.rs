@@ -12,7 +12,7 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use wavelm::bench_internals::{Product, instruction_sets};
+use wavelm::bench_internals::{Product, instruction_sets, interleave};
 use wavelm::gguf::TensorType::{self, *};
 use wavelm::quant;
 
@@ -62,6 +62,14 @@ fn matmul(c: &mut Criterion) {
             let mut parts = (0..PARTS).cycle().map(|i| i * part..(i + 1) * part);
             b.iter(|| parts.next().map(|rows| product.run_rows(rows)));
         });
+        // In the order that models have after some tokens.
+        if let Some(copy) = interleave(isa, ty, &weights(ty, rows * COLS), rows, COLS).expect("sizes agree") {
+            group.bench_function("1 from memory, interleaved", |b| {
+                let mut product = Product::new(isa, ty, &copy, rows, COLS, 1).expect("sizes agree").interleaved();
+                let mut parts = (0..PARTS).cycle().map(|i| i * part..(i + 1) * part);
+                b.iter(|| parts.next().map(|rows| product.run_rows(rows)));
+            });
+        }
         group.finish();
     }
 }

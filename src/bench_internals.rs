@@ -12,6 +12,25 @@ pub fn instruction_sets() -> Vec<&'static str> {
     Isa::available().into_iter().map(Isa::name).collect()
 }
 
+/// Weights in the order that the kernels of `isa` are fastest with; none where there is no other one. An unknown `isa` is the
+/// best one.
+///
+/// # Errors
+/// Where the sizes do not agree.
+pub fn interleave(isa: &str, ty: TensorType, weights: &[u8], rows: usize, cols: usize) -> Result<Option<Vec<u8>>> {
+    let (isa, weights) = (named(isa), Matrix::new(ty, weights, rows, cols)?);
+    if !weights.can_interleave(isa) {
+        return Ok(None);
+    }
+    let mut copy = vec![0; weights.bytes_of(0..rows).len()];
+    weights.interleave(isa, 0..rows, &mut copy);
+    Ok(Some(copy))
+}
+
+fn named(isa: &str) -> Isa {
+    Isa::available().into_iter().find(|one| one.name() == isa).unwrap_or_else(Isa::best)
+}
+
 /// One matrix product on one thread, to run again and again.
 pub struct Product<'a> {
     isa: Isa,
@@ -29,7 +48,7 @@ impl<'a> Product<'a> {
     /// # Errors
     /// Where the sizes do not agree.
     pub fn new(isa: &str, ty: TensorType, weights: &'a [u8], rows: usize, cols: usize, n: usize) -> Result<Self> {
-        let isa = Isa::available().into_iter().find(|one| one.name() == isa).unwrap_or_else(Isa::best);
+        let isa = named(isa);
         let weights = Matrix::new(ty, weights, rows, cols)?;
         let x: Vec<f32> = (0..n * cols).map(|i| (i * 7919 % 255) as f32 - 127.0).collect();
         let (mut quantized, mut scratch) = (QuantRows::new(), Scratch::new());
@@ -42,8 +61,15 @@ impl<'a> Product<'a> {
         Ok(product)
     }
 
+    /// Takes the weights to be [interleaved](interleave).
+    pub fn interleaved(mut self) -> Self {
+        self.weights = self.weights.written(self.isa);
+        self
+    }
+
     /// Quantizes the activations, if the weights take them so.
     pub fn quantize(&mut self) {
+        self.scratch.forget();
         if self.quantized.rows() > 0 {
             // SAFETY: this is the only reference.
             unsafe { quantize_rows(self.isa, &self.x, 0..self.n, &self.quantized) }
@@ -66,6 +92,6 @@ impl<'a> Product<'a> {
         };
         let out = OutPtr::new(&mut self.out, self.weights.rows());
         // SAFETY: this is the only reference.
-        unsafe { matmul(self.isa, &self.weights, input, self.n, rows, out, None, &mut self.scratch) }
+        unsafe { matmul(self.isa, &self.weights, input, self.n, rows, out, None, None, &mut self.scratch) }
     }
 }

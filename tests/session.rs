@@ -61,6 +61,29 @@ fn types_are_what_the_documentation_says() {
     is_send::<Session>();
 }
 
+/// Weights of files are copied between tokens, to be read in another order; those in memory are not.
+#[test]
+fn copying_weights_does_not_change_a_bit() {
+    for ty in [TensorType::Q8_0, TensorType::Q4_0, TensorType::Q4_1] {
+        let tiny = Tiny { ty, ..Tiny::default() };
+        let path = std::env::temp_dir().join(format!("wavelm-{}-{ty:?}.gguf", std::process::id()));
+        std::fs::write(&path, tiny.file()).unwrap();
+        let model = Model::options().threads(2).device(Device::Cpu).load(&path).unwrap();
+        let run = |model: Model| {
+            let mut session = model.session().unwrap();
+            let mut rows = Vec::new();
+            for i in 0..40 {
+                rows.extend(logits(&mut session, &tokens(i, 1)));
+            }
+            rows.extend(logits(&mut session, &tokens(100, 30)));
+            rows
+        };
+        let found = run(model);
+        std::fs::remove_file(&path).unwrap();
+        assert!(found == run(tiny.load(Model::options().threads(2))), "{ty:?}");
+    }
+}
+
 #[test]
 fn the_number_of_threads_does_not_change_a_bit() {
     for arch in ["llama", "qwen2", "qwen3", "gemma3"] {

@@ -165,6 +165,19 @@ impl Gguf {
         bytes.and_then(|bytes| bytes.get(byte_range(tensor)?)).unwrap_or_default()
     }
 
+    /// Whether the tensors' bytes are those of mapped files.
+    pub(crate) fn is_mapped(&self) -> bool {
+        self.parts.iter().all(|part| matches!(part.storage, Storage::Mapped(_)))
+    }
+
+    /// Gives some bytes of a tensor back to the system until they are asked for again, if they are mapped.
+    pub(crate) fn give_back(&self, tensor: &TensorInfo, bytes: Range<usize>) {
+        if let (Some(part), Some(all)) = (self.parts.get(tensor.part), byte_range(tensor)) {
+            part.storage
+                .give_back(all.start.saturating_add(bytes.start)..all.start.saturating_add(bytes.end).min(all.end));
+        }
+    }
+
     /// The path this was opened from (empty for [`from_bytes`](Self::from_bytes)).
     pub fn path(&self) -> &Path {
         &self.path

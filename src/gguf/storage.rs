@@ -3,10 +3,14 @@
 use crate::{Error, ErrorKind, Result};
 use memmap2::Mmap;
 use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
 
 /// The alignment of a file's first byte in memory; file offsets of tensors are multiples of it.
 const ALIGNMENT: usize = 8;
+/// The smallest pages that there are.
+#[cfg(target_os = "linux")]
+const PAGE: usize = 4096;
 
 /// The bytes of a file, the first of them aligned to 8 in memory.
 #[derive(Debug)]
@@ -57,6 +61,21 @@ impl Storage {
         buffer.resize(start, 0); // within the capacity, so the address stays
         buffer.extend_from_slice(bytes);
         Storage::Memory { buffer, start }
+    }
+
+    /// Drops the pages of these bytes from the process, if they are mapped; whoever reads them maps them again.
+    pub fn give_back(&self, bytes: Range<usize>) {
+        #[cfg(target_os = "linux")]
+        if let Storage::Mapped(map) = self {
+            let pages = bytes.start / PAGE * PAGE..bytes.end / PAGE * PAGE;
+            // SAFETY: the mapping is of a file and never written to, so that its pages are the same when they come back.
+            // Where pages are larger, or it fails, they stay.
+            let _ = unsafe {
+                map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, pages.start, pages.end - pages.start)
+            };
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = bytes;
     }
 
     pub fn bytes(&self) -> &[u8] {

@@ -3,9 +3,10 @@
 use super::CpuBackend;
 use super::attention::{AttentionPlan, AttnParams};
 use super::kv::{Span, StorePlan};
-use super::matmul::{self, Input, Matrix, OutPtr, QuantRows, ROW_STEP};
+use super::matmul::{self, Input, Matrix, OutPtr, QuantRows, ROW_STEP, STREAM_ROWS};
 use super::ops;
 use super::plan::{MatMul, RowOp, Step};
+use super::team::{Items, Team};
 use super::workspace::{Floats, Member, Workspace};
 use crate::backend::{Batch, Canceller, Wanted};
 use crate::model::Precision;
@@ -19,6 +20,9 @@ use std::sync::{Mutex, PoisonError};
 const ROW_ITEM: usize = 8;
 /// Items of a matrix step for each thread, so that a slow thread does not hold up the others.
 const ITEMS_PER_THREAD: usize = 6;
+/// Weights, in bytes, that a thread asks for while it waits: they fit into a second-level cache, and more than these do
+/// not arrive in the time.
+const ASK_WAITING: usize = 64 << 10;
 
 /// Runs the program of `backend` on `batch`; the logits are then in the workspace. `given` are rows of buffer 0 to begin
 /// with.
@@ -64,17 +68,45 @@ pub(super) fn run(
         kv: KvPlans::new(backend, &spans)?,
     };
     let steps = pass.steps()?;
-    let items: Vec<usize> = steps.iter().map(Work::items).collect();
+    let items: Vec<Items> = steps.iter().map(Work::items).collect();
+    let mut next = None;
+    let mut following = vec![None; steps.len()];
+    for (i, step) in steps.iter().enumerate().rev() {
+        following[i] = next;
+        if let Work::MatMuls(products) = step
+            && products.streams
+        {
+            next = Some(products);
+        }
+    }
     // The first error of any item; the steps after it are not run.
     let failed = Mutex::new(None);
     let stop = || cancel.is_cancelled() || failed.lock().is_ok_and(|f| f.is_some());
-    let whole = backend.team.walk(progress, &items, &stop, |member, step, item| {
-        let (Some(work), Some(member)) = (steps.get(step), members.get(member)) else { return };
-        let mut member = member.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Err(e) = pass.run_item(work, item, &mut member) {
+    members.iter_mut().for_each(|m| m.get_mut().unwrap_or_else(PoisonError::into_inner).step = None);
+    let run = |member: usize, step: usize, claimed: Range<usize>| {
+        let (Some(work), Some(place)) = (steps.get(step), members.get(member)) else { return };
+        let mut place = place.lock().unwrap_or_else(PoisonError::into_inner);
+        if place.step.replace(step) != Some(step) {
+            place.matmul.forget();
+        }
+        let following = following.get(step).copied().flatten();
+        if let Err(e) = pass.run_items(work, claimed, following, member, &mut place) {
             failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(e);
         }
-    });
+    };
+    // While others work, one can ask for the weights that come next.
+    let idle = |member: usize, step: usize, turn: usize| {
+        const LINES: usize = 4;
+        if turn < ASK_WAITING / matmul::LINE / LINES
+            && let Some(products) = following.get(step).copied().flatten()
+            && let Some(weights) = products.first_of(&backend.team, member)
+        {
+            for line in turn * LINES..(turn + 1) * LINES {
+                matmul::ask_for(weights.wrapping_add(line * matmul::LINE));
+            }
+        }
+    };
+    let whole = backend.team.walk(progress, &items, &stop, run, idle);
     if let Some(e) = failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
         return Err(e);
     }
@@ -197,9 +229,19 @@ fn params(info: &AttentionInfo) -> AttnParams {
 /// A step of the plan, cut into items for this pass.
 enum Work<'p> {
     Rows { ops: &'p [RowOp], rows: usize, per_item: usize },
-    MatMuls { rows: usize, products: Vec<Product<'p>>, items: Vec<(usize, Range<usize>)> },
+    MatMuls(Products<'p>),
     StoreKv { plan: &'p StorePlan<'p>, offset: usize, k: Buf, v: Buf },
     Attention { plan: &'p AttentionPlan<'p>, offset: usize, q: Buf, out: Buf },
+}
+
+/// The products of a step: their weights' rows, one product after the other, in items of `per_item`.
+struct Products<'p> {
+    /// Rows of activations.
+    rows: usize,
+    products: Vec<Product<'p>>,
+    per_item: usize,
+    /// Whether reading the weights is what takes time, so that each thread has a stretch of them.
+    streams: bool,
 }
 
 /// A matrix product with its weights at hand.
@@ -209,15 +251,42 @@ struct Product<'p> {
     bias: Option<&'p [f32]>,
 }
 
-impl Work<'_> {
+impl Products<'_> {
     fn items(&self) -> usize {
-        match self {
+        self.products.iter().map(|p| p.matrix.rows().div_ceil(self.per_item)).sum()
+    }
+
+    /// The product of an item and the first of its rows.
+    fn item(&self, item: usize) -> Option<(&Product<'_>, usize)> {
+        let mut first = 0;
+        self.products.iter().find_map(|product| {
+            let items = product.matrix.rows().div_ceil(self.per_item);
+            first += items;
+            (item < first).then(|| (product, (item + items - first) * self.per_item))
+        })
+    }
+
+    /// Where the weights of an item are.
+    fn weights(&self, item: usize) -> Option<*const u8> {
+        self.item(item).map(|(product, row)| product.matrix.start(row))
+    }
+
+    /// Where the weights are that a member begins with.
+    fn first_of(&self, team: &Team, member: usize) -> Option<*const u8> {
+        self.weights(team.stretch(self.items(), member).start)
+    }
+}
+
+impl Work<'_> {
+    fn items(&self) -> Items {
+        let count = match self {
             Work::Rows { rows, per_item, .. } => rows.div_ceil(*per_item),
-            Work::MatMuls { rows: 0, .. } => 0,
-            Work::MatMuls { items, .. } => items.len(),
+            Work::MatMuls(Products { rows: 0, .. }) => 0,
+            Work::MatMuls(products) => products.items(),
             Work::StoreKv { plan, .. } => plan.items(),
             Work::Attention { plan, .. } => plan.items(),
-        }
+        };
+        Items { count, stretches: matches!(self, Work::MatMuls(Products { streams: true, .. })) }
     }
 }
 
@@ -250,13 +319,14 @@ impl Pass<'_> {
             Step::MatMuls { kind, products } => {
                 let products = products.iter().map(|p| self.product(p)).collect::<Result<Vec<_>>>()?;
                 let total: usize = products.iter().map(|p| p.matrix.rows()).sum();
-                let per_item = total.div_ceil(threads * ITEMS_PER_THREAD).next_multiple_of(ROW_STEP);
-                let mut items = Vec::new();
-                for (i, product) in products.iter().enumerate() {
-                    let rows = product.matrix.rows();
-                    items.extend((0..rows).step_by(per_item).map(|from| (i, from..rows.min(from + per_item))));
-                }
-                Ok(Work::MatMuls { rows: self.rows(*kind), items, products })
+                let rows = self.rows(*kind);
+                let streams = self.backend.precision == Precision::Fast
+                    && products.iter().all(|p| matmul::streams(self.backend.isa, &p.matrix, rows));
+                let per_item = match streams {
+                    true => STREAM_ROWS,
+                    false => total.div_ceil(threads * ITEMS_PER_THREAD).next_multiple_of(ROW_STEP),
+                };
+                Ok(Work::MatMuls(Products { rows, products, per_item, streams }))
             }
             Step::StoreKv { layer, k, v } => {
                 let plan = self.kv.store_of_layer.get(*layer).and_then(|&i| self.kv.stores.get(i));
@@ -272,14 +342,13 @@ impl Pass<'_> {
 
     fn product<'p>(&'p self, op: &'p MatMul) -> Result<Product<'p>> {
         let bias = op.bias.and_then(|b| self.backend.vectors.get(b.0)).map(Vec::as_slice);
-        Ok(Product { op, matrix: self.matrix(op.weight)?, bias })
+        let matrix = self.matrix(op.weight)?;
+        let matrix = self.backend.copies.get(op.weight, matrix).unwrap_or(matrix);
+        Ok(Product { op, matrix, bias })
     }
 
     fn matrix(&self, weight: Weight) -> Result<Matrix<'_>> {
-        let info = self.backend.program.weights.get(weight.0);
-        let info = info.ok_or_else(|| Error::new(ErrorKind::Device, "a weight is not known: a bug in wavelm"))?;
-        let data = self.backend.gguf.data(&info.tensor);
-        Matrix::new(info.tensor.tensor_type(), data, info.rows, info.columns)
+        super::weights::matrix(&self.backend.gguf, &self.backend.program, weight)
     }
 
     fn vector(&self, weight: Weight) -> &[f32] {
@@ -319,6 +388,37 @@ impl Pass<'_> {
         (shared.start.wrapping_add(start), end - start)
     }
 
+    /// Runs items that a member claimed; `following` are the products that come next.
+    fn run_items(
+        &self,
+        work: &Work<'_>,
+        items: Range<usize>,
+        following: Option<&Products<'_>>,
+        member: usize,
+        place: &mut Member,
+    ) -> Result<()> {
+        let Work::MatMuls(products) = work else {
+            return items.into_iter().try_for_each(|item| self.run_item(work, item, place));
+        };
+        // Where the next weights are that this member will want.
+        let team = &self.backend.team;
+        let next = match team.stretch(products.items(), member).contains(&items.end) {
+            true => products.weights(items.end),
+            false => following.and_then(|following| following.first_of(team, member)),
+        };
+        let mut item = items.start;
+        while item < items.end
+            && let Some((product, first)) = products.item(item)
+        {
+            let left = product.matrix.rows() - first;
+            let rows = left.min((items.end - item) * products.per_item);
+            item += rows.div_ceil(products.per_item);
+            let next = if item < items.end { products.weights(item) } else { next };
+            self.multiply(product, products.rows, first..first + rows, next, place)?;
+        }
+        Ok(())
+    }
+
     fn run_item(&self, work: &Work<'_>, item: usize, member: &mut Member) -> Result<()> {
         match work {
             Work::Rows { ops, rows, per_item } => {
@@ -329,13 +429,7 @@ impl Pass<'_> {
                 }
                 Ok(())
             }
-            Work::MatMuls { rows, products, items } => match items.get(item) {
-                Some((product, range)) => match products.get(*product) {
-                    Some(product) => self.multiply(product, *rows, range.clone(), member),
-                    None => Ok(()),
-                },
-                None => Ok(()),
-            },
+            Work::MatMuls(_) => Ok(()),
             Work::StoreKv { plan, offset, k, v } => {
                 // SAFETY: the items of this step only read the buffers. The pages are those of the batch's sequences,
                 // which the callers of the backend hold and have made writable; each item writes positions of its own.
@@ -360,7 +454,14 @@ impl Pass<'_> {
         }
     }
 
-    fn multiply(&self, product: &Product<'_>, rows: usize, range: Range<usize>, member: &mut Member) -> Result<()> {
+    fn multiply(
+        &self,
+        product: &Product<'_>,
+        rows: usize,
+        range: Range<usize>,
+        next: Option<*const u8>,
+        member: &mut Member,
+    ) -> Result<()> {
         let Product { op, matrix, bias } = product;
         let (start, len) = self.part(op.out, 0..rows);
         // SAFETY: `x` is only read in this step; of `out` this item writes the columns of `range` alone, through the
@@ -379,7 +480,7 @@ impl Pass<'_> {
                     _ => return Err(Error::new(ErrorKind::Device, "activations are not quantized: a bug in wavelm")),
                 },
             };
-            matmul::matmul(self.backend.isa, matrix, input, rows, range, out, *bias, &mut member.matmul);
+            matmul::matmul(self.backend.isa, matrix, input, rows, range, out, *bias, next, &mut member.matmul);
         }
         Ok(())
     }

@@ -12,6 +12,7 @@ mod pages;
 mod plan;
 mod simd;
 mod team;
+mod weights;
 mod workspace;
 
 use super::kv::{KvPool, PAGE_LEN, PageStore};
@@ -24,7 +25,9 @@ use isa::Isa;
 use kv::KvLayout;
 use pages::Pages;
 use plan::Plan;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use team::Team;
 use workspace::Workspace;
 
@@ -43,7 +46,7 @@ pub(crate) struct CpuOptions {
     pub(crate) isa: Isa,
 }
 
-/// A model on the CPU: weights straight from the mapped file.
+/// A model on the CPU: weights straight from the mapped file, or copies in another order.
 pub(crate) struct CpuBackend {
     gguf: Arc<Gguf>,
     program: Arc<Program>,
@@ -56,6 +59,10 @@ pub(crate) struct CpuBackend {
     layers: Vec<(KvLayout, usize)>,
     pages: Pages,
     pool: Arc<KvPool>,
+    /// Matrices in the form that the kernels are fastest with, if there is memory for it.
+    copies: weights::Copies,
+    /// How long the last pass took that read weights for a few tokens, in nanoseconds; 0 before the first one.
+    last_pass: AtomicU64,
     /// Weights that are vectors, as `f32`; empty for matrices.
     vectors: Vec<Vec<f32>>,
     /// Workspaces that no pass uses at the moment.
@@ -83,6 +90,7 @@ impl CpuBackend {
         });
         let vectors = vectors.collect::<Result<Vec<_>>>()?;
         let plan = Plan::new(&program, options.precision);
+        let copies = weights::Copies::new(&gguf, &program, options.isa, options.precision)?;
         Ok(Self {
             plan,
             isa: options.isa,
@@ -92,6 +100,8 @@ impl CpuBackend {
             layers,
             pages,
             pool,
+            copies,
+            last_pass: AtomicU64::new(0),
             vectors,
             idle: Arc::default(),
             gguf,
@@ -177,8 +187,18 @@ impl CpuBackend {
         given: Option<&[f32]>,
         cancel: &Canceller,
     ) -> Result<Box<dyn Logits>> {
+        let streams = batch.tokens() <= matmul::STREAM_TOKENS;
+        if streams {
+            // Half as long again as a token takes, until all are copied; never before the first one.
+            let time = Duration::from_nanos(self.last_pass.load(Ordering::Relaxed) / 2);
+            self.copies.go_on(&self.gguf, &self.program, &self.team, time)?;
+        }
+        let began = Instant::now();
         let mut workspace = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
         let ran = exec::run(self, batch, given, cancel, &mut workspace);
+        if streams {
+            self.last_pass.store(began.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        }
         // Returned to the idle ones when dropped, also after an error.
         let logits = CpuLogits {
             workspace,

@@ -1,13 +1,17 @@
 //! A team of threads that walks a list of steps together: the whole forward pass is one entry into the thread pool.
 //!
-//! Each step is cut into items. A thread claims the next item from the step's counter; when none is left, it waits
-//! until all items of the step are done, and goes on to the next step. No thread is ever needed: one that comes late
-//! finds the early steps done and joins at the current one, and the calling thread alone could finish the walk. So a
-//! busy machine slows a pass down but cannot stall it, and two passes may share a pool without a deadlock.
+//! Each step is cut into items. A thread claims the next ones, and when none are left, it waits until all items of the
+//! step are done, and goes on to the next step. No thread is ever needed: one that comes late finds the early steps done
+//! and joins at the current one, and the calling thread alone could finish the walk. So a busy machine slows a pass down
+//! but cannot stall it, and two passes may share a pool without a deadlock.
+//!
+//! Where items read memory one after the other, each thread has a stretch of them to itself, so that it reads on and on.
+//! Whoever is done with its own takes items from the ends of the others' stretches.
 
 use rayon::ThreadPool;
+use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 /// A thread pool as a team; the calling thread works as well.
 #[derive(Clone)]
@@ -17,20 +21,101 @@ pub(crate) struct Team {
     threads: usize,
 }
 
-/// Keeps two counters that different threads hammer on apart.
+/// What a step is cut into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Items {
+    pub(crate) count: usize,
+    /// Whether each member has a [`stretch`](Team::stretch) of its own to begin with.
+    pub(crate) stretches: bool,
+}
+
+/// Items of a stretch that nobody has claimed: the first in the upper half, the end in the lower one.
+struct Stretch(AtomicU64);
+
+impl Stretch {
+    fn new(items: Range<usize>) -> Self {
+        Self(AtomicU64::new((items.start as u64) << 32 | items.end as u64))
+    }
+
+    /// Claims what `part` takes of the items that are left, if there are any.
+    fn claim(&self, part: impl Fn(Range<usize>) -> Part) -> Option<Range<usize>> {
+        let mut seen = self.0.load(Ordering::Relaxed);
+        loop {
+            let left = (seen >> 32) as usize..(seen & 0xffff_ffff) as usize;
+            if left.is_empty() {
+                return None;
+            }
+            let Part { claimed, rest } = part(left);
+            let rest = (rest.start as u64) << 32 | rest.end as u64;
+            match self.0.compare_exchange_weak(seen, rest, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return Some(claimed),
+                Err(now) => seen = now,
+            }
+        }
+    }
+
+    /// The next item.
+    fn one(&self) -> Option<Range<usize>> {
+        self.claim(|left| Part { claimed: left.start..left.start + 1, rest: left.start + 1..left.end })
+    }
+
+    /// The next items of one's own: many while many are left, so that memory is read without a break.
+    fn next(&self) -> Option<Range<usize>> {
+        self.claim(|left| {
+            let to = left.start + left.len().div_ceil(4);
+            Part { claimed: left.start..to, rest: to..left.end }
+        })
+    }
+
+    /// Items from the end of another's.
+    fn last(&self) -> Option<Range<usize>> {
+        self.claim(|left| {
+            let from = left.end - left.len().div_ceil(8);
+            Part { claimed: from..left.end, rest: left.start..from }
+        })
+    }
+}
+
+struct Part {
+    claimed: Range<usize>,
+    rest: Range<usize>,
+}
+
+/// How many items of a step are finished, apart from those of other steps.
 #[repr(align(128))]
 #[derive(Default)]
-struct Counters {
-    /// The next item to claim.
-    next: AtomicUsize,
-    /// Items that are finished.
-    done: AtomicUsize,
-}
+struct Done(AtomicUsize);
 
 /// The counters of a walk, kept between walks so that a pass allocates nothing.
 #[derive(Default)]
 pub(crate) struct Progress {
-    steps: Vec<Counters>,
+    done: Vec<Done>,
+    /// For each member the stretches of all steps; the first member's have all items of steps without stretches.
+    stretches: Vec<Stretch>,
+}
+
+impl Progress {
+    fn reset(&mut self, items: &[Items], threads: usize) {
+        self.done.clear();
+        self.done.resize_with(items.len(), Done::default);
+        self.stretches.clear();
+        for member in 0..threads {
+            self.stretches.extend(items.iter().map(|items| {
+                // Two halves of a number have room for the first item and the end.
+                assert!(u32::try_from(items.count).is_ok(), "a step of {} items", items.count);
+                Stretch::new(match items.stretches {
+                    true => stretch(items.count, member, threads),
+                    false if member == 0 => 0..items.count,
+                    false => 0..0,
+                })
+            }));
+        }
+    }
+}
+
+/// The items that a member begins with.
+fn stretch(count: usize, member: usize, threads: usize) -> Range<usize> {
+    count * member / threads..count * (member + 1) / threads
 }
 
 impl Team {
@@ -57,48 +142,65 @@ impl Team {
         self.threads
     }
 
-    /// Walks `items.len()` steps of so many items each: `run(member, step, item)` is called once for every item, with
-    /// all items of a step finished before any of the next begins. `member` is below [`threads`](Self::threads) and
-    /// unique among the calls that run at one time. Returns false where `stop` was true before the end.
-    pub(crate) fn walk<F>(
+    /// The items of a step of `count` that a member begins with, where steps have stretches.
+    pub(crate) fn stretch(&self, count: usize, member: usize) -> Range<usize> {
+        stretch(count, member, self.threads)
+    }
+
+    /// Walks the steps: each item is in one of the ranges that `run(member, step, range)` is called with, all items of a
+    /// step being finished before any of the next begins. `member` is below [`threads`](Self::threads) and unique among
+    /// the calls that run at one time. Members that wait call `idle(member, step, turn)` again and again, for a while.
+    /// Returns false where `stop` was true before the end.
+    pub(crate) fn walk<F, I>(
         &self,
         progress: &mut Progress,
-        items: &[usize],
+        items: &[Items],
         stop: &(dyn Fn() -> bool + Sync),
         run: F,
+        idle: I,
     ) -> bool
     where
-        F: Fn(usize, usize, usize) + Sync,
+        F: Fn(usize, usize, Range<usize>) + Sync,
+        I: Fn(usize, usize, usize) + Sync,
     {
-        progress.steps.iter_mut().for_each(|c| *c = Counters::default());
-        progress.steps.resize_with(items.len().max(progress.steps.len()), Counters::default);
-        let steps = &progress.steps;
+        progress.reset(items, self.threads);
+        let Progress { done, stretches } = &*progress;
         let stopped = AtomicBool::new(false);
-        let member = AtomicUsize::new(0);
+        let (member, steps) = (AtomicUsize::new(0), items.len());
         let join = || {
             // A caller's pool may have one worker more than the team has places, since the caller works too.
             let me = member.fetch_add(1, Ordering::Relaxed);
             if me >= self.threads {
                 return;
             }
-            for (step, (counters, &count)) in steps.iter().zip(items).enumerate() {
-                if counters.next.load(Ordering::Relaxed) < count {
-                    loop {
-                        let item = counters.next.fetch_add(1, Ordering::Relaxed);
-                        if item >= count {
-                            break;
-                        }
-                        if !stopped.load(Ordering::Relaxed) {
-                            run(me, step, item);
-                        }
-                        counters.done.fetch_add(1, Ordering::Release);
+            for (step, (Done(done), items)) in done.iter().zip(items).enumerate() {
+                let work = |claimed: Range<usize>| {
+                    let count = claimed.len();
+                    if !stopped.load(Ordering::Relaxed) {
+                        run(me, step, claimed);
+                    }
+                    done.fetch_add(count, Ordering::Release);
+                };
+                let of = |member: usize| stretches.get(member * steps + step);
+                if done.load(Ordering::Relaxed) < items.count {
+                    if items.stretches {
+                        std::iter::from_fn(|| of(me)?.next()).for_each(work);
+                        let others = (1..self.threads).map(|i| (me + i) % self.threads);
+                        others.for_each(|other| std::iter::from_fn(|| of(other)?.last()).for_each(work));
+                    } else {
+                        std::iter::from_fn(|| of(0)?.one()).for_each(work);
                     }
                 }
-                let mut patience = 0u32;
-                while counters.done.load(Ordering::Acquire) < count {
+                let mut patience = 0;
+                while done.load(Ordering::Acquire) < items.count {
                     // Whoever holds the last items is most likely just finishing; if not, it may need this core.
+                    if patience < 2000 {
+                        idle(me, step, patience);
+                        std::hint::spin_loop();
+                    } else {
+                        std::thread::yield_now();
+                    }
                     patience += 1;
-                    if patience < 2000 { std::hint::spin_loop() } else { std::thread::yield_now() }
                 }
                 if stop() {
                     stopped.store(true, Ordering::Relaxed);
@@ -129,20 +231,22 @@ mod tests {
         for threads in [1, 2, 5] {
             let team = Team::new(threads).unwrap();
             let mut progress = Progress::default();
-            let items = [3, 0, 17, 1, 64];
+            let items = [3, 0, 17, 1, 64].map(|count| Items { count, stretches: count > 3 });
             for _ in 0..50 {
                 let log = Mutex::new(Vec::new());
                 let busy: Vec<AtomicBool> = (0..threads).map(|_| AtomicBool::new(false)).collect();
-                let whole = team.walk(&mut progress, &items, &|| false, |member, step, item| {
+                let run = |member: usize, step, range: Range<usize>| {
                     assert!(!busy[member].swap(true, Ordering::SeqCst), "two threads are member {member}");
-                    log.lock().unwrap().push((step, item));
+                    log.lock().unwrap().extend(range.map(|item| (step, item)));
                     busy[member].store(false, Ordering::SeqCst);
-                });
+                };
+                let whole = team.walk(&mut progress, &items, &|| false, run, |_, _, _| ());
                 assert!(whole);
                 let mut log = log.into_inner().unwrap();
                 assert!(log.windows(2).all(|w| w[0].0 <= w[1].0), "a step began before the one before was done");
                 log.sort_unstable();
-                let all: Vec<_> = items.iter().enumerate().flat_map(|(s, &n)| (0..n).map(move |i| (s, i))).collect();
+                let all: Vec<_> =
+                    items.iter().enumerate().flat_map(|(s, n)| (0..n.count).map(move |i| (s, i))).collect();
                 assert_eq!(log, all);
             }
         }
@@ -153,10 +257,13 @@ mod tests {
         let team = Team::new(3).unwrap();
         let stop = AtomicBool::new(false);
         let last = AtomicUsize::new(0);
-        let whole = team.walk(&mut Progress::default(), &[2; 100], &|| stop.load(Ordering::Relaxed), |_, step, _| {
+        let items = [Items { count: 2, stretches: false }; 100];
+        let run = |_, step, _| {
             last.fetch_max(step, Ordering::Relaxed);
             stop.store(step >= 10, Ordering::Relaxed);
-        });
+        };
+        let stopped = || stop.load(Ordering::Relaxed);
+        let whole = team.walk(&mut Progress::default(), &items, &stopped, run, |_, _, _| ());
         assert!(!whole);
         assert!(last.load(Ordering::Relaxed) <= 11);
     }
@@ -169,12 +276,46 @@ mod tests {
         pool.scope(|s| {
             for _ in 0..8 {
                 s.spawn(|_| {
-                    team.walk(&mut Progress::default(), &[5; 20], &|| false, |_, _, _| {
-                        sum.fetch_add(1, Ordering::Relaxed);
-                    });
+                    let items = [Items { count: 5, stretches: true }; 20];
+                    let run = |_, _, range: Range<usize>| {
+                        sum.fetch_add(range.len(), Ordering::Relaxed);
+                    };
+                    team.walk(&mut Progress::default(), &items, &|| false, run, |_, _, _| ());
                 });
             }
         });
         assert_eq!(sum.load(Ordering::Relaxed), 8 * 5 * 20);
+    }
+
+    #[test]
+    fn whoever_is_done_takes_over_from_the_others_ends() {
+        let stretch = Stretch::new(10..50);
+        assert_eq!(stretch.next(), Some(10..20));
+        assert_eq!(stretch.last(), Some(46..50));
+        assert_eq!(stretch.one(), Some(20..21));
+        let rest: Vec<_> = std::iter::from_fn(|| stretch.last()).collect();
+        assert_eq!((rest.first(), rest.last()), (Some(&(42..46)), Some(&(21..22))));
+        assert_eq!(rest.iter().map(Range::len).sum::<usize>(), 25);
+        assert!(stretch.next().is_none() && stretch.one().is_none());
+
+        // One thread that does all, since the other's items do not end before.
+        let team = Team::new(2).unwrap();
+        let others = AtomicUsize::new(0);
+        let run = |_, _, range: Range<usize>| {
+            if range.contains(&0) {
+                while others.load(Ordering::Relaxed) < 100 - range.len() {
+                    std::thread::yield_now();
+                }
+            } else {
+                others.fetch_add(range.len(), Ordering::Relaxed);
+            }
+        };
+        assert!(team.walk(
+            &mut Progress::default(),
+            &[Items { count: 100, stretches: true }],
+            &|| false,
+            run,
+            |_, _, _| ()
+        ));
     }
 }

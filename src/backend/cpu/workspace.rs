@@ -41,6 +41,8 @@ impl Floats {
 pub(super) struct Member {
     pub(super) matmul: Scratch,
     pub(super) attention: super::attention::AttentionScratch,
+    /// The step that it works on.
+    pub(super) step: Option<usize>,
 }
 
 /// All that a pass writes to, besides the cache.

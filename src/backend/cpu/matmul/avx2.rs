@@ -3,8 +3,10 @@
 
 use super::activations::{self, QuantizeJob};
 use super::driver::{self, Correction, Dots, Kernels};
+use super::few::{self, Few};
 use super::float::{self, FloatFormat};
 use super::formats::{Format, Kind};
+use super::layout::Source;
 use super::simd::{Dot, MAGIC, Rows, Simd, kernels};
 use super::tile::{self, Tile};
 use std::arch::x86_64::*;
@@ -30,7 +32,7 @@ impl Simd for Avx2 {
     type Int = __m256i;
     type Float = __m256;
 
-    kernels!(Avx2, Avx2(()), vectors: 4, few: 1, tokens: [1 2 3 4], direct: [], "avx2,fma,f16c");
+    kernels!(Avx2, Avx2(()), vectors: 4, few: 1, tokens: [1 2 3 4], direct: [1 2 3], "avx2,fma,f16c");
 
     #[inline(always)]
     fn splat(self, value: i32) -> __m256i {
@@ -155,6 +157,12 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn load_halves(self, from: *const u16) -> __m256i {
+        // SAFETY: the processor has the instructions, and the caller promises the rest.
+        unsafe { _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast())) }
+    }
+
+    #[inline(always)]
     unsafe fn store(self, to: *mut i32, value: __m256i) {
         // SAFETY: the processor has the instructions, and the caller promises the rest.
         unsafe { _mm256_storeu_si256(to.cast(), value) }
@@ -174,8 +182,9 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn prefetch(self, at: *const u8) {
+        // Not the intrinsic: see AVX-512.
         // SAFETY: the processor has the instruction, which is a hint: no address faults.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+        unsafe { std::arch::asm!("prefetcht0 [{}]", in(reg) at, options(nostack, preserves_flags)) }
     }
 
     #[inline(always)]
@@ -198,6 +207,12 @@ impl Simd for Avx2 {
     unsafe fn dots<K: Kind, const VECTORS: usize, const TOKENS: usize>(self, dots: &Dots<'_>) {
         // SAFETY: the processor has the instructions, and the caller promises the rest.
         unsafe { tile::dots::<Self, K, VECTORS, 1, TOKENS>(self, dots) }
+    }
+
+    #[inline(always)]
+    unsafe fn direct<F: Format, R: Source<Self>, const TOKENS: usize>(self, few: &Few) {
+        // SAFETY: the processor has the instructions, and the caller promises the rest.
+        unsafe { few::run::<Self, F, R, TOKENS>(self, few) }
     }
 }
 

@@ -5,6 +5,7 @@ use super::driver::{self, Correction, Dots, Kernels};
 use super::few::{self, Few};
 use super::float::{self, FloatFormat};
 use super::formats::{Format, Kind};
+use super::layout::Source;
 use super::simd::{Dot, MAGIC, Rows, Simd, kernels, no_partial_sums};
 use super::tile::{self, Tile};
 use std::arch::x86_64::*;
@@ -28,6 +29,7 @@ impl Simd for Avx512 {
     const WIDE_ZERO: i32 = 128;
     const SUM_START: i32 = MAGIC.to_bits() as i32;
     const ASKS_AHEAD: bool = true;
+    const DIRECT_FROM_FILE: bool = true;
     type Int = __m512i;
     type Float = __m512;
 
@@ -169,6 +171,12 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn load_halves(self, from: *const u16) -> __m512i {
+        // SAFETY: the processor has the instructions, and the caller promises the rest.
+        unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast())) }
+    }
+
+    #[inline(always)]
     unsafe fn store(self, to: *mut i32, value: __m512i) {
         // SAFETY: the processor has the instructions, and the caller promises the rest.
         unsafe { _mm512_storeu_epi32(to, value) }
@@ -216,9 +224,9 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn direct<F: Format, const TOKENS: usize>(self, few: &Few) {
+    unsafe fn direct<F: Format, R: Source<Self>, const TOKENS: usize>(self, few: &Few) {
         // SAFETY: the processor has the instructions, and the caller promises the rest.
-        unsafe { few::run::<Self, F, TOKENS>(self, few) }
+        unsafe { few::run::<Self, F, R, TOKENS>(self, few) }
     }
 }
 

@@ -22,11 +22,14 @@ const MAX_TOKENS: usize = 6;
 pub(super) const FEW_TOKENS: usize = 8;
 
 /// With so many tokens at most, rows are multiplied without a tile where there are kernels for it.
-const DIRECT_TOKENS: usize = 8;
+pub(super) const DIRECT_TOKENS: usize = 8;
 /// Bytes that such a kernel asks for before they are next: what memory delivers while it answers.
 const AHEAD: usize = 4096;
+/// More of them for each of the rows that are interleaved: blocks of 256 weights are not read from their beginning to their
+/// end.
+const AHEAD_IN_ROW: usize = 512;
 /// Bytes of a cache line.
-pub(super) const LINE: usize = 64;
+pub(crate) const LINE: usize = 64;
 
 /// Unpacks columns (the first, and how many) of the rows of a tile.
 pub(super) type Unpack = unsafe fn(Rows, usize, usize, &mut Tile);
@@ -57,7 +60,7 @@ pub(super) struct Kernels {
 }
 
 /// What the sums of activations are for.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Correction {
     /// Nothing.
     None,
@@ -116,6 +119,7 @@ pub(super) struct Dots<'a> {
 /// # Safety
 /// The kernels are for the matrix and for this processor; the pointers are valid for the sizes, and the scratch memory is
 /// large enough; nothing else accesses the rows of the output or writes the activations.
+#[allow(clippy::too_many_arguments)]
 pub(super) unsafe fn run(
     kernels: &Kernels,
     w: &Matrix<'_>,
@@ -123,13 +127,14 @@ pub(super) unsafe fn run(
     rows: Range<usize>,
     out: OutPtr<'_>,
     bias: Option<&[f32]>,
+    next: Option<*const u8>,
     scratch: &mut Scratch,
 ) {
     static ZEROS: [f32; TILE_ROWS] = [0.0; TILE_ROWS];
     debug_assert!(kernels.rows <= TILE_ROWS && kernels.dots.len() <= MAX_TOKENS);
-    let Scratch { tile, last_rows, corrections, .. } = scratch;
+    let Scratch { tile, last_rows, corrections, corrected, .. } = scratch;
     // SAFETY: the caller's promise.
-    let correction_group = unsafe { prepare(kernels.correction, w.cols, &x, corrections) };
+    let correction_group = unsafe { prepare(kernels.correction, w.cols, &x, corrections, corrected) };
     // Slices of about the same length.
     let blocks = w.cols / kernels.block;
     let slice = blocks.div_ceil(w.cols.div_ceil(kernels.slice).max(1)).max(1) * kernels.block;
@@ -137,19 +142,20 @@ pub(super) unsafe fn run(
     if x.n <= DIRECT_TOKENS && !kernels.direct.is_empty() {
         let whole = rows.start..rows.end - rows.len() % kernels.direct_rows;
         rows.start = whole.end;
+        let ahead = AheadOfRows::new(w, whole.end, next);
         for first in whole.step_by(kernels.direct_rows) {
             // SAFETY: the rows are within the matrix and the output.
-            unsafe { run_direct(kernels, w, &x, first, slice, out, bias, corrections) };
+            unsafe { run_direct(kernels, w, &x, first, slice, out, bias, corrections, &ahead) };
         }
     }
-    for places in tiles(kernels.rows, x.n, &rows) {
+    for places in tiles(kernels.rows, x.n <= FEW_TOKENS && w.lanes == 1, &rows) {
         let first = places.first;
         for column in (0..w.cols.max(1)).step_by(slice) {
             let columns = slice.min(w.cols - column);
             // SAFETY: the columns are within the rows, and no more than a slice.
             unsafe {
                 if first + (kernels.rows - 1) * places.step < w.rows {
-                    let rows = Rows { first: w.row(first).as_ptr(), stride: places.step * w.row_bytes };
+                    let rows = Rows { first: w.start(first), stride: places.step * w.row_bytes };
                     (kernels.unpack)(rows, column, columns, tile);
                 } else {
                     (kernels.unpack)(last_rows.copy(w, first, column, columns), 0, columns, tile);
@@ -214,8 +220,11 @@ unsafe fn run_direct(
     out: OutPtr<'_>,
     bias: Option<&[f32]>,
     corrections: &[i32],
+    ahead: &AheadOfRows,
 ) {
-    let rows = Rows { first: w.row(first).as_ptr(), stride: w.row_bytes };
+    let rows = Rows { first: w.start(first), stride: w.row_bytes };
+    // Rows are read side by side, but asked for one after the other.
+    let reading = if w.lanes == 1 { w.row_bytes * kernels.direct_rows } else { w.lanes * AHEAD_IN_ROW };
     let mut token = 0;
     while token < x.n {
         let left = x.n - token;
@@ -234,10 +243,44 @@ unsafe fn run_direct(
                 out: out.element(token, first),
                 out_stride: out.stride,
                 bias: bias.map(|bias| bias.as_ptr().add(first)),
-                ahead: rows.first.wrapping_add(w.row_bytes * kernels.direct_rows + AHEAD),
+                ahead: ahead.at(rows.first.wrapping_add(reading + AHEAD)),
             });
         }
         token += tokens;
+    }
+}
+
+/// What is asked for while rows are multiplied without a tile: what follows them, and then what is to be read next.
+#[derive(Clone, Copy)]
+pub(super) struct AheadOfRows {
+    /// The address asked for.
+    at: usize,
+    /// Where the rows end, and how much further the next memory is.
+    end: usize,
+    further: usize,
+}
+
+impl AheadOfRows {
+    fn new(w: &Matrix<'_>, end: usize, next: Option<*const u8>) -> Self {
+        let end = w.data.as_ptr().addr() + end * w.row_bytes;
+        Self { at: 0, end, further: next.map_or(0, |next| next.addr().wrapping_sub(end)) }
+    }
+
+    /// From `address` on.
+    fn at(self, address: *const u8) -> Self {
+        Self { at: address.addr(), ..self }
+    }
+
+    /// So many bytes later.
+    #[inline(always)]
+    pub(super) fn add(self, bytes: usize) -> Self {
+        Self { at: self.at.wrapping_add(bytes), ..self }
+    }
+
+    #[inline(always)]
+    pub(super) fn address(&self) -> *const u8 {
+        let further = if self.at >= self.end { self.further } else { 0 };
+        std::ptr::without_provenance(self.at.wrapping_add(further))
     }
 }
 
@@ -257,7 +300,7 @@ impl Ahead {
             return Self { from: std::ptr::null(), lines: 0, for_group: 0, groups: 0 };
         }
         let tile = w.row_bytes * kernels.rows;
-        let from = w.row(places.first).as_ptr().wrapping_add(tile + AHEAD + w.bytes(column) * kernels.rows);
+        let from = w.start(places.first).wrapping_add(tile + AHEAD + w.bytes(column) * kernels.rows);
         let lines = (w.bytes(columns) * kernels.rows).div_ceil(LINE);
         let for_group = lines.div_ceil(n.div_ceil(kernels.dots.len()) * groups);
         Self { from, lines, for_group, groups }
@@ -285,9 +328,9 @@ struct Places {
 /// The tiles that rows are taken apart to.
 ///
 /// Where there are few tokens, reading the weights is what takes time, and memory is fastest where each lane reads on and
-/// on, far from the others. So the rows of a tile are then as far apart as can be.
-fn tiles(tile_rows: usize, tokens: usize, rows: &Range<usize>) -> impl Iterator<Item = Places> {
-    let step = if tokens <= FEW_TOKENS { rows.len() / tile_rows } else { 0 };
+/// on, far from the others. So the rows of a tile are then as far `apart` as can be, if they are not interleaved.
+fn tiles(tile_rows: usize, apart: bool, rows: &Range<usize>) -> impl Iterator<Item = Places> {
+    let step = if apart { rows.len() / tile_rows } else { 0 };
     let rest = rows.start + step * tile_rows..rows.end;
     let apart = (rows.start..rows.start + step).map(move |first| Places { first, step, count: tile_rows });
     let end = rest.end;
@@ -342,13 +385,26 @@ impl LastRows {
     }
 }
 
+/// What corrections were computed of: which, for how many columns of which activations.
+pub(super) type Corrected = (Correction, usize, usize, usize);
+
 /// Fills in the corrections, `[groups][tokens]`: where integer sums start so as to account for the zero point, or what
-/// minima are multiplied with, as bits. Returns the columns of a group.
+/// minima are multiplied with, as bits. Returns the columns of a group. Nothing is done where they are there already.
 ///
 /// # Safety
 /// The pointers of the activations are valid.
-unsafe fn prepare(correction: Correction, cols: usize, x: &Activations, corrections: &mut [i32]) -> usize {
+unsafe fn prepare(
+    correction: Correction,
+    cols: usize,
+    x: &Activations,
+    corrections: &mut [i32],
+    corrected: &mut Option<Corrected>,
+) -> usize {
     let (Correction::Zero { group, .. } | Correction::Mins { group }) = correction else { return 1 };
+    let of = (correction, cols, x.sums.addr(), x.n);
+    if corrected.replace(of) == Some(of) {
+        return group;
+    }
     let (n, stride) = (x.n, x.group_stride);
     // SAFETY: there are as many sums and scales, and nothing writes them.
     let (sums, scales) = unsafe {
@@ -357,6 +413,10 @@ unsafe fn prepare(correction: Correction, cols: usize, x: &Activations, correcti
             std::slice::from_raw_parts(x.scales, cols / activations::GROUP * stride),
         )
     };
+    if n == 1 {
+        prepare_one(correction, sums, scales, &mut corrections[..cols / group]);
+        return group;
+    }
     for (i, to) in corrections.chunks_exact_mut(stride).take(cols / group).enumerate() {
         let (to, column) = (&mut to[..n], i * group);
         let first = &sums[column / SUM_GROUP * stride..][..n];
@@ -375,6 +435,31 @@ unsafe fn prepare(correction: Correction, cols: usize, x: &Activations, correcti
         }
     }
     group
+}
+
+/// The same for one token, in loops that compilers make vectors of.
+fn prepare_one(correction: Correction, sums: &[i32], scales: &[f32], corrections: &mut [i32]) {
+    let pairs = sums.as_chunks::<2>().0;
+    let to = corrections.iter_mut();
+    match correction {
+        Correction::None => {}
+        Correction::Zero { zero, start, group: SUM_GROUP } => {
+            to.zip(sums).for_each(|(to, sum)| *to = start - zero * sum);
+        }
+        Correction::Zero { zero, start, .. } => {
+            to.zip(pairs).for_each(|(to, [first, second])| *to = start - zero * (first + second));
+        }
+        Correction::Mins { group: SUM_GROUP } => {
+            let pairs = pairs.iter().zip(scales);
+            for (to, (sums, scale)) in corrections.as_chunks_mut::<2>().0.iter_mut().zip(pairs) {
+                *to = sums.map(|sum| (sum as f32 * scale).to_bits() as i32);
+            }
+        }
+        Correction::Mins { .. } => {
+            let pairs = pairs.iter().zip(scales);
+            to.zip(pairs).for_each(|(to, ([a, b], scale))| *to = ((a + b) as f32 * scale).to_bits() as i32);
+        }
+    }
 }
 
 impl Dots<'_> {

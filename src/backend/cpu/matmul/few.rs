@@ -2,8 +2,9 @@
 //! cost as much as the products. The numbers are those of [`tile`](super::tile), bit by bit.
 
 use super::activations;
-use super::driver::LINE;
+use super::driver::{AheadOfRows, LINE};
 use super::formats::{Format, Kind, Sink};
+use super::layout::Source;
 use super::simd::{Dot, Rows, unroll};
 
 /// A vector of rows, next to each other, times a few tokens.
@@ -26,13 +27,13 @@ pub(super) struct Few {
     /// What the products are added to.
     pub(super) bias: Option<*const f32>,
     /// Memory to ask for meanwhile, as much as the rows have.
-    pub(super) ahead: *const u8,
+    pub(super) ahead: AheadOfRows,
 }
 
 /// # Safety
 /// The pointers are valid for the sizes, `TOKENS` tokens and `LANES` rows.
 #[inline(always)]
-pub(super) unsafe fn run<S: Dot, F: Format, const TOKENS: usize>(s: S, few: &Few) {
+pub(super) unsafe fn run<S: Dot, F: Format, R: Source<S>, const TOKENS: usize>(s: S, few: &Few) {
     let (block, block_bytes) = (F::TYPE.block_len(), F::TYPE.block_bytes());
     let group = <F::Kind as Kind>::GROUP;
     // SAFETY: all offsets are within the rows, the activations and the output, by the caller's promise.
@@ -54,11 +55,13 @@ pub(super) unsafe fn run<S: Dot, F: Format, const TOKENS: usize>(s: S, few: &Few
                 ahead_bytes: S::LANES * block_bytes,
                 groups: block / group,
                 sums: [s.splat(S::SUM_START); TOKENS],
+                words: 0,
+                partial: [s.begin(s.splat(0)); TOKENS],
                 totals,
                 kind: std::marker::PhantomData,
             };
-            ahead = ahead.wrapping_add(S::LANES * block_bytes);
-            F::unpack(s, few.rows, column / block * block_bytes, &mut products);
+            ahead = ahead.add(S::LANES * block_bytes);
+            F::unpack(s, R::new(few.rows), column / block * block_bytes, &mut products);
             totals = products.totals;
             column += block;
             if column >= slice_end {
@@ -84,11 +87,14 @@ struct Products<S: Dot, K, const TOKENS: usize> {
     corrections: *const i32,
     group_stride: usize,
     /// What to ask for meanwhile: little by little, as only so many requests can be under way.
-    ahead: *const u8,
+    ahead: AheadOfRows,
     ahead_bytes: usize,
     groups: usize,
     /// The sums of the group.
     sums: [S::Int; TOKENS],
+    /// Those of a run of words, and how many there are: whole runs are a group.
+    words: usize,
+    partial: [S::Partial; TOKENS],
     totals: [S::Float; TOKENS],
     kind: std::marker::PhantomData<K>,
 }
@@ -99,7 +105,7 @@ impl<S: Dot, K: Kind, const TOKENS: usize> Sink<S> for Products<S, K, TOKENS> {
         let s = self.simd;
         let lines = self.ahead_bytes.div_ceil(LINE);
         for line in group * lines / self.groups..(group + 1) * lines / self.groups {
-            s.prefetch(self.ahead.wrapping_add(line * LINE));
+            s.prefetch(self.ahead.add(line * LINE).address());
         }
         unroll!(t < TOKENS, {
             self.sums[t] = match K::HAS_ZERO {
@@ -113,13 +119,20 @@ impl<S: Dot, K: Kind, const TOKENS: usize> Sink<S> for Products<S, K, TOKENS> {
     #[inline(always)]
     unsafe fn q(&mut self, i: usize, w: S::Int) {
         let s = self.simd;
+        let run = S::run(K::MAX).min(K::GROUP / 4);
         unroll!(t < TOKENS, {
             // SAFETY: the activations of the block can be read, four words at a time.
             let x = unsafe { s.word(self.x[t].add(i & !3), i & 3) };
-            let sum = s.begin(self.sums[t]);
-            let run = if K::WIDE { s.dot4_wide(sum, w, x) } else { s.dot4(sum, w, x) };
-            self.sums[t] = s.end(self.sums[t], run);
+            let sum = if self.words == 0 { s.begin(self.sums[t]) } else { self.partial[t] };
+            self.partial[t] = if K::WIDE { s.dot4_wide(sum, w, x) } else { s.dot4(sum, w, x) };
         });
+        self.words += 1;
+        if self.words == run {
+            self.words = 0;
+            unroll!(t < TOKENS, {
+                self.sums[t] = s.end(self.sums[t], self.partial[t]);
+            });
+        }
     }
 
     #[inline(always)]

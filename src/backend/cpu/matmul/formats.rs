@@ -4,7 +4,8 @@
 //! Unpacking is vertical: the packed bytes of a vector of rows are transposed first, so that the bits of all rows are
 //! taken apart by the same full-width instructions, the packed scales among them.
 
-use super::simd::{Rows, Simd, unroll};
+use super::layout::Source;
+use super::simd::{Simd, unroll};
 use crate::gguf::TensorType;
 
 /// What the matrix kernel has to know of a format; formats of the same kind share it. Group `g` of a row stands for the
@@ -79,7 +80,7 @@ pub(super) trait Format {
     ///
     /// # Safety
     /// `LANES` rows are valid for reads of `offset` plus the bytes of a block, and `out` takes a block.
-    unsafe fn unpack<S: Simd>(s: S, rows: Rows, offset: usize, out: &mut impl Sink<S>);
+    unsafe fn unpack<S: Simd>(s: S, rows: impl Source<S>, offset: usize, out: &mut impl Sink<S>);
 }
 
 /// What takes the block of a vector of rows as it is unpacked: group by group, in order.
@@ -203,9 +204,9 @@ unsafe fn nibbles_and_bits<S: Simd>(
 
 /// 32 bytes of each row.
 #[inline(always)]
-unsafe fn two_quants<S: Simd>(s: S, rows: Rows, at: usize) -> [[S::Int; 4]; 2] {
+unsafe fn two_quants<S: Simd>(s: S, rows: impl Source<S>, at: usize) -> [[S::Int; 4]; 2] {
     // SAFETY: the caller's promise that the rows can be read there.
-    unsafe { [s.quants(rows, at), s.quants(rows, at + 16)] }
+    unsafe { [rows.quants(s, at), rows.quants(s, at + 16)] }
 }
 
 pub(super) struct Q4_0;
@@ -216,11 +217,11 @@ impl Format for Q4_0 {
     const ZERO: i32 = 8;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, rows: Rows, at: usize, out: &mut impl Sink<S>) {
+    unsafe fn unpack<S: Simd>(s: S, rows: impl Source<S>, at: usize, out: &mut impl Sink<S>) {
         // SAFETY: all reads are within the 18 bytes of the block, all writes within its 32 weights.
         unsafe {
-            let head = s.transpose(rows, at)[0];
-            nibbles(s, s.quants(rows, at + 2), s.half_to_float(head), None, out);
+            let head = rows.first_half(s, at);
+            nibbles(s, rows.quants(s, at + 2), s.half_to_float(head), None, out);
         }
     }
 }
@@ -232,12 +233,12 @@ impl Format for Q4_1 {
     type Kind = Mins32<15>;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, rows: Rows, at: usize, out: &mut impl Sink<S>) {
+    unsafe fn unpack<S: Simd>(s: S, rows: impl Source<S>, at: usize, out: &mut impl Sink<S>) {
         // SAFETY: all reads are within the 20 bytes of the block, all writes within its 32 weights.
         unsafe {
-            let head = s.transpose(rows, at)[0];
+            let head = rows.words(s, at)[0];
             let (scale, min) = (s.half_to_float(head), s.half_to_float(s.shr(head, 16)));
-            nibbles(s, s.quants(rows, at + 4), scale, Some(min), out);
+            nibbles(s, rows.quants(s, at + 4), scale, Some(min), out);
         }
     }
 }
@@ -250,12 +251,11 @@ impl Format for Q5_0 {
     const ZERO: i32 = 16;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, rows: Rows, at: usize, out: &mut impl Sink<S>) {
+    unsafe fn unpack<S: Simd>(s: S, rows: impl Source<S>, at: usize, out: &mut impl Sink<S>) {
         // SAFETY: all reads are within the 22 bytes of the block, all writes within its 32 weights.
         unsafe {
-            let [head, next, ..] = s.transpose(rows, at);
-            let bits = s.or(s.shr(head, 16), s.shl(next, 16));
-            nibbles_and_bits(s, s.quants(rows, at + 6), bits, s.half_to_float(head), None, out);
+            let [head, bits] = rows.first_half_and_word(s, at);
+            nibbles_and_bits(s, rows.quants(s, at + 6), bits, s.half_to_float(head), None, out);
         }
     }
 }
@@ -267,12 +267,12 @@ impl Format for Q5_1 {
     type Kind = Mins32<31>;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, rows: Rows, at: usize, out: &mut impl Sink<S>) {
+    unsafe fn unpack<S: Simd>(s: S, rows: impl Source<S>, at: usize, out: &mut impl Sink<S>) {
         // SAFETY: all reads are within the 24 bytes of the block, all writes within its 32 weights.
         unsafe {
-            let [head, bits, ..] = s.transpose(rows, at);
+            let [head, bits, ..] = rows.words(s, at);
             let (scale, min) = (s.half_to_float(head), s.half_to_float(s.shr(head, 16)));
-            nibbles_and_bits(s, s.quants(rows, at + 8), bits, scale, Some(min), out);
+            nibbles_and_bits(s, rows.quants(s, at + 8), bits, scale, Some(min), out);
         }
     }
 }
@@ -284,13 +284,13 @@ impl Format for Q8_0 {
     type Kind = Wide32;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, rows: Rows, at: usize, out: &mut impl Sink<S>) {
+    unsafe fn unpack<S: Simd>(s: S, rows: impl Source<S>, at: usize, out: &mut impl Sink<S>) {
         // SAFETY: all reads are within the 34 bytes of the block, all writes within its 32 weights.
         unsafe {
-            let head = s.transpose(rows, at)[0];
+            let head = rows.first_half(s, at);
             out.begin(0);
             unroll!(part < 2; 0 1, {
-                let quants = s.quants(rows, at + 2 + 16 * part);
+                let quants = rows.quants(s, at + 2 + 16 * part);
                 unroll!(j < 4; 0 1 2 3, {
                     out.q(4 * part + j, s.wide(quants[j]));
                 });
@@ -307,13 +307,13 @@ impl Format for Q2K {
     type Kind = Mins16<3>;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, rows: Rows, at: usize, out: &mut impl Sink<S>) {
+    unsafe fn unpack<S: Simd>(s: S, rows: impl Source<S>, at: usize, out: &mut impl Sink<S>) {
         // SAFETY: all reads are within the 84 bytes of the block, all writes within its 256 weights.
         unsafe {
-            let tail = s.transpose(rows, at + 68)[3];
+            let tail = rows.words(s, at + 68)[3];
             let d = s.half_to_float(tail);
             let minus_dmin = s.mul(s.half_to_float(s.shr(tail, 16)), s.splat_float(-1.0));
-            let packed = s.transpose(rows, at);
+            let packed = rows.words(s, at);
             unroll!(half < 2; 0 1, {
                 // 32 bytes hold 16 weights of each of eight groups: two of each pair of bits.
                 let quants = two_quants(s, rows, at + 16 + 32 * half);
@@ -342,14 +342,11 @@ impl Format for Q3K {
     const ZERO: i32 = 4;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, rows: Rows, at: usize, out: &mut impl Sink<S>) {
+    unsafe fn unpack<S: Simd>(s: S, rows: impl Source<S>, at: usize, out: &mut impl Sink<S>) {
         // SAFETY: all reads are within the 110 bytes of the block, all writes within its 256 weights.
         unsafe {
-            // The last 16 bytes: 2 others, 12 of scales, 2 of d.
-            let tail = s.transpose(rows, at + 94);
-            let lows = [s.or(s.shr(tail[0], 16), s.shl(tail[1], 16)), s.or(s.shr(tail[1], 16), s.shl(tail[2], 16))];
-            let tops = s.or(s.shr(tail[2], 16), s.shl(tail[3], 16));
-            let d = s.half_to_float(s.shr(tail[3], 16));
+            let ([first, second, tops], d) = rows.last_words_and_half(s, at + 96);
+            let (lows, d) = ([first, second], s.half_to_float(d));
             // The mask's 32 bytes are for all 256 weights.
             let mask = two_quants(s, rows, at);
             unroll!(half < 2; 0 1, {
@@ -412,10 +409,10 @@ impl Format for Q4K {
     type Kind = Mins32<15>;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, rows: Rows, at: usize, out: &mut impl Sink<S>) {
+    unsafe fn unpack<S: Simd>(s: S, rows: impl Source<S>, at: usize, out: &mut impl Sink<S>) {
         // SAFETY: all reads are within the 144 bytes of the block, all writes within its 256 weights.
         unsafe {
-            let heads = Heads::new(s, s.transpose(rows, at));
+            let heads = Heads::new(s, rows.words(s, at));
             unroll!(pair < 4; 0 1 2 3, {
                 // The low nibbles of 32 bytes are one group, the high ones the next.
                 let packed = two_quants(s, rows, at + 16 + 32 * pair);
@@ -445,10 +442,10 @@ impl Format for Q5K {
     type Kind = Mins32<31>;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, rows: Rows, at: usize, out: &mut impl Sink<S>) {
+    unsafe fn unpack<S: Simd>(s: S, rows: impl Source<S>, at: usize, out: &mut impl Sink<S>) {
         // SAFETY: all reads are within the 176 bytes of the block, all writes within its 256 weights.
         unsafe {
-            let heads = Heads::new(s, s.transpose(rows, at));
+            let heads = Heads::new(s, rows.words(s, at));
             // Bit g of a byte of the high bits belongs to group g.
             let bits = two_quants(s, rows, at + 16);
             let bit = |v, group: usize| s.and(s.shl(s.shr(v, group as u32), 4), s.splat(0x1010_1010));
@@ -483,11 +480,11 @@ impl Format for Q6K {
     const ZERO: i32 = 32;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, rows: Rows, at: usize, out: &mut impl Sink<S>) {
+    unsafe fn unpack<S: Simd>(s: S, rows: impl Source<S>, at: usize, out: &mut impl Sink<S>) {
         // SAFETY: all reads are within the 210 bytes of the block, all writes within its 256 weights.
         unsafe {
-            let d = s.half_to_float(s.shr(s.transpose(rows, at + 194)[3], 16));
-            let scales = s.transpose(rows, at + 192);
+            let d = s.half_to_float(rows.last_half(s, at + 208));
+            let scales = rows.words(s, at + 192);
             let pair = s.splat(0x3030_3030);
             unroll!(half < 2; 0 1, {
                 // Groups 0 to 3 have the low nibbles of 64 bytes, 4 to 7 the high ones; a pair of bits of 32 bytes each.

@@ -15,6 +15,7 @@ mod driver;
 mod few;
 mod float;
 mod formats;
+mod layout;
 #[cfg(target_arch = "aarch64")]
 mod mmla;
 #[cfg(target_arch = "aarch64")]
@@ -41,6 +42,35 @@ use tile::Tile;
 
 /// Products of ranges of rows whose lengths are multiples of this are the fastest.
 pub(crate) const ROW_STEP: usize = driver::TILE_ROWS;
+/// The same where products [stream](streams) weights.
+pub(crate) const STREAM_ROWS: usize = simd::MAX_LANES;
+/// With so many tokens at most.
+pub(crate) const STREAM_TOKENS: usize = driver::DIRECT_TOKENS;
+/// Bytes of a cache line.
+pub(crate) const LINE: usize = driver::LINE;
+
+/// Whether products of such weights with `n` tokens read on and on, asking for what follows, so that they are best cut
+/// into long ranges of rows.
+pub(crate) fn streams(isa: Isa, w: &Matrix<'_>, n: usize) -> bool {
+    let direct = match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => input_kind(w.ty) == InputKind::Quant,
+        _ => w.lanes > 1,
+    };
+    direct && n <= driver::DIRECT_TOKENS
+}
+
+/// Asks for the memory at `at` to be brought to the second-level cache; any address will do.
+#[inline(always)]
+pub(crate) fn ask_for(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: all processors have the instruction, which is a hint: no address faults.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
 
 /// Runs `$body` with `$simd` being the [`Simd`] of the instruction set.
 macro_rules! on_isa {
@@ -93,6 +123,8 @@ pub(crate) struct Matrix<'a> {
     rows: usize,
     cols: usize,
     row_bytes: usize,
+    /// Rows that are [interleaved](layout) with each other; 1 where they lie one after the other.
+    lanes: usize,
 }
 
 impl<'a> Matrix<'a> {
@@ -111,7 +143,7 @@ impl<'a> Matrix<'a> {
         };
         match row_bytes {
             Some(row_bytes) if row_bytes.checked_mul(rows) == Some(data.len()) => {
-                Ok(Self { ty, data, rows, cols, row_bytes })
+                Ok(Self { ty, data, rows, cols, row_bytes, lanes: 1 })
             }
             _ => Err(Error::invalid_input(format!(
                 "{} bytes are not a matrix of {rows} rows and {cols} columns of type {ty:?}",
@@ -141,8 +173,55 @@ impl<'a> Matrix<'a> {
     }
 
     /// The bytes of a row.
+    ///
+    /// # Panics
+    /// Where there is no such row, or the rows are interleaved.
     pub(crate) fn row(&self, row: usize) -> &'a [u8] {
+        assert!(self.lanes == 1, "there are no rows where they are interleaved");
         &self.data[row * self.row_bytes..][..self.row_bytes]
+    }
+
+    /// Where rows are among the bytes of the matrix; of interleaved ones, groups of them.
+    pub(crate) fn bytes_of(&self, rows: Range<usize>) -> Range<usize> {
+        rows.start * self.row_bytes..rows.end * self.row_bytes
+    }
+
+    /// Where a row starts; of interleaved ones, a group of them.
+    pub(crate) fn start(&self, row: usize) -> *const u8 {
+        debug_assert!(row.is_multiple_of(self.lanes));
+        self.data[row * self.row_bytes..].as_ptr()
+    }
+
+    /// Whether there is another form, which the kernels of `isa` are faster with.
+    pub(crate) fn can_interleave(&self, isa: Isa) -> bool {
+        lanes(isa) > 1 && self.rows.is_multiple_of(ROW_STEP) && input_kind(self.ty) == InputKind::Quant
+    }
+
+    /// Writes some rows in that form, from a multiple of [`ROW_STEP`] to another; `out` has as many bytes as they.
+    pub(crate) fn interleave(&self, isa: Isa, rows: Range<usize>, out: &mut [u8]) {
+        layout::interleave(self.ty, lanes(isa), self.row_bytes, &self.data[self.bytes_of(rows)], out);
+    }
+
+    /// The matrix whose rows were all [written](Self::interleave) to `data`.
+    pub(crate) fn interleaved(self, isa: Isa, data: &'a [u8]) -> Self {
+        assert!(data.len() == self.data.len(), "{} bytes are not {}", data.len(), self.data.len());
+        Self { data, ..self }.written(isa)
+    }
+
+    /// The matrix, if its bytes were [written](Self::interleave) by that.
+    pub(crate) fn written(self, isa: Isa) -> Self {
+        Self { lanes: lanes(isa), ..self }
+    }
+}
+
+/// Rows that are interleaved for an instruction set; 1 where there are no kernels for it.
+fn lanes(isa: Isa) -> usize {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => avx2::Avx2::LANES,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => avx512::Avx512::LANES,
+        _ => 1,
     }
 }
 
@@ -224,6 +303,8 @@ pub(crate) struct Scratch {
     tile: Box<Tile>,
     last_rows: Box<LastRows>,
     corrections: Box<[i32]>,
+    /// What the corrections are of: see [`forget`](Self::forget).
+    corrected: Option<driver::Corrected>,
     row: Box<[f32]>,
 }
 
@@ -240,6 +321,7 @@ impl Scratch {
             tile: Box::new(Tile::ZERO),
             last_rows: Box::new(LastRows::ZERO),
             corrections: Box::default(),
+            corrected: None,
             row: Box::default(),
         }
     }
@@ -251,8 +333,17 @@ impl Scratch {
     pub(crate) fn reserve(&mut self, n: usize, cols: usize) -> Result<()> {
         activations::group_stride(n)
             .checked_mul(cols / SUM_GROUP)
-            .and_then(|len| activations::grow(&mut self.corrections, len, || 0).ok())
+            .and_then(|len| {
+                self.corrected = None;
+                activations::grow(&mut self.corrections, len, || 0).ok()
+            })
             .ok_or_else(|| Error::new(ErrorKind::OutOfMemory, format!("no memory to multiply {n} tokens at a time")))
+    }
+
+    /// To be called before a product whose activations have changed since the last one: what was computed of them alone is
+    /// kept.
+    pub(crate) fn forget(&mut self) {
+        self.corrected = None;
     }
 
     /// Room for a dequantized row.
@@ -265,13 +356,15 @@ impl Scratch {
 
 /// Multiplies rows `rows` of `w` with `n` tokens: `out[t][r] = bias[r] + sum over c of w[r][c] * x[t][c]`.
 ///
-/// An element of the output is the same, bit by bit, whatever the other rows and tokens of the call are.
+/// An element of the output is the same, bit by bit, whatever the other rows and tokens of the call are. `next` is memory
+/// to ask for towards the end: the weights that this thread will read after these, if not those of the next rows.
 ///
 /// # Safety
 /// No other thread accesses these rows of the output, or writes the activations, meanwhile.
 ///
 /// # Panics
-/// If the sizes do not agree, the activations are not of the [`input_kind`] of the weights, or `scratch` was not
+/// If the sizes do not agree, rows that are interleaved are not asked for in multiples of [`ROW_STEP`] (of [`STREAM_ROWS`]
+/// where they [stream](streams)), the activations are not of the [`input_kind`] of the weights, or `scratch` was not
 /// [reserved](Scratch::reserve) for the size.
 #[allow(clippy::too_many_arguments)]
 pub(crate) unsafe fn matmul(
@@ -282,12 +375,18 @@ pub(crate) unsafe fn matmul(
     rows: Range<usize>,
     out: OutPtr<'_>,
     bias: Option<&[f32]>,
+    next: Option<*const u8>,
     scratch: &mut Scratch,
 ) {
     use TensorType as T;
     out.check(w, n, &rows, bias);
     if n == 0 || rows.is_empty() {
         return;
+    }
+    if w.lanes > 1 {
+        let step = if streams(isa, w, n) { STREAM_ROWS } else { ROW_STEP };
+        let whole = rows.start.is_multiple_of(step) && rows.end.is_multiple_of(step);
+        assert!(whole && w.lanes == lanes(isa), "rows {rows:?}, of which {} are interleaved", w.lanes);
     }
     match x {
         Input::F32(x) => {
@@ -309,7 +408,7 @@ pub(crate) unsafe fn matmul(
                 n,
             };
             // SAFETY: all sizes were checked; the caller promises that nothing else accesses the rows of the output.
-            unsafe { driver::run(&kernels, w, x, rows, out, bias, scratch) };
+            unsafe { driver::run(&kernels, w, x, rows, out, bias, next, scratch) };
         }
         Input::Quant(x) => {
             assert!(
@@ -323,16 +422,16 @@ pub(crate) unsafe fn matmul(
             let corrections = group_stride * (w.cols / SUM_GROUP);
             assert!(scratch.corrections.len() >= corrections, "no scratch memory for {n} x {}", w.cols);
             let kernels = on_isa!(isa, simd => match w.ty {
-                T::Q4_0 => simd.quant_kernels::<formats::Q4_0>(n),
-                T::Q4_1 => simd.quant_kernels::<formats::Q4_1>(n),
-                T::Q5_0 => simd.quant_kernels::<formats::Q5_0>(n),
-                T::Q5_1 => simd.quant_kernels::<formats::Q5_1>(n),
-                T::Q8_0 => simd.quant_kernels::<formats::Q8_0>(n),
-                T::Q2_K => simd.quant_kernels::<formats::Q2K>(n),
-                T::Q3_K => simd.quant_kernels::<formats::Q3K>(n),
-                T::Q4_K => simd.quant_kernels::<formats::Q4K>(n),
-                T::Q5_K => simd.quant_kernels::<formats::Q5K>(n),
-                T::Q6_K => simd.quant_kernels::<formats::Q6K>(n),
+                T::Q4_0 => simd.quant_kernels::<formats::Q4_0>(n, w.lanes > 1),
+                T::Q4_1 => simd.quant_kernels::<formats::Q4_1>(n, w.lanes > 1),
+                T::Q5_0 => simd.quant_kernels::<formats::Q5_0>(n, w.lanes > 1),
+                T::Q5_1 => simd.quant_kernels::<formats::Q5_1>(n, w.lanes > 1),
+                T::Q8_0 => simd.quant_kernels::<formats::Q8_0>(n, w.lanes > 1),
+                T::Q2_K => simd.quant_kernels::<formats::Q2K>(n, w.lanes > 1),
+                T::Q3_K => simd.quant_kernels::<formats::Q3K>(n, w.lanes > 1),
+                T::Q4_K => simd.quant_kernels::<formats::Q4K>(n, w.lanes > 1),
+                T::Q5_K => simd.quant_kernels::<formats::Q5K>(n, w.lanes > 1),
+                T::Q6_K => simd.quant_kernels::<formats::Q6K>(n, w.lanes > 1),
                 ty => panic!("weights of type {ty:?} do not take quantized activations"),
             });
             let x = Activations {
@@ -346,7 +445,7 @@ pub(crate) unsafe fn matmul(
             };
             // SAFETY: all sizes were checked; the caller promises that nothing else accesses the rows of the output or
             // writes the activations.
-            unsafe { driver::run(&kernels, w, x, rows, out, bias, scratch) };
+            unsafe { driver::run(&kernels, w, x, rows, out, bias, next, scratch) };
         }
     }
 }

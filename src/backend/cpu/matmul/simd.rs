@@ -9,6 +9,7 @@ use super::driver::{Dots, Kernels};
 use super::few::Few;
 use super::float::FloatFormat;
 use super::formats::{Format, Kind};
+use super::layout::Source;
 
 /// 1.5 * 2^23: the f32 with the bits of this plus an integer below 2^22 in magnitude is `MAGIC` plus that integer.
 #[cfg(target_arch = "x86_64")]
@@ -44,13 +45,15 @@ pub(super) trait Simd: Copy {
     const SUM_START: i32;
     /// Whether the next tile is asked for while one is multiplied; where registers are few, that costs more than it saves.
     const ASKS_AHEAD: bool = false;
+    /// Whether there are kernels without a tile also for rows as they lie in files, where transposing takes registers.
+    const DIRECT_FROM_FILE: bool = false;
     /// A vector of integers.
     type Int: Copy;
     /// A vector of f32.
     type Float: Copy;
 
     /// The kernels for a quantized format and so many tokens.
-    fn quant_kernels<F: Format>(self, tokens: usize) -> Kernels;
+    fn quant_kernels<F: Format>(self, tokens: usize, interleaved: bool) -> Kernels;
     /// The kernels for a floating-point type and so many tokens.
     fn float_kernels<F: FloatFormat>(self, tokens: usize) -> Kernels;
     /// Quantizes rows of activations.
@@ -108,6 +111,20 @@ pub(super) trait Simd: Copy {
     /// # Safety
     /// `from` is valid for reads of `LANES` elements; so for the functions below.
     unsafe fn load(self, from: *const i32) -> Self::Int;
+    /// Reads 16-bit numbers to the low halves of the lanes, zeros above them.
+    ///
+    /// # Safety
+    /// As above.
+    #[inline(always)]
+    unsafe fn load_halves(self, from: *const u16) -> Self::Int {
+        let mut lanes = [0; MAX_LANES];
+        for (i, lane) in lanes.iter_mut().enumerate().take(Self::LANES) {
+            // SAFETY: the caller's promise.
+            *lane = i32::from(unsafe { from.add(i).read_unaligned() });
+        }
+        // SAFETY: there are as many lanes.
+        unsafe { self.load(lanes.as_ptr()) }
+    }
     /// Writes one vector.
     ///
     /// # Safety
@@ -152,7 +169,7 @@ pub(super) trait Simd: Copy {
     /// # Safety
     /// The pointers are valid for the sizes in `few`.
     #[inline(always)]
-    unsafe fn direct<F: Format, const TOKENS: usize>(self, _: &Few) {
+    unsafe fn direct<F: Format, R: Source<Self>, const TOKENS: usize>(self, _: &Few) {
         unreachable!("no kernels without a tile")
     }
 }
@@ -236,11 +253,18 @@ macro_rules! kernels {
         vectors: $vectors:literal, few: $few:literal, tokens: [$($tokens:literal)*], direct: [$($direct:literal)*]
         $(, $features:literal)?
     ) => {
-        fn quant_kernels<F: Format>(self, tokens: usize) -> Kernels {
+        fn quant_kernels<F: Format>(self, tokens: usize, interleaved: bool) -> Kernels {
+            use $crate::backend::cpu::matmul::layout::{Interleaved, Source};
+
             $(#[target_feature(enable = $features)])?
-            unsafe fn unpack<F: Format, const VECTORS: usize>(rows: Rows, column: usize, columns: usize, tile: &mut Tile) {
+            unsafe fn unpack<F: Format, R: Source<$simd>, const VECTORS: usize>(
+                rows: Rows,
+                column: usize,
+                columns: usize,
+                tile: &mut Tile,
+            ) {
                 // SAFETY: the caller's promise.
-                unsafe { tile::unpack::<$simd, F, VECTORS>($proof, rows, column, columns, tile) }
+                unsafe { tile::unpack::<$simd, F, R, VECTORS>($proof, rows, column, columns, tile) }
             }
 
             $(#[target_feature(enable = $features)])?
@@ -251,12 +275,12 @@ macro_rules! kernels {
 
             $(#[target_feature(enable = $features)])?
             #[allow(dead_code)] // where there are no direct ones
-            unsafe fn direct<F: Format, const TOKENS: usize>(few: &$crate::backend::cpu::matmul::few::Few) {
+            unsafe fn direct<F: Format, R: Source<$simd>, const TOKENS: usize>(few: &$crate::backend::cpu::matmul::few::Few) {
                 // SAFETY: the caller's promise.
-                unsafe { <$simd>::direct::<F, TOKENS>($proof, few) }
+                unsafe { <$simd>::direct::<F, R, TOKENS>($proof, few) }
             }
 
-            fn kernels<F: Format, const VECTORS: usize>() -> Kernels {
+            fn kernels<F: Format, R: Source<$simd>, const VECTORS: usize>() -> Kernels {
                 let zero = if F::Kind::WIDE { <$simd>::WIDE_ZERO } else { F::ZERO };
                 let group = F::Kind::GROUP;
                 Kernels {
@@ -264,10 +288,13 @@ macro_rules! kernels {
                     group: if <$simd>::ASKS_AHEAD { group } else { usize::MAX },
                     block: F::TYPE.block_len(),
                     slice: tile::SLICE,
-                    unpack: unpack::<F, VECTORS>,
+                    unpack: unpack::<F, R, VECTORS>,
                     dots: const { &[$(dots::<F::Kind, VECTORS, $tokens>),*] },
                     direct_rows: <$simd>::LANES,
-                    direct: const { &[$(direct::<F, $direct>),*] },
+                    direct: match R::INTERLEAVED || <$simd>::DIRECT_FROM_FILE {
+                        true => const { &[$(direct::<F, R, $direct>),*] },
+                        false => &[],
+                    },
                     correction: if F::Kind::MINS {
                         Correction::Mins { group }
                     } else {
@@ -276,7 +303,12 @@ macro_rules! kernels {
                 }
             }
 
-            if tokens <= driver::FEW_TOKENS { kernels::<F, $few>() } else { kernels::<F, $vectors>() }
+            match (tokens <= driver::FEW_TOKENS, interleaved) {
+                (true, false) => kernels::<F, Rows, $few>(),
+                (false, false) => kernels::<F, Rows, $vectors>(),
+                (true, true) => kernels::<F, Interleaved, $few>(),
+                (false, true) => kernels::<F, Interleaved, $vectors>(),
+            }
         }
 
         fn float_kernels<F: FloatFormat>(self, tokens: usize) -> Kernels {

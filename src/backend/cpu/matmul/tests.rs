@@ -83,7 +83,17 @@ fn product(isa: Isa, w: &Matrix<'_>, x: &[f32], rows: Range<usize>, bias: Option
                 Input::Quant(&quantized)
             }
         };
-        matmul(isa, w, input, n, rows.clone(), OutPtr::new(&mut out, w.rows), bias, &mut scratch);
+        matmul(
+            isa,
+            w,
+            input,
+            n,
+            rows.clone(),
+            OutPtr::new(&mut out, w.rows),
+            bias,
+            Some(x.as_ptr().cast()),
+            &mut scratch,
+        );
     }
     for (i, out) in out.iter().enumerate() {
         assert!(rows.contains(&(i % w.rows)) || out.is_nan(), "{:?}: wrote element {i}, not of {rows:?}", w.ty);
@@ -217,6 +227,44 @@ fn does_not_depend_on_the_split(isa: Isa) {
     }
 }
 
+fn interleaving_changes_nothing(isa: Isa) {
+    let mut random = Random(6);
+    for ty in QUANTIZED {
+        for &cols in columns(ty) {
+            for n in [1, 2, 3, 4, 5, 8, 9, 40] {
+                let rows = [32, 64, 96, 160][random.below(4) as usize];
+                let data = random_weights(ty, rows * cols, &mut random, Random::float);
+                let w = Matrix::new(ty, &data, rows, cols).unwrap();
+                if !w.can_interleave(isa) {
+                    continue;
+                }
+                let mut copy = vec![0; data.len()];
+                let (first, last) = copy.split_at_mut(32 * w.row_bytes);
+                w.interleave(isa, 32..rows, last);
+                w.interleave(isa, 0..32, first);
+                let interleaved = w.interleaved(isa, &copy);
+                let x: Vec<f32> = (0..n * cols).map(|_| random.float()).collect();
+                let bias: Vec<f32> = (0..rows).map(|_| random.float()).collect();
+                let bias = random.below(2).eq(&0).then_some(&bias[..]);
+                // Where tokens are few, vectors of rows can be asked for by themselves.
+                let step = if streams(isa, &interleaved, n) { STREAM_ROWS } else { ROW_STEP };
+                let start = random.below((rows / step) as u32) as usize * step;
+                let end = start + random.below(((rows - start) / step + 1) as u32) as usize * step;
+                for range in [0..rows, start..end] {
+                    let bits =
+                        |w| product(isa, w, &x, range.clone(), bias).into_iter().map(f32::to_bits).collect::<Vec<_>>();
+                    assert!(
+                        bits(&interleaved) == bits(&w),
+                        "{isa:?} {ty:?} {rows} x {cols}, {n} tokens, rows {range:?}"
+                    );
+                }
+            }
+        }
+    }
+    let w = Matrix::new(Q4_0, &[0; 18 * 33], 33, 32).unwrap();
+    assert!(!w.can_interleave(isa), "33 rows are no groups");
+}
+
 fn extreme_scales(isa: Isa) {
     let mut random = Random(4);
     for ty in QUANTIZED {
@@ -284,6 +332,11 @@ macro_rules! stamp {
             #[test]
             fn does_not_depend_on_the_split() {
                 on_isa(super::does_not_depend_on_the_split);
+            }
+
+            #[test]
+            fn interleaving_changes_nothing() {
+                on_isa(super::interleaving_changes_nothing);
             }
 
             #[test]

@@ -3,6 +3,7 @@
 use super::activations::{self, SUM_GROUP};
 use super::driver::{Dots, LINE, TILE_ROWS};
 use super::formats::{Format, Kind, Unpacked};
+use super::layout::Source;
 use super::simd::{Dot, Rows, Simd, unroll};
 
 /// Columns of a slice at most: a multiple of every format's block.
@@ -32,7 +33,7 @@ impl Tile {
 /// # Safety
 /// The rows hold the columns, and they are no more than fit the tile.
 #[inline(always)]
-pub(super) unsafe fn unpack<S: Simd, F: Format, const VECTORS: usize>(
+pub(super) unsafe fn unpack<S: Simd, F: Format, R: Source<S>, const VECTORS: usize>(
     s: S,
     rows: Rows,
     column: usize,
@@ -45,7 +46,9 @@ pub(super) unsafe fn unpack<S: Simd, F: Format, const VECTORS: usize>(
         let mut at = 0;
         while at < columns {
             let index = |columns: usize| (at / columns * VECTORS + v) * S::LANES;
-            prefetch(s, rows, (column + at) / block * block_bytes, block_bytes);
+            if !R::INTERLEAVED {
+                prefetch(s, rows, (column + at) / block * block_bytes, block_bytes);
+            }
             // SAFETY: the block is within the rows and within the tile.
             unsafe {
                 let mut out = Unpacked::<S, VECTORS>::new(
@@ -54,7 +57,7 @@ pub(super) unsafe fn unpack<S: Simd, F: Format, const VECTORS: usize>(
                     tile.scales.as_mut_ptr().add(index(F::Kind::GROUP)),
                     tile.mins.as_mut_ptr().add(index(F::Kind::GROUP)),
                 );
-                F::unpack(s, rows, (column + at) / block * block_bytes, &mut out);
+                F::unpack(s, R::new(rows), (column + at) / block * block_bytes, &mut out);
             }
             at += block;
         }

@@ -1,0 +1,190 @@
+//! How the rows of a matrix lie in memory: one after the other, as in a file, or interleaved.
+//!
+//! Interleaved are as many rows as a vector has lanes, a block of each at a time: each four bytes of a block of all these
+//! rows are neighbours, so that a vector is read in one piece, from memory that is read from its beginning to its end. A
+//! block may begin or end with two bytes more, a scale, which are neighbours as well. Bytes at offset `o` of a block are
+//! at `LANES * o`, so that rows take the same memory as in a file, at the same place.
+
+use super::simd::{Rows, Simd};
+use crate::gguf::TensorType;
+
+/// The same block of a vector of rows, and how its bytes are read.
+///
+/// # Safety
+/// What all functions want: the bytes are within the rows.
+pub(super) trait Source<S: Simd>: Copy {
+    /// Whether rows are interleaved.
+    const INTERLEAVED: bool;
+
+    /// Of rows that begin at `rows.first`, and in a file are `rows.stride` apart.
+    fn new(rows: Rows) -> Self;
+    /// The four elements of 16 weights of one byte: see [`Simd::quants`].
+    unsafe fn quants(self, s: S, at: usize) -> [S::Int; 4];
+    /// 16 bytes of each row, transposed.
+    unsafe fn words(self, s: S, at: usize) -> [S::Int; 4];
+    /// The two bytes that begin a block of at least 16, in the low halves of the lanes.
+    unsafe fn first_half(self, s: S, at: usize) -> S::Int;
+    /// The same, and the four bytes after them.
+    unsafe fn first_half_and_word(self, s: S, at: usize) -> [S::Int; 2];
+    /// The two bytes that end a block of at least 16, in the low halves of the lanes.
+    unsafe fn last_half(self, s: S, at: usize) -> S::Int;
+    /// Three words and then two bytes, which end a block of at least 16.
+    unsafe fn last_words_and_half(self, s: S, at: usize) -> ([S::Int; 3], S::Int);
+}
+
+impl<S: Simd> Source<S> for Rows {
+    const INTERLEAVED: bool = false;
+
+    #[inline(always)]
+    fn new(rows: Rows) -> Self {
+        rows
+    }
+
+    #[inline(always)]
+    unsafe fn quants(self, s: S, at: usize) -> [S::Int; 4] {
+        // SAFETY: the caller's promise.
+        unsafe { s.quants(self, at) }
+    }
+
+    #[inline(always)]
+    unsafe fn words(self, s: S, at: usize) -> [S::Int; 4] {
+        // SAFETY: the caller's promise.
+        unsafe { s.transpose(self, at) }
+    }
+
+    #[inline(always)]
+    unsafe fn first_half(self, s: S, at: usize) -> S::Int {
+        // SAFETY: the caller's promise: 16 bytes from here on are the block's.
+        unsafe { s.transpose(self, at)[0] }
+    }
+
+    #[inline(always)]
+    unsafe fn first_half_and_word(self, s: S, at: usize) -> [S::Int; 2] {
+        // SAFETY: as above.
+        let [head, next, ..] = unsafe { s.transpose(self, at) };
+        [head, s.or(s.shr(head, 16), s.shl(next, 16))]
+    }
+
+    #[inline(always)]
+    unsafe fn last_half(self, s: S, at: usize) -> S::Int {
+        // SAFETY: the caller's promise: the 16 bytes that end here are the block's.
+        unsafe { s.shr(s.transpose(self, at - 14)[3], 16) }
+    }
+
+    #[inline(always)]
+    unsafe fn last_words_and_half(self, s: S, at: usize) -> ([S::Int; 3], S::Int) {
+        // SAFETY: as above.
+        let tail = unsafe { s.transpose(self, at - 2) };
+        let word = |i: usize| s.or(s.shr(tail[i], 16), s.shl(tail[i + 1], 16));
+        ([word(0), word(1), word(2)], s.shr(tail[3], 16))
+    }
+}
+
+/// Interleaved rows.
+#[derive(Clone, Copy)]
+pub(super) struct Interleaved(*const u8);
+
+impl Interleaved {
+    /// The four bytes at `at` of all rows.
+    #[inline(always)]
+    unsafe fn word<S: Simd>(self, s: S, at: usize) -> S::Int {
+        // SAFETY: the caller's promise.
+        unsafe { s.load(self.0.add(at * S::LANES).cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn half<S: Simd>(self, s: S, at: usize) -> S::Int {
+        // SAFETY: the caller's promise.
+        unsafe { s.load_halves(self.0.add(at * S::LANES).cast()) }
+    }
+}
+
+impl<S: Simd> Source<S> for Interleaved {
+    const INTERLEAVED: bool = true;
+
+    #[inline(always)]
+    fn new(rows: Rows) -> Self {
+        Self(rows.first)
+    }
+
+    #[inline(always)]
+    unsafe fn quants(self, s: S, at: usize) -> [S::Int; 4] {
+        // SAFETY: the caller's promise.
+        unsafe { <Self as Source<S>>::words(self, s, at) }
+    }
+
+    #[inline(always)]
+    unsafe fn words(self, s: S, at: usize) -> [S::Int; 4] {
+        // SAFETY: the caller's promise.
+        unsafe { [self.word(s, at), self.word(s, at + 4), self.word(s, at + 8), self.word(s, at + 12)] }
+    }
+
+    #[inline(always)]
+    unsafe fn first_half(self, s: S, at: usize) -> S::Int {
+        // SAFETY: the caller's promise.
+        unsafe { self.half(s, at) }
+    }
+
+    #[inline(always)]
+    unsafe fn first_half_and_word(self, s: S, at: usize) -> [S::Int; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { [self.half(s, at), self.word(s, at + 2)] }
+    }
+
+    #[inline(always)]
+    unsafe fn last_half(self, s: S, at: usize) -> S::Int {
+        // SAFETY: the caller's promise.
+        unsafe { self.half(s, at) }
+    }
+
+    #[inline(always)]
+    unsafe fn last_words_and_half(self, s: S, at: usize) -> ([S::Int; 3], S::Int) {
+        // SAFETY: the caller's promise.
+        unsafe { ([self.word(s, at), self.word(s, at + 4), self.word(s, at + 8)], self.half(s, at + 12)) }
+    }
+}
+
+/// Where a block has two bytes beside whole words: at its beginning or its end, if at all.
+fn half_at(ty: TensorType) -> Option<usize> {
+    match ty {
+        TensorType::Q4_0 | TensorType::Q5_0 | TensorType::Q8_0 => Some(0),
+        TensorType::Q3_K => Some(108),
+        TensorType::Q6_K => Some(208),
+        _ => None,
+    }
+}
+
+/// Interleaves `lanes` rows at a time; `rows` are whole groups of them, of `row_bytes` each.
+pub(super) fn interleave(ty: TensorType, lanes: usize, row_bytes: usize, rows: &[u8], out: &mut [u8]) {
+    match lanes {
+        8 => interleave_lanes::<8>(ty, row_bytes, rows, out),
+        16 => interleave_lanes::<16>(ty, row_bytes, rows, out),
+        _ => unreachable!("no vector of {lanes} rows is interleaved"),
+    }
+}
+
+fn interleave_lanes<const LANES: usize>(ty: TensorType, row_bytes: usize, rows: &[u8], out: &mut [u8]) {
+    let bytes = ty.block_bytes();
+    let half = half_at(ty);
+    let first_word = if half == Some(0) { 2 } else { 0 };
+    let groups = rows.chunks_exact(LANES * row_bytes).zip(out.chunks_exact_mut(LANES * row_bytes));
+    for (rows, out) in groups {
+        for (block, out) in out.chunks_exact_mut(LANES * bytes).enumerate() {
+            let row = |r: usize| &rows[r * row_bytes + block * bytes..][..bytes];
+            let rows: [&[u8]; LANES] = std::array::from_fn(row);
+            if let Some(at) = half {
+                for (row, to) in rows.iter().zip(out[LANES * at..].chunks_exact_mut(2)) {
+                    to.copy_from_slice(&row[at..at + 2]);
+                }
+            }
+            let words = bytes / 4;
+            let out = &mut out[LANES * first_word..][..LANES * 4 * words];
+            let rows = rows.map(|row| &row[first_word..][..4 * words]);
+            for (word, to) in out.as_chunks_mut::<4>().0.chunks_exact_mut(LANES).enumerate() {
+                for (row, to) in rows.iter().zip(to) {
+                    *to = [row[4 * word], row[4 * word + 1], row[4 * word + 2], row[4 * word + 3]];
+                }
+            }
+        }
+    }
+}

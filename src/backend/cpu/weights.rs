@@ -1,0 +1,195 @@
+//! Copies of a model's matrices in the order that the kernels read them in, which is as fast as memory is; from the file's
+//! order, they have about 85% of that. Copying takes longer than the first token, so it is done little by little between
+//! the tokens after it. The file stays mapped, but what was copied is given back, so that a process holds each weight once.
+//! Where memory is short, the kernels work on the file as it is.
+
+use super::isa::Isa;
+use super::matmul::{Matrix, ROW_STEP};
+use super::team::{Items, Progress, Team};
+use crate::gguf::Gguf;
+use crate::model::Precision;
+use crate::model::program::{Op, Program, Weight};
+use crate::{Error, ErrorKind, Result};
+use memmap2::MmapMut;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Bytes that a thread copies at a time, about.
+const PART: usize = 1 << 19;
+
+/// The matrix of a weight, as it is in the file.
+pub(super) fn matrix<'a>(gguf: &'a Gguf, program: &Program, weight: Weight) -> Result<Matrix<'a>> {
+    let info = program.weights.get(weight.0);
+    let info = info.ok_or_else(|| Error::new(ErrorKind::Device, "a weight is not known: a bug in wavelm"))?;
+    Matrix::new(info.tensor.tensor_type(), gguf.data(&info.tensor), info.rows, info.columns)
+}
+
+/// The matrices of a program that are interleaved, or will be.
+pub(super) struct Copies {
+    isa: Isa,
+    /// For each weight its copy, if it is complete.
+    complete: Vec<OnceLock<MmapMut>>,
+    queue: Mutex<Queue>,
+}
+
+/// What is still to be copied.
+#[derive(Default)]
+struct Queue {
+    /// Weights, the next one last.
+    waiting: Vec<Weight>,
+    /// The copy that was begun, and how many rows it has.
+    begun: Option<(Weight, MmapMut, usize)>,
+}
+
+impl Copies {
+    /// Nothing is copied yet; what will be is what the program multiplies with, if there is enough memory.
+    pub(super) fn new(gguf: &Gguf, program: &Program, isa: Isa, precision: Precision) -> Result<Self> {
+        let mut waiting = Vec::new();
+        let mut bytes = 0;
+        for op in &program.ops {
+            if let Op::MatMul { weight, .. } = op
+                && !waiting.contains(weight)
+            {
+                let matrix = matrix(gguf, program, *weight)?;
+                if matrix.can_interleave(isa) {
+                    bytes += matrix.bytes_of(0..matrix.rows()).len() as u64;
+                    waiting.push(*weight);
+                }
+            }
+        }
+        waiting.reverse();
+        if precision != Precision::Fast || !gguf.is_mapped() || waiting.is_empty() || !wanted(bytes) {
+            waiting.clear();
+        }
+        let complete = program.weights.iter().map(|_| OnceLock::new()).collect();
+        Ok(Self { isa, complete, queue: Mutex::new(Queue { waiting, begun: None }) })
+    }
+
+    /// The copy of a matrix.
+    pub(super) fn get<'a>(&'a self, weight: Weight, of: Matrix<'a>) -> Option<Matrix<'a>> {
+        Some(of.interleaved(self.isa, self.complete.get(weight.0)?.get()?))
+    }
+
+    /// Copies for about as long as is given, if there is something left to copy that nobody else is copying.
+    pub(super) fn go_on(&self, gguf: &Gguf, program: &Program, team: &Team, time: Duration) -> Result<()> {
+        let Ok(mut queue) = self.queue.try_lock() else { return Ok(()) };
+        let began = Instant::now();
+        while began.elapsed() < time {
+            let (weight, mut copy, done) = match queue.begun.take() {
+                Some(begun) => begun,
+                None => {
+                    let Some(weight) = queue.waiting.pop() else { break };
+                    let matrix = matrix(gguf, program, weight)?;
+                    let Ok(memory) = MmapMut::map_anon(matrix.bytes_of(0..matrix.rows()).len()) else {
+                        // The file serves as well.
+                        queue.waiting.clear();
+                        break;
+                    };
+                    (weight, memory, 0)
+                }
+            };
+            let matrix = matrix(gguf, program, weight)?;
+            let done = self.copy_parts(gguf, program, team, (weight, matrix), done, &mut copy);
+            if done < matrix.rows() {
+                queue.begun = Some((weight, copy, done));
+            } else if let Some(place) = self.complete.get(weight.0) {
+                // There was none, as the weight was waiting.
+                let _ = place.set(copy);
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies a part for each thread, from row `first` on; returns the row to go on with.
+    fn copy_parts(
+        &self,
+        gguf: &Gguf,
+        program: &Program,
+        team: &Team,
+        (weight, matrix): (Weight, Matrix<'_>),
+        first: usize,
+        copy: &mut [u8],
+    ) -> usize {
+        let row = matrix.bytes_of(0..1).len();
+        let step = (PART / row.max(1)).max(1).next_multiple_of(ROW_STEP);
+        let end = matrix.rows().min(first + step * team.threads());
+        let copy = copy.get_mut(first * row..end * row).unwrap_or_default();
+        let parts: Vec<_> = copy.chunks_mut(step * row).map(Mutex::new).collect();
+        let run = |_, _, items: Range<usize>| {
+            for item in items {
+                let Some(to) = parts.get(item) else { continue };
+                let rows = first + item * step..end.min(first + (item + 1) * step);
+                matrix.interleave(self.isa, rows.clone(), &mut to.lock().unwrap_or_else(PoisonError::into_inner));
+                if let Some(info) = program.weights.get(weight.0) {
+                    gguf.give_back(&info.tensor, matrix.bytes_of(rows));
+                }
+            }
+        };
+        let items = [Items { count: parts.len(), stretches: false }];
+        team.walk(&mut Progress::default(), &items, &|| false, run, |_, _, _| ());
+        end
+    }
+}
+
+/// Whether to copy so many bytes: where nobody says, if half as many again are available.
+fn wanted(bytes: u64) -> bool {
+    match std::env::var("WAVELM_CPU_WEIGHTS").as_deref() {
+        Ok("mapped") => false,
+        Ok("copied") => true,
+        other => {
+            if let Ok(other) = other {
+                log::warn!("WAVELM_CPU_WEIGHTS={other} is neither \"copied\" nor \"mapped\"; ignored");
+            }
+            available().is_some_and(|available| available / 3 * 2 > bytes)
+        }
+    }
+}
+
+/// Bytes of memory that this process can have without others losing theirs, if the system tells.
+fn available() -> Option<u64> {
+    let system = kilobytes(&std::fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:")?;
+    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let limits = own.lines().filter_map(|line| line.strip_prefix("0::")).flat_map(|path| {
+        let path = PathBuf::from(format!("/sys/fs/cgroup{path}"));
+        path.ancestors().filter_map(left_of_group).collect::<Vec<_>>()
+    });
+    // Where control groups are of the first version.
+    let old = left(Path::new("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache");
+    limits.chain(old).chain([system]).min()
+}
+
+fn left_of_group(group: &Path) -> Option<u64> {
+    left(group, "memory.max", "memory.current", "file")
+}
+
+/// What is left to a control group; what its files take in the page cache can be had.
+fn left(group: &Path, limit: &str, usage: &str, cache: &str) -> Option<u64> {
+    let read = |file: &str| std::fs::read_to_string(group.join(file)).ok();
+    let number = |file: &str| read(file)?.trim().parse::<u64>().ok();
+    let statistics = read("memory.stat").unwrap_or_default();
+    let cached = statistics.lines().find_map(|line| line.strip_prefix(cache)?.trim().parse().ok()).unwrap_or(0);
+    Some(number(limit)?.saturating_sub(number(usage)?.saturating_sub(cached)))
+}
+
+/// A line of /proc/meminfo, in bytes.
+fn kilobytes(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_found_where_the_system_tells() {
+        let text = "MemTotal:       24000 kB\nMemFree:  7 kB\nMemAvailable:   23000 kB\n";
+        assert_eq!(kilobytes(text, "MemAvailable:"), Some(23000 * 1024));
+        assert_eq!(kilobytes(text, "SwapFree:"), None);
+        if cfg!(target_os = "linux") {
+            assert!(available().is_some_and(|bytes| bytes > 1 << 20), "{:?}", available());
+        }
+    }
+}
