@@ -27,13 +27,14 @@ from references import (FLOATS, FORMATS, KV_TYPES, Cache, Sampling, columns_of, 
                         matrix, norm, quantized, rotated)
 
 TARGETS = ["gfx1100", "gfx1201", "gfx942"]
-# Where the emulator takes the instructions for caches for loads, and gets nothing back from atomic ones.
-WITHOUT_ATOMICS = ["gfx942"]
+# Where the emulator does not know the instructions for caches (gfx1201), or takes them for loads and gets nothing back
+# from atomic ones (gfx942).
+WITHOUT_ATOMICS = ["gfx1201", "gfx942"]
 CHECKS = {}
 # What the emulator gets wrong.
 UNCHECKED = {(kernel, "gfx942"): "not emulated (halves in registers from v128 on)" for kernel in (
     "attend_core_f16_256", "attend_core_q8_0_128", "attend_core_q8_0_256", "attend_decode_f16_4",
-    "attend_decode_q8_0_8", "matmul_core_bf16_32", "matmul_core_bf16_64", "matvec_glu_q3_k_2",
+    "attend_decode_q8_0_8", "matmul_core_bf16_16", "matmul_core_bf16_32", "matmul_core_bf16_64", "matvec_glu_q3_k_2",
     "matvec_glu_q3_k_4", "matvec_residual_q3_k_8")}
 
 

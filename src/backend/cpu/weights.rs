@@ -1,7 +1,7 @@
 //! Copies of a model's matrices in the order that the kernels read them in, which is as fast as memory is; from the file's
 //! order, they have about 85% of that. Copying takes longer than the first token, so it is done little by little between
 //! the tokens after it. The file stays mapped, but what was copied is given back, so that a process holds each weight once.
-//! Where memory is short, the kernels work on the file as it is.
+//! Only where the user asks for it: until all are copied tokens take longer.
 
 use super::isa::Isa;
 use super::matmul::{Matrix, ROW_STEP};
@@ -12,7 +12,6 @@ use crate::model::program::{Op, Program, Weight};
 use crate::{Error, ErrorKind, Result};
 use memmap2::MmapMut;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -44,23 +43,21 @@ struct Queue {
 }
 
 impl Copies {
-    /// Nothing is copied yet; what will be is what the program multiplies with, if there is enough memory.
+    /// Nothing is copied yet; what will be is what the program multiplies with, if the user wants that.
     pub(super) fn new(gguf: &Gguf, program: &Program, isa: Isa, precision: Precision) -> Result<Self> {
         let mut waiting = Vec::new();
-        let mut bytes = 0;
         for op in &program.ops {
             if let Op::MatMul { weight, .. } = op
                 && !waiting.contains(weight)
             {
                 let matrix = matrix(gguf, program, *weight)?;
                 if matrix.can_interleave(isa) {
-                    bytes += matrix.bytes_of(0..matrix.rows()).len() as u64;
                     waiting.push(*weight);
                 }
             }
         }
         waiting.reverse();
-        if precision != Precision::Fast || !gguf.is_mapped() || waiting.is_empty() || !wanted(bytes) {
+        if precision != Precision::Fast || !gguf.is_mapped() || !wanted() {
             waiting.clear();
         }
         let complete = program.weights.iter().map(|_| OnceLock::new()).collect();
@@ -133,63 +130,14 @@ impl Copies {
     }
 }
 
-/// Whether to copy so many bytes: where nobody says, if half as many again are available.
-fn wanted(bytes: u64) -> bool {
+/// Whether to copy: where the user says so.
+fn wanted() -> bool {
     match std::env::var("WAVELM_CPU_WEIGHTS").as_deref() {
-        Ok("mapped") => false,
         Ok("copied") => true,
-        other => {
-            if let Ok(other) = other {
-                log::warn!("WAVELM_CPU_WEIGHTS={other} is neither \"copied\" nor \"mapped\"; ignored");
-            }
-            available().is_some_and(|available| available / 3 * 2 > bytes)
-        }
-    }
-}
-
-/// Bytes of memory that this process can have without others losing theirs, if the system tells.
-fn available() -> Option<u64> {
-    let system = kilobytes(&std::fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:")?;
-    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let limits = own.lines().filter_map(|line| line.strip_prefix("0::")).flat_map(|path| {
-        let path = PathBuf::from(format!("/sys/fs/cgroup{path}"));
-        path.ancestors().filter_map(left_of_group).collect::<Vec<_>>()
-    });
-    // Where control groups are of the first version.
-    let old = left(Path::new("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache");
-    limits.chain(old).chain([system]).min()
-}
-
-fn left_of_group(group: &Path) -> Option<u64> {
-    left(group, "memory.max", "memory.current", "file")
-}
-
-/// What is left to a control group; what its files take in the page cache can be had.
-fn left(group: &Path, limit: &str, usage: &str, cache: &str) -> Option<u64> {
-    let read = |file: &str| std::fs::read_to_string(group.join(file)).ok();
-    let number = |file: &str| read(file)?.trim().parse::<u64>().ok();
-    let statistics = read("memory.stat").unwrap_or_default();
-    let cached = statistics.lines().find_map(|line| line.strip_prefix(cache)?.trim().parse().ok()).unwrap_or(0);
-    Some(number(limit)?.saturating_sub(number(usage)?.saturating_sub(cached)))
-}
-
-/// A line of /proc/meminfo, in bytes.
-fn kilobytes(text: &str, name: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn memory_is_found_where_the_system_tells() {
-        let text = "MemTotal:       24000 kB\nMemFree:  7 kB\nMemAvailable:   23000 kB\n";
-        assert_eq!(kilobytes(text, "MemAvailable:"), Some(23000 * 1024));
-        assert_eq!(kilobytes(text, "SwapFree:"), None);
-        if cfg!(target_os = "linux") {
-            assert!(available().is_some_and(|bytes| bytes > 1 << 20), "{:?}", available());
+        Ok("mapped" | "") | Err(_) => false,
+        Ok(other) => {
+            log::warn!("WAVELM_CPU_WEIGHTS={other} is neither \"copied\" nor \"mapped\"; ignored");
+            false
         }
     }
 }
