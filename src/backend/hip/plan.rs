@@ -492,8 +492,10 @@ mod tests {
             Plan::new(&with_weights(&[TensorType::Q4_K; 3], ops.collect()), &ALL).steps
         };
         let fused = ops(None);
-        assert!(matches!(fused[1], Step::GatedMatMul { quantize: true, .. }), "{fused:?}");
+        assert!(matches!(fused[1], Step::GatedMatMul { quantize: true, only_multiplied: true, .. }), "{fused:?}");
         assert_eq!(fused.len(), 3, "{fused:?}");
+        let added = ops(Some(Op::Add { x: Buf(4), y: Buf(1) }));
+        assert!(matches!(added[1], Step::GatedMatMul { only_multiplied: false, .. }), "{added:?}");
         let read = ops(Some(Op::Add { x: Buf(4), y: Buf(2) }));
         assert!(read.iter().any(|s| matches!(s, Step::Glu { quantize: true, .. })), "{read:?}");
     }
