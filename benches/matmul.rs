@@ -62,7 +62,7 @@ fn matmul(c: &mut Criterion) {
             let mut parts = (0..PARTS).cycle().map(|i| i * part..(i + 1) * part);
             b.iter(|| parts.next().map(|rows| product.run_rows(rows)));
         });
-        // In the order that models have after some tokens.
+        // In the order that WAVELM_CPU_WEIGHTS=copied makes.
         if let Some(copy) = interleave(isa, ty, &weights(ty, rows * COLS), rows, COLS).expect("sizes agree") {
             group.bench_function("1 from memory, interleaved", |b| {
                 let mut product = Product::new(isa, ty, &copy, rows, COLS, 1).expect("sizes agree").interleaved();

@@ -11,7 +11,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod driver;
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // only AVX-512 has kernels of it
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // only AVX2 and AVX-512 have kernels of it
 mod few;
 mod float;
 mod formats;
