@@ -10,8 +10,7 @@
 #include "attention_decode.h"
 #include "fragments.h"
 
-// Not on gfx12: of what clang 19 makes of it for gfx1201 the emulator finds some results wrong, and it is not known why.
-#if MATRIX_CORES && !defined(__GFX12__)
+#if MATRIX_CORES
 
 #define HEADS 8
 #define WAVES (DECODE_THREADS / WAVE)

@@ -131,11 +131,6 @@ pub(super) fn has_matrix_cores(arch: &str) -> bool {
     FAMILIES.iter().any(|family| arch.starts_with(family)) || ["gfx908", "gfx90a", "gfxsim"].contains(&arch)
 }
 
-/// Whether an architecture has the kernels of attention_waves.hip, which says why some have not.
-pub(super) fn has_attention_waves(arch: &str) -> bool {
-    has_matrix_cores(arch) && !arch.starts_with("gfx12")
-}
-
 impl Embedded {
     /// The code, checked.
     fn unpack(&self) -> Result<Cow<'static, [u8]>, String> {
@@ -230,8 +225,6 @@ mod tests {
             ["gfx90a", "gfx942", "gfx1100", "gfx1151", "gfx1201", "sm_80", "sm_90"].map(has_matrix_cores) == [true; 7]
         );
         assert!(["gfx906", "gfx90c", "gfx1010", "gfx1030"].map(has_matrix_cores) == [false; 4]);
-        assert!(["gfx942", "gfx1100", "sm_90"].map(has_attention_waves) == [true; 3]);
-        assert!(["gfx1201", "gfx1030"].map(has_attention_waves) == [false; 2]);
     }
 
     #[test]

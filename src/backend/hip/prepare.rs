@@ -3,7 +3,7 @@
 use super::device::Device;
 use super::memory::Layout;
 use super::modules::{Kernel, Modules};
-use super::objects::{has_attention_waves, has_matrix_cores};
+use super::objects::has_matrix_cores;
 use super::plan::{Fusing, Plan, Product, Step};
 use super::{MOST_OUTPUTS, MOST_TOKENS};
 use crate::backend::KvType;
@@ -298,7 +298,7 @@ impl Finder<'_> {
         let heads_in_tile = group.clamp(1, tile);
         let decode = |n| self.modules.kernel("attention", &format!("attend_decode_{kv}_{n}"), 256);
         // On matrix cores, whose rows are heads, where there are several, and where f16 holds what the cache does.
-        let waves = core.filter(|n| *n <= 128 && group > 1 && has_attention_waves(&self.device.arch));
+        let waves = core.filter(|n| *n <= 128 && group > 1);
         let heads = match (waves, group) {
             (Some(n), _) => {
                 let kernel = self.modules.kernel("attention_waves", &format!("attend_waves_{kv}_{n}"), 256)?;
