@@ -23,6 +23,7 @@
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -36,7 +37,7 @@ extern "C" const char *wavelm_sim_kernel(unsigned int index);
 namespace {
 
 const int SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_IMAGE = 200, NOT_FOUND = 500, NO_DEVICE = 100,
-          INVALID_HANDLE = 400, LAUNCH_FAILURE = 719;
+          INVALID_HANDLE = 400, NOT_READY = 600, LAUNCH_FAILURE = 719;
 const char CODE[] = "wavelm simulator\n";
 const size_t GUARD = 256;
 const unsigned char GUARD_BYTE = 0xa5;
@@ -56,6 +57,8 @@ struct State {
   // What was queued on each stream since it was waited for, and the stream that each event was recorded in last.
   std::map<void *, unsigned long> queued;
   std::map<void *, void *> recorded;
+  // Events that were asked about since they were recorded.
+  std::set<void *> asked;
   std::map<void *, std::chrono::steady_clock::time_point> times;
   // Calls on the host that were queued on each stream, which run when somebody waits for it.
   std::map<void *, std::vector<std::pair<void (*)(void *, int, void *), void *>>> calls_on_host;
@@ -463,9 +466,19 @@ int hipEventDestroy(void *event) {
   {
     std::lock_guard<std::mutex> lock(state().lock);
     state().recorded.erase(event);
+    state().asked.erase(event);
     state().times.erase(event);
   }
   return free_handle(event);
+}
+
+// Work is always done, but nobody may rely on that.
+int hipEventQuery(void *event) {
+  {
+    std::lock_guard<std::mutex> lock(state().lock);
+    if (state().asked.insert(event).second) return NOT_READY;
+  }
+  return wait(event);
 }
 
 int hipEventSynchronize(void *event) { return wait(event); }
@@ -473,6 +486,7 @@ int hipEventSynchronize(void *event) { return wait(event); }
 int hipEventRecord(void *event, void *stream) {
   std::lock_guard<std::mutex> lock(state().lock);
   state().recorded[event] = stream;
+  state().asked.erase(event);
   state().times[event] = std::chrono::steady_clock::now();
   return state().status();
 }

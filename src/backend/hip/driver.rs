@@ -65,6 +65,7 @@ macro_rules! table {
 
 mod graph;
 pub(super) mod overlap;
+mod streams;
 pub(super) mod timing;
 
 pub(super) use table;
@@ -97,6 +98,7 @@ table! {
         create_event(*mut Handle, c_uint) = "hipEventCreateWithFlags" | "cuEventCreate";
         destroy_event(Handle) = "hipEventDestroy" | "cuEventDestroy_v2";
         record_event(Handle, Handle) = "hipEventRecord" | "cuEventRecord";
+        query_event(Handle) = "hipEventQuery" | "cuEventQuery";
         synchronize_event(Handle) = "hipEventSynchronize" | "cuEventSynchronize";
     }
 }
@@ -540,73 +542,6 @@ impl Driver {
             }
         };
         self.check(status, "cannot launch a kernel")
-    }
-
-    pub(super) fn create_stream(&self) -> Result<Handle> {
-        /// `hipStreamNonBlocking`: does not wait for other libraries' work.
-        const NON_BLOCKING: c_uint = 1;
-        let mut stream = std::ptr::null_mut();
-        // SAFETY: the stream is written to a variable that lives.
-        self.check(unsafe { (self.functions.create_stream)(&mut stream, NON_BLOCKING) }, "cannot create a stream")?;
-        Ok(stream)
-    }
-
-    /// # Safety
-    /// The stream is from [`create_stream`](Self::create_stream) and not used any more.
-    pub(super) unsafe fn destroy_stream(&self, stream: Handle) -> Result<()> {
-        // SAFETY: the caller's promise.
-        self.check(unsafe { (self.functions.destroy_stream)(stream) }, "cannot destroy a stream")
-    }
-
-    /// Waits until the stream has done all its work.
-    ///
-    /// # Safety
-    /// The stream exists.
-    pub(super) unsafe fn synchronize_stream(&self, stream: Handle) -> Result<()> {
-        // SAFETY: the caller's promise.
-        self.check(unsafe { (self.functions.synchronize_stream)(stream) }, "the GPU failed")
-    }
-
-    /// An event; who waits for it sleeps. Only one that is `timed` has a time.
-    pub(super) fn create_event(&self, timed: bool) -> Result<Handle> {
-        /// `hipEventBlockingSync` and `CU_EVENT_BLOCKING_SYNC`
-        const BLOCKING: c_uint = 1;
-        /// `CU_EVENT_DISABLE_TIMING`
-        const WITHOUT_TIME: c_uint = 2;
-        let flags = match &self.vendor {
-            // AMD's runtime compares all flags with this one: with any other beside it, waiting may spin.
-            Vendor::Hip(_) => BLOCKING,
-            Vendor::Cuda(_) if timed => BLOCKING,
-            Vendor::Cuda(_) => BLOCKING | WITHOUT_TIME,
-        };
-        let mut event = std::ptr::null_mut();
-        // SAFETY: the event is written to a variable that lives.
-        let status = unsafe { (self.functions.create_event)(&mut event, flags) };
-        self.check(status, "cannot create an event")?;
-        Ok(event)
-    }
-
-    /// # Safety
-    /// The event is from [`create_event`](Self::create_event) and not used any more.
-    pub(super) unsafe fn destroy_event(&self, event: Handle) -> Result<()> {
-        // SAFETY: the caller's promise.
-        self.check(unsafe { (self.functions.destroy_event)(event) }, "cannot destroy an event")
-    }
-
-    /// # Safety
-    /// Both exist.
-    pub(super) unsafe fn record_event(&self, event: Handle, stream: Handle) -> Result<()> {
-        // SAFETY: the caller's promise.
-        self.check(unsafe { (self.functions.record_event)(event, stream) }, "cannot record an event")
-    }
-
-    /// Waits, without spinning, until the streams' work before the event is done.
-    ///
-    /// # Safety
-    /// The event exists.
-    pub(super) unsafe fn synchronize_event(&self, event: Handle) -> Result<()> {
-        // SAFETY: the caller's promise.
-        self.check(unsafe { (self.functions.synchronize_event)(event) }, "the GPU failed")
     }
 }
 

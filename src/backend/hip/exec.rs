@@ -17,6 +17,7 @@ use crate::model::program::Program;
 use crate::{Error, ErrorKind, Result};
 use std::cell::Cell;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// A program that is ready to run on a device.
 pub(super) struct Executor {
@@ -31,6 +32,8 @@ pub(super) struct Executor {
     pub(super) page_bytes: usize,
     pub(super) buffers: Buffers,
     graphs: Graphs,
+    /// How many tokens the last pass had, and how long it took: so will the next one of as many.
+    last_pass: (usize, Duration),
     /// Whether kernels are chosen so that all of them are tested, not for speed.
     pub(super) tests: bool,
     // The stream comes before the memory that its work uses: it is waited for when it is dropped.
@@ -74,6 +77,7 @@ impl Executor {
             layers: layers.into_iter().map(|(_, offset)| offset).collect(),
             page_bytes,
             graphs: Graphs::new(device),
+            last_pass: Default::default(),
             tests: false,
             stream,
             buffers,
@@ -121,8 +125,10 @@ impl Executor {
             return Err(Error::new(ErrorKind::Device, "the logits have too little memory: a bug in wavelm"));
         }
         let queued = self.queue(batch, pages, logits, cancel);
+        let (began, (tokens, time)) = (Instant::now(), self.last_pass);
         // In any case: what is queued reads and writes memory that the caller may now free or use.
-        let waited = self.stream.wait();
+        let waited = self.stream.wait_about(if tokens == batch.tokens() { time } else { Duration::ZERO });
+        self.last_pass = (batch.tokens(), began.elapsed());
         queued.and(waited)
     }
 

@@ -1,15 +1,22 @@
 //! Device memory, pinned host memory and the stream that works on them.
 
 use super::device::Device;
-use super::driver::{DevicePtr, Handle};
+use super::driver::{DevicePtr, Driver, Handle};
 use super::timer::Timer;
 use crate::{Error, ErrorKind, Result};
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Every part of a buffer that is handed to kernels starts at a multiple of this: enough for all vector loads.
 pub(super) const ALIGN: usize = 256;
+
+/// Work of a time that is not known is waited for awake for so long: sampling, for example, takes less.
+const SHORT: Duration = Duration::from_micros(100);
+/// How long one is awake before work is expected to end, and how much longer afterwards, at most.
+const LONGEST_AWAKE: Duration = Duration::from_millis(1);
+/// Sleeping for a time takes about so much longer.
+const SHORTEST_SLEEP: Duration = Duration::from_micros(100);
 
 /// Memory of a device, freed when dropped.
 pub(super) struct DeviceBuffer {
@@ -232,18 +239,31 @@ impl Stream {
         queued.and(self.wait())
     }
 
-    /// Waits, without spinning, until all queued work is done.
+    /// Waits until all queued work is done.
     ///
     /// # Errors
     /// `Device`, where any of it failed.
     pub(super) fn wait(&self) -> Result<()> {
+        self.wait_about(Duration::ZERO)
+    }
+
+    /// The same, for work that takes about this `time`: as for unknown times, a little of it is waited for awake.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait).
+    pub(super) fn wait_about(&self, time: Duration) -> Result<()> {
         let driver = self.device.driver()?;
-        if let Some(timer) = &self.timer {
-            timer.release();
-        }
         // SAFETY: stream and event exist as long as `self`.
-        let waited =
-            unsafe { driver.record_event(self.event, self.stream).and_then(|()| driver.synchronize_event(self.event)) };
+        let recorded = || unsafe { driver.record_event(self.event, self.stream) };
+        // SAFETY: as above.
+        let slept = || unsafe { driver.synchronize_event(self.event) };
+        let waited = match &self.timer {
+            Some(timer) => {
+                timer.release();
+                recorded().and_then(|()| slept())
+            }
+            None => recorded().and_then(|()| if self.is_done_about(driver, time)? { Ok(()) } else { slept() }),
+        };
         let waited = waited.or_else(|e| {
             // What is queued may still run, with buffers that the caller drops after an error.
             // SAFETY: as above.
@@ -252,6 +272,29 @@ impl Stream {
         match &self.timer {
             Some(timer) => timer.collect(waited),
             None => waited,
+        }
+    }
+
+    /// Whether the work before the event is done after about this time.
+    ///
+    /// A driver wakes who sleeps 50 microseconds late or more, which is much of the time that a token takes. So this sleeps
+    /// for most of the time, and then asks for the rest, in which other threads may have the processor.
+    fn is_done_about(&self, driver: &Driver, time: Duration) -> Result<bool> {
+        let began = Instant::now();
+        let awake = (time / 4).min(LONGEST_AWAKE);
+        if awake > SHORTEST_SLEEP {
+            std::thread::sleep(time - awake);
+        }
+        let end = time + awake + SHORT;
+        loop {
+            // SAFETY: the event exists as long as `self`.
+            if unsafe { driver.query_event(self.event) }? {
+                return Ok(true);
+            }
+            if began.elapsed() >= end {
+                return Ok(false);
+            }
+            std::thread::yield_now();
         }
     }
 }
@@ -303,7 +346,7 @@ impl Event {
         unsafe { self.device.driver()?.record_event(self.event, stream.stream) }
     }
 
-    /// Waits, without spinning, until the work before it is done.
+    /// Sleeps until the work before it is done.
     ///
     /// # Errors
     /// `Device`, where any of it failed.

@@ -82,6 +82,7 @@ pub(super) fn functions() -> Functions {
         create_event: hipEventCreateWithFlags(*mut hip::hipEvent_t, c_uint);
         destroy_event: hipEventDestroy(hip::hipEvent_t);
         record_event: hipEventRecord(hip::hipEvent_t, hip::hipStream_t);
+        query_event: hipEventQuery(hip::hipEvent_t);
         synchronize_event: hipEventSynchronize(hip::hipEvent_t);
     })
 }
