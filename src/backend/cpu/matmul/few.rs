@@ -103,10 +103,6 @@ impl<S: Dot, K: Kind, const TOKENS: usize> Sink<S> for Products<S, K, TOKENS> {
     #[inline(always)]
     unsafe fn begin(&mut self, group: usize) {
         let s = self.simd;
-        let lines = self.ahead_bytes.div_ceil(LINE);
-        for line in group * lines / self.groups..(group + 1) * lines / self.groups {
-            s.prefetch(self.ahead.add(line * LINE).address());
-        }
         unroll!(t < TOKENS, {
             self.sums[t] = match K::HAS_ZERO {
                 // SAFETY: the group is within the block, and so are its corrections.
@@ -119,6 +115,15 @@ impl<S: Dot, K: Kind, const TOKENS: usize> Sink<S> for Products<S, K, TOKENS> {
     #[inline(always)]
     unsafe fn q(&mut self, i: usize, w: S::Int) {
         let s = self.simd;
+        // A group's words each ask for a little of it, as more at a time would wait for each other; half groups are few enough,
+        // and without anything in between faster to unpack.
+        let every = if K::GROUP > 16 { 1 } else { K::GROUP / 4 };
+        if i.is_multiple_of(every) {
+            let (lines, words) = (self.ahead_bytes.div_ceil(LINE), self.groups * K::GROUP / 4);
+            for line in i * lines / words..(i + every) * lines / words {
+                s.prefetch(self.ahead.add(line * LINE).address());
+            }
+        }
         let run = S::run(K::MAX).min(K::GROUP / 4);
         unroll!(t < TOKENS, {
             // SAFETY: the activations of the block can be read, four words at a time.
