@@ -1,12 +1,11 @@
-//! Copies of a model's matrices in the order that the kernels read them in, which is as fast as memory is; from the file's
-//! order, they have about 85% of that. Copying takes longer than the first token, so it is done little by little between
-//! the tokens after it. The file stays mapped, but what was copied is given back, so that a process holds each weight once.
-//! Only where the user asks for it: until all are copied tokens take longer.
+//! Copies of a model's matrices in the order that the kernels read them in, for instruction sets and formats that gain by it.
+//! Copying takes longer than the first token, so it is done little by little between the tokens after it, which take longer
+//! until all are copied. The file stays mapped, but what was copied is given back, so that a process holds each weight once.
 
 use super::isa::Isa;
 use super::matmul::{Matrix, ROW_STEP};
 use super::team::{Items, Progress, Team};
-use crate::gguf::Gguf;
+use crate::gguf::{Gguf, TensorType};
 use crate::model::Precision;
 use crate::model::program::{Op, Program, Weight};
 use crate::{Error, ErrorKind, Result};
@@ -43,21 +42,22 @@ struct Queue {
 }
 
 impl Copies {
-    /// Nothing is copied yet; what will be is what the program multiplies with, if the user wants that.
+    /// Nothing is copied yet; what will be is what the program multiplies with, as far as that pays or the user wants it.
     pub(super) fn new(gguf: &Gguf, program: &Program, isa: Isa, precision: Precision) -> Result<Self> {
-        let mut waiting = Vec::new();
+        let (mut waiting, wish) = (Vec::new(), wish());
         for op in &program.ops {
             if let Op::MatMul { weight, .. } = op
                 && !waiting.contains(weight)
             {
                 let matrix = matrix(gguf, program, *weight)?;
-                if matrix.can_interleave(isa) {
+                let wanted = wish.unwrap_or_else(|| pays(isa, matrix.ty()));
+                if wanted && matrix.can_interleave(isa) {
                     waiting.push(*weight);
                 }
             }
         }
         waiting.reverse();
-        if precision != Precision::Fast || !gguf.is_mapped() || !wanted() {
+        if precision != Precision::Fast || !gguf.is_mapped() {
             waiting.clear();
         }
         let complete = program.weights.iter().map(|_| OnceLock::new()).collect();
@@ -130,14 +130,27 @@ impl Copies {
     }
 }
 
-/// Whether to copy: where the user says so.
-fn wanted() -> bool {
+/// Whether tokens become faster by much more than copying takes: as measured in docs/cpu-performance.md.
+fn pays(isa: Isa, ty: TensorType) -> bool {
+    match isa {
+        // With 16 registers, transposing is what takes time.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => true,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => ty == TensorType::Q8_0,
+        _ => false,
+    }
+}
+
+/// Whether the user wants all that can be copied, or none of it.
+fn wish() -> Option<bool> {
     match std::env::var("WAVELM_CPU_WEIGHTS").as_deref() {
-        Ok("copied") => true,
-        Ok("mapped" | "") | Err(_) => false,
+        Ok("copied") => Some(true),
+        Ok("mapped") => Some(false),
+        Ok("") | Err(_) => None,
         Ok(other) => {
             log::warn!("WAVELM_CPU_WEIGHTS={other} is neither \"copied\" nor \"mapped\"; ignored");
-            false
+            None
         }
     }
 }

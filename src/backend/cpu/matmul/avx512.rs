@@ -29,7 +29,6 @@ impl Simd for Avx512 {
     const WIDE_ZERO: i32 = 128;
     const SUM_START: i32 = MAGIC.to_bits() as i32;
     const ASKS_AHEAD: bool = true;
-    const DIRECT_FROM_FILE: bool = true;
     type Int = __m512i;
     type Float = __m512;
 

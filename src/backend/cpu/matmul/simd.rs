@@ -45,8 +45,6 @@ pub(super) trait Simd: Copy {
     const SUM_START: i32;
     /// Whether the next tile is asked for while one is multiplied; where registers are few, that costs more than it saves.
     const ASKS_AHEAD: bool = false;
-    /// Whether there are kernels without a tile also for rows as they lie in files, where transposing takes registers.
-    const DIRECT_FROM_FILE: bool = false;
     /// A vector of integers.
     type Int: Copy;
     /// A vector of f32.
@@ -291,10 +289,7 @@ macro_rules! kernels {
                     unpack: unpack::<F, R, VECTORS>,
                     dots: const { &[$(dots::<F::Kind, VECTORS, $tokens>),*] },
                     direct_rows: <$simd>::LANES,
-                    direct: match R::INTERLEAVED || <$simd>::DIRECT_FROM_FILE {
-                        true => const { &[$(direct::<F, R, $direct>),*] },
-                        false => &[],
-                    },
+                    direct: const { &[$(direct::<F, R, $direct>),*] },
                     correction: if F::Kind::MINS {
                         Correction::Mins { group }
                     } else {
