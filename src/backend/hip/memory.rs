@@ -18,6 +18,12 @@ const LONGEST_AWAKE: Duration = Duration::from_millis(1);
 /// Sleeping for a time takes about so much longer.
 const SHORTEST_SLEEP: Duration = Duration::from_micros(100);
 
+/// How long to sleep through work of about this time, and when to give up asking for its end.
+fn asleep_and_awake(time: Duration) -> (Duration, Duration) {
+    let awake = (time / 4).min(LONGEST_AWAKE);
+    (if awake > SHORTEST_SLEEP { time - awake } else { Duration::ZERO }, time + awake + SHORT)
+}
+
 /// Memory of a device, freed when dropped.
 pub(super) struct DeviceBuffer {
     device: Arc<Device>,
@@ -280,12 +286,10 @@ impl Stream {
     /// A driver wakes who sleeps 50 microseconds late or more, which is much of the time that a token takes. So this sleeps
     /// for most of the time, and then asks for the rest, in which other threads may have the processor.
     fn is_done_about(&self, driver: &Driver, time: Duration) -> Result<bool> {
-        let began = Instant::now();
-        let awake = (time / 4).min(LONGEST_AWAKE);
-        if awake > SHORTEST_SLEEP {
-            std::thread::sleep(time - awake);
+        let (began, (asleep, end)) = (Instant::now(), asleep_and_awake(time));
+        if !asleep.is_zero() {
+            std::thread::sleep(asleep);
         }
-        let end = time + awake + SHORT;
         loop {
             // SAFETY: the event exists as long as `self`.
             if unsafe { driver.query_event(self.event) }? {
@@ -394,6 +398,18 @@ impl Layout {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn most_of_a_known_time_is_slept_through() {
+        let plan = |micros| {
+            let (asleep, end) = asleep_and_awake(Duration::from_micros(micros));
+            (asleep.as_micros(), end.as_micros())
+        };
+        assert_eq!(plan(0), (0, 100));
+        assert_eq!(plan(400), (0, 600));
+        assert_eq!(plan(2_000), (1_500, 2_600));
+        assert_eq!(plan(100_000), (99_000, 101_100));
+    }
 
     #[test]
     fn parts_are_aligned_and_an_overflow_is_an_error() {
