@@ -54,6 +54,8 @@ pub(crate) struct Span<'a> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Batch<'a> {
     pub(crate) spans: &'a [Span<'a>],
+    /// What tokens will be drawn with, from the first rows of logits: a device may do so at once.
+    pub(crate) draws: &'a [&'a SamplerState],
 }
 
 impl Batch<'_> {
@@ -104,7 +106,8 @@ pub(crate) trait Logits: Send {
     /// Copies or borrows a row to the host.
     fn row(&mut self, row: usize) -> Result<&[f32]>;
 
-    /// Draws a token from each row, beginning with the first one, where the rows lie. An error leaves the state of its row
+    /// Draws a token from each row, beginning with the first one, where the rows lie; with the states of the batch, as they
+    /// were when it ran, if it had some. An error leaves the state of its row
     /// as it was, so that the row can be computed and drawn from again, elsewhere.
     fn sample(&mut self, states: &mut [&mut SamplerState]) -> Vec<Result<Choice>> {
         states.iter_mut().enumerate().map(|(row, state)| state.sample(self.row(row)?)).collect()

@@ -51,7 +51,7 @@ impl Backend for SplitBackend {
 
     fn run(&self, batch: &Batch<'_>, cancel: &Canceller) -> Result<Box<dyn Logits>> {
         let spans: Vec<Span<'_>> = batch.spans.iter().map(|span| Span { wanted: Wanted::None, ..*span }).collect();
-        let mut between = self.front.run(&Batch { spans: &spans }, cancel)?;
+        let mut between = self.front.run(&Batch { spans: &spans, draws: &[] }, cancel)?;
         let mut rows = Vec::new();
         for row in 0..batch.tokens() {
             rows.extend_from_slice(between.row(row)?);

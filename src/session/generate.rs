@@ -156,7 +156,7 @@ impl<'s> Generation<'s> {
             return Ok(self.finish(StopReason::MaxTokens));
         }
         if let Some(token) = self.pending.take() {
-            self.logits = Some(self.session.push(token)?);
+            self.logits = Some(self.session.push(token, &self.state)?);
         }
         self.draw()
     }
@@ -272,7 +272,7 @@ impl Generation<'_> {
     fn step_together(mut group: Vec<(usize, &mut Self)>) -> Vec<(usize, Option<Result<Piece>>)> {
         let began = Instant::now();
         let passed = {
-            let pending = group.iter_mut().filter_map(|(_, g)| Some((&mut *g.session, g.pending?)));
+            let pending = group.iter_mut().filter_map(|(_, g)| Some((&mut *g.session, g.pending?, &g.state)));
             Session::pass_of_each(&mut pending.collect::<Vec<_>>())
         };
         let Ok(mut logits) = passed else { return Vec::new() };

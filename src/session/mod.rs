@@ -10,7 +10,7 @@ use crate::backend::kv::KvSequence;
 use crate::backend::{Backend, Batch, Canceller, Limits, Logits, Span, Wanted};
 use crate::device::Device;
 use crate::model::Model;
-use crate::sampler::Sampler;
+use crate::sampler::{Sampler, SamplerState};
 use crate::tokenizer::TokenId;
 use crate::{Error, ErrorKind, Result};
 use std::fmt;
@@ -209,7 +209,7 @@ impl Session {
             let limits = self.limits();
             let chunk = rest.get(..limits.tokens.min(limits.outputs)).unwrap_or(rest);
             let first = done;
-            let ran = match self.pass(chunk, Wanted::All) {
+            let ran = match self.pass(chunk, Wanted::All, &[]) {
                 Ok(mut logits) => loop {
                     match logits.row(done - first) {
                         Ok(row) => each(done, row)?,
@@ -248,13 +248,14 @@ impl Session {
         let reused = common.min(tokens.len().saturating_sub(1));
         self.truncate(reused);
         let fresh = tokens.get(reused..).unwrap_or_default();
-        Ok((self.extend(fresh)?, reused))
+        Ok((self.extend(fresh, &[])?, reused))
     }
 
-    /// Appends one token, sliding the context where it is full and that was asked for.
-    fn push(&mut self, token: TokenId) -> Result<Box<dyn Logits>> {
+    /// Appends one token, sliding the context where it is full and that was asked for. The next one will be drawn with
+    /// `state`.
+    fn push(&mut self, token: TokenId, state: &SamplerState) -> Result<Box<dyn Logits>> {
         if self.tokens.len() < self.context {
-            return self.extend(&[token]);
+            return self.extend(&[token], &[state]);
         }
         match self.when_full {
             ContextPolicy::Error => Err(self.context_full(self.tokens.len() + 1)),
@@ -267,14 +268,14 @@ impl Session {
         }
     }
 
-    /// Evaluates `tokens`, at least one, after the cached ones.
-    fn extend(&mut self, tokens: &[TokenId]) -> Result<Box<dyn Logits>> {
+    /// Evaluates `tokens`, at least one, after the cached ones; for the last pass see [`Batch::draws`].
+    fn extend(&mut self, tokens: &[TokenId], draws: &[&SamplerState]) -> Result<Box<dyn Logits>> {
         let mut rest = tokens;
         loop {
             let most = self.limits().tokens;
             let (chunk, after) = rest.split_at_checked(most).unwrap_or((rest, &[]));
-            let wanted = if after.is_empty() { Wanted::Last } else { Wanted::None };
-            match self.pass(chunk, wanted) {
+            let (wanted, draws) = if after.is_empty() { (Wanted::Last, draws) } else { (Wanted::None, &[][..]) };
+            match self.pass(chunk, wanted, draws) {
                 Ok(logits) if after.is_empty() => return Ok(logits),
                 Ok(_) => rest = after,
                 Err(e) => self.recover(e)?,
@@ -287,7 +288,7 @@ impl Session {
         self.recover(error)?;
         let last = self.tokens.len().saturating_sub(1);
         let token = self.tokens.split_off(last);
-        self.extend(&token)
+        self.extend(&token, &[])
     }
 
     /// After `error`: moves to where the work can be tried again, or returns it.
@@ -317,23 +318,23 @@ impl Session {
     }
 
     /// One pass of the backend over tokens that follow the evaluated ones.
-    fn pass(&mut self, tokens: &[TokenId], wanted: Wanted) -> Result<Box<dyn Logits>> {
+    fn pass(&mut self, tokens: &[TokenId], wanted: Wanted, draws: &[&SamplerState]) -> Result<Box<dyn Logits>> {
         let missing = self.tokens.get(self.cached..).unwrap_or_default().to_vec();
         for chunk in missing.chunks(self.backend.limits().tokens) {
-            self.run(chunk, Wanted::None)?;
+            self.run(chunk, Wanted::None, &[])?;
         }
-        let logits = self.run(tokens, wanted)?;
+        let logits = self.run(tokens, wanted, draws)?;
         self.tokens.extend_from_slice(tokens);
         Ok(logits)
     }
 
     /// Runs tokens that follow the cached ones.
-    fn run(&mut self, tokens: &[TokenId], wanted: Wanted) -> Result<Box<dyn Logits>> {
+    fn run(&mut self, tokens: &[TokenId], wanted: Wanted, draws: &[&SamplerState]) -> Result<Box<dyn Logits>> {
         self.check_cancelled()?;
         let first_pos = self.cached;
         let ran = self.kv.prepare(first_pos, first_pos + tokens.len()).and_then(|()| {
             let spans = [Span { tokens, first_pos, pages: self.kv.pages(), wanted }];
-            self.backend.run(&Batch { spans: &spans }, &self.canceller)
+            self.backend.run(&Batch { spans: &spans, draws }, &self.canceller)
         });
         match ran {
             Ok(logits) => {
@@ -359,18 +360,21 @@ impl Session {
 
     /// Appends a token to each of several sessions on one backend that [take one](Self::takes_one), in one pass. The
     /// logits have a row for each. After an error all are as they were.
-    fn pass_of_each(sessions: &mut [(&mut Self, TokenId)]) -> Result<Box<dyn Logits>> {
-        let prepare = |(session, _): &mut (&mut Self, TokenId)| session.kv.prepare(session.cached, session.cached + 1);
+    fn pass_of_each(sessions: &mut [(&mut Self, TokenId, &SamplerState)]) -> Result<Box<dyn Logits>> {
+        let prepare = |(session, ..): &mut (&mut Self, TokenId, &SamplerState)| {
+            session.kv.prepare(session.cached, session.cached + 1)
+        };
         let ran = sessions.iter_mut().try_for_each(prepare).and_then(|()| {
-            let Some((first, _)) = sessions.first() else { return Err(Error::invalid_input("there are no sessions")) };
+            let Some((first, ..)) = sessions.first() else { return Err(Error::invalid_input("there are no sessions")) };
             let mut spans = Vec::with_capacity(sessions.len());
-            for (session, token) in sessions.iter() {
+            for (session, token, _) in sessions.iter() {
                 let (tokens, pages) = (std::slice::from_ref(token), session.kv.pages());
                 spans.push(Span { tokens, first_pos: session.cached, pages, wanted: Wanted::Last });
             }
-            first.backend.run(&Batch { spans: &spans }, &Canceller::default())
+            let draws: Vec<_> = sessions.iter().map(|(.., state)| *state).collect();
+            first.backend.run(&Batch { spans: &spans, draws: &draws }, &Canceller::default())
         });
-        for (session, token) in sessions {
+        for (session, token, _) in sessions {
             if ran.is_ok() {
                 session.cached += 1;
                 session.tokens.push(*token);

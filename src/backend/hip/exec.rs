@@ -105,13 +105,15 @@ impl Executor {
         &self.stream
     }
 
-    /// Runs the program and waits for it. The logits go to `logits`, which has room for the batch's outputs.
+    /// Runs the program, and what `then` queues, and waits for both. The logits go to `logits`, which has room for the
+    /// batch's outputs.
     pub(super) fn run(
         &mut self,
         batch: &Batch<'_>,
         pages: &DeviceBuffer,
         logits: &DeviceBuffer,
         cancel: &Canceller,
+        then: impl FnOnce(&Stream) -> Result<()>,
     ) -> Result<()> {
         if batch.tokens() > MOST_TOKENS || batch.outputs() > MOST_OUTPUTS {
             return Err(Error::invalid_input(format!("a pass takes {MOST_TOKENS} tokens, not {}", batch.tokens())));
@@ -124,7 +126,7 @@ impl Executor {
         if logits.bytes() < batch.result_rows(&self.program) * columns * 4 {
             return Err(Error::new(ErrorKind::Device, "the logits have too little memory: a bug in wavelm"));
         }
-        let queued = self.queue(batch, pages, logits, cancel);
+        let queued = self.queue(batch, pages, logits, cancel).and_then(|()| then(&self.stream));
         let (began, (tokens, time)) = (Instant::now(), self.last_pass);
         // In any case: what is queued reads and writes memory that the caller may now free or use.
         let waited = self.stream.wait_about(if tokens == batch.tokens() { time } else { Duration::ZERO });

@@ -223,13 +223,30 @@ impl Stream {
 
     /// Copies to the host and waits for it.
     pub(super) fn download(&self, from: &DeviceBuffer, offset: usize, to: &mut HostBuffer, bytes: usize) -> Result<()> {
+        // SAFETY: the copy is waited for before anybody can use either buffer.
+        let queued = unsafe { self.queue_download(from, offset, to, bytes) };
+        queued.and(self.wait())
+    }
+
+    /// Queues a copy to the host.
+    ///
+    /// # Errors
+    /// As [`upload`](Self::upload).
+    ///
+    /// # Safety
+    /// Nobody uses the host's memory, and both stay allocated, until the stream was [waited](Self::wait) for.
+    pub(super) unsafe fn queue_download(
+        &self,
+        from: &DeviceBuffer,
+        offset: usize,
+        to: &mut HostBuffer,
+        bytes: usize,
+    ) -> Result<()> {
         if offset.checked_add(bytes).is_none_or(|end| end > from.bytes) || bytes > to.bytes {
             return Err(Error::new(ErrorKind::Device, "a copy exceeds its buffer: a bug in wavelm"));
         }
-        // SAFETY: both parts are inside of their buffers, and the copy is waited for before anybody can use them.
-        let queued =
-            unsafe { self.device.driver()?.copy_to_host(to.start, from.start + offset as u64, bytes, self.stream) };
-        queued.and(self.wait())
+        // SAFETY: both parts are inside of their buffers; the rest is the caller's promise.
+        unsafe { self.device.driver()?.copy_to_host(to.start, from.start + offset as u64, bytes, self.stream) }
     }
 
     /// Copies between parts of device memory and waits for it.

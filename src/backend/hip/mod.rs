@@ -28,11 +28,11 @@ use super::{Backend, Batch, Canceller, KernelTime, KvType, Limits, Logits};
 use crate::gguf::{Gguf, TensorType};
 use crate::model::Precision;
 use crate::model::program::{Program, RowKind};
-use crate::sampler::{Choice, Drawn, SamplerState};
+use crate::sampler::{Choice, Drawn, Request, SamplerState};
 use crate::{Error, ErrorKind, Result};
 use device::Device;
 use exec::Executor;
-use memory::{DeviceBuffer, HostBuffer};
+use memory::{DeviceBuffer, HostBuffer, Stream};
 use modules::Modules;
 use pool::Pages;
 use sampling::{DrawMemory, Sampling};
@@ -201,11 +201,22 @@ impl Backend for HipBackend {
 
     fn run(&self, batch: &Batch<'_>, cancel: &Canceller) -> Result<Box<dyn Logits>> {
         let outputs = batch.result_rows(&self.program);
-        let rows = self.rows(outputs)?;
+        let mut rows = self.rows(outputs)?;
+        let requests = requests(batch.draws.iter().copied(), self.columns);
         let ran = {
             let mut executor = self.executor.lock().unwrap_or_else(PoisonError::into_inner);
-            self.pages.with_memory(|pages| executor.run(batch, pages, &rows.memory, cancel))
+            let Rows { memory, draw, .. } = &mut rows;
+            let then = |stream: &Stream| match requests.is_empty() {
+                true => Ok(()),
+                // SAFETY: the executor waits for the stream, and until then both are borrowed here.
+                false => unsafe { self.sampling.queue(stream, memory, &requests, draw) },
+            };
+            self.pages.with_memory(|pages| executor.run(batch, pages, memory, cancel, then))
         };
+        let drawn = (ran.is_ok() && !requests.is_empty()).then(|| {
+            let found = self.sampling.drawn(rows.draw.as_ref(), requests.len());
+            by_row(batch.draws.len(), &requests, found)
+        });
         // Returned to the idle ones when dropped, also after an error.
         let logits = HipLogits {
             device: Arc::clone(&self.device),
@@ -213,6 +224,7 @@ impl Backend for HipBackend {
             sampling: Arc::clone(&self.sampling),
             idle: Arc::clone(&self.idle),
             rows: Some(rows),
+            drawn,
             outputs,
             columns: self.columns,
         };
@@ -246,6 +258,8 @@ struct HipLogits {
     idle: Arc<Mutex<Vec<Rows>>>,
     /// `None` only while it is dropped.
     rows: Option<Rows>,
+    /// What was drawn with the states of the batch, if it had some.
+    drawn: Option<Vec<Option<Drawn>>>,
     outputs: usize,
     columns: usize,
 }
@@ -259,23 +273,33 @@ impl HipLogits {
 
     /// Draws a token from each of the first rows, all at once; `None` for what is not drawn on the device.
     fn draw(&mut self, states: &[&mut SamplerState]) -> Result<Vec<Option<Drawn>>> {
-        let requests = states.iter().enumerate().filter_map(|(row, state)| Some((row, state.request(self.columns)?)));
-        let requests: Vec<_> = requests.collect();
+        if let Some(drawn) = self.drawn.take() {
+            return Ok(drawn);
+        }
+        let requests = requests(states.iter().map(|state| &**state), self.columns);
         let Some(&(last, _)) = requests.last() else { return Ok(Vec::new()) };
         let (executor, sampling) = (Arc::clone(&self.executor), Arc::clone(&self.sampling));
         let Rows { memory, draw, .. } = self.rows(last)?;
-        let found = {
-            let executor = executor.lock().unwrap_or_else(PoisonError::into_inner);
-            sampling.draw(executor.stream(), memory, &requests, draw)?
-        };
-        let mut drawn: Vec<Option<Drawn>> = states.iter().map(|_| None).collect();
-        for ((row, _), found) in requests.iter().zip(found) {
-            if let Some(place) = drawn.get_mut(*row) {
-                *place = found;
-            }
-        }
-        Ok(drawn)
+        let executor = executor.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = sampling.draw(executor.stream(), memory, &requests, draw)?;
+        Ok(by_row(states.len(), &requests, found))
     }
+}
+
+/// What a device can draw, with the rows that it draws from.
+fn requests<'a>(states: impl Iterator<Item = &'a SamplerState>, columns: usize) -> Vec<(usize, Request<'a>)> {
+    states.enumerate().filter_map(|(row, state)| Some((row, state.request(columns)?))).collect()
+}
+
+/// What was found for the requests, for each of so many rows.
+fn by_row(rows: usize, requests: &[(usize, Request<'_>)], found: Vec<Option<Drawn>>) -> Vec<Option<Drawn>> {
+    let mut drawn = vec![None; rows];
+    for ((row, _), found) in requests.iter().zip(found) {
+        if let Some(place) = drawn.get_mut(*row) {
+            *place = found;
+        }
+    }
+    drawn
 }
 
 impl Logits for HipLogits {

@@ -88,6 +88,37 @@ impl Sampling {
         requests: &[(usize, Request<'_>)],
         memory: &mut Option<DrawMemory>,
     ) -> Result<Vec<Option<Drawn>>> {
+        // SAFETY: the stream is waited for in any case.
+        let queued = unsafe { self.queue(stream, logits, requests, memory) };
+        let waited = stream.wait();
+        queued.and(waited)?;
+        Ok(self.drawn(memory.as_ref(), requests.len()))
+    }
+
+    /// What was chosen by the last draw of so many tokens, after it was waited for.
+    pub(super) fn drawn(&self, memory: Option<&DrawMemory>, count: usize) -> Vec<Option<Drawn>> {
+        let choices = memory.and_then(|memory| memory.host.as_slice().get(..count * size_of::<Choice>()));
+        let drawn = choices.unwrap_or_default().chunks_exact(size_of::<Choice>()).map(|bytes| {
+            let Choice { token, logit, best, total, .. } = bytemuck::pod_read_unaligned(bytes);
+            ((token as usize) < self.vocabulary).then_some(Drawn { token, logit, best, total })
+        });
+        drawn.collect()
+    }
+
+    /// Queues the draws.
+    ///
+    /// # Errors
+    /// As [`draw`](Self::draw).
+    ///
+    /// # Safety
+    /// Nobody uses the two memories until the stream was waited for, also after an error.
+    pub(super) unsafe fn queue(
+        &self,
+        stream: &Stream,
+        logits: &DeviceBuffer,
+        requests: &[(usize, Request<'_>)],
+        memory: &mut Option<DrawMemory>,
+    ) -> Result<()> {
         let (vocabulary, count) = (self.vocabulary, requests.len());
         if requests.iter().any(|&(row, _)| (row + 1).saturating_mul(vocabulary) > logits.bytes() / 4) {
             return Err(Error::invalid_input("a token is to be drawn from logits that are not there"));
@@ -115,30 +146,19 @@ impl Sampling {
         let size = narrow(vocabulary)?;
         let launch = |kernel: &Kernel, [x, y]: [usize; 2], args: Args| {
             // SAFETY: the arguments are those that the kernels' file lists, in order, and the parts have the sizes that
-            // it asks for. The memory is the caller's, who gets it back after the stream was waited for.
+            // it asks for. Nobody uses them until the stream was waited for, by the caller's promise.
             unsafe { kernel.launch(stream, [narrow(x)?, narrow(y)?, 1], args) }
         };
-        let queue = || {
-            // SAFETY: the memory stays as it is until the stream was waited for, below.
-            unsafe { stream.upload(&memory.device, 0, &memory.host, sent) }?;
-            let args = Args::default().ptr(rows).ptr(edits).ptr(logits).ptr(scores).u32(size);
-            launch(&self.penalize, [vocabulary.div_ceil(PENALIZE_SPAN), count], args)?;
-            let args = Args::default().ptr(rows).ptr(logits).ptr(scores).ptr(totals).u32(size);
-            launch(&self.weigh, [spans, count], args)?;
-            let args = Args::default().ptr(rows).ptr(logits).ptr(scores).ptr(totals).ptr(choices).u32(size);
-            launch(&self.choose, [count, 1], args)
-        };
-        if let Err(e) = queue() {
-            // What is queued reads memory that the caller may now free or use.
-            return stream.wait().and(Err(e));
-        }
-        stream.download(&memory.device, at_choices, &mut memory.host, chosen)?;
-        let choices = memory.host.as_slice().get(..chosen).unwrap_or_default();
-        let drawn = choices.chunks_exact(size_of::<Choice>()).map(|bytes| {
-            let Choice { token, logit, best, total, .. } = bytemuck::pod_read_unaligned(bytes);
-            ((token as usize) < vocabulary).then_some(Drawn { token, logit, best, total })
-        });
-        Ok(drawn.collect())
+        // SAFETY: the caller's promise.
+        unsafe { stream.upload(&memory.device, 0, &memory.host, sent) }?;
+        let args = Args::default().ptr(rows).ptr(edits).ptr(logits).ptr(scores).u32(size);
+        launch(&self.penalize, [vocabulary.div_ceil(PENALIZE_SPAN), count], args)?;
+        let args = Args::default().ptr(rows).ptr(logits).ptr(scores).ptr(totals).u32(size);
+        launch(&self.weigh, [spans, count], args)?;
+        let args = Args::default().ptr(rows).ptr(logits).ptr(scores).ptr(totals).ptr(choices).u32(size);
+        launch(&self.choose, [count, 1], args)?;
+        // SAFETY: the caller's promise.
+        unsafe { stream.queue_download(&memory.device, at_choices, &mut memory.host, chosen) }
     }
 
     /// The memory of a draw before, where it is large enough.

@@ -169,7 +169,7 @@ impl<'a> Runner<'a> {
         self.len += tokens.len();
         self.kv.prepare(first_pos, self.len)?;
         let spans = [Span { tokens, first_pos, pages: self.kv.pages(), wanted }];
-        let batch = Batch { spans: &spans };
+        let batch = Batch { spans: &spans, draws: &[] };
         let mut result = self.backend.run(&batch, &Canceller::default())?;
         let mut rows = Vec::new();
         for row in 0..batch.result_rows(self.program) {
