@@ -12,7 +12,7 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use wavelm::bench_internals::{Product, instruction_sets, interleave};
+use wavelm::bench_internals::{Product, instruction_set, interleave};
 use wavelm::gguf::TensorType::{self, *};
 use wavelm::quant;
 
@@ -25,13 +25,6 @@ const COLS: usize = 2048;
 /// More weights than caches hold, in parts of about a megabyte.
 const PARTS: usize = 64;
 const PART_BYTES: usize = 1 << 20;
-
-/// The instruction set that the kernels take of themselves.
-fn instruction_set() -> &'static str {
-    let sets = instruction_sets();
-    let chosen = std::env::var("WAVELM_CPU").ok().and_then(|name| sets.iter().find(|set| **set == name).copied());
-    chosen.or(sets.last().copied()).unwrap_or_default()
-}
 
 /// Weights like those of models: values around zero. A few blocks, repeated.
 fn weights(ty: TensorType, elements: usize) -> Vec<u8> {

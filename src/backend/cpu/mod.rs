@@ -1,14 +1,14 @@
 //! The CPU backend: a team of threads walks the lowered program together.
 
-mod attention;
+pub(crate) mod attention;
 pub(crate) mod cores;
 mod exec;
 pub(crate) mod isa;
 pub(crate) mod kv;
 pub(crate) mod logits;
 pub(crate) mod matmul;
-mod ops;
-mod pages;
+pub(crate) mod ops;
+pub(crate) mod pages;
 mod plan;
 mod simd;
 mod team;

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Pages of one size, each allocated by itself so that a closed session gives its memory back.
 #[derive(Clone, Debug)]
-pub(super) struct Pages {
+pub(crate) struct Pages {
     layout: Layout,
     pages: Arc<Mutex<Vec<Option<Page>>>>,
 }
@@ -33,7 +33,7 @@ impl Drop for Page {
 
 impl Pages {
     /// Pages of `bytes` bytes, at least 1, aligned for every vector load.
-    pub(super) fn new(bytes: usize) -> Result<Self> {
+    pub(crate) fn new(bytes: usize) -> Result<Self> {
         let layout = Layout::from_size_align(bytes.max(1), 64)
             .map_err(|_| Error::new(ErrorKind::OutOfMemory, format!("a cache page of {bytes} bytes is too large")))?;
         Ok(Self { layout, pages: Arc::default() })
@@ -44,7 +44,7 @@ impl Pages {
     }
 
     /// The addresses of `pages`; `None` where one is not allocated. They stay valid while the sequence holds them.
-    pub(super) fn addresses(&self, pages: &[PageId]) -> Option<Vec<*mut u8>> {
+    pub(crate) fn addresses(&self, pages: &[PageId]) -> Option<Vec<*mut u8>> {
         let all = self.lock();
         pages.iter().map(|&p| Some(all.get(p as usize)?.as_ref()?.memory.as_ptr())).collect()
     }

@@ -1,5 +1,13 @@
 //! Doors for the programs in `benches/` to parts that are not public. Not part of the API: anything here may change.
 
+mod attention;
+mod rows;
+#[cfg(test)]
+mod tests;
+
+pub use attention::{Attention, Shape};
+pub use rows::Rows;
+
 use crate::Result;
 use crate::backend::cpu::isa::Isa;
 use crate::backend::cpu::matmul::{Input, InputKind, Matrix, OutPtr, QuantRows, Scratch};
@@ -7,9 +15,9 @@ use crate::backend::cpu::matmul::{input_kind, matmul, quantize_rows};
 use crate::gguf::TensorType;
 use std::ops::Range;
 
-/// The instruction sets of this processor, by name, worst first.
-pub fn instruction_sets() -> Vec<&'static str> {
-    Isa::available().into_iter().map(Isa::name).collect()
+/// The instruction set that the kernels take of themselves, by name: the best one, or the one that `WAVELM_CPU` names.
+pub fn instruction_set() -> &'static str {
+    Isa::best().name()
 }
 
 /// Weights in the order that the kernels of `isa` are fastest with; none where there is no other one. An unknown `isa` is the
