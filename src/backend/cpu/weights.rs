@@ -44,7 +44,7 @@ struct Queue {
 impl Copies {
     /// Nothing is copied yet; what will be is what the program multiplies with, as far as that pays or the user wants it.
     pub(super) fn new(gguf: &Gguf, program: &Program, isa: Isa, precision: Precision) -> Result<Self> {
-        let (mut waiting, wish) = (Vec::new(), wish());
+        let (mut waiting, mut bytes, wish) = (Vec::new(), 0, wish());
         for op in &program.ops {
             if let Op::MatMul { weight, .. } = op
                 && !waiting.contains(weight)
@@ -53,11 +53,12 @@ impl Copies {
                 let wanted = wish.unwrap_or_else(|| pays(isa, matrix.ty()));
                 if wanted && matrix.can_interleave(isa) {
                     waiting.push(*weight);
+                    bytes += matrix.bytes_of(0..matrix.rows()).len() as u64;
                 }
             }
         }
         waiting.reverse();
-        if precision != Precision::Fast || !gguf.is_mapped() {
+        if precision != Precision::Fast || !gguf.is_mapped() || (wish.is_none() && !fits(bytes, available_memory())) {
             waiting.clear();
         }
         let complete = program.weights.iter().map(|_| OnceLock::new()).collect();
@@ -142,6 +143,33 @@ fn pays(isa: Isa, ty: TensorType) -> bool {
     }
 }
 
+/// Whether so many bytes fit the memory that there is, with a quarter to spare: copies, unlike what is mapped, cannot be
+/// dropped where memory becomes scarce. Where the system does not tell, they may not fit.
+fn fits(bytes: u64, available: Option<u64>) -> bool {
+    available.is_some_and(|available| bytes.saturating_add(bytes / 4) <= available)
+}
+
+/// The memory that is free or holds what can be read again, and no more than this process's group may have.
+#[cfg(target_os = "linux")]
+fn available_memory() -> Option<u64> {
+    let limit = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
+    available_in(&std::fs::read_to_string("/proc/meminfo").ok()?, limit.as_deref())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn available_memory() -> Option<u64> {
+    None // only Linux tells without a system library
+}
+
+/// What `/proc/meminfo` says in kilobytes, and a group's limit in bytes or "max".
+#[cfg(target_os = "linux")]
+fn available_in(meminfo: &str, limit: Option<&str>) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let available = line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)?;
+    let limit = limit.and_then(|limit| limit.trim().parse().ok());
+    Some(limit.map_or(available, |limit| available.min(limit)))
+}
+
 /// Whether the user wants all that can be copied, or none of it.
 fn wish() -> Option<bool> {
     match std::env::var("WAVELM_CPU_WEIGHTS").as_deref() {
@@ -152,5 +180,21 @@ fn wish() -> Option<bool> {
             log::warn!("WAVELM_CPU_WEIGHTS={other} is neither \"copied\" nor \"mapped\"; ignored");
             None
         }
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_need_memory_to_spare() {
+        let info = "MemTotal:       24000000 kB\nMemFree: 100 kB\nMemAvailable:   20000000 kB\n";
+        assert_eq!(available_in(info, None), Some(20_480_000_000));
+        assert_eq!(available_in(info, Some("max\n")), Some(20_480_000_000));
+        assert_eq!(available_in(info, Some("1000000\n")), Some(1_000_000));
+        assert_eq!(available_in("MemTotal: 1 kB", Some("1")), None);
+        assert!(available_memory().is_some_and(|bytes| bytes > 0));
+        assert!(fits(800, Some(1000)) && !fits(801, Some(1000)) && !fits(u64::MAX, Some(1000)) && !fits(1, None));
     }
 }
