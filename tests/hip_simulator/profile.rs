@@ -157,8 +157,9 @@ fn bench(arguments: &[&str]) -> Output {
     let program = tests.parent().and_then(Path::parent).unwrap().join("examples").join("bench");
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("profile-{}.gguf", std::process::id()));
     std::fs::write(&file, Tiny::default().file()).unwrap();
-    let output = Command::new(program).args(["--quiet", "-r", "1", "-m"]).arg(&file).args(arguments).output().unwrap();
+    let output = Command::new(program).args(["--quiet", "-r", "1", "-m"]).arg(&file).args(arguments).output();
     std::fs::remove_file(file).unwrap();
+    let output = output.expect("a whole `cargo test` builds bench, as `cargo build --examples` does");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     output
 }
