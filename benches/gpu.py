@@ -32,7 +32,7 @@ def run(command, environment=None, stream="stdout"):
 
 
 def ours(options, model, prompt, generated, depth):
-    out = run([pathlib.Path(options.examples).resolve() / "bench", "--model", model, "--device", options.device, "--quiet",
+    out = run([options.examples / "bench", "--model", model, "--device", options.device, "--quiet",
                "-p", prompt, "-n", generated, "-d", depth, "-r", 2, "--json"])
     return json.loads(out.splitlines()[-1])["tokens_per_second"]["median"]
 
@@ -47,14 +47,14 @@ def theirs(options, model, prompt, generated, depth):
 
 def sequences(options, model, counts):
     """Tokens per second of all sequences, for each number of them."""
-    out = run([pathlib.Path(options.examples).resolve() / "bench", "--model", model, "--device", options.device, "--quiet",
+    out = run([options.examples / "bench", "--model", model, "--device", options.device, "--quiet",
                "-p", 0, "-n", 64, "-s", ",".join(map(str, counts)), "-r", 2, "--json"])
     return [json.loads(line)["tokens_per_second"]["median"] for line in out.splitlines()]
 
 
 def generation(options, model, *sampler):
     """Tokens per second of the example `generate`."""
-    err = run([pathlib.Path(options.examples).resolve() / "generate", "--model", model, "--device", options.device,
+    err = run([options.examples / "generate", "--model", model, "--device", options.device,
                "--prompt", "Once", "-n", 256, *sampler], stream="stderr")
     return float(re.search(r"generated: .* tokens, ([0-9.]+) tokens/s", err)[1])
 
@@ -82,7 +82,8 @@ def together(options, model):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--llama-bench", required=True)
-    parser.add_argument("--examples", default=ROOT / "target" / "release" / "examples")
+    parser.add_argument("--examples", type=lambda path: pathlib.Path(path).resolve(),
+                        default=ROOT / "target" / "release" / "examples")
     parser.add_argument("--device", default="hip")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--deep", action="store_true")

@@ -149,7 +149,7 @@ fn fits(bytes: u64, available: Option<u64>) -> bool {
     available.is_some_and(|available| bytes.saturating_add(bytes / 4) <= available)
 }
 
-/// The memory that is free or holds what can be read again, and no more than this process's group may have.
+/// The memory that is free or holds what can be read again, and in a container (cgroup 2) no more than its limit.
 #[cfg(target_os = "linux")]
 fn available_memory() -> Option<u64> {
     let limit = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
@@ -161,7 +161,7 @@ fn available_memory() -> Option<u64> {
     None // only Linux tells without a system library
 }
 
-/// What `/proc/meminfo` says in kilobytes, and a group's limit in bytes or "max".
+/// What `/proc/meminfo` says in kilobytes, and the limit in bytes or "max".
 #[cfg(target_os = "linux")]
 fn available_in(meminfo: &str, limit: Option<&str>) -> Option<u64> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;

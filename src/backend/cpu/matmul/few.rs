@@ -115,8 +115,8 @@ impl<S: Dot, K: Kind, const TOKENS: usize> Sink<S> for Products<S, K, TOKENS> {
     #[inline(always)]
     unsafe fn q(&mut self, i: usize, w: S::Int) {
         let s = self.simd;
-        // A group's words each ask for a little of it, as more at a time would wait for each other; half groups are few enough,
-        // and without anything in between faster to unpack.
+        // In groups of 32 each word asks for a little of it, as more at a time would wait for each other. What a group of 16
+        // asks for is little enough, and its words are faster to unpack with nothing in between.
         let every = if K::GROUP > 16 { 1 } else { K::GROUP / 4 };
         if i.is_multiple_of(every) {
             let (lines, words) = (self.ahead_bytes.div_ceil(LINE), self.groups * K::GROUP / 4);
