@@ -25,9 +25,8 @@ pub(super) const FEW_TOKENS: usize = 8;
 pub(super) const DIRECT_TOKENS: usize = 8;
 /// Bytes that such a kernel asks for before they are next: what memory delivers while it answers.
 const AHEAD: usize = 4096;
-/// More of them for each of the rows that are interleaved: blocks of 256 weights are not read from their beginning to their
-/// end.
-const AHEAD_IN_ROW: usize = 512;
+/// The same where rows are interleaved: blocks of 256 weights are not read from their beginning to their end.
+const AHEAD_INTERLEAVED: usize = 8192;
 /// Bytes of a cache line.
 pub(crate) const LINE: usize = 64;
 
@@ -224,7 +223,7 @@ unsafe fn run_direct(
 ) {
     let rows = Rows { first: w.start(first), stride: w.row_bytes };
     // Rows are read side by side, but asked for one after the other.
-    let reading = if w.lanes == 1 { w.row_bytes * kernels.direct_rows } else { w.lanes * AHEAD_IN_ROW };
+    let further = if w.lanes == 1 { w.row_bytes * kernels.direct_rows + AHEAD } else { AHEAD_INTERLEAVED };
     let mut token = 0;
     while token < x.n {
         let left = x.n - token;
@@ -243,7 +242,7 @@ unsafe fn run_direct(
                 out: out.element(token, first),
                 out_stride: out.stride,
                 bias: bias.map(|bias| bias.as_ptr().add(first)),
-                ahead: ahead.at(rows.first.wrapping_add(reading + AHEAD)),
+                ahead: ahead.at(rows.first.wrapping_add(further)),
             });
         }
         token += tokens;
@@ -277,6 +276,7 @@ impl AheadOfRows {
         Self { at: self.at.wrapping_add(bytes), ..self }
     }
 
+    /// In the middle of a block both pieces of memory are as good as in order.
     #[inline(always)]
     pub(super) fn address(&self) -> *const u8 {
         let further = if self.at >= self.end { self.further } else { 0 };

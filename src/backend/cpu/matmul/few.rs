@@ -51,9 +51,9 @@ pub(super) unsafe fn run<S: Dot, F: Format, R: Source<S>, const TOKENS: usize>(s
                 x_scales: few.scales.add(column / activations::GROUP * few.group_stride),
                 corrections: few.corrections.add(column / group * few.group_stride),
                 group_stride: few.group_stride,
-                ahead,
-                ahead_bytes: S::LANES * block_bytes,
-                groups: block / group,
+                ahead: ahead.address(),
+                ahead_of_group: std::ptr::null(),
+                ahead_bytes: S::LANES * block_bytes / (block / group),
                 sums: [s.splat(S::SUM_START); TOKENS],
                 words: 0,
                 partial: [s.begin(s.splat(0)); TOKENS],
@@ -86,10 +86,11 @@ struct Products<S: Dot, K, const TOKENS: usize> {
     x_scales: *const f32,
     corrections: *const i32,
     group_stride: usize,
-    /// What to ask for meanwhile: little by little, as only so many requests can be under way.
-    ahead: AheadOfRows,
+    /// What to ask for meanwhile, during the block,
+    ahead: *const u8,
+    /// and during the group: so many bytes, word by word, as only so many requests can be under way.
+    ahead_of_group: *const u8,
     ahead_bytes: usize,
-    groups: usize,
     /// The sums of the group.
     sums: [S::Int; TOKENS],
     /// Those of a run of words, and how many there are: whole runs are a group.
@@ -103,6 +104,7 @@ impl<S: Dot, K: Kind, const TOKENS: usize> Sink<S> for Products<S, K, TOKENS> {
     #[inline(always)]
     unsafe fn begin(&mut self, group: usize) {
         let s = self.simd;
+        self.ahead_of_group = self.ahead.wrapping_add(group * self.ahead_bytes);
         unroll!(t < TOKENS, {
             self.sums[t] = match K::HAS_ZERO {
                 // SAFETY: the group is within the block, and so are its corrections.
@@ -115,14 +117,9 @@ impl<S: Dot, K: Kind, const TOKENS: usize> Sink<S> for Products<S, K, TOKENS> {
     #[inline(always)]
     unsafe fn q(&mut self, i: usize, w: S::Int) {
         let s = self.simd;
-        // In groups of 32 each word asks for a little of it, as more at a time would wait for each other. What a group of 16
-        // asks for is little enough, and its words are faster to unpack with nothing in between.
-        let every = if K::GROUP > 16 { 1 } else { K::GROUP / 4 };
-        if i.is_multiple_of(every) {
-            let (lines, words) = (self.ahead_bytes.div_ceil(LINE), self.groups * K::GROUP / 4);
-            for line in i * lines / words..(i + every) * lines / words {
-                s.prefetch(self.ahead.add(line * LINE).address());
-            }
+        let (word, words, lines) = (i % (K::GROUP / 4), K::GROUP / 4, self.ahead_bytes.div_ceil(LINE));
+        for line in word * lines / words..(word + 1) * lines / words {
+            s.prefetch(self.ahead_of_group.wrapping_add(line * LINE));
         }
         let run = S::run(K::MAX).min(K::GROUP / 4);
         unroll!(t < TOKENS, {
