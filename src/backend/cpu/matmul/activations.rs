@@ -158,9 +158,10 @@ pub(crate) unsafe fn quantize_rows(isa: Isa, x: &[f32], rows: Range<usize>, to: 
 #[inline(always)]
 pub(super) unsafe fn run<S: Simd>(s: S, job: &QuantizeJob<'_>) {
     let (n, stride) = (group_stride(job.to.rows), job.to.stride());
-    for (i, row) in job.rows.clone().enumerate() {
-        let x = job.x[i * job.cols..][..job.cols].as_chunks::<GROUP>().0;
-        for (group, x) in x.iter().enumerate() {
+    // Group by group: the scales of a group of all rows share a cache line or a few, which other threads write as well.
+    for group in 0..job.cols / GROUP {
+        let x = job.x.chunks_exact(job.cols).filter_map(|x| x.as_chunks::<GROUP>().0.get(group));
+        for (x, row) in x.zip(job.rows.clone()) {
             // SAFETY: the row and the group are within the buffer, and this thread alone accesses the row.
             unsafe {
                 let q = &mut *job.to.q().add(row * stride + group * GROUP).cast::<[i8; GROUP]>();
