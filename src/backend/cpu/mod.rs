@@ -20,15 +20,17 @@ use super::{Backend, Batch, Canceller, KvType, Limits, Logits};
 use crate::gguf::Gguf;
 use crate::model::Precision;
 use crate::model::program::{Op, Program, RowKind};
+use crate::sampler::{Choice, SamplerState};
 use crate::{Error, ErrorKind, Result, quant};
 use isa::Isa;
 use kv::KvLayout;
 use pages::Pages;
 use plan::Plan;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use team::Team;
+use team::{Items, Progress, Team};
 use workspace::Workspace;
 
 /// Tokens in a pass at most: enough to use each unpacked weight many times, few enough that the buffers stay small.
@@ -187,20 +189,22 @@ impl CpuBackend {
         given: Option<&[f32]>,
         cancel: &Canceller,
     ) -> Result<Box<dyn Logits>> {
-        let streams = batch.tokens() <= matmul::STREAM_TOKENS;
-        if streams {
-            // Half as long again as a token takes, until all are copied; never before the first one.
+        // No prompt, or a short one.
+        let generates = batch.tokens() <= MOST_OUTPUTS;
+        if generates {
+            // Half as long again as a pass takes, until all are copied; never before the first one.
             let time = Duration::from_nanos(self.last_pass.load(Ordering::Relaxed) / 2);
             self.copies.go_on(&self.gguf, &self.program, &self.team, time)?;
         }
         let began = Instant::now();
         let mut workspace = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
         let ran = exec::run(self, batch, given, cancel, &mut workspace);
-        if streams {
+        if generates {
             self.last_pass.store(began.elapsed().as_nanos() as u64, Ordering::Relaxed);
         }
         // Returned to the idle ones when dropped, also after an error.
         let logits = CpuLogits {
+            team: self.team.clone(),
             workspace,
             idle: Arc::clone(&self.idle),
             buffer: self.plan.logits.0,
@@ -213,6 +217,7 @@ impl CpuBackend {
 
 /// The logits of a pass, in the workspace that computed them.
 struct CpuLogits {
+    team: Team,
     workspace: Workspace,
     idle: Arc<Mutex<Vec<Workspace>>>,
     buffer: usize,
@@ -220,13 +225,40 @@ struct CpuLogits {
     rows: usize,
 }
 
-impl Logits for CpuLogits {
-    fn row(&mut self, row: usize) -> Result<&[f32]> {
+impl CpuLogits {
+    fn values(&self, row: usize) -> Result<&[f32]> {
         let values = self.workspace.buffers.get(self.buffer).map(|b| b.as_slice()).unwrap_or_default();
         values
             .get(row * self.columns..(row + 1) * self.columns)
             .filter(|_| row < self.rows)
             .ok_or_else(|| Error::invalid_input(format!("row {row} of logits was not asked for")))
+    }
+}
+
+impl Logits for CpuLogits {
+    fn row(&mut self, row: usize) -> Result<&[f32]> {
+        self.values(row)
+    }
+
+    fn sample(&mut self, states: &mut [&mut SamplerState]) -> Vec<Result<Choice>> {
+        let logits = &*self;
+        if let [state] = states {
+            return vec![logits.values(0).and_then(|row| state.sample(row))];
+        }
+        // A draw reads a row from its beginning to its end: for sixteen of them a twentieth of a pass on one thread.
+        let draws: Vec<_> = states.iter_mut().map(|state| Mutex::new((state, None))).collect();
+        let draw = |_, _, rows: Range<usize>| {
+            for row in rows {
+                let Some(draw) = draws.get(row) else { continue };
+                let (state, choice) = &mut *draw.lock().unwrap_or_else(PoisonError::into_inner);
+                *choice = Some(logits.values(row).and_then(|row| state.sample(row)));
+            }
+        };
+        let items = [Items { count: draws.len(), stretches: false }];
+        logits.team.walk(&mut Progress::default(), &items, &|| false, draw, |_, _, _| ());
+        let choice = |draw: Mutex<(_, Option<_>)>| draw.into_inner().unwrap_or_else(PoisonError::into_inner).1;
+        let none = || Err(Error::new(ErrorKind::Device, "a row was not drawn from: a bug in wavelm"));
+        draws.into_iter().map(|draw| choice(draw).unwrap_or_else(none)).collect()
     }
 }
 

@@ -1,11 +1,11 @@
-//! Copies of a model's matrices in the order that the kernels read them in, for instruction sets and formats that gain by it.
+//! Copies of a model's matrices in the order that the kernels read them in, for instruction sets that gain by it.
 //! Copying takes longer than the first token, so it is done little by little between the tokens after it, which take longer
 //! until all are copied. The file stays mapped, but what was copied is given back, so that a process holds each weight once.
 
 use super::isa::Isa;
 use super::matmul::{Matrix, ROW_STEP};
 use super::team::{Items, Progress, Team};
-use crate::gguf::{Gguf, TensorType};
+use crate::gguf::Gguf;
 use crate::model::Precision;
 use crate::model::program::{Op, Program, Weight};
 use crate::{Error, ErrorKind, Result};
@@ -42,7 +42,7 @@ struct Queue {
 }
 
 impl Copies {
-    /// Nothing is copied yet; what will be is what the program multiplies with, as far as that pays or the user wants it.
+    /// Nothing is copied yet; what will be is what the program multiplies with, if there is memory for it or the user wants it.
     pub(super) fn new(gguf: &Gguf, program: &Program, isa: Isa, precision: Precision) -> Result<Self> {
         let (mut waiting, mut bytes, wish) = (Vec::new(), 0, wish());
         for op in &program.ops {
@@ -50,15 +50,15 @@ impl Copies {
                 && !waiting.contains(weight)
             {
                 let matrix = matrix(gguf, program, *weight)?;
-                let wanted = wish.unwrap_or_else(|| pays(isa, matrix.ty()));
-                if wanted && matrix.can_interleave(isa) {
+                if matrix.can_interleave(isa) {
                     waiting.push(*weight);
                     bytes += matrix.bytes_of(0..matrix.rows()).len() as u64;
                 }
             }
         }
         waiting.reverse();
-        if precision != Precision::Fast || !gguf.is_mapped() || (wish.is_none() && !fits(bytes, available_memory())) {
+        let wanted = wish.unwrap_or_else(|| fits(bytes, available_memory()));
+        if precision != Precision::Fast || !gguf.is_mapped() || !wanted {
             waiting.clear();
         }
         let complete = program.weights.iter().map(|_| OnceLock::new()).collect();
@@ -128,18 +128,6 @@ impl Copies {
         let items = [Items { count: parts.len(), stretches: false }];
         team.walk(&mut Progress::default(), &items, &|| false, run, |_, _, _| ());
         end
-    }
-}
-
-/// Whether tokens become faster by much more than copying takes: as measured in docs/cpu-performance.md.
-fn pays(isa: Isa, ty: TensorType) -> bool {
-    match isa {
-        // With 16 registers, transposing is what takes time.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => true,
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => ty == TensorType::Q8_0,
-        _ => false,
     }
 }
 

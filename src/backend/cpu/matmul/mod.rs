@@ -44,8 +44,6 @@ use tile::Tile;
 pub(crate) const ROW_STEP: usize = driver::TILE_ROWS;
 /// The same where products [stream](streams) weights.
 pub(crate) const STREAM_ROWS: usize = simd::MAX_LANES;
-/// With so many tokens at most.
-pub(crate) const STREAM_TOKENS: usize = driver::DIRECT_TOKENS;
 /// Bytes of a cache line.
 pub(crate) const LINE: usize = driver::LINE;
 
