@@ -158,17 +158,22 @@ pub(crate) unsafe fn quantize_rows(isa: Isa, x: &[f32], rows: Range<usize>, to: 
 #[inline(always)]
 pub(super) unsafe fn run<S: Simd>(s: S, job: &QuantizeJob<'_>) {
     let (n, stride) = (group_stride(job.to.rows), job.to.stride());
-    // Group by group: the scales of a group of all rows share a cache line or a few, which other threads write as well.
-    for group in 0..job.cols / GROUP {
-        let x = job.x.chunks_exact(job.cols).filter_map(|x| x.as_chunks::<GROUP>().0.get(group));
-        for (x, row) in x.zip(job.rows.clone()) {
-            // SAFETY: the row and the group are within the buffer, and this thread alone accesses the row.
-            unsafe {
-                let q = &mut *job.to.q().add(row * stride + group * GROUP).cast::<[i8; GROUP]>();
-                let (scale, [low, high]) = quantize_group(s, x, q);
-                job.to.scales().add(group * n + row).write(scale);
-                job.to.sums().add(2 * group * n + row).write(low);
-                job.to.sums().add((2 * group + 1) * n + row).write(high);
+    // Scales of a few rows share a cache line with those that other threads write: then group by group for all rows. Else row by
+    // row, as memory is read faster so.
+    let groups = job.cols / GROUP;
+    let at_once = if n <= LINE / size_of::<f32>() { 1 } else { groups };
+    for first in (0..groups).step_by(at_once.max(1)) {
+        for (i, row) in job.rows.clone().enumerate() {
+            let x = job.x[i * job.cols..][..job.cols].as_chunks::<GROUP>().0;
+            for (group, x) in x.iter().enumerate().skip(first).take(at_once) {
+                // SAFETY: the row and the group are within the buffer, and this thread alone accesses the row.
+                unsafe {
+                    let q = &mut *job.to.q().add(row * stride + group * GROUP).cast::<[i8; GROUP]>();
+                    let (scale, [low, high]) = quantize_group(s, x, q);
+                    job.to.scales().add(group * n + row).write(scale);
+                    job.to.sums().add(2 * group * n + row).write(low);
+                    job.to.sums().add((2 * group + 1) * n + row).write(high);
+                }
             }
         }
     }
