@@ -55,7 +55,7 @@
 //! |---|---|
 //! | `WAVELM_THREADS` | threads where [`LoadOptions::threads`] is not called |
 //! | `WAVELM_CPU` | the CPU kernels: `scalar`, `avx2`, `avx512`, `neon`, `dotprod` or `i8mm`, where the processor has them |
-//! | `WAVELM_CPU_WEIGHTS` | `mapped`: weights as they lie in the file; `copied`: to another order, between the first tokens; by default where that is much faster and Linux says that memory suffices |
+//! | `WAVELM_CPU_WEIGHTS` | `mapped`: weights as they lie in the file; `copied`: to another order, between the first tokens; by default the latter on x86-64 where Linux says that memory suffices |
 //! | `WAVELM_HIP_LIBRARY` | the GPU driver library to load, in place of those that are looked for |
 //! | `WAVELM_HIP_TILE` | the columns of the tiles of products on matrix cores: 16, 32, 64 or 128 |
 //! | `WAVELM_HSACO_DIR` | a folder of GPU kernels (`<family>.<arch>.hsaco` or `.ptx`), taken before the built-in ones |
