@@ -245,7 +245,7 @@ impl Logits for CpuLogits {
         if let [state] = states {
             return vec![logits.values(0).and_then(|row| state.sample(row))];
         }
-        // A draw reads a row from its beginning to its end: for sixteen of them a twentieth of a pass on one thread.
+        // A draw reads a row from its beginning to its end: sixteen of them took a twentieth of a pass on one thread.
         let draws: Vec<_> = states.iter_mut().map(|state| Mutex::new((state, None))).collect();
         let draw = |_, _, rows: Range<usize>| {
             for row in rows {

@@ -276,7 +276,7 @@ impl AheadOfRows {
         Self { at: self.at.wrapping_add(bytes), ..self }
     }
 
-    /// In the middle of a block both pieces of memory are as good as in order.
+    /// Decided once for what a block asks for: the few lines across the end of the first memory are the wrong ones.
     #[inline(always)]
     pub(super) fn address(&self) -> *const u8 {
         let further = if self.at >= self.end { self.further } else { 0 };
