@@ -12,7 +12,7 @@ use crate::backend::{Batch, Canceller, Wanted};
 use crate::model::Precision;
 use crate::model::program::{AttentionInfo, Buf, RowKind, Weight};
 use crate::tokenizer::TokenId;
-use crate::{Error, ErrorKind, Result, quant};
+use crate::{Error, ErrorKind, Result};
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
@@ -342,13 +342,13 @@ impl Pass<'_> {
 
     fn product<'p>(&'p self, op: &'p MatMul) -> Result<Product<'p>> {
         let bias = op.bias.and_then(|b| self.backend.vectors.get(b.0)).map(Vec::as_slice);
-        let matrix = self.matrix(op.weight)?;
-        let matrix = self.backend.copies.get(op.weight, matrix).unwrap_or(matrix);
-        Ok(Product { op, matrix, bias })
+        Ok(Product { op, matrix: self.matrix(op.weight)?, bias })
     }
 
+    /// A weight's copy, or else what is in the file.
     fn matrix(&self, weight: Weight) -> Result<Matrix<'_>> {
-        super::weights::matrix(&self.backend.gguf, &self.backend.program, weight)
+        let matrix = super::weights::matrix(&self.backend.gguf, &self.backend.program, weight)?;
+        Ok(self.backend.copies.get(weight, matrix).unwrap_or(matrix))
     }
 
     fn vector(&self, weight: Weight) -> &[f32] {
@@ -528,12 +528,13 @@ impl Pass<'_> {
     }
 
     fn embed(&self, table: Weight, row: usize, out: &mut [f32]) -> Result<()> {
+        // From the copy where the output matrix is the same weight: else each token would bring back some of the file's pages.
         let table = self.matrix(table)?;
         let token = self.tokens.get(row).map_or(0, |&t| t as usize);
         if token >= table.rows() {
             return Err(Error::invalid_input(format!("token {token} is not in the vocabulary of {}", table.rows())));
         }
-        quant::dequantize(table.ty(), table.row(token), out)
+        table.dequantize_row(token, out)
     }
 
     fn rotate(&self, x: &mut [f32], rope: usize, head_dim: usize, row: usize) {

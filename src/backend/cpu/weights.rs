@@ -29,16 +29,8 @@ pub(super) struct Copies {
     isa: Isa,
     /// For each weight its copy, if it is complete.
     complete: Vec<OnceLock<MmapMut>>,
-    queue: Mutex<Queue>,
-}
-
-/// What is still to be copied.
-#[derive(Default)]
-struct Queue {
-    /// Weights, the next one last.
-    waiting: Vec<Weight>,
-    /// The copy that was begun, and how many rows it has.
-    begun: Option<(Weight, MmapMut, usize)>,
+    /// What is still to be copied, the next one last.
+    waiting: Mutex<Vec<Weight>>,
 }
 
 impl Copies {
@@ -62,7 +54,7 @@ impl Copies {
             waiting.clear();
         }
         let complete = program.weights.iter().map(|_| OnceLock::new()).collect();
-        Ok(Self { isa, complete, queue: Mutex::new(Queue { waiting, begun: None }) })
+        Ok(Self { isa, complete, waiting: Mutex::new(waiting) })
     }
 
     /// The copy of a matrix.
@@ -70,31 +62,40 @@ impl Copies {
         Some(of.interleaved(self.isa, self.complete.get(weight.0)?.get()?))
     }
 
-    /// Copies for about as long as is given, if there is something left to copy that nobody else is copying.
+    /// Copies for about as long as is given, if there is something left to copy that nobody else is copying. A matrix is copied
+    /// as a whole, which can take longer: where a token was computed in between, it would read the file's pages again that were
+    /// given back, and the process would hold these weights twice.
     pub(super) fn go_on(&self, gguf: &Gguf, program: &Program, team: &Team, time: Duration) -> Result<()> {
-        let Ok(mut queue) = self.queue.try_lock() else { return Ok(()) };
-        let began = Instant::now();
+        let Ok(mut waiting) = self.waiting.try_lock() else { return Ok(()) };
+        let (began, mut copied) = (Instant::now(), false);
         while began.elapsed() < time {
-            let (weight, mut copy, done) = match queue.begun.take() {
-                Some(begun) => begun,
-                None => {
-                    let Some(weight) = queue.waiting.pop() else { break };
-                    let matrix = matrix(gguf, program, weight)?;
-                    let Ok(memory) = MmapMut::map_anon(matrix.bytes_of(0..matrix.rows()).len()) else {
-                        // The file serves as well.
-                        queue.waiting.clear();
-                        break;
-                    };
-                    (weight, memory, 0)
-                }
-            };
+            let Some(weight) = waiting.pop() else { break };
             let matrix = matrix(gguf, program, weight)?;
-            let done = self.copy_parts(gguf, program, team, (weight, matrix), done, &mut copy);
-            if done < matrix.rows() {
-                queue.begun = Some((weight, copy, done));
-            } else if let Some(place) = self.complete.get(weight.0) {
+            let Ok(mut copy) = MmapMut::map_anon(matrix.bytes_of(0..matrix.rows()).len()) else {
+                // The file serves as well.
+                waiting.clear();
+                break;
+            };
+            let mut done = 0;
+            while done < matrix.rows() {
+                done = self.copy_parts(gguf, program, team, (weight, matrix), done, &mut copy);
+            }
+            if let Some(place) = self.complete.get(weight.0) {
                 // There was none, as the weight was waiting.
                 let _ = place.set(copy);
+            }
+            copied = true;
+        }
+        if copied { self.give_back(gguf, program) } else { Ok(()) }
+    }
+
+    /// Gives back what was copied once more: who reads the rest of a large page, or of what the system maps at a time, gets all
+    /// of it, beginnings and ends of neighbours among it.
+    fn give_back(&self, gguf: &Gguf, program: &Program) -> Result<()> {
+        for (i, info) in program.weights.iter().enumerate() {
+            if self.complete.get(i).is_some_and(|copy| copy.get().is_some()) {
+                let matrix = matrix(gguf, program, Weight(i))?;
+                gguf.give_back(&info.tensor, matrix.bytes_of(0..matrix.rows()));
             }
         }
         Ok(())

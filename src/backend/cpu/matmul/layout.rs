@@ -163,6 +163,19 @@ pub(super) fn interleave(ty: TensorType, lanes: usize, row_bytes: usize, rows: &
     }
 }
 
+/// Takes the block of row `r` out of `blocks`, those of `lanes` interleaved rows.
+pub(super) fn take_block(ty: TensorType, lanes: usize, blocks: &[u8], r: usize, block: &mut [u8]) {
+    let half = half_at(ty);
+    if let Some(at) = half {
+        block[at..at + 2].copy_from_slice(&blocks[lanes * at + 2 * r..][..2]);
+    }
+    let first_word = if half == Some(0) { 2 } else { 0 };
+    let words = blocks[lanes * first_word..].chunks_exact(4 * lanes);
+    for (word, blocks) in block[first_word..].as_chunks_mut::<4>().0.iter_mut().zip(words) {
+        word.copy_from_slice(&blocks[4 * r..][..4]);
+    }
+}
+
 fn interleave_lanes<const LANES: usize>(ty: TensorType, row_bytes: usize, rows: &[u8], out: &mut [u8]) {
     let bytes = ty.block_bytes();
     let half = half_at(ty);

@@ -44,6 +44,8 @@ use tile::Tile;
 pub(crate) const ROW_STEP: usize = driver::TILE_ROWS;
 /// The same where products [stream](streams) weights.
 pub(crate) const STREAM_ROWS: usize = simd::MAX_LANES;
+/// Bytes of a block at most: those of Q6_K.
+const MAX_BLOCK_BYTES: usize = TensorType::Q6_K.block_bytes();
 /// Bytes of a cache line.
 pub(crate) const LINE: usize = driver::LINE;
 
@@ -177,6 +179,27 @@ impl<'a> Matrix<'a> {
     pub(crate) fn row(&self, row: usize) -> &'a [u8] {
         assert!(self.lanes == 1, "there are no rows where they are interleaved");
         &self.data[row * self.row_bytes..][..self.row_bytes]
+    }
+
+    /// The weights of a row, however the rows lie.
+    ///
+    /// # Errors
+    /// `InvalidInput` where `out` is not as long as a row.
+    ///
+    /// # Panics
+    /// Where there is no such row.
+    pub(crate) fn dequantize_row(&self, row: usize, out: &mut [f32]) -> Result<()> {
+        if self.lanes == 1 || out.len() != self.cols {
+            return quant::dequantize(self.ty, &self.data[row * self.row_bytes..][..self.row_bytes], out);
+        }
+        let (len, bytes) = (self.ty.block_len(), self.ty.block_bytes());
+        let rows = &self.data[self.bytes_of(row / self.lanes * self.lanes..row / self.lanes * self.lanes + self.lanes)];
+        let mut block = [0; MAX_BLOCK_BYTES];
+        for (blocks, out) in rows.chunks_exact(self.lanes * bytes).zip(out.chunks_exact_mut(len)) {
+            layout::take_block(self.ty, self.lanes, blocks, row % self.lanes, &mut block[..bytes]);
+            quant::dequantize(self.ty, &block[..bytes], out)?;
+        }
+        Ok(())
     }
 
     /// Where rows are among the bytes of the matrix; of interleaved ones, groups of them.

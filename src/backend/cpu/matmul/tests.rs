@@ -243,6 +243,13 @@ fn interleaving_changes_nothing(isa: Isa) {
                 w.interleave(isa, 32..rows, last);
                 w.interleave(isa, 0..32, first);
                 let interleaved = w.interleaved(isa, &copy);
+                let row = random.below(rows as u32) as usize;
+                let weights = |w: &Matrix<'_>| {
+                    let mut out = vec![f32::NAN; cols];
+                    w.dequantize_row(row, &mut out).unwrap();
+                    out.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+                };
+                assert!(weights(&interleaved) == weights(&w), "{isa:?} {ty:?}, row {row} of {rows} x {cols}");
                 let x: Vec<f32> = (0..n * cols).map(|_| random.float()).collect();
                 let bias: Vec<f32> = (0..rows).map(|_| random.float()).collect();
                 let bias = random.below(2).eq(&0).then_some(&bias[..]);
