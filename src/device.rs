@@ -134,7 +134,8 @@ pub struct DeviceReport {
 
 impl DeviceReport {
     pub(crate) fn choose(wanted: Device) -> Result<Self> {
-        Self::choose_from(wanted, devices())
+        // Whoever asks for the CPU should not wait for a driver to start, nor hold its memory.
+        Self::choose_from(wanted, if wanted == Device::Cpu { vec![processor()] } else { devices() })
     }
 
     fn choose_from(wanted: Device, devices: Vec<DeviceInfo>) -> Result<Self> {

@@ -2,6 +2,7 @@
 
 use super::show;
 use crate::{Error, Result};
+use std::sync::Arc;
 
 /// A metadata value.
 #[derive(Debug, Clone, PartialEq)]
@@ -204,9 +205,12 @@ impl From<StringArray> for Value {
     }
 }
 
-/// Many strings in one allocation.
+/// Many strings in one allocation, which clones share.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct StringArray {
+pub struct StringArray(Arc<Strings>);
+
+#[derive(Debug, Default, PartialEq)]
+struct Strings {
     text: String,
     ends: Vec<usize>,
 }
@@ -222,24 +226,25 @@ impl StringArray {
             }
             start = end;
         }
-        Some(Self { text, ends })
+        Some(Self(Arc::new(Strings { text, ends })))
     }
 
     /// How many strings there are.
     pub fn len(&self) -> usize {
-        self.ends.len()
+        self.0.ends.len()
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.ends.is_empty()
+        self.0.ends.is_empty()
     }
 
     /// The i-th string.
     pub fn get(&self, i: usize) -> Option<&str> {
-        let end = *self.ends.get(i)?;
-        let start = if i == 0 { 0 } else { *self.ends.get(i - 1)? };
-        self.text.get(start..end)
+        let Strings { text, ends } = &*self.0;
+        let end = *ends.get(i)?;
+        let start = if i == 0 { 0 } else { *ends.get(i - 1)? };
+        text.get(start..end)
     }
 
     /// All strings in order.
@@ -250,12 +255,12 @@ impl StringArray {
 
 impl<S: AsRef<str>> FromIterator<S> for StringArray {
     fn from_iter<I: IntoIterator<Item = S>>(strings: I) -> Self {
-        let mut array = StringArray::default();
+        let mut all = Strings::default();
         for string in strings {
-            array.text.push_str(string.as_ref());
-            array.ends.push(array.text.len());
+            all.text.push_str(string.as_ref());
+            all.ends.push(all.text.len());
         }
-        array
+        Self(Arc::new(all))
     }
 }
 

@@ -140,6 +140,11 @@ impl Gguf {
     fn assemble(path: &Path, parts: Vec<Part>, parsed: Parsed) -> Result<Self> {
         let Parsed { version, alignment, metadata, tensors } = parsed;
         let sorted = split::index_tensors(&tensors)?;
+        for (index, part) in parts.iter().enumerate() {
+            // Nobody reads a header again: it does not stay in memory besides what was made of it.
+            let data = tensors.iter().filter(|tensor| tensor.part == index).map(|tensor| tensor.offset).min();
+            part.storage.give_back(0..data.unwrap_or(0) as usize);
+        }
         Ok(Self { path: path.to_path_buf(), parts, version, alignment, metadata, tensors, sorted })
     }
 

@@ -3,7 +3,7 @@
 use super::index::{Index, NONE, Strings};
 use super::special::{Special, Trie};
 use super::{TokenId, TokenKind, bytes_of_letters};
-use crate::gguf::Metadata;
+use crate::gguf::{Metadata, StringArray};
 use crate::{Error, Result};
 
 pub(super) const TOKENS: &str = "tokenizer.ggml.tokens";
@@ -74,7 +74,8 @@ impl Token {
 
 /// All tokens.
 pub(super) struct Vocab {
-    texts: Strings,
+    /// The file's own, which are not copied.
+    texts: StringArray,
     /// What each token stands for in text.
     pieces: Strings,
     tokens: Vec<Token>,
@@ -130,13 +131,8 @@ impl Vocab {
             }
         }
 
-        let mut texts = Strings::with_capacity(count, bytes);
-        for text in list.iter() {
-            texts.push_with(|out| out.extend_from_slice(text.as_bytes()));
-        }
-
         let mut vocab = Self {
-            texts,
+            texts: list.clone(),
             pieces: Strings::with_capacity(count, bytes),
             tokens,
             index: Index::with_capacity(count),
@@ -245,7 +241,7 @@ impl Vocab {
         ends.sort_unstable();
         ends.dedup();
 
-        let end = |text: &str| ends.iter().copied().find(|&id| self.texts.get(id) == Some(text.as_bytes()));
+        let end = |text: &str| ends.iter().copied().find(|&id| self.texts.get(id as usize) == Some(text));
         let has = |text: &str| end(text).is_some();
         // In OpenAI's harmony format and in Solar's, <|end|> ends a message and not the answer.
         let messages = (has("<|call|>") || has("<|calls|>")) && (has("<|return|>") || has("<|flush|>"));
@@ -327,7 +323,7 @@ impl Vocab {
         self.special_list =
             (0..self.len() as u32).filter(|&id| self.kind(id).is_some_and(TokenKind::is_special)).collect();
         self.special = Trie::new(self.special_list.iter().map(|&id| {
-            let text = self.texts.get(id).unwrap_or_default();
+            let text = self.texts.get(id as usize).unwrap_or_default().as_bytes();
             let anywhere = self.kind(id) == Some(TokenKind::UserDefined);
             Special { text, id, anywhere, strip_left: strip.left(text), strip_right: strip.right(text) }
         }));
@@ -343,7 +339,7 @@ impl Vocab {
     }
 
     pub(super) fn text(&self, id: TokenId) -> Option<&str> {
-        self.texts.get(id).and_then(|text| std::str::from_utf8(text).ok())
+        self.texts.get(id as usize)
     }
 
     /// What the token stands for in text, whatever its kind.

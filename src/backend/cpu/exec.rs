@@ -422,12 +422,8 @@ impl Pass<'_> {
     fn run_item(&self, work: &Work<'_>, item: usize, member: &mut Member) -> Result<()> {
         match work {
             Work::Rows { ops, rows, per_item } => {
-                for row in item * per_item..((item + 1) * per_item).min(*rows) {
-                    for op in *ops {
-                        self.row_op(op, row)?;
-                    }
-                }
-                Ok(())
+                let rows = item * per_item..((item + 1) * per_item).min(*rows);
+                ops.iter().try_for_each(|op| self.row_op(op, rows.clone()))
             }
             Work::MatMuls(_) => Ok(()),
             Work::StoreKv { plan, offset, k, v } => {
@@ -485,41 +481,46 @@ impl Pass<'_> {
         Ok(())
     }
 
-    fn row_op(&self, op: &RowOp, row: usize) -> Result<()> {
+    fn row_op(&self, op: &RowOp, rows: Range<usize>) -> Result<()> {
         let isa = self.backend.isa;
-        let one = row..row + 1;
         // SAFETY: an item's row operations touch its own rows alone, one after the other, and never one buffer through
         // two slices.
         unsafe {
             match op {
-                RowOp::Embed { table, out } => self.embed(*table, row, self.write(*out, one))?,
-                RowOp::Scale { x, by } => ops::scale(isa, *by, self.write(*x, one)),
+                RowOp::Embed { table, out } => {
+                    rows.into_iter().try_for_each(|row| self.embed(*table, row, self.write(*out, row..row + 1)))?
+                }
+                RowOp::Scale { x, by } => ops::scale(isa, *by, self.write(*x, rows)),
                 RowOp::RmsNorm { x, weight, eps, out } => {
                     let (columns, weight) = (self.columns(*x), self.vector(*weight));
                     if x == out {
-                        ops::rms_norm_in_place(isa, self.write(*x, one), columns, weight, *eps);
+                        ops::rms_norm_in_place(isa, self.write(*x, rows), columns, weight, *eps);
                     } else {
-                        let (x, out) = (self.read(*x, one.clone()), self.write(*out, one));
+                        let (x, out) = (self.read(*x, rows.clone()), self.write(*out, rows));
                         ops::rms_norm(isa, x, columns, weight, *eps, out);
                     }
                 }
                 RowOp::HeadNorm { x, weight, eps } => {
                     let weight = self.vector(*weight);
-                    ops::rms_norm_in_place(isa, self.write(*x, one), weight.len(), weight, *eps);
+                    ops::rms_norm_in_place(isa, self.write(*x, rows), weight.len(), weight, *eps);
                 }
-                RowOp::Rope { x, rope, head_dim } => self.rotate(self.write(*x, one), *rope, *head_dim, row),
+                RowOp::Rope { x, rope, head_dim } => {
+                    rows.for_each(|row| self.rotate(self.write(*x, row..row + 1), *rope, *head_dim, row))
+                }
                 RowOp::Glu { gate, up, act } => {
-                    ops::glu(isa, *act, self.write(*gate, one.clone()), self.read(*up, one));
+                    ops::glu(isa, *act, self.write(*gate, rows.clone()), self.read(*up, rows));
                 }
-                RowOp::Add { x, y } => ops::add(isa, self.read(*y, one.clone()), self.write(*x, one)),
-                RowOp::Softcap { x, cap } => ops::softcap(isa, *cap, self.write(*x, one)),
+                RowOp::Add { x, y } => ops::add(isa, self.read(*y, rows.clone()), self.write(*x, rows)),
+                RowOp::Softcap { x, cap } => ops::softcap(isa, *cap, self.write(*x, rows)),
                 RowOp::Gather { x, out } => {
-                    let from = self.wanted.get(row).copied().unwrap_or(0);
-                    self.write(*out, one).copy_from_slice(self.read(*x, from..from + 1));
+                    for row in rows {
+                        let from = self.wanted.get(row).copied().unwrap_or(0);
+                        self.write(*out, row..row + 1).copy_from_slice(self.read(*x, from..from + 1));
+                    }
                 }
                 RowOp::Quantize { x } => {
                     if let Some(Some(quant)) = self.quant.get(x.0) {
-                        matmul::quantize_rows(isa, self.read(*x, one.clone()), one, quant);
+                        matmul::quantize_rows(isa, self.read(*x, rows.clone()), rows, quant);
                     }
                 }
             }
