@@ -17,7 +17,7 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 /// Rows of a chain of row operations that a thread takes at once, at most.
-const ROW_ITEM: usize = 8;
+const ROW_ITEM: usize = 16;
 /// Items of a matrix step for each thread, so that a slow thread does not hold up the others.
 const ITEMS_PER_THREAD: usize = 6;
 /// Weights, in bytes, that a thread asks for while it waits: they fit into a second-level cache, and more than these do

@@ -151,29 +151,63 @@ pub(crate) unsafe fn quantize_rows(isa: Isa, x: &[f32], rows: Range<usize>, to: 
     on_isa!(isa, simd => unsafe { simd.quantize(&job) });
 }
 
+/// Rows and groups that are quantized before their scales and sums are written: those of a group are then written together, since
+/// they are neighbours in memory, also of those that other threads write.
+const ROWS_AT_ONCE: usize = LINE / size_of::<f32>();
+const GROUPS_AT_ONCE: usize = 64;
+
 /// The code of all instruction sets: each compiles it for itself.
 ///
 /// # Safety
 /// The sizes agree, and nothing else accesses the job's rows of the output.
 #[inline(always)]
 pub(super) unsafe fn run<S: Simd>(s: S, job: &QuantizeJob<'_>) {
-    let (n, stride) = (group_stride(job.to.rows), job.to.stride());
-    // Scales of a few rows share a cache line with those that other threads write: then group by group for all rows. Else row by
-    // row, as memory is read faster so.
-    let groups = job.cols / GROUP;
-    let at_once = if n <= LINE / size_of::<f32>() { 1 } else { groups };
-    for first in (0..groups).step_by(at_once.max(1)) {
-        for (i, row) in job.rows.clone().enumerate() {
-            let x = job.x[i * job.cols..][..job.cols].as_chunks::<GROUP>().0;
-            for (group, x) in x.iter().enumerate().skip(first).take(at_once) {
-                // SAFETY: the row and the group are within the buffer, and this thread alone accesses the row.
-                unsafe {
-                    let q = &mut *job.to.q().add(row * stride + group * GROUP).cast::<[i8; GROUP]>();
-                    let (scale, [low, high]) = quantize_group(s, x, q);
-                    job.to.scales().add(group * n + row).write(scale);
-                    job.to.sums().add(2 * group * n + row).write(low);
-                    job.to.sums().add((2 * group + 1) * n + row).write(high);
+    for first in job.rows.clone().step_by(ROWS_AT_ONCE) {
+        let rows = first..job.rows.end.min(first + ROWS_AT_ONCE);
+        for first in (0..job.cols / GROUP).step_by(GROUPS_AT_ONCE) {
+            let groups = first..(job.cols / GROUP).min(first + GROUPS_AT_ONCE);
+            // SAFETY: the caller's promise.
+            unsafe {
+                match rows.len() {
+                    1 => quantize_part::<S, 1>(s, job, rows.clone(), groups),
+                    _ => quantize_part::<S, ROWS_AT_ONCE>(s, job, rows.clone(), groups),
                 }
+            }
+        }
+    }
+}
+
+/// Quantizes some groups of up to `ROWS` rows.
+///
+/// # Safety
+/// As for [`run`].
+#[inline(always)]
+unsafe fn quantize_part<S: Simd, const ROWS: usize>(
+    s: S,
+    job: &QuantizeJob<'_>,
+    rows: Range<usize>,
+    groups: Range<usize>,
+) {
+    let mut scales = [[0.0; ROWS]; GROUPS_AT_ONCE];
+    let mut sums = [[[0; ROWS]; 2]; GROUPS_AT_ONCE];
+    let (n, stride) = (group_stride(job.to.rows), job.to.stride());
+    for (i, row) in rows.clone().enumerate() {
+        let x = job.x[(row - job.rows.start) * job.cols..][..job.cols].as_chunks::<GROUP>().0;
+        for ((group, x), (scale, sums)) in groups.clone().zip(&x[groups.clone()]).zip(scales.iter_mut().zip(&mut sums))
+        {
+            // SAFETY: the row and the group are within the buffer, and this thread alone accesses the row.
+            let q = unsafe { &mut *job.to.q().add(row * stride + group * GROUP).cast::<[i8; GROUP]>() };
+            (scale[i], [sums[0][i], sums[1][i]]) = quantize_group(s, x, q);
+        }
+    }
+    for (group, (scales, sums)) in groups.zip(scales.iter().zip(&sums)) {
+        for i in 0..rows.len().min(ROWS) {
+            let row = rows.start + i;
+            // SAFETY: as above.
+            unsafe {
+                job.to.scales().add(group * n + row).write(scales[i]);
+                job.to.sums().add(2 * group * n + row).write(sums[0][i]);
+                job.to.sums().add((2 * group + 1) * n + row).write(sums[1][i]);
             }
         }
     }
