@@ -16,7 +16,8 @@ use crate::{Error, ErrorKind, Result};
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-/// Rows of a chain of row operations that a thread takes at once, at most.
+/// Rows of a chain of row operations that a thread takes at once, at most: as many as have the scales of a group of activations in
+/// a cache line. Fewer rows are cut into one item a thread, since each handing over of that line takes time.
 const ROW_ITEM: usize = 16;
 /// Items of a matrix step for each thread, so that a slow thread does not hold up the others.
 const ITEMS_PER_THREAD: usize = 6;
@@ -314,7 +315,8 @@ impl Pass<'_> {
         match step {
             Step::Rows { kind, ops } => {
                 let rows = self.rows(*kind);
-                Ok(Work::Rows { ops, rows, per_item: rows.div_ceil(threads * 2).clamp(1, ROW_ITEM) })
+                let parts = if rows <= ROW_ITEM { threads } else { threads * 2 };
+                Ok(Work::Rows { ops, rows, per_item: rows.div_ceil(parts).clamp(1, ROW_ITEM) })
             }
             Step::MatMuls { kind, products } => {
                 let products = products.iter().map(|p| self.product(p)).collect::<Result<Vec<_>>>()?;
