@@ -12,7 +12,7 @@ pub enum Device {
     /// The best usable one.
     #[default]
     Auto,
-    /// The processor.
+    /// The processor. No driver of a GPU is loaded or started for it.
     Cpu,
     /// The GPU of this number, as [`devices`] counts them: AMD's first, then NVIDIA's, which run the same kernels.
     Hip(usize),
@@ -194,7 +194,8 @@ impl DeviceReport {
         self.placement.as_deref()
     }
 
-    /// The devices that were not taken because they cannot be used, each with the reason.
+    /// The devices that were not taken because they cannot be used, each with the reason; none where the CPU was asked for, as no
+    /// others are looked for then.
     pub fn refused(&self) -> &[DeviceInfo] {
         &self.refused
     }

@@ -19,8 +19,6 @@ use std::sync::{Mutex, PoisonError};
 /// Rows of a chain of row operations that a thread takes at once, at most: as many as have the scales of a group of activations in
 /// a cache line. Fewer rows are cut into one item a thread, since each handing over of that line takes time.
 const ROW_ITEM: usize = 16;
-/// Items of a matrix step for each thread, so that a slow thread does not hold up the others.
-const ITEMS_PER_THREAD: usize = 6;
 /// Weights, in bytes, that a thread asks for while it waits: they fit into a second-level cache, and more than these do
 /// not arrive in the time.
 const ASK_WAITING: usize = 64 << 10;
@@ -241,7 +239,7 @@ struct Products<'p> {
     rows: usize,
     products: Vec<Product<'p>>,
     per_item: usize,
-    /// Whether reading the weights is what takes time, so that each thread has a stretch of them.
+    /// Whether reading the weights is what takes time, so that they are asked for before.
     streams: bool,
 }
 
@@ -287,7 +285,7 @@ impl Work<'_> {
             Work::StoreKv { plan, .. } => plan.items(),
             Work::Attention { plan, .. } => plan.items(),
         };
-        Items { count, stretches: matches!(self, Work::MatMuls(Products { streams: true, .. })) }
+        Items { count, stretches: matches!(self, Work::MatMuls(_)) }
     }
 }
 
@@ -320,14 +318,10 @@ impl Pass<'_> {
             }
             Step::MatMuls { kind, products } => {
                 let products = products.iter().map(|p| self.product(p)).collect::<Result<Vec<_>>>()?;
-                let total: usize = products.iter().map(|p| p.matrix.rows()).sum();
                 let rows = self.rows(*kind);
                 let streams = self.backend.precision == Precision::Fast
                     && products.iter().all(|p| matmul::streams(self.backend.isa, &p.matrix, rows));
-                let per_item = match streams {
-                    true => STREAM_ROWS,
-                    false => total.div_ceil(threads * ITEMS_PER_THREAD).next_multiple_of(ROW_STEP),
-                };
+                let per_item = if streams { STREAM_ROWS } else { ROW_STEP };
                 Ok(Work::MatMuls(Products { rows, products, per_item, streams }))
             }
             Step::StoreKv { layer, k, v } => {

@@ -5,8 +5,8 @@
 //! and joins at the current one, and the calling thread alone could finish the walk. So a busy machine slows a pass down
 //! but cannot stall it, and two passes may share a pool without a deadlock.
 //!
-//! Where items read memory one after the other, each thread has a stretch of them to itself, so that it reads on and on.
-//! Whoever is done with its own takes items from the ends of the others' stretches.
+//! Where items read memory one after the other, as products do their weights, each thread has a stretch of them to itself, so that it
+//! reads on and on. Whoever is done with its own takes items from the ends of the others' stretches.
 
 use rayon::ThreadPool;
 use std::ops::Range;

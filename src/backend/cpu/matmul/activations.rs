@@ -151,8 +151,8 @@ pub(crate) unsafe fn quantize_rows(isa: Isa, x: &[f32], rows: Range<usize>, to: 
     on_isa!(isa, simd => unsafe { simd.quantize(&job) });
 }
 
-/// Rows and groups that are quantized before their scales and sums are written: those of a group are then written together, since
-/// they are neighbours in memory, also of those that other threads write.
+/// Rows and groups that are quantized before their scales and sums are written. Those of a group lie in one cache line, in which
+/// there may be some of other threads: it is written at once, not row by row.
 const ROWS_AT_ONCE: usize = LINE / size_of::<f32>();
 const GROUPS_AT_ONCE: usize = 64;
 
@@ -289,6 +289,43 @@ mod tests {
         }
         for isa in Isa::available() {
             assert!(quantize(isa, &x) == oracle, "{isa:?}");
+        }
+    }
+
+    #[test]
+    fn rows_together_are_the_same_as_one_by_one() {
+        // More rows and groups than are quantized at once, by jobs that begin within a line of scales.
+        let (rows, cols) = (37, GROUP * (GROUPS_AT_ONCE + 6));
+        let mut state = 7_u32;
+        let x: Vec<f32> = (0..rows * cols)
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                state as i32 as f32
+            })
+            .collect();
+        for isa in Isa::available() {
+            let mut to = QuantRows::new();
+            to.reserve(rows, cols).unwrap();
+            for job in [0..5, 5..23, 23..24, 24..rows] {
+                // SAFETY: there is one thread.
+                unsafe { quantize_rows(isa, &x[job.start * cols..job.end * cols], job, &to) };
+            }
+            let n = group_stride(rows);
+            for (row, x) in x.chunks_exact(cols).enumerate() {
+                let (q, scales, sums) = quantize(isa, x);
+                // SAFETY: row, columns and groups are within the buffer, and nobody writes to it.
+                unsafe {
+                    assert_eq!(
+                        std::slice::from_raw_parts(to.q().add(row * to.stride()), cols),
+                        q,
+                        "{isa:?}, row {row}"
+                    );
+                    assert!(
+                        scales.iter().enumerate().all(|(group, &scale)| *to.scales().add(group * n + row) == scale)
+                    );
+                    assert!(sums.iter().enumerate().all(|(group, &sum)| *to.sums().add(group * n + row) == sum));
+                }
+            }
         }
     }
 

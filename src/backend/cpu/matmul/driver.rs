@@ -89,11 +89,10 @@ pub(super) struct Activations {
     pub(super) n: usize,
 }
 
-/// A slice of a tile times a few tokens, for a [`Multiply`].
-pub(super) struct Dots<'a> {
-    pub(super) tile: &'a Tile,
-    pub(super) columns: usize,
-    /// From the first of the tokens and columns on, as [`Activations::x`].
+/// A few tokens: their activations from a column on, and where their products with rows go.
+#[derive(Clone, Copy)]
+pub(super) struct Tokens {
+    /// From the first token and column on, as [`Activations::x`].
     pub(super) x: *const u8,
     pub(super) x_stride: usize,
     /// From the first token and group on; the next group is `group_stride` elements further.
@@ -104,7 +103,44 @@ pub(super) struct Dots<'a> {
     /// The output from the first token and row on; tokens are `out_stride` apart.
     pub(super) out: *mut f32,
     pub(super) out_stride: usize,
-    /// What the products are added to, as `out`: the sum of earlier slices, which may be `out` itself, or else the bias or
+}
+
+impl Activations {
+    /// The tokens from `token` on, from `column` on, whose products with the rows from `row` on go to `out`. `corrections` are in
+    /// groups of `group` columns.
+    ///
+    /// # Safety
+    /// Token and column are within the activations, token and row within the output.
+    unsafe fn tokens(
+        &self,
+        token: usize,
+        column: usize,
+        corrections: (&[i32], usize),
+        out: OutPtr<'_>,
+        row: usize,
+    ) -> Tokens {
+        let (corrections, group) = corrections;
+        // SAFETY: the caller's promise.
+        let (x, to) = unsafe { (self.x.add(token * self.stride + column * self.size), out.element(token, row)) };
+        Tokens {
+            x,
+            x_stride: self.stride,
+            // There are none for floating-point activations.
+            scales: self.scales.wrapping_add(column / activations::GROUP * self.group_stride + token),
+            corrections: corrections.as_ptr().wrapping_add(column / group * self.group_stride + token),
+            group_stride: self.group_stride,
+            out: to,
+            out_stride: out.stride,
+        }
+    }
+}
+
+/// A slice of a tile times a few tokens, for a [`Multiply`].
+pub(super) struct Dots<'a> {
+    pub(super) tile: &'a Tile,
+    pub(super) columns: usize,
+    pub(super) tokens: Tokens,
+    /// What the products are added to, as the output: the sum of earlier slices, which may be the output itself, or else the bias or
     /// zeros.
     pub(super) before: *const f32,
     pub(super) before_stride: usize,
@@ -144,7 +180,7 @@ pub(super) unsafe fn run(
         let ahead = AheadOfRows::new(w, whole.end, next);
         for first in whole.step_by(kernels.direct_rows) {
             // SAFETY: the rows are within the matrix and the output.
-            unsafe { run_direct(kernels, w, &x, first, slice, out, bias, corrections, &ahead) };
+            unsafe { run_direct(kernels, w, &x, first, slice, out, bias, (corrections, correction_group), &ahead) };
         }
     }
     for places in tiles(kernels.rows, x.n <= FEW_TOKENS && w.lanes == 1, &rows) {
@@ -169,26 +205,17 @@ pub(super) unsafe fn run(
                 let tokens = left.div_ceil(left.div_ceil(kernels.dots.len()));
                 // SAFETY: the tokens and columns are within the activations, the tokens and rows within the output.
                 unsafe {
-                    let to = out.element(token, first);
                     let mut dots = Dots {
                         tile,
                         columns,
-                        x: x.x.add(token * x.stride + column * x.size),
-                        x_stride: x.stride,
-                        scales: x.scales.wrapping_add(column / activations::GROUP * x.group_stride + token),
-                        corrections: corrections
-                            .as_ptr()
-                            .wrapping_add(column / correction_group * x.group_stride + token),
-                        group_stride: x.group_stride,
-                        out: to,
-                        out_stride: out.stride,
+                        tokens: x.tokens(token, column, (corrections, correction_group), out, first),
                         before: ZEROS.as_ptr(),
                         before_stride: 0,
                         ahead: ahead.from,
                         ahead_lines: ahead.next(),
                     };
                     if column > 0 {
-                        (dots.before, dots.before_stride) = (to, out.stride);
+                        (dots.before, dots.before_stride) = (dots.tokens.out, out.stride);
                     } else if let Some(bias) = bias {
                         dots.before = bias.as_ptr().add(first);
                     }
@@ -218,7 +245,7 @@ unsafe fn run_direct(
     slice: usize,
     out: OutPtr<'_>,
     bias: Option<&[f32]>,
-    corrections: &[i32],
+    corrections: (&[i32], usize),
     ahead: &AheadOfRows,
 ) {
     let rows = Rows { first: w.start(first), stride: w.row_bytes };
@@ -234,13 +261,7 @@ unsafe fn run_direct(
                 rows,
                 cols: w.cols,
                 slice,
-                x: x.x.add(token * x.stride).cast(),
-                x_stride: x.stride,
-                scales: x.scales.add(token),
-                corrections: corrections.as_ptr().add(token),
-                group_stride: x.group_stride,
-                out: out.element(token, first),
-                out_stride: out.stride,
+                tokens: x.tokens(token, 0, corrections, out, first),
                 bias: bias.map(|bias| bias.as_ptr().add(first)),
                 ahead: ahead.at(rows.first.wrapping_add(further)),
             });
@@ -347,7 +368,7 @@ fn tiles(tile_rows: usize, apart: bool, rows: &Range<usize>) -> impl Iterator<It
 unsafe fn multiply_apart(multiply: Multiply, mut dots: Dots<'_>, tokens: usize, places: &Places, no_bias: bool) {
     let mut before = [0.0; TILE_ROWS * MAX_TOKENS];
     let mut products = [0.0; TILE_ROWS * MAX_TOKENS];
-    let (out, out_stride) = (dots.out, dots.out_stride);
+    let Tokens { out, out_stride, .. } = dots.tokens;
     // SAFETY: the rows to be written can be read and written, and the arrays have room for all rows.
     unsafe {
         if !no_bias {
@@ -358,7 +379,7 @@ unsafe fn multiply_apart(multiply: Multiply, mut dots: Dots<'_>, tokens: usize, 
             }
         }
         (dots.before, dots.before_stride) = (before.as_ptr(), TILE_ROWS);
-        (dots.out, dots.out_stride) = (products.as_mut_ptr(), TILE_ROWS);
+        (dots.tokens.out, dots.tokens.out_stride) = (products.as_mut_ptr(), TILE_ROWS);
         multiply(&dots);
         for (t, from) in products.chunks_exact(TILE_ROWS).enumerate().take(tokens) {
             for (r, from) in from.iter().enumerate().take(places.count) {
@@ -472,7 +493,7 @@ impl Dots<'_> {
         // SAFETY: the caller's promise.
         unsafe {
             let before = s.load_float(self.before.add(t * self.before_stride + row));
-            s.store_float(self.out.add(t * self.out_stride + row), s.add(before, product));
+            s.store_float(self.tokens.out.add(t * self.tokens.out_stride + row), s.add(before, product));
         }
     }
 }

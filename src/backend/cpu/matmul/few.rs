@@ -2,7 +2,7 @@
 //! cost as much as the products. The numbers are those of [`tile`](super::tile), bit by bit.
 
 use super::activations;
-use super::driver::{AheadOfRows, LINE};
+use super::driver::{AheadOfRows, LINE, Tokens};
 use super::formats::{Format, Kind, Sink};
 use super::layout::Source;
 use super::simd::{Dot, Rows, unroll};
@@ -14,16 +14,8 @@ pub(super) struct Few {
     pub(super) cols: usize,
     /// Columns whose products are summed up before they are added to the output: whole blocks.
     pub(super) slice: usize,
-    /// Activations from the first token on, as in [`Activations`](super::driver::Activations).
-    pub(super) x: *const i8,
-    pub(super) x_stride: usize,
-    pub(super) scales: *const f32,
-    /// As `scales`, for the groups of the [`Correction`](super::driver::Correction).
-    pub(super) corrections: *const i32,
-    pub(super) group_stride: usize,
-    /// The output from the first token and row on; tokens are `out_stride` apart.
-    pub(super) out: *mut f32,
-    pub(super) out_stride: usize,
+    /// Their activations from the first column on.
+    pub(super) tokens: Tokens,
     /// What the products are added to.
     pub(super) bias: Option<*const f32>,
     /// Memory to ask for meanwhile, as much as the rows have.
@@ -36,6 +28,7 @@ pub(super) struct Few {
 pub(super) unsafe fn run<S: Dot, F: Format, R: Source<S>, const TOKENS: usize>(s: S, few: &Few) {
     let (block, block_bytes) = (F::TYPE.block_len(), F::TYPE.block_bytes());
     let group = <F::Kind as Kind>::GROUP;
+    let Tokens { x, x_stride, scales, corrections, group_stride, out, out_stride } = few.tokens;
     // SAFETY: all offsets are within the rows, the activations and the output, by the caller's promise.
     unsafe {
         let before = few.bias.map_or(s.splat_float(0.0), |bias| s.load_float(bias));
@@ -47,10 +40,10 @@ pub(super) unsafe fn run<S: Dot, F: Format, R: Source<S>, const TOKENS: usize>(s
         while column < few.cols {
             let mut products = Products::<S, F::Kind, TOKENS> {
                 simd: s,
-                x: std::array::from_fn(|t| few.x.add(t * few.x_stride + column).cast()),
-                x_scales: few.scales.add(column / activations::GROUP * few.group_stride),
-                corrections: few.corrections.add(column / group * few.group_stride),
-                group_stride: few.group_stride,
+                x: std::array::from_fn(|t| x.add(t * x_stride + column).cast()),
+                x_scales: scales.add(column / activations::GROUP * group_stride),
+                corrections: corrections.add(column / group * group_stride),
+                group_stride,
                 ahead: ahead.address(),
                 ahead_of_group: std::ptr::null(),
                 ahead_bytes: S::LANES * block_bytes / (block / group),
@@ -73,7 +66,7 @@ pub(super) unsafe fn run<S: Dot, F: Format, R: Source<S>, const TOKENS: usize>(s
             }
         }
         unroll!(t < TOKENS, {
-            s.store_float(few.out.add(t * few.out_stride), outs[t]);
+            s.store_float(out.add(t * out_stride), outs[t]);
         });
     }
 }

@@ -130,7 +130,7 @@ pub(super) unsafe fn dots<S: Simd, const VECTORS: usize, const TOKENS: usize>(s:
     for first in (0..VECTORS).step_by(AT_ONCE) {
         // SAFETY: all offsets are within the tile and the activations, by the caller's promise.
         unsafe {
-            let x: [*const f32; TOKENS] = std::array::from_fn(|t| dots.x.add(t * dots.x_stride).cast());
+            let x: [*const f32; TOKENS] = std::array::from_fn(|t| dots.tokens.x.add(t * dots.tokens.x_stride).cast());
             let mut weights = dots.tile.q.as_ptr().cast::<f32>().add(first * S::LANES);
             let mut totals = [[s.splat_float(0.0); TOKENS]; AT_ONCE];
             for column in 0..dots.columns {

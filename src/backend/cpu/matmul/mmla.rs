@@ -80,15 +80,15 @@ pub(super) unsafe fn dots<K: Kind, const VECTORS: usize, const TOKENS: usize>(s:
     let zero = s.splat_float(0.0);
     // SAFETY: all offsets are within the tile and the activations, by the caller's promise.
     unsafe {
-        let mut x: [*const u8; TOKENS] = [dots.x; TOKENS];
+        let mut x: [*const u8; TOKENS] = [dots.tokens.x; TOKENS];
         unroll!(t < TOKENS, {
-            x[t] = dots.x.add(t * dots.x_stride);
+            x[t] = dots.tokens.x.add(t * dots.tokens.x_stride);
         });
         let mut q = dots.tile.q.as_ptr();
         let mut scales = dots.tile.scales.as_ptr();
         let mut mins = dots.tile.mins.as_ptr();
-        let mut x_scales = dots.scales;
-        let mut corrections = dots.corrections;
+        let mut x_scales = dots.tokens.scales;
+        let mut corrections = dots.tokens.corrections;
         // Of each vector of rows rows 0 and 1, then rows 2 and 3.
         let mut totals = [[[zero; MAX_PAIRS]; 2]; VECTORS];
         let mut column = 0;
@@ -147,10 +147,10 @@ pub(super) unsafe fn dots<K: Kind, const VECTORS: usize, const TOKENS: usize>(s:
             });
             scales = scales.add(rows);
             mins = mins.add(rows);
-            corrections = corrections.add(dots.group_stride);
+            corrections = corrections.add(dots.tokens.group_stride);
             column += K::GROUP;
             if K::GROUP == activations::GROUP || column % activations::GROUP == 0 {
-                x_scales = x_scales.add(dots.group_stride);
+                x_scales = x_scales.add(dots.tokens.group_stride);
             }
         }
         unroll!(v < VECTORS, {

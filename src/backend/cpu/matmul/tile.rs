@@ -105,17 +105,17 @@ unsafe fn dots_of<S: Dot, K: Kind, const VECTORS: usize, const AT_ONCE: usize, c
     first: usize,
 ) {
     const WORDS_AT_ONCE: usize = 4;
-    let group_stride = dots.group_stride;
+    let group_stride = dots.tokens.group_stride;
     let rows = VECTORS * S::LANES;
     let run = S::run(K::MAX).min(K::GROUP / 4);
     // SAFETY: all offsets are within the tile and the activations, by the caller's promise.
     unsafe {
-        let mut x: [*const i32; TOKENS] = std::array::from_fn(|t| dots.x.add(t * dots.x_stride).cast());
+        let mut x: [*const i32; TOKENS] = std::array::from_fn(|t| dots.tokens.x.add(t * dots.tokens.x_stride).cast());
         let mut q = dots.tile.q.as_ptr().add(first);
         let mut scales = dots.tile.scales.as_ptr().add(first);
         let mut mins = dots.tile.mins.as_ptr().add(first);
-        let mut x_scales = dots.scales;
-        let mut corrections = dots.corrections;
+        let mut x_scales = dots.tokens.scales;
+        let mut corrections = dots.tokens.corrections;
         let mut totals = [[s.splat_float(0.0); TOKENS]; AT_ONCE];
         let mut column = 0;
         let mut ahead = dots.ahead;
