@@ -1,6 +1,6 @@
 //! Attention of few queries, as in decoding: the numbers of a head are in the lanes, and keys and values are converted
 //! in registers, straight from the cache, for up to [`Simd::QUERIES`] queries at once. What bounds it is memory: while
-//! the keys of a page are read, its values are prefetched, and then the keys of the next page.
+//! the keys of a page are read, its values are prefetched, and then the keys of the next page or item.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -73,7 +73,7 @@ pub(super) fn run<S: Simd>(s: S, item: Item) {
             }
             positions.start = page.end;
             let ahead = match positions.is_empty() {
-                true => v.data,
+                true => item.next,
                 false => item.cache.keys_ahead(&positions),
             };
             run_pass(s, kv_type, count, Pass { step: Step::Accumulate, work, first: 0, rows: v, n, ahead });

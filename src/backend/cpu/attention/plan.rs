@@ -157,7 +157,7 @@ impl<'a> AttentionPlan<'a> {
 
     /// Computes one item: `q` holds `[rows][heads * k_dim]` numbers and `out` `[rows][heads * v_dim]`, of which each
     /// item writes its own part (rows that are in no span are left alone). Every item is to be run once for each layer;
-    /// when some were not, the plan is not to be used again.
+    /// when some were not, the plan is not to be used again. The first keys of item `next` are asked for meanwhile.
     ///
     /// # Panics
     /// Where `q` or `out` is too short, or `item` is not below [`items`](Self::items).
@@ -173,6 +173,7 @@ impl<'a> AttentionPlan<'a> {
         isa: Isa,
         layer_offset: usize,
         item: usize,
+        next: Option<usize>,
         q: &[f32],
         out: *mut [f32],
         scratch: &mut AttentionScratch,
@@ -185,7 +186,8 @@ impl<'a> AttentionPlan<'a> {
         let (first, count, kv_head) = (tile.first, tile.count, tile.kv_head);
         let queries = Queries { params: &self.params, span, kv_head, first, count, q };
         let cache = Cache { layout: &self.layout, layer_offset, span, kv_head };
-        simd::run(isa, Item { plan: self, tile, split, queries, cache, out, scratch });
+        let next = next.and_then(|next| self.first_keys(layer_offset, next)).unwrap_or(std::ptr::null());
+        simd::run(isa, Item { plan: self, tile, split, queries, cache, next, out, scratch });
         if tile.splits > 1 && tile.finished.finished_last(tile.splits) {
             let v_padded = self.layout.values.padded;
             let stride = Partials::stride(v_padded);
@@ -210,6 +212,17 @@ impl<'a> AttentionPlan<'a> {
     }
 }
 
+impl AttentionPlan<'_> {
+    /// Where the first keys are that an item reads, if it reads any.
+    fn first_keys(&self, layer_offset: usize, item: usize) -> Option<*const u8> {
+        let &(tile, split) = self.items.get(item)?;
+        let tile = &self.tiles[tile];
+        let (span, positions) = (&self.spans[tile.span], tile.split(split));
+        let cache = Cache { layout: &self.layout, layer_offset, span, kv_head: tile.kv_head };
+        (!positions.is_empty()).then(|| cache.keys_ahead(&positions))
+    }
+}
+
 /// The output of a packed query.
 ///
 /// # Safety
@@ -228,6 +241,8 @@ pub(super) struct Item<'a> {
     split: usize,
     pub(super) queries: Queries<'a>,
     pub(super) cache: Cache<'a>,
+    /// Where the keys of the next item are, or any other address: to be asked for.
+    pub(super) next: *const u8,
     out: *mut [f32],
     pub(super) scratch: &'a mut AttentionScratch,
 }

@@ -155,7 +155,7 @@ impl Batch {
         let mut scratch = AttentionScratch::default();
         for item in 0..plan.items() {
             // SAFETY: everything is this test's, stored and large enough, and items run one by one.
-            unsafe { plan.run_item(isa, LAYER_OFFSET, item, &self.q, &mut out[..], &mut scratch) };
+            unsafe { plan.run_item(isa, LAYER_OFFSET, item, None, &self.q, &mut out[..], &mut scratch) };
         }
         out
     }
@@ -321,7 +321,7 @@ fn order_of_items(isa: Isa) {
         for item in items {
             // SAFETY: as in `Batch::run`.
             unsafe {
-                plan.run_item(isa, LAYER_OFFSET, item, &batch.q, &mut out[..], &mut scratch[random.below(2)]);
+                plan.run_item(isa, LAYER_OFFSET, item, Some(item + 1), &batch.q, &mut out[..], &mut scratch[random.below(2)]);
             }
         }
         assert!(out == in_order, "{isa:?} round {round}");
@@ -366,7 +366,7 @@ fn threads_agree() {
                             break;
                         }
                         // SAFETY: each item is run by one thread, once; `out` outlives the scope.
-                        unsafe { plan.run_item(isa, LAYER_OFFSET, item, &batch.q, shared.0, &mut scratch) };
+                        unsafe { plan.run_item(isa, LAYER_OFFSET, item, Some(item + 1), &batch.q, shared.0, &mut scratch) };
                     }
                 });
             }
@@ -387,7 +387,7 @@ fn spans_do_not_affect_each_other() {
     for item in 0..plan.items() {
         let scratch = &mut AttentionScratch::default();
         // SAFETY: as in `Batch::run`.
-        unsafe { plan.run_item(isa, LAYER_OFFSET, item, &together.q, &mut out[..], scratch) };
+        unsafe { plan.run_item(isa, LAYER_OFFSET, item, None, &together.q, &mut out[..], scratch) };
     }
     let rows = 6 * 64..6 * 64 * 91;
     assert!(out[rows.clone()] == all[rows]);
