@@ -347,7 +347,8 @@ impl Scratch {
         }
     }
 
-    /// Makes room for products of `n` tokens with rows of `cols` columns, and smaller ones.
+    /// Makes room for products of `n` tokens with rows of `cols` columns, and smaller ones. Corrections that are there are kept
+    /// where there is room already.
     ///
     /// # Errors
     /// `OutOfMemory`.
@@ -355,7 +356,9 @@ impl Scratch {
         activations::group_stride(n)
             .checked_mul(cols / SUM_GROUP)
             .and_then(|len| {
-                self.corrected = None;
+                if self.corrections.len() < len {
+                    self.corrected = None;
+                }
                 activations::grow(&mut self.corrections, len, || 0).ok()
             })
             .ok_or_else(|| Error::new(ErrorKind::OutOfMemory, format!("no memory to multiply {n} tokens at a time")))
