@@ -206,13 +206,50 @@ impl From<StringArray> for Value {
 }
 
 /// Many strings in one allocation, which clones share.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct StringArray(Arc<Strings>);
 
-#[derive(Debug, Default, PartialEq)]
+#[derive(Debug, PartialEq)]
 struct Strings {
     text: String,
-    ends: Vec<usize>,
+    ends: Ends,
+}
+
+/// Where strings end in their text: in 32 bits each where that is enough, as it is for every vocabulary.
+#[derive(Debug, PartialEq)]
+enum Ends {
+    Short(Vec<u32>),
+    Long(Vec<usize>),
+}
+
+impl Ends {
+    /// The ends, of which none is before the one before it.
+    fn new(ends: Vec<usize>) -> Self {
+        match ends.last() {
+            Some(&last) if u32::try_from(last).is_err() => Self::Long(ends),
+            _ => Self::Short(ends.iter().map(|&end| end as u32).collect()),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Short(ends) => ends.len(),
+            Self::Long(ends) => ends.len(),
+        }
+    }
+
+    fn get(&self, i: usize) -> Option<usize> {
+        match self {
+            Self::Short(ends) => ends.get(i).map(|&end| end as usize),
+            Self::Long(ends) => ends.get(i).copied(),
+        }
+    }
+}
+
+impl Default for StringArray {
+    fn default() -> Self {
+        std::iter::empty::<&str>().collect()
+    }
 }
 
 impl StringArray {
@@ -226,7 +263,7 @@ impl StringArray {
             }
             start = end;
         }
-        Some(Self(Arc::new(Strings { text, ends })))
+        Some(Self(Arc::new(Strings { text, ends: Ends::new(ends) })))
     }
 
     /// How many strings there are.
@@ -236,14 +273,14 @@ impl StringArray {
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.0.ends.is_empty()
+        self.len() == 0
     }
 
     /// The i-th string.
     pub fn get(&self, i: usize) -> Option<&str> {
         let Strings { text, ends } = &*self.0;
-        let end = *ends.get(i)?;
-        let start = if i == 0 { 0 } else { *ends.get(i - 1)? };
+        let end = ends.get(i)?;
+        let start = if i == 0 { 0 } else { ends.get(i - 1)? };
         text.get(start..end)
     }
 
@@ -255,12 +292,12 @@ impl StringArray {
 
 impl<S: AsRef<str>> FromIterator<S> for StringArray {
     fn from_iter<I: IntoIterator<Item = S>>(strings: I) -> Self {
-        let mut all = Strings::default();
+        let (mut text, mut ends) = (String::new(), Vec::new());
         for string in strings {
-            all.text.push_str(string.as_ref());
-            all.ends.push(all.text.len());
+            text.push_str(string.as_ref());
+            ends.push(text.len());
         }
-        Self(Arc::new(all))
+        Self(Arc::new(Strings { text, ends: Ends::new(ends) }))
     }
 }
 
@@ -508,5 +545,17 @@ mod tests {
         assert!(StringArray::from_parts("aé".into(), vec![2, 3]).is_none());
         assert!(StringArray::from_parts("aé".into(), vec![1, 0]).is_none());
         assert!(StringArray::from_parts("aé".into(), vec![4]).is_none());
+        assert_eq!(StringArray::default().get(0), None);
+    }
+
+    #[test]
+    fn ends_need_32_bits_only_where_they_are_that_large() {
+        let far = u32::MAX as usize;
+        for (ends, short) in [(vec![0, 3, far], true), (vec![3, far, far + 1], false), (vec![], true)] {
+            let all = Ends::new(ends.clone());
+            assert_eq!(matches!(all, Ends::Short(_)), short);
+            assert_eq!((0..all.len()).filter_map(|i| all.get(i)).collect::<Vec<_>>(), ends);
+            assert_eq!(all.get(ends.len()), None);
+        }
     }
 }

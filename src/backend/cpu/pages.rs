@@ -2,41 +2,55 @@
 
 use crate::backend::kv::{PageId, PageStore};
 use crate::{Error, ErrorKind, Result};
-use std::alloc::{Layout, alloc_zeroed, dealloc};
-use std::ptr::NonNull;
+use memmap2::MmapMut;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Pages of one size, each allocated by itself so that a closed session gives its memory back.
+/// The size of large pages of memory, where there are any.
+const LARGE: usize = 2 << 20;
+
+/// Cache pages of one size. Each is a mapping of its own: a closed session gives its memory back to the system at once, where an
+/// allocator would keep it.
 #[derive(Clone, Debug)]
 pub(crate) struct Pages {
-    layout: Layout,
+    bytes: usize,
     pages: Arc<Mutex<Vec<Option<Page>>>>,
 }
 
-/// An allocation of [`Pages::layout`].
+/// A mapping with room for [`Pages::bytes`] from `start` on.
 #[derive(Debug)]
 struct Page {
-    memory: NonNull<u8>,
-    layout: Layout,
+    map: MmapMut,
+    start: usize,
 }
 
-// SAFETY: a page is plain memory that only its owner frees; who may read and write it is the business of `kv`: one
-// sequence writes to a page that nobody else holds, and shared pages are only read.
-unsafe impl Send for Page {}
+impl Page {
+    /// Zeros. What a token reads of a cache page is far apart, a few kilobytes for each layer and head, so that in small pages of
+    /// memory every second line or so needs another address translation: large ones are asked for where they fit.
+    fn new(bytes: usize) -> std::io::Result<Self> {
+        if bytes < LARGE {
+            return Ok(Self { map: MmapMut::map_anon(bytes)?, start: 0 });
+        }
+        // What is mapped besides, so that it can start where a large page does, is never touched.
+        let map = MmapMut::map_anon(bytes.saturating_add(LARGE))?;
+        let start = map.as_ptr().align_offset(LARGE).min(LARGE);
+        // No harm is done where there are none.
+        #[cfg(target_os = "linux")]
+        let _ = map.advise_range(memmap2::Advice::HugePage, start, bytes);
+        Ok(Self { map, start })
+    }
 
-impl Drop for Page {
-    fn drop(&mut self) {
-        // SAFETY: `memory` came from `alloc_zeroed` with this layout and is freed only here.
-        unsafe { dealloc(self.memory.as_ptr(), self.layout) }
+    fn address(&mut self) -> *mut u8 {
+        self.map.as_mut_ptr().wrapping_add(self.start)
     }
 }
 
 impl Pages {
     /// Pages of `bytes` bytes, at least 1, aligned for every vector load.
     pub(crate) fn new(bytes: usize) -> Result<Self> {
-        let layout = Layout::from_size_align(bytes.max(1), 64)
-            .map_err(|_| Error::new(ErrorKind::OutOfMemory, format!("a cache page of {bytes} bytes is too large")))?;
-        Ok(Self { layout, pages: Arc::default() })
+        if bytes > isize::MAX as usize - LARGE {
+            return Err(Error::new(ErrorKind::OutOfMemory, format!("a cache page of {bytes} bytes is too large")));
+        }
+        Ok(Self { bytes: bytes.max(1), pages: Arc::default() })
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Option<Page>>> {
@@ -45,22 +59,19 @@ impl Pages {
 
     /// The addresses of `pages`; `None` where one is not allocated. They stay valid while the sequence holds them.
     pub(crate) fn addresses(&self, pages: &[PageId]) -> Option<Vec<*mut u8>> {
-        let all = self.lock();
-        pages.iter().map(|&p| Some(all.get(p as usize)?.as_ref()?.memory.as_ptr())).collect()
+        let mut all = self.lock();
+        pages.iter().map(|&p| Some(all.get_mut(p as usize)?.as_mut()?.address())).collect()
     }
 }
 
 impl PageStore for Pages {
     fn allocate(&self, page: PageId) -> Result<()> {
-        // SAFETY: the layout has a size above 0.
-        let memory = NonNull::new(unsafe { alloc_zeroed(self.layout) }).ok_or_else(|| {
+        let memory = Page::new(self.bytes).map_err(|e| {
             Error::new(
                 ErrorKind::OutOfMemory,
-                format!(
-                    "no memory for a cache page of {} bytes; use shorter contexts or fewer sessions",
-                    self.layout.size()
-                ),
+                format!("no memory for a cache page of {} bytes; use shorter contexts or fewer sessions", self.bytes),
             )
+            .with_source(e)
         })?;
         let mut all = self.lock();
         let slot = page as usize;
@@ -68,7 +79,7 @@ impl PageStore for Pages {
             all.resize_with(slot + 1, || None);
         }
         if let Some(place) = all.get_mut(slot) {
-            *place = Some(Page { memory, layout: self.layout });
+            *place = Some(memory);
         }
         Ok(())
     }
@@ -85,7 +96,7 @@ impl PageStore for Pages {
         };
         // SAFETY: both pages are allocated with this size, are distinct (one is held, the other was just acquired),
         // and stay so: the caller holds both. Nobody writes to `from`, which is shared, nor knows `to`.
-        unsafe { std::ptr::copy_nonoverlapping(from.cast_const(), *to, self.layout.size()) }
+        unsafe { std::ptr::copy_nonoverlapping(from.cast_const(), *to, self.bytes) }
         Ok(())
     }
 }
@@ -110,6 +121,21 @@ mod tests {
         pages.release(3);
         assert!(pages.addresses(&[3]).is_none());
         assert!(pages.copy(3, 1).is_err());
+    }
+
+    #[test]
+    fn large_pages_begin_where_memory_has_them() {
+        for bytes in [LARGE - 1, LARGE, LARGE * 3 + 64] {
+            let pages = Pages::new(bytes).unwrap();
+            pages.allocate(0).unwrap();
+            let start = pages.addresses(&[0]).unwrap()[0];
+            assert!(start.addr().is_multiple_of(if bytes < LARGE { 64 } else { LARGE }));
+            // SAFETY: the page has as many bytes, and nobody else uses it.
+            unsafe {
+                assert_eq!((start.read(), start.add(bytes - 1).read()), (0, 0));
+                start.add(bytes - 1).write(1);
+            }
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use super::page::{Cache, Element, F16, F32, Q8_0, RowTile, first_page};
 use super::plan::Item;
-use super::{LOWEST, State};
+use super::{LOWEST, Queries, State};
 use crate::backend::KvType;
 use crate::backend::cpu::kv::PAGE_LEN;
 use crate::backend::cpu::simd::{self, Kernel, Simd, math};
@@ -32,57 +32,101 @@ struct Work {
     v_padded: usize,
 }
 
+impl Work {
+    /// That of the i-th key-value head, if it is for the first; scores and factors serve all of them.
+    #[inline(always)]
+    fn of_head(self, i: usize, count: usize) -> Self {
+        let m = i * count;
+        Self {
+            q: self.q.wrapping_add(m * self.k_padded),
+            values: self.values.wrapping_add(m * self.v_padded),
+            max: self.max.wrapping_add(m),
+            sum: self.sum.wrapping_add(m),
+            ..self
+        }
+    }
+}
+
 #[inline(always)]
 pub(super) fn run<S: Simd>(s: S, item: Item) {
     let count = item.queries.count;
-    let kv_type = item.cache.layout.kv_type;
+    let heads = item.kv_heads();
+    let all = heads.len() * count;
     let (keys, values) = (item.cache.layout.keys, item.cache.layout.values);
     let (k_padded, v_padded) = (keys.padded, values.padded);
     let [q, scores, sums, max, sum, rescale, k_scales, v_scales] = item.scratch.buffers([
-        count * k_padded,
+        all * k_padded,
         count * PAGE_LEN,
-        count * v_padded,
-        count,
-        count,
+        all * v_padded,
+        all,
+        all,
         count,
         Cache::scales_len(&keys),
         Cache::scales_len(&values),
     ]);
-    let work = Work { q, scores, values: sums, max, sum, rescale, k_padded, v_padded };
+    let first = Work { q, scores, values: sums, max, sum, rescale, k_padded, v_padded };
     let (scale, cap) = item.queries.params.factors();
     // SAFETY: all accesses are within the lengths just asked for, and within pages by the promise of `run_item`'s
     // caller: only rows that the queries see are read.
     unsafe {
-        for m in 0..count {
-            item.queries.write_scaled(s, m, scale, k_padded, q.add(m * k_padded));
-            *max.add(m) = LOWEST;
-            *sum.add(m) = 0.0;
-            for d in 0..v_padded {
-                *sums.add(m * v_padded + d) = 0.0;
+        for head in heads.clone() {
+            let work = first.of_head(head - heads.start, count);
+            let queries = Queries { kv_head: head, ..item.queries };
+            for m in 0..count {
+                queries.write_scaled(s, m, scale, k_padded, work.q.add(m * k_padded));
+                *work.max.add(m) = LOWEST;
+                *work.sum.add(m) = 0.0;
+                for d in 0..v_padded {
+                    *work.values.add(m * v_padded + d) = 0.0;
+                }
             }
         }
         let mut positions = item.positions();
         while !positions.is_empty() {
             let page = first_page(positions.clone());
-            let n = page.len();
-            let k = item.cache.keys(s, &page, k_scales);
-            let v = item.cache.values(s, &page, v_scales);
-            run_pass(s, kv_type, count, Pass { step: Step::Score, work, first: 0, rows: k, n, ahead: v.data });
-            for m in 0..count {
-                soften(s, &work, m, n, item.queries.visible_in(m, &page), cap);
-            }
             positions.start = page.end;
-            let ahead = match positions.is_empty() {
-                true => item.next,
-                false => item.cache.keys_ahead(&positions),
-            };
-            run_pass(s, kv_type, count, Pass { step: Step::Accumulate, work, first: 0, rows: v, n, ahead });
+            for head in heads.clone() {
+                let work = first.of_head(head - heads.start, count);
+                let cache = Cache { kv_head: head, ..item.cache };
+                let rows = [cache.keys(s, &page, k_scales), cache.values(s, &page, v_scales)];
+                let after = if head + 1 < heads.end {
+                    Cache { kv_head: head + 1, ..item.cache }.keys_ahead(&page)
+                } else if positions.is_empty() {
+                    item.next
+                } else {
+                    item.cache.keys_ahead(&positions)
+                };
+                run_page(s, &item, work, &page, rows, after, cap);
+            }
         }
-        for m in 0..count {
-            let values = std::slice::from_raw_parts(sums.add(m * v_padded).cast_const(), v_padded);
-            item.emit(s, m, State { max: *max.add(m), sum: *sum.add(m), values });
+        for head in heads.clone() {
+            let work = first.of_head(head - heads.start, count);
+            for m in 0..count {
+                let values = std::slice::from_raw_parts(work.values.add(m * v_padded).cast_const(), v_padded);
+                item.emit(s, head, m, State { max: *work.max.add(m), sum: *work.sum.add(m), values });
+            }
         }
     }
+}
+
+/// Takes the keys and the values of a page into account, asking for what is to be read after them.
+#[inline(always)]
+unsafe fn run_page<S: Simd>(
+    s: S,
+    item: &Item,
+    work: Work,
+    page: &Range<usize>,
+    [keys, values]: [RowTile; 2],
+    after: *const u8,
+    cap: Option<f32>,
+) {
+    let (kv_type, count, n) = (item.cache.layout.kv_type, item.queries.count, page.len());
+    run_pass(s, kv_type, count, Pass { step: Step::Score, work, first: 0, rows: keys, n, ahead: values.data });
+    for m in 0..count {
+        // SAFETY: see `run`.
+        unsafe { soften(s, &work, m, n, item.queries.visible_in(m, page), cap) };
+    }
+    run_pass(s, kv_type, count, Pass { step: Step::Accumulate, work, first: 0, rows: values, n, ahead: after });
 }
 
 /// A pass over the keys or the values of a page. Only made where everything is as [`run`] promises.

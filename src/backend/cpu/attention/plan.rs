@@ -21,11 +21,11 @@ const SPLIT_LEN: usize = 2 * PAGE_LEN;
 /// Packed queries from which the wide kernel is faster.
 const WIDE_FROM: usize = 9;
 
-/// Packed queries of one key-value head of one span.
+/// Packed queries of each of some key-value heads of one span.
 #[derive(Debug)]
 struct Tile {
     span: usize,
-    kv_head: usize,
+    kv_heads: Range<usize>,
     first: usize,
     count: usize,
     /// The positions that at least one of the queries sees.
@@ -108,7 +108,7 @@ impl<'a> AttentionPlan<'a> {
         // The longest first: what is left at the end, when threads run out of work, is then short.
         let cost = |&(tile, split): &(usize, usize)| {
             let tile = &plan.tiles[tile];
-            tile.split(split).len() * tile.count
+            tile.split(split).len() * tile.count * tile.kv_heads.len()
         };
         let mut items = std::mem::take(&mut plan.items);
         items.sort_by_key(|item| Reverse(cost(item)));
@@ -120,24 +120,24 @@ impl<'a> AttentionPlan<'a> {
         let (params, span) = (self.params, &self.spans[index]);
         let group = params.group();
         let packed = span.rows * group;
-        let tiles = packed.div_ceil(TILE) * params.kv_heads;
         for first in (0..packed).step_by(TILE) {
             let count = TILE.min(packed - first);
             let (first_row, last_row) = (first / group, (first + count - 1) / group);
             let positions = params.visible(span, first_row).start..params.visible(span, last_row).end;
             let pages = positions.end.div_ceil(PAGE_LEN) - positions.start / PAGE_LEN;
-            let wanted = SPAN_ITEMS.div_ceil(tiles);
+            let heads = if count < WIDE_FROM { heads_together(params.kv_heads, pages) } else { 1 };
+            let wanted = SPAN_ITEMS.div_ceil(packed.div_ceil(TILE) * params.kv_heads / heads);
             let split_len = (pages.div_ceil(wanted) * PAGE_LEN).max(SPLIT_LEN);
             // A query that sees nothing still has an output.
             let splits = (pages * PAGE_LEN).div_ceil(split_len).max(1);
-            for kv_head in 0..params.kv_heads {
+            for kv_head in (0..params.kv_heads).step_by(heads) {
                 let offset = *partials;
                 if splits > 1 {
-                    *partials += splits * count * Partials::stride(self.layout.values.padded);
+                    *partials += splits * heads * count * Partials::stride(self.layout.values.padded);
                 }
                 self.tiles.push(Tile {
                     span: index,
-                    kv_head,
+                    kv_heads: kv_head..kv_head + heads,
                     first,
                     count,
                     positions: positions.clone(),
@@ -183,7 +183,7 @@ impl<'a> AttentionPlan<'a> {
         assert!(q.len() >= self.rows * self.params.heads * self.params.k_dim);
         assert!(out.len() >= self.rows * self.params.heads * self.params.v_dim);
         let span = &self.spans[tile.span];
-        let (first, count, kv_head) = (tile.first, tile.count, tile.kv_head);
+        let (first, count, kv_head) = (tile.first, tile.count, tile.kv_heads.start);
         let queries = Queries { params: &self.params, span, kv_head, first, count, q };
         let cache = Cache { layout: &self.layout, layer_offset, span, kv_head };
         let next = next.and_then(|next| self.first_keys(layer_offset, next)).unwrap_or(std::ptr::null());
@@ -191,7 +191,9 @@ impl<'a> AttentionPlan<'a> {
         if tile.splits > 1 && tile.finished.finished_last(tile.splits) {
             let v_padded = self.layout.values.padded;
             let stride = Partials::stride(v_padded);
-            for m in 0..count {
+            let all = tile.kv_heads.len() * count;
+            for m in 0..all {
+                let queries = Queries { kv_head: tile.kv_heads.start + m / count, ..queries };
                 let [sum] = scratch.buffers([v_padded]);
                 // SAFETY: all splits of the tile were finished before this, and the buffer is this thread's; the
                 // output of the query is no other item's.
@@ -199,11 +201,11 @@ impl<'a> AttentionPlan<'a> {
                     let combine = Combine {
                         partials: &self.partials,
                         offset: tile.partials + m * stride,
-                        stride: count * stride,
+                        stride: all * stride,
                         splits: tile.splits,
                         v_padded,
                         sum: std::slice::from_raw_parts_mut(sum, v_padded),
-                        out: output(out, &queries, m),
+                        out: output(out, &queries, m % count),
                     };
                     simd::run(isa, combine);
                 }
@@ -212,13 +214,20 @@ impl<'a> AttentionPlan<'a> {
     }
 }
 
+/// How many key-value heads an item should take together, whose keys lie next to each other: as many as leave enough items for
+/// all threads, since memory is the faster the longer it is read on and on.
+fn heads_together(kv_heads: usize, pages: usize) -> usize {
+    let splits = pages * PAGE_LEN / SPLIT_LEN;
+    (1..=kv_heads).rev().find(|&n| kv_heads.is_multiple_of(n) && kv_heads / n * splits >= SPAN_ITEMS).unwrap_or(1)
+}
+
 impl AttentionPlan<'_> {
     /// Where the first keys are that an item reads, if it reads any.
     fn first_keys(&self, layer_offset: usize, item: usize) -> Option<*const u8> {
         let &(tile, split) = self.items.get(item)?;
         let tile = &self.tiles[tile];
         let (span, positions) = (&self.spans[tile.span], tile.split(split));
-        let cache = Cache { layout: &self.layout, layer_offset, span, kv_head: tile.kv_head };
+        let cache = Cache { layout: &self.layout, layer_offset, span, kv_head: tile.kv_heads.start };
         (!positions.is_empty()).then(|| cache.keys_ahead(&positions))
     }
 }
@@ -252,16 +261,23 @@ impl Item<'_> {
         self.tile.split(self.split)
     }
 
-    /// Takes the final state of a query.
+    /// The key-value heads.
+    pub(super) fn kv_heads(&self) -> Range<usize> {
+        self.tile.kv_heads.clone()
+    }
+
+    /// Takes the final state of a query of a key-value head.
     #[inline(always)]
-    pub(super) fn emit<S: Simd>(&self, s: S, m: usize, state: State) {
+    pub(super) fn emit<S: Simd>(&self, s: S, kv_head: usize, m: usize, state: State) {
         let tile = self.tile;
+        let queries = Queries { kv_head, ..self.queries };
         if tile.splits == 1 {
             // SAFETY: `run_item`'s caller promises that `out` is valid, its size was checked, and no other item has
             // this query.
-            finish(s, state, unsafe { output(self.out, &self.queries, m) });
+            finish(s, state, unsafe { output(self.out, &queries, m) });
         } else {
-            let index = self.split * tile.count + m;
+            let heads = tile.kv_heads.len();
+            let index = (self.split * heads + kv_head - tile.kv_heads.start) * tile.count + m;
             // SAFETY: only this item writes to the place of this query and split, and nobody reads before it is done.
             unsafe {
                 self.plan.partials.write(tile.partials + index * Partials::stride(state.values.len()), state);

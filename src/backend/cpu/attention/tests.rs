@@ -321,7 +321,15 @@ fn order_of_items(isa: Isa) {
         for item in items {
             // SAFETY: as in `Batch::run`.
             unsafe {
-                plan.run_item(isa, LAYER_OFFSET, item, Some(item + 1), &batch.q, &mut out[..], &mut scratch[random.below(2)]);
+                plan.run_item(
+                    isa,
+                    LAYER_OFFSET,
+                    item,
+                    Some(item + 1),
+                    &batch.q,
+                    &mut out[..],
+                    &mut scratch[random.below(2)],
+                );
             }
         }
         assert!(out == in_order, "{isa:?} round {round}");
@@ -366,7 +374,9 @@ fn threads_agree() {
                             break;
                         }
                         // SAFETY: each item is run by one thread, once; `out` outlives the scope.
-                        unsafe { plan.run_item(isa, LAYER_OFFSET, item, Some(item + 1), &batch.q, shared.0, &mut scratch) };
+                        unsafe {
+                            plan.run_item(isa, LAYER_OFFSET, item, Some(item + 1), &batch.q, shared.0, &mut scratch)
+                        };
                     }
                 });
             }

@@ -114,7 +114,7 @@ pub(super) fn run<S: Simd>(s: S, item: Item) {
             for lane in 0..S::LANES.min(count - first) {
                 let values = std::slice::from_raw_parts(rows.add(lane * v_padded).cast_const(), v_padded);
                 let (max, sum) = (*block.max.add(column + lane), *block.sum.add(column + lane));
-                item.emit(s, first + lane, State { max, sum, values });
+                item.emit(s, item.queries.kv_head, first + lane, State { max, sum, values });
             }
         }
     }
