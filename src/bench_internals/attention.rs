@@ -98,9 +98,7 @@ impl Attention {
             for item in 0..plan.items() {
                 // SAFETY: all positions of all layers were stored when this was made, the pages and `out` are this value's,
                 // which is borrowed as the only one, and items run one by one, all of a layer before the next.
-                unsafe {
-                    plan.run_item(self.isa, layer * self.layout.bytes(), item, Some(item + 1), q, &mut out[..], scratch)
-                }
+                unsafe { plan.run_item(self.isa, layer * self.layout.bytes(), item, q, &mut out[..], scratch) }
             }
         });
         Ok(())

@@ -439,7 +439,7 @@ impl Pass<'_> {
                 unsafe {
                     let q = self.read(*q, 0..self.rows);
                     let out = std::ptr::slice_from_raw_parts_mut(start, len);
-                    plan.run_item(self.backend.isa, *offset, item, Some(item + 1), q, out, &mut member.attention);
+                    plan.run_item(self.backend.isa, *offset, item, q, out, &mut member.attention);
                 }
                 Ok(())
             }

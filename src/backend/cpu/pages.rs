@@ -24,8 +24,8 @@ struct Page {
 }
 
 impl Page {
-    /// Zeros. What a token reads of a cache page is far apart, a few kilobytes for each layer and head, so that in small pages of
-    /// memory every second line or so needs another address translation: large ones are asked for where they fit.
+    /// Zeros. A layer of the model reads some hundred kilobytes of each cache page, so that small pages of memory would need an
+    /// address translation every few kilobytes, which caches have forgotten by the next token: large ones are asked for.
     fn new(bytes: usize) -> std::io::Result<Self> {
         if bytes < LARGE {
             return Ok(Self { map: MmapMut::map_anon(bytes)?, start: 0 });

@@ -157,7 +157,7 @@ impl<'a> AttentionPlan<'a> {
 
     /// Computes one item: `q` holds `[rows][heads * k_dim]` numbers and `out` `[rows][heads * v_dim]`, of which each
     /// item writes its own part (rows that are in no span are left alone). Every item is to be run once for each layer;
-    /// when some were not, the plan is not to be used again. The first keys of item `next` are asked for meanwhile.
+    /// when some were not, the plan is not to be used again. The first keys of the item after this one are asked for meanwhile.
     ///
     /// # Panics
     /// Where `q` or `out` is too short, or `item` is not below [`items`](Self::items).
@@ -173,7 +173,6 @@ impl<'a> AttentionPlan<'a> {
         isa: Isa,
         layer_offset: usize,
         item: usize,
-        next: Option<usize>,
         q: &[f32],
         out: *mut [f32],
         scratch: &mut AttentionScratch,
@@ -186,7 +185,7 @@ impl<'a> AttentionPlan<'a> {
         let (first, count, kv_head) = (tile.first, tile.count, tile.kv_heads.start);
         let queries = Queries { params: &self.params, span, kv_head, first, count, q };
         let cache = Cache { layout: &self.layout, layer_offset, span, kv_head };
-        let next = next.and_then(|next| self.first_keys(layer_offset, next)).unwrap_or(std::ptr::null());
+        let next = self.first_keys(layer_offset, item + 1).unwrap_or(std::ptr::null());
         simd::run(isa, Item { plan: self, tile, split, queries, cache, next, out, scratch });
         if tile.splits > 1 && tile.finished.finished_last(tile.splits) {
             let v_padded = self.layout.values.padded;
@@ -214,9 +213,9 @@ impl<'a> AttentionPlan<'a> {
     }
 }
 
-/// How many key-value heads an item should take together, whose keys lie next to each other: as many as leave enough items for
-/// all threads, since memory is the faster the longer it is read on and on.
-fn heads_together(kv_heads: usize, pages: usize) -> usize {
+/// How many key-value heads an item should take together, which lie next to each other in `pages` pages of the cache: as many as
+/// leave enough items for all threads, since memory is the faster the longer it is read on and on.
+pub(super) fn heads_together(kv_heads: usize, pages: usize) -> usize {
     let splits = pages * PAGE_LEN / SPLIT_LEN;
     (1..=kv_heads).rev().find(|&n| kv_heads.is_multiple_of(n) && kv_heads / n * splits >= SPAN_ITEMS).unwrap_or(1)
 }

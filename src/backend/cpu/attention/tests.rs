@@ -1,5 +1,6 @@
 //! Attention against the textbook formula in `f64`, over a cache as the store kernels wrote it.
 
+use super::plan::heads_together;
 use super::*;
 use crate::backend::KvType;
 use crate::backend::cpu::isa::Isa;
@@ -155,7 +156,7 @@ impl Batch {
         let mut scratch = AttentionScratch::default();
         for item in 0..plan.items() {
             // SAFETY: everything is this test's, stored and large enough, and items run one by one.
-            unsafe { plan.run_item(isa, LAYER_OFFSET, item, None, &self.q, &mut out[..], &mut scratch) };
+            unsafe { plan.run_item(isa, LAYER_OFFSET, item, &self.q, &mut out[..], &mut scratch) };
         }
         out
     }
@@ -200,7 +201,7 @@ mod each {
     use super::Isa;
     for_each_isa! {
         random_batches decode prompt windows softcap bidirectional odd_dimensions many_heads_to_one
-        nothing_visible large_scores order_of_items pages_that_a_window_left
+        nothing_visible large_scores order_of_items long_contexts pages_that_a_window_left
     }
 }
 
@@ -321,18 +322,24 @@ fn order_of_items(isa: Isa) {
         for item in items {
             // SAFETY: as in `Batch::run`.
             unsafe {
-                plan.run_item(
-                    isa,
-                    LAYER_OFFSET,
-                    item,
-                    Some(item + 1),
-                    &batch.q,
-                    &mut out[..],
-                    &mut scratch[random.below(2)],
-                );
+                plan.run_item(isa, LAYER_OFFSET, item, &batch.q, &mut out[..], &mut scratch[random.below(2)]);
             }
         }
         assert!(out == in_order, "{isa:?} round {round}");
+    }
+}
+
+/// Where there are enough positions, an item takes several key-value heads.
+fn long_contexts(isa: Isa) {
+    assert_eq!([1, 7, 8, 17, 32, 1000].map(|pages| heads_together(16, pages)), [1, 1, 2, 4, 8, 16]);
+    assert_eq!([17, 33, 129].map(|pages| heads_together(6, pages)), [1, 3, 6]);
+    let mut random = Random(14);
+    for kv_type in TYPES {
+        for (past, window) in [(447, None), (448, None), (1100, None), (2100, Some(1500))] {
+            let p = AttnParams { window, ..params(32, 16, 16, 24) };
+            let shapes = [(past, 1), (past + 9, 3), (3, 1)];
+            Batch::new(isa, p, kv_type, &shapes, &mut random).check(isa, &format!("{isa:?} {kv_type:?} {past}"));
+        }
     }
 }
 
@@ -374,9 +381,7 @@ fn threads_agree() {
                             break;
                         }
                         // SAFETY: each item is run by one thread, once; `out` outlives the scope.
-                        unsafe {
-                            plan.run_item(isa, LAYER_OFFSET, item, Some(item + 1), &batch.q, shared.0, &mut scratch)
-                        };
+                        unsafe { plan.run_item(isa, LAYER_OFFSET, item, &batch.q, shared.0, &mut scratch) };
                     }
                 });
             }
@@ -397,7 +402,7 @@ fn spans_do_not_affect_each_other() {
     for item in 0..plan.items() {
         let scratch = &mut AttentionScratch::default();
         // SAFETY: as in `Batch::run`.
-        unsafe { plan.run_item(isa, LAYER_OFFSET, item, None, &together.q, &mut out[..], scratch) };
+        unsafe { plan.run_item(isa, LAYER_OFFSET, item, &together.q, &mut out[..], scratch) };
     }
     let rows = 6 * 64..6 * 64 * 91;
     assert!(out[rows.clone()] == all[rows]);
