@@ -110,6 +110,9 @@ pub(super) fn run<S: Simd>(s: S, item: Item) {
 }
 
 /// Takes the keys and the values of a page into account, asking for what is to be read after them.
+///
+/// # Safety
+/// The queries of `work` are set up, for the key-value head that the rows are of, which are those of the page.
 #[inline(always)]
 unsafe fn run_page<S: Simd>(
     s: S,
@@ -123,7 +126,7 @@ unsafe fn run_page<S: Simd>(
     let (kv_type, count, n) = (item.cache.layout.kv_type, item.queries.count, page.len());
     run_pass(s, kv_type, count, Pass { step: Step::Score, work, first: 0, rows: keys, n, ahead: values.data });
     for m in 0..count {
-        // SAFETY: see `run`.
+        // SAFETY: the first pass has written the scores of the page.
         unsafe { soften(s, &work, m, n, item.queries.visible_in(m, page), cap) };
     }
     run_pass(s, kv_type, count, Pass { step: Step::Accumulate, work, first: 0, rows: values, n, ahead: after });

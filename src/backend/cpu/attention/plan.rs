@@ -211,16 +211,7 @@ impl<'a> AttentionPlan<'a> {
             }
         }
     }
-}
 
-/// How many key-value heads an item should take together, which lie next to each other in `pages` pages of the cache: as many as
-/// leave enough items for all threads, since memory is the faster the longer it is read on and on.
-pub(super) fn heads_together(kv_heads: usize, pages: usize) -> usize {
-    let splits = pages * PAGE_LEN / SPLIT_LEN;
-    (1..=kv_heads).rev().find(|&n| kv_heads.is_multiple_of(n) && kv_heads / n * splits >= SPAN_ITEMS).unwrap_or(1)
-}
-
-impl AttentionPlan<'_> {
     /// Where the first keys are that an item reads, if it reads any.
     fn first_keys(&self, layer_offset: usize, item: usize) -> Option<*const u8> {
         let &(tile, split) = self.items.get(item)?;
@@ -229,6 +220,13 @@ impl AttentionPlan<'_> {
         let cache = Cache { layout: &self.layout, layer_offset, span, kv_head: tile.kv_heads.start };
         (!positions.is_empty()).then(|| cache.keys_ahead(&positions))
     }
+}
+
+/// How many key-value heads an item should take together, which lie next to each other in `pages` pages of the cache: as many as
+/// leave enough items for all threads, since memory is the faster the longer it is read on and on.
+pub(super) fn heads_together(kv_heads: usize, pages: usize) -> usize {
+    let splits = pages * PAGE_LEN / SPLIT_LEN;
+    (1..=kv_heads).rev().find(|&n| kv_heads.is_multiple_of(n) && kv_heads / n * splits >= SPAN_ITEMS).unwrap_or(1)
 }
 
 /// The output of a packed query.
