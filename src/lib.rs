@@ -69,6 +69,7 @@ pub mod chat;
 mod device;
 mod error;
 pub mod gguf;
+mod memory;
 mod model;
 pub mod quant;
 pub mod sampler;

@@ -1,0 +1,147 @@
+#![allow(dead_code)] // until all allocations come through here
+//! Memory whose amount an input decides: a file, a prompt, an option or the length of a context. All of it is asked for
+//! here, so that memory that cannot be had is an error of the kind [`OutOfMemory`](ErrorKind::OutOfMemory) and never
+//! ends the process.
+
+use crate::{Error, ErrorKind, Result};
+use std::fmt::Display;
+
+/// The error for `bytes` bytes that cannot be had. `what` says what they were for: "the tokens of a prompt".
+pub(crate) fn out_of_memory(what: impl Display, bytes: usize) -> Error {
+    Error::new(ErrorKind::OutOfMemory, format!("no memory for {what}: {bytes} bytes cannot be had"))
+}
+
+/// Makes room for `more` values behind those of `values`, and for more than that, so that pushing one by one takes
+/// linear time.
+///
+/// # Errors
+/// `OutOfMemory`; `values` is as before.
+pub(crate) fn reserve<T>(values: &mut Vec<T>, more: usize, what: impl Display) -> Result<()> {
+    let len = values.len();
+    values.try_reserve(more).map_err(|_| out_of_memory(what, bytes_of::<T>(len.saturating_add(more))))
+}
+
+/// As [`reserve`], without spare room.
+pub(crate) fn reserve_exact<T>(values: &mut Vec<T>, more: usize, what: impl Display) -> Result<()> {
+    let len = values.len();
+    values.try_reserve_exact(more).map_err(|_| out_of_memory(what, bytes_of::<T>(len.saturating_add(more))))
+}
+
+/// Makes room for `more` bytes behind `text`.
+///
+/// # Errors
+/// `OutOfMemory`; `text` is as before.
+pub(crate) fn reserve_text(text: &mut String, more: usize, what: impl Display) -> Result<()> {
+    let len = text.len();
+    text.try_reserve(more).map_err(|_| out_of_memory(what, len.saturating_add(more)))
+}
+
+/// An empty vector with room for `len` values.
+///
+/// # Errors
+/// `OutOfMemory`.
+pub(crate) fn with_room<T>(len: usize, what: impl Display) -> Result<Vec<T>> {
+    let mut values = Vec::new();
+    reserve_exact(&mut values, len, what)?;
+    Ok(values)
+}
+
+/// `len` times the same value.
+///
+/// # Errors
+/// `OutOfMemory`.
+pub(crate) fn filled<T: Clone>(len: usize, value: T, what: impl Display) -> Result<Vec<T>> {
+    let mut values = with_room(len, what)?;
+    values.resize(len, value);
+    Ok(values)
+}
+
+/// A copy of a slice.
+///
+/// # Errors
+/// `OutOfMemory`.
+pub(crate) fn copied<T: Copy>(slice: &[T], what: impl Display) -> Result<Vec<T>> {
+    let mut values = with_room(slice.len(), what)?;
+    values.extend_from_slice(slice);
+    Ok(values)
+}
+
+/// A copy of a text.
+///
+/// # Errors
+/// `OutOfMemory`.
+pub(crate) fn copied_text(text: &str, what: impl Display) -> Result<String> {
+    let mut copy = String::new();
+    reserve_text(&mut copy, text.len(), what)?;
+    copy.push_str(text);
+    Ok(copy)
+}
+
+/// Adds `value`.
+///
+/// # Errors
+/// `OutOfMemory`; `values` is as before.
+pub(crate) fn push<T>(values: &mut Vec<T>, value: T, what: impl Display) -> Result<()> {
+    if values.len() == values.capacity() {
+        reserve(values, 1, what)?;
+    }
+    values.push(value);
+    Ok(())
+}
+
+/// Adds a slice.
+///
+/// # Errors
+/// `OutOfMemory`; `values` is as before.
+pub(crate) fn extend<T: Copy>(values: &mut Vec<T>, slice: &[T], what: impl Display) -> Result<()> {
+    reserve(values, slice.len(), what)?;
+    values.extend_from_slice(slice);
+    Ok(())
+}
+
+/// All values of an iterator.
+///
+/// # Errors
+/// `OutOfMemory`.
+pub(crate) fn collected<T>(values: impl IntoIterator<Item = T>, what: impl Display + Copy) -> Result<Vec<T>> {
+    let values = values.into_iter();
+    let mut all = with_room(values.size_hint().0, what)?;
+    for value in values {
+        push(&mut all, value, what)?;
+    }
+    Ok(all)
+}
+
+fn bytes_of<T>(len: usize) -> usize {
+    len.saturating_mul(size_of::<T>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_had_is_an_error_that_says_for_what() {
+        let error = with_room::<u64>(usize::MAX / 4, "a test").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::OutOfMemory);
+        assert_eq!(error.to_string(), format!("no memory for a test: {} bytes cannot be had", usize::MAX));
+        let mut values = vec![1u8];
+        assert!(reserve(&mut values, usize::MAX, "a test").is_err());
+        assert_eq!(values, [1]);
+        let mut text = "a".to_string();
+        assert!(reserve_text(&mut text, usize::MAX, "a test").is_err());
+        assert!(filled(isize::MAX as usize, 0u16, "a test").is_err());
+    }
+
+    #[test]
+    fn what_can_be_had_is_as_asked_for() {
+        assert_eq!(filled(3, 7, "a test").unwrap(), [7; 3]);
+        assert_eq!(copied(&[1, 2], "a test").unwrap(), [1, 2]);
+        assert_eq!(copied_text("ab", "a test").unwrap(), "ab");
+        assert_eq!(collected(0..1000, "a test").unwrap(), (0..1000).collect::<Vec<_>>());
+        let mut values = Vec::new();
+        push(&mut values, 1, "a test").unwrap();
+        extend(&mut values, &[2, 3], "a test").unwrap();
+        assert_eq!(values, [1, 2, 3]);
+    }
+}
