@@ -5,6 +5,7 @@
 //! device, or that it has no kernels for, is refused while it is loaded.
 
 pub(crate) mod bandwidth;
+mod code_cache;
 pub(crate) mod device;
 mod driver;
 mod exec;

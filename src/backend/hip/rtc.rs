@@ -5,19 +5,15 @@
 //! processor. NVIDIA's NVRTC is not clang, whose vector types and builtins the kernels use, and is not needed: drivers
 //! compile the embedded PTX.
 //!
-//! What was compiled is kept in the user's cache folder, under a name that has the hash of all that it was made from. A
-//! file there that is damaged is replaced; a folder that cannot be written costs time, nothing else.
+//! What was compiled is kept in the user's cache folder ([`CodeCache`]).
 
+use super::code_cache::{CodeCache, Recipe};
 use super::driver::{Handle, Status, innermost, rocm_libraries, table};
-use super::objects::fnv;
 use libloading::Library;
 use std::collections::HashMap;
 use std::env;
 use std::ffi::{CString, c_char, c_int};
-use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::path::Path;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// Names the one compiler library to load, in place of all others.
@@ -114,21 +110,21 @@ impl Target {
     pub(super) fn object(&self, family: &str) -> Result<Vec<u8>, String> {
         let unknown = || format!("there is no source of {family} kernels");
         let (_, source) = FAMILIES.iter().find(|(name, _)| *name == family).ok_or_else(unknown)?;
-        let mut recipe = vec![*source, &self.version, &self.compiler.name, &self.arch];
-        recipe.extend(FLAGS);
-        recipe.extend(HEADERS.iter().map(|(_, text)| *text));
-        let name = format!("{family}.{}.{:016x}.hsaco", self.arch, fnv(recipe.join("\0").as_bytes()));
-        let folder = cache_folder();
-        if let Some(code) = folder.as_deref().and_then(|folder| cached(folder, &name)) {
+        let sources = HEADERS.iter().map(|(_, text)| *text).chain([*source]);
+        let made_by = [self.version.as_str(), &self.compiler.name, &self.arch];
+        let recipe = Recipe::new(
+            &format!("{family}.{}", self.arch),
+            made_by.into_iter().chain(FLAGS.iter().copied()).chain(sources),
+        );
+        let cache = CodeCache::open();
+        if let Some(code) = cache.as_ref().ok().and_then(|cache| cache.get(&recipe)) {
             return Ok(code);
         }
         let _one_at_a_time = self.compiler.versions.lock().unwrap_or_else(PoisonError::into_inner);
         log::info!("compiling the {family} kernels for {} by {}", self.arch, self.compiler.name);
         let (code, _) = self.compiler.compile(family, source, HEADERS, &self.arch)?;
-        match folder.as_deref().map(|folder| keep(folder, &name, &code)) {
-            Some(Err(e)) => log::warn!("compiled kernels are not kept for the next time: {e}"),
-            None => log::warn!("compiled kernels are not kept for the next time: there is no cache folder"),
-            Some(Ok(())) => {}
+        if let Err(e) = cache.and_then(|cache| cache.put(&recipe, &code).map_err(|e| e.to_string())) {
+            log::warn!("compiled kernels are not kept for the next time: {e}");
         }
         Ok(code)
     }
@@ -242,88 +238,9 @@ impl Drop for Program<'_> {
     }
 }
 
-/// Where compiled kernels are kept, by the conventions of the system.
-fn cache_folder() -> Option<PathBuf> {
-    let variable = |name: &str| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let folder = if cfg!(windows) {
-        variable("LOCALAPPDATA")
-    } else {
-        variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")))
-    };
-    Some(folder?.join("wavelm").join("kernels"))
-}
-
-/// What a file of the cache begins with: then come the hash of the code, eight bytes from the lowest, and the code.
-const MAGIC: &[u8; 8] = b"wavelm 1";
-
-/// What the cache has under a name, unless it is damaged.
-fn cached(folder: &Path, name: &str) -> Option<Vec<u8>> {
-    let path = folder.join(name);
-    let mut file = match fs::read(&path) {
-        Ok(file) => file,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return None,
-        Err(e) => {
-            log::warn!("{} cannot be read: {e}", path.display());
-            return None;
-        }
-    };
-    let code = file.strip_prefix(MAGIC).and_then(|rest| rest.split_first_chunk::<8>());
-    match code {
-        Some((hash, code)) if !code.is_empty() && fnv(code) == u64::from_le_bytes(*hash) => {
-            file.drain(..MAGIC.len() + 8);
-            Some(file)
-        }
-        _ => {
-            log::warn!("{} is damaged: its kernels are compiled again", path.display());
-            None
-        }
-    }
-}
-
-/// Puts code under a name, at once: who reads at the same time finds the old file, or the new one, or none.
-fn keep(folder: &Path, name: &str, code: &[u8]) -> io::Result<()> {
-    /// Threads of one process must not write to the same file either.
-    static WRITTEN: AtomicU32 = AtomicU32::new(0);
-    fs::create_dir_all(folder)?;
-    let number = WRITTEN.fetch_add(1, Ordering::Relaxed);
-    let unfinished = folder.join(format!("{name}.{}.{number}", std::process::id()));
-    let file = [&MAGIC[..], &fnv(code).to_le_bytes(), code].concat();
-    let written = fs::write(&unfinished, file).and_then(|()| fs::rename(&unfinished, folder.join(name)));
-    if written.is_err() {
-        // What is left of it, if anything is.
-        let _ = fs::remove_file(&unfinished);
-    }
-    written
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_cache_gives_back_what_is_whole() {
-        let folder = env::temp_dir().join(format!("wavelm-kernels-{}", std::process::id()));
-        assert_eq!(cached(&folder, "a"), None);
-        keep(&folder, "a", b"code").unwrap();
-        keep(&folder, "a", b"other").unwrap();
-        assert_eq!(cached(&folder, "a").as_deref(), Some(&b"other"[..]));
-        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
-        let whole = fs::read(folder.join("a")).unwrap();
-        for length in 0..whole.len() {
-            fs::write(folder.join("a"), &whole[..length]).unwrap();
-            assert_eq!(cached(&folder, "a"), None, "{length} bytes");
-        }
-        for bit in 0..whole.len() * 8 {
-            let mut damaged = whole.clone();
-            damaged[bit / 8] ^= 1 << (bit % 8);
-            fs::write(folder.join("a"), damaged).unwrap();
-            assert_eq!(cached(&folder, "a"), None, "bit {bit}");
-        }
-        // A file in the place of the folder: nothing can be kept, also by root.
-        assert!(keep(&folder.join("a"), "b", b"code").is_err());
-        assert_eq!(cached(&folder.join("a"), "b"), None);
-        fs::remove_dir_all(&folder).unwrap();
-    }
 
     #[test]
     fn what_is_no_amd_gpu_is_not_compiled_for() {
