@@ -85,7 +85,7 @@ impl Attention {
     /// Gives `measure` what attends in one layer, each time in the next one.
     ///
     /// # Errors
-    /// None: [`new`](Self::new) has checked the sizes.
+    /// `OutOfMemory`.
     pub fn attend(&mut self, measure: impl FnOnce(&mut dyn FnMut())) -> Result<()> {
         let Shape { past, rows, layers, .. } = self.shape;
         let spans = [Span { first_row: 0, rows, first_pos: past, pages: &self.table }];
@@ -93,15 +93,18 @@ impl Attention {
         let (q, out, scratch, turn) = (&self.q, &mut self.out, &mut self.scratch, &mut self.turn);
         // Not a number until it is computed.
         out.fill(f32::NAN);
+        let mut done = Ok(());
         measure(&mut || {
             let layer = next(turn, layers);
             for item in 0..plan.items() {
                 // SAFETY: all positions of all layers were stored when this was made, the pages and `out` are this value's,
                 // which is borrowed as the only one, and items run one by one, all of a layer before the next.
-                unsafe { plan.run_item(self.isa, layer * self.layout.bytes(), item, q, &mut out[..], scratch) }
+                let ran =
+                    unsafe { plan.run_item(self.isa, layer * self.layout.bytes(), item, q, &mut out[..], scratch) };
+                done = std::mem::replace(&mut done, Ok(())).and(ran);
             }
         });
-        Ok(())
+        done
     }
 
     /// Gives `measure` what stores the keys and values of the rows in one layer, each time in the next one.

@@ -439,9 +439,8 @@ impl Pass<'_> {
                 unsafe {
                     let q = self.read(*q, 0..self.rows);
                     let out = std::ptr::slice_from_raw_parts_mut(start, len);
-                    plan.run_item(self.backend.isa, *offset, item, q, out, &mut member.attention);
+                    plan.run_item(self.backend.isa, *offset, item, q, out, &mut member.attention)
                 }
-                Ok(())
             }
         }
     }

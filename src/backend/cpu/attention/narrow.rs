@@ -1,34 +1,33 @@
-//! Attention of few queries, as in decoding: the numbers of a head are in the lanes, and keys and values are converted
-//! in registers, straight from the cache, for up to [`Simd::QUERIES`] queries at once. What bounds it is memory: while
-//! the keys of a page are read, its values are prefetched, and then the keys of the next page or item.
+//! Attention of few queries, as in decoding, straight from the cache for up to [`Simd::QUERIES`] queries at once: keys are
+//! in the lanes while scores are computed, and then the numbers of a value. What bounds it is memory: while the keys of a
+//! page are read, its values are prefetched, and then the keys of the next page or item.
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::page::{Cache, Element, F16, F32, Q8_0, RowTile, first_page};
-use super::plan::Item;
-use super::{LOWEST, Queries, State};
+use super::Queries;
+use super::page::{Cache, Element, F16, F32, KeyTile, Q8_0, RowTile, first_page, next_number};
+use super::partial::Total;
+use super::plan::{Item, segment_end};
+use crate::Result;
 use crate::backend::KvType;
 use crate::backend::cpu::kv::PAGE_LEN;
-use crate::backend::cpu::simd::{self, Kernel, Simd, math};
-
-/// Keys whose dot products are computed together.
-const KEYS: usize = 4;
+use crate::backend::cpu::simd::{self, Kernel, Simd, first, math};
 
 /// The working memory of an item, for each query a row.
 #[derive(Clone, Copy)]
 struct Work {
-    /// Queries, padded like the keys, multiplied by the scale.
+    /// Queries, multiplied by the scale: `q_len` numbers, those beyond their own zero.
     q: *mut f32,
     /// Scores of a page, then their powers.
     scores: *mut f32,
-    /// Sums of values, padded like them.
-    values: *mut f32,
-    /// Largest score, sum of powers, and the factor for what was summed before this page.
-    max: *mut f32,
-    sum: *mut f32,
+    /// Sums of the segment: values, padded as in the cache, largest score and sum of powers.
+    segment: Total,
+    /// The same of all segments before.
+    total: Total,
+    /// The factor for what was summed before this page.
     rescale: *mut f32,
-    k_padded: usize,
+    q_len: usize,
     v_padded: usize,
 }
 
@@ -37,58 +36,77 @@ impl Work {
     #[inline(always)]
     fn of_head(self, i: usize, count: usize) -> Self {
         let m = i * count;
-        Self {
-            q: self.q.wrapping_add(m * self.k_padded),
-            values: self.values.wrapping_add(m * self.v_padded),
-            max: self.max.wrapping_add(m),
-            sum: self.sum.wrapping_add(m),
-            ..self
+        let (segment, total) = (self.of_query(self.segment, m), self.of_query(self.total, m));
+        Self { q: self.q.wrapping_add(m * self.q_len), segment, total, ..self }
+    }
+
+    #[inline(always)]
+    fn of_query(&self, sums: Total, m: usize) -> Total {
+        Total {
+            max: sums.max.wrapping_add(m),
+            sum: sums.sum.wrapping_add(m),
+            values: sums.values.wrapping_add(m * self.v_padded),
         }
     }
 }
 
 #[inline(always)]
-pub(super) fn run<S: Simd>(s: S, item: Item) {
+pub(super) fn run<S: Simd>(s: S, item: Item) -> Result<()> {
     let count = item.queries.count;
     let heads = item.kv_heads();
     let all = heads.len() * count;
     let (keys, values) = (item.cache.layout.keys, item.cache.layout.values);
-    let (k_padded, v_padded) = (keys.padded, values.padded);
-    let [q, scores, sums, max, sum, rescale, k_scales, v_scales] = item.scratch.buffers([
-        all * k_padded,
-        count * PAGE_LEN,
-        all * v_padded,
-        all,
-        all,
-        count,
-        Cache::scales_len(&keys),
-        Cache::scales_len(&values),
-    ]);
-    let first = Work { q, scores, values: sums, max, sum, rescale, k_padded, v_padded };
+    let (q_len, v_padded) = (keys.dim.next_multiple_of(S::LANES), values.padded);
+    let sums = |all: usize| [all * v_padded, all, all];
+    let [in_segment, in_total] = [sums(all), sums(if item.folds() { all } else { 0 })];
+    let [q, scores, segment_values, segment_max, segment_sum, total_values, total_max, total_sum, rescale, v_scales] =
+        item.scratch.buffers([
+            all * q_len,
+            count * PAGE_LEN,
+            in_segment[0],
+            in_segment[1],
+            in_segment[2],
+            in_total[0],
+            in_total[1],
+            in_total[2],
+            count,
+            Cache::scales_len(&values),
+        ])?;
+    let work = Work {
+        q,
+        scores,
+        segment: Total { max: segment_max, sum: segment_sum, values: segment_values },
+        total: Total { max: total_max, sum: total_sum, values: total_values },
+        rescale,
+        q_len,
+        v_padded,
+    };
     let (scale, cap) = item.queries.params.factors();
     // SAFETY: all accesses are within the lengths just asked for, and within pages by the promise of `run_item`'s
-    // caller: only rows that the queries see are read.
+    // caller: only rows that the queries see are read, and the keys of their groups.
     unsafe {
         for head in heads.clone() {
-            let work = first.of_head(head - heads.start, count);
+            let work = work.of_head(head - heads.start, count);
             let queries = Queries { kv_head: head, ..item.queries };
             for m in 0..count {
-                queries.write_scaled(s, m, scale, k_padded, work.q.add(m * k_padded));
-                *work.max.add(m) = LOWEST;
-                *work.sum.add(m) = 0.0;
-                for d in 0..v_padded {
-                    *work.values.add(m * v_padded + d) = 0.0;
-                }
+                queries.write_scaled(s, m, scale, q_len, work.q.add(m * q_len));
+            }
+        }
+        for m in 0..all {
+            work.of_query(work.segment, m).clear(v_padded);
+            if item.folds() {
+                work.of_query(work.total, m).clear(v_padded);
             }
         }
         let mut positions = item.positions();
+        let mut segment = item.first_segment();
         while !positions.is_empty() {
-            let page = first_page(positions.clone());
+            let page = first_page(&positions);
             positions.start = page.end;
             for head in heads.clone() {
-                let work = first.of_head(head - heads.start, count);
+                let work = work.of_head(head - heads.start, count);
                 let cache = Cache { kv_head: head, ..item.cache };
-                let rows = [cache.keys(s, &page, k_scales), cache.values(s, &page, v_scales)];
+                let rows = (cache.keys(&page), cache.values(s, &page, v_scales));
                 let after = if head + 1 < heads.end {
                     Cache { kv_head: head + 1, ..item.cache }.keys_ahead(&page)
                 } else if positions.is_empty() {
@@ -98,15 +116,29 @@ pub(super) fn run<S: Simd>(s: S, item: Item) {
                 };
                 run_page(s, &item, work, &page, rows, after, cap);
             }
-        }
-        for head in heads.clone() {
-            let work = first.of_head(head - heads.start, count);
-            for m in 0..count {
-                let values = std::slice::from_raw_parts(work.values.add(m * v_padded).cast_const(), v_padded);
-                item.emit(s, head, m, State { max: *work.max.add(m), sum: *work.sum.add(m), values });
+            if page.end == segment_end(page.start) && !positions.is_empty() {
+                for m in 0..all {
+                    let state = work.of_query(work.segment, m);
+                    if item.folds() {
+                        work.of_query(work.total, m).add(s, state.state(v_padded));
+                    } else {
+                        item.emit(s, segment, heads.start + m / count, m % count, state.state(v_padded));
+                    }
+                    state.clear(v_padded);
+                }
+                segment += 1;
             }
         }
+        for m in 0..all {
+            let mut state = work.of_query(work.segment, m);
+            if item.folds() {
+                work.of_query(work.total, m).add(s, state.state(v_padded));
+                state = work.of_query(work.total, m);
+            }
+            item.emit(s, segment, heads.start + m / count, m % count, state.state(v_padded));
+        }
     }
+    Ok(())
 }
 
 /// Takes the keys and the values of a page into account, asking for what is to be read after them.
@@ -119,39 +151,39 @@ unsafe fn run_page<S: Simd>(
     item: &Item,
     work: Work,
     page: &Range<usize>,
-    [keys, values]: [RowTile; 2],
+    (keys, values): (KeyTile, RowTile),
     after: *const u8,
     cap: Option<f32>,
 ) {
     let (kv_type, count, n) = (item.cache.layout.kv_type, item.queries.count, page.len());
-    run_pass(s, kv_type, count, Pass { step: Step::Score, work, first: 0, rows: keys, n, ahead: values.data });
+    run_pass(s, kv_type, count, Pass { rows: Rows::Keys(keys), work, first: 0, n, ahead: values.data });
     for m in 0..count {
         // SAFETY: the first pass has written the scores of the page.
         unsafe { soften(s, &work, m, n, item.queries.visible_in(m, page), cap) };
     }
-    run_pass(s, kv_type, count, Pass { step: Step::Accumulate, work, first: 0, rows: values, n, ahead: after });
+    run_pass(s, kv_type, count, Pass { rows: Rows::Values(values), work, first: 0, n, ahead: after });
 }
 
 /// A pass over the keys or the values of a page. Only made where everything is as [`run`] promises.
 #[derive(Clone, Copy)]
 struct Pass {
-    step: Step,
+    rows: Rows,
+    /// How many of them there are.
+    n: usize,
     work: Work,
     /// The first query.
     first: usize,
-    /// The rows to read, and how many.
-    rows: RowTile,
-    n: usize,
     /// The first of the rows to prefetch meanwhile, which lie one after the other.
     ahead: *const u8,
 }
 
+/// What a pass reads.
 #[derive(Clone, Copy)]
-enum Step {
-    /// Computes the scores of the keys.
-    Score,
-    /// Adds the values, weighted.
-    Accumulate,
+enum Rows {
+    /// Their scores are computed.
+    Keys(KeyTile),
+    /// They are weighted and added.
+    Values(RowTile),
 }
 
 /// Runs a pass for all queries, in as few blocks as there can be, of about the same size.
@@ -190,15 +222,25 @@ impl<E: Element, const G: usize> Kernel for Block<E, G> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let pass = &self.0;
-        match pass.step {
-            Step::Score => pass.score::<S, E, G>(s),
-            Step::Accumulate => {
+        match &pass.rows {
+            Rows::Keys(keys) => {
+                // The lanes beyond the last key are of its group, and overwritten afterwards.
+                let mut j = 0;
+                while j < pass.n {
+                    match (pass.n - j).div_ceil(S::LANES) {
+                        1 => j += pass.score::<S, E, G, 1>(s, keys, j),
+                        2 | 3 => j += pass.score::<S, E, G, 2>(s, keys, j),
+                        _ => j += pass.score::<S, E, G, 4>(s, keys, j),
+                    }
+                }
+            }
+            Rows::Values(values) => {
                 let mut d = 0;
                 while d < pass.work.v_padded {
                     match (pass.work.v_padded - d) / S::LANES {
-                        1 if S::LANES == 16 => d += pass.accumulate::<S, E, G, 1>(s, d),
-                        2 | 3 if S::LANES >= 8 => d += pass.accumulate::<S, E, G, 2>(s, d),
-                        _ => d += pass.accumulate::<S, E, G, 4>(s, d),
+                        1 if S::LANES == 16 => d += pass.accumulate::<S, E, G, 1>(s, values, d),
+                        2 | 3 if S::LANES >= 8 => d += pass.accumulate::<S, E, G, 2>(s, values, d),
+                        _ => d += pass.accumulate::<S, E, G, 4>(s, values, d),
                     }
                 }
             }
@@ -215,40 +257,57 @@ impl Pass {
         }
     }
 
+    /// Computes the scores of `B` vectors of keys from the j-th on; returns how many keys these are.
     #[inline(always)]
-    fn score<S: Simd, E: Element, const G: usize>(&self, s: S) {
-        let (dim, n) = (self.work.k_padded, self.n);
+    fn score<S: Simd, E: Element, const G: usize, const B: usize>(&self, s: S, keys: &KeyTile, j: usize) -> usize {
+        let Work { q_len, scores, .. } = self.work;
+        let block = keys.block_len::<E>();
         // SAFETY: see the type.
         unsafe {
-            let q = self.work.q.add(self.first * dim).cast_const();
-            for j in (0..n).step_by(KEYS) {
-                // Past the end, the last key stands in; its scores are overwritten afterwards.
-                let rows = [j, (j + 1).min(n - 1), (j + 2).min(n - 1), (j + 3).min(n - 1)];
-                let mut sums = [[s.splat(0.0); KEYS]; G];
-                for d in (0..dim).step_by(S::LANES) {
-                    self.prefetch::<E>((j * dim + d * KEYS) * E::SIZE, KEYS * S::LANES);
-                    for (i, row) in rows.into_iter().enumerate() {
-                        let key = E::load(s, &self.rows, row, d);
-                        for (g, sums) in sums.iter_mut().enumerate() {
-                            sums[i] = s.fma(key, s.load(q.add(g * dim + d)), sums[i]);
+            let q = self.work.q.add(self.first * q_len).cast_const();
+            let mut at: [*const u8; B] = std::array::from_fn(|b| keys.keys::<E>(j + b * S::LANES));
+            let mut sums = [[s.splat(0.0); B]; G];
+            let mut from = 0;
+            while from < keys.dim {
+                let mut scales = [s.splat(1.0); B];
+                if E::SCALED {
+                    for (b, scales) in scales.iter_mut().enumerate() {
+                        *scales = keys.block_scales::<S, E>(s, from / block, j + b * S::LANES);
+                    }
+                }
+                let to = (from + block).min(keys.dim);
+                for d in from..to {
+                    self.prefetch::<E>((j * keys.dim + d * B * S::LANES) * E::SIZE, B * S::LANES);
+                    let mut numbers = [s.splat(0.0); G];
+                    for (g, number) in numbers.iter_mut().enumerate() {
+                        *number = s.splat(*q.add(g * q_len + d));
+                    }
+                    for b in 0..B {
+                        let key = E::load_keys(s, at[b], scales[b]);
+                        at[b] = at[b].wrapping_add(next_number::<E>());
+                        for (sums, number) in sums.iter_mut().zip(numbers) {
+                            sums[b] = s.fma(key, number, sums[b]);
                         }
                     }
                 }
-                for (g, sums) in sums.into_iter().enumerate() {
-                    let scores = self.work.scores.add((self.first + g) * PAGE_LEN + j);
-                    scores.cast::<[f32; KEYS]>().write_unaligned(s.sum4(sums));
+                from = to;
+            }
+            for (g, sums) in sums.into_iter().enumerate() {
+                for (b, sum) in sums.into_iter().enumerate() {
+                    s.store(scores.add((self.first + g) * PAGE_LEN + j + b * S::LANES), sum);
                 }
             }
         }
+        B * S::LANES
     }
 
     /// Adds `B` vectors from number `d` on; returns how many numbers these are.
     #[inline(always)]
-    fn accumulate<S: Simd, E: Element, const G: usize, const B: usize>(&self, s: S, d: usize) -> usize {
-        let Work { scores, values, rescale, v_padded, .. } = self.work;
+    fn accumulate<S: Simd, E: Element, const G: usize, const B: usize>(&self, s: S, rows: &RowTile, d: usize) -> usize {
+        let Work { scores, segment, rescale, v_padded, .. } = self.work;
         // SAFETY: see the type.
         unsafe {
-            let sums = values.add(self.first * v_padded + d);
+            let sums = segment.values.add(self.first * v_padded + d);
             let powers = scores.add(self.first * PAGE_LEN).cast_const();
             let mut total = [[s.splat(0.0); B]; G];
             for (g, total) in total.iter_mut().enumerate() {
@@ -264,7 +323,7 @@ impl Pass {
                     *weight = s.splat(*powers.add(g * PAGE_LEN + j));
                 }
                 for b in 0..B {
-                    let value = E::load(s, &self.rows, j, d + b * S::LANES);
+                    let value = E::load(s, rows, j, d + b * S::LANES);
                     for (total, weight) in total.iter_mut().zip(weights) {
                         total[b] = s.fma(value, weight, total[b]);
                     }
@@ -286,6 +345,7 @@ unsafe fn soften<S: Simd>(s: S, work: &Work, m: usize, n: usize, visible: Range<
     // SAFETY: see `run`; `PAGE_LEN` is a multiple of the lanes, so that the last vector ends within the row.
     unsafe {
         let scores = work.scores.add(m * PAGE_LEN);
+        let Total { max: state_max, sum: state_sum, .. } = work.of_query(work.segment, m);
         let whole = n.next_multiple_of(S::LANES);
         if let Some(cap) = cap {
             for i in (0..whole).step_by(S::LANES) {
@@ -295,7 +355,7 @@ unsafe fn soften<S: Simd>(s: S, work: &Work, m: usize, n: usize, visible: Range<
         for i in (0..visible.start).chain(visible.end..whole) {
             *scores.add(i) = f32::NEG_INFINITY;
         }
-        let before = *work.max.add(m);
+        let before = *state_max;
         let mut largest = s.splat(before);
         for i in (0..whole).step_by(S::LANES) {
             largest = s.max(largest, s.load(scores.add(i)));
@@ -307,9 +367,9 @@ unsafe fn soften<S: Simd>(s: S, work: &Work, m: usize, n: usize, visible: Range<
             s.store(scores.add(i), power);
             sum = s.add(sum, power);
         }
-        let rescale = (before - max).exp2();
-        *work.max.add(m) = max;
-        *work.sum.add(m) = *work.sum.add(m) * rescale + s.sum(sum);
-        *work.rescale.add(m) = rescale;
+        let rescale = math::exp2(s, s.splat(before - max));
+        *state_max = max;
+        *state_sum = first(s, s.fma(s.splat(*state_sum), rescale, s.splat(s.sum(sum))));
+        *work.rescale.add(m) = first(s, rescale);
     }
 }

@@ -2,29 +2,81 @@
 
 use std::ops::Range;
 
-use crate::backend::cpu::kv::{KvLayout, PAGE_LEN, Q8_BLOCK, Rows, Span};
+use crate::backend::cpu::kv::{KEY_GROUP, KvLayout, PAGE_LEN, Q8_BLOCK, Rows, Span};
 use crate::backend::cpu::simd::Simd;
 
 /// How the numbers of the cache are stored.
 pub(super) trait Element {
     /// Bytes of a number.
     const SIZE: usize;
+    /// Whether blocks of numbers have scales.
+    const SCALED: bool;
 
     /// `LANES` numbers of row `j` from number `d` on.
     ///
     /// # Safety
     /// `j` is below the rows that the tile was made for, `d` a multiple of the lanes below the padded dimension.
     unsafe fn load<S: Simd>(s: S, tile: &RowTile, j: usize, d: usize) -> S::V;
+
+    /// One number of `LANES` keys, whose scales, if there are any, are `scales`.
+    ///
+    /// # Safety
+    /// `at` is valid for reads of `LANES` elements.
+    unsafe fn load_keys<S: Simd>(s: S, at: *const u8, scales: S::V) -> S::V;
 }
 
-/// Consecutive rows of one head in a page.
+/// Consecutive rows of the values of one head in a page.
 #[derive(Clone, Copy)]
 pub(super) struct RowTile {
     pub(super) data: *const u8,
-    pub(super) row_bytes: usize,
+    row_bytes: usize,
     /// The scales of the blocks, as `f32`; dangling for types without.
     scales: *const f32,
     blocks: usize,
+}
+
+/// Consecutive groups of the keys of one head in a page.
+#[derive(Clone, Copy)]
+pub(super) struct KeyTile {
+    data: *const u8,
+    /// The scales of the first blocks, in half precision; those of the next blocks are `PAGE_LEN` further. Of no meaning
+    /// for types without.
+    scales: *const u16,
+    /// Numbers of a key.
+    pub(super) dim: usize,
+}
+
+impl KeyTile {
+    /// Where the first number is of key `j` and of as many after it as there are lanes, if `j` is a multiple of these.
+    #[inline(always)]
+    pub(super) fn keys<E: Element>(&self, j: usize) -> *const u8 {
+        self.data.wrapping_add((j / KEY_GROUP * KEY_GROUP * self.dim + j % KEY_GROUP) * E::SIZE)
+    }
+
+    /// The scales of a block of those keys; of no meaning for types without.
+    ///
+    /// # Safety
+    /// The keys are among those that the tile was made for, and so is the block.
+    #[inline(always)]
+    pub(super) unsafe fn block_scales<S: Simd, E: Element>(&self, s: S, block: usize, j: usize) -> S::V {
+        if !E::SCALED {
+            return s.splat(1.0);
+        }
+        // SAFETY: the caller's promise.
+        unsafe { s.load_f16(self.scales.add(block * PAGE_LEN + j)) }
+    }
+
+    /// Numbers that share a scale, or all where there are no scales.
+    #[inline(always)]
+    pub(super) fn block_len<E: Element>(&self) -> usize {
+        if E::SCALED { Q8_BLOCK } else { self.dim }
+    }
+}
+
+/// From a number of a key to the next one, in bytes.
+#[inline(always)]
+pub(super) const fn next_number<E: Element>() -> usize {
+    KEY_GROUP * E::SIZE
 }
 
 pub(super) struct F32;
@@ -33,26 +85,41 @@ pub(super) struct Q8_0;
 
 impl Element for F32 {
     const SIZE: usize = 4;
+    const SCALED: bool = false;
 
     #[inline(always)]
     unsafe fn load<S: Simd>(s: S, tile: &RowTile, j: usize, d: usize) -> S::V {
         // SAFETY: the caller's promise.
         unsafe { s.load(tile.data.add(j * tile.row_bytes).cast::<f32>().add(d)) }
     }
+
+    #[inline(always)]
+    unsafe fn load_keys<S: Simd>(s: S, at: *const u8, _: S::V) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { s.load(at.cast()) }
+    }
 }
 
 impl Element for F16 {
     const SIZE: usize = 2;
+    const SCALED: bool = false;
 
     #[inline(always)]
     unsafe fn load<S: Simd>(s: S, tile: &RowTile, j: usize, d: usize) -> S::V {
         // SAFETY: the caller's promise.
         unsafe { s.load_f16(tile.data.add(j * tile.row_bytes).cast::<u16>().add(d)) }
     }
+
+    #[inline(always)]
+    unsafe fn load_keys<S: Simd>(s: S, at: *const u8, _: S::V) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { s.load_f16(at.cast()) }
+    }
 }
 
 impl Element for Q8_0 {
     const SIZE: usize = 1;
+    const SCALED: bool = true;
 
     #[inline(always)]
     unsafe fn load<S: Simd>(s: S, tile: &RowTile, j: usize, d: usize) -> S::V {
@@ -62,10 +129,16 @@ impl Element for Q8_0 {
             s.mul(x, s.splat(*tile.scales.add(j * tile.blocks + d / Q8_BLOCK)))
         }
     }
+
+    #[inline(always)]
+    unsafe fn load_keys<S: Simd>(s: S, at: *const u8, scales: S::V) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { s.mul(s.load_i8(at.cast()), scales) }
+    }
 }
 
 /// The part of `positions` that lies in the same page as its start.
-pub(super) fn first_page(positions: Range<usize>) -> Range<usize> {
+pub(super) fn first_page(positions: &Range<usize>) -> Range<usize> {
     let page_end = (positions.start / PAGE_LEN + 1).saturating_mul(PAGE_LEN);
     positions.start..positions.end.min(page_end)
 }
@@ -80,43 +153,39 @@ pub(super) struct Cache<'a> {
 }
 
 impl Cache<'_> {
-    /// Room for scales that [`keys`](Self::keys) or [`values`](Self::values) need, in `f32`.
+    /// Room for scales that [`values`](Self::values) needs, in `f32`.
     pub(super) fn scales_len(rows: &Rows) -> usize {
         rows.blocks * PAGE_LEN
     }
 
-    /// The keys of `positions`, which lie in one page.
+    /// The keys of `positions`, which lie in one page and start with a group.
+    ///
+    /// # Safety
+    /// The page is a readable one (see [`super::AttentionPlan::run_item`]).
+    #[inline(always)]
+    pub(super) unsafe fn keys(&self, positions: &Range<usize>) -> KeyTile {
+        let slot = positions.start % PAGE_LEN;
+        debug_assert!(slot.is_multiple_of(KEY_GROUP));
+        let keys = &self.layout.keys;
+        // SAFETY: head and slot lie in the page by the caller's promise.
+        unsafe {
+            let layer = self.span.pages[positions.start / PAGE_LEN].add(self.layer_offset).cast_const();
+            KeyTile {
+                data: layer.add(keys.row(self.kv_head, slot)),
+                scales: layer.add(keys.scales(self.kv_head)).cast::<u16>().wrapping_add(slot),
+                dim: keys.dim,
+            }
+        }
+    }
+
+    /// The values of `positions`, which lie in one page.
     ///
     /// # Safety
     /// The page holds the positions (see [`super::AttentionPlan::run_item`]), and `scales` is valid for writes of
     /// [`scales_len`](Self::scales_len) numbers, which stay as they are while the tile is used.
     #[inline(always)]
-    pub(super) unsafe fn keys<S: Simd>(&self, s: S, positions: &Range<usize>, scales: *mut f32) -> RowTile {
-        // SAFETY: the caller's promise.
-        unsafe { self.tile(s, &self.layout.keys, positions, scales) }
-    }
-
-    /// The values of `positions`.
-    ///
-    /// # Safety
-    /// As for [`keys`](Self::keys).
-    #[inline(always)]
     pub(super) unsafe fn values<S: Simd>(&self, s: S, positions: &Range<usize>, scales: *mut f32) -> RowTile {
-        // SAFETY: the caller's promise.
-        unsafe { self.tile(s, &self.layout.values, positions, scales) }
-    }
-
-    /// Where the keys from the start of `positions` on are, only to prefetch them.
-    #[inline(always)]
-    pub(super) fn keys_ahead(&self, positions: &Range<usize>) -> *const u8 {
-        let offset = self.layer_offset + self.layout.keys.row(self.kv_head, positions.start % PAGE_LEN);
-        self.span.pages[positions.start / PAGE_LEN].wrapping_add(offset).cast_const()
-    }
-
-    /// # Safety
-    /// As for [`keys`](Self::keys); `rows` is of the layout.
-    #[inline(always)]
-    unsafe fn tile<S: Simd>(&self, s: S, rows: &Rows, positions: &Range<usize>, scales: *mut f32) -> RowTile {
+        let rows = &self.layout.values;
         let page = self.span.pages[positions.start / PAGE_LEN];
         let slot = positions.start % PAGE_LEN;
         // SAFETY: the row of the slot lies in the page by the caller's promise. The scales of all slots do, which are
@@ -124,7 +193,7 @@ impl Cache<'_> {
         unsafe {
             let layer = page.add(self.layer_offset).cast_const();
             if rows.blocks > 0 {
-                let stored: *const u16 = layer.add(rows.scales(self.kv_head, 0)).cast();
+                let stored: *const u16 = layer.add(rows.scales(self.kv_head)).cast();
                 let (from, to) = (slot * rows.blocks, (slot + positions.len()) * rows.blocks);
                 for i in (from / S::LANES * S::LANES..to).step_by(S::LANES) {
                     s.store(scales.add(i), s.load_f16(stored.add(i)));
@@ -137,5 +206,12 @@ impl Cache<'_> {
                 blocks: rows.blocks,
             }
         }
+    }
+
+    /// Where the keys from the start of `positions` on are, only to prefetch them.
+    #[inline(always)]
+    pub(super) fn keys_ahead(&self, positions: &Range<usize>) -> *const u8 {
+        let offset = self.layer_offset + self.layout.keys.row(self.kv_head, positions.start % PAGE_LEN);
+        self.span.pages[positions.start / PAGE_LEN].wrapping_add(offset).cast_const()
     }
 }

@@ -1,12 +1,90 @@
-//! Results of splits, and their combination.
+//! States of queries over segments, and how they become one.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::State;
-use crate::backend::cpu::simd::{Kernel, Simd, load_up_to, store_up_to};
+use super::{LOWEST, State};
+use crate::backend::cpu::simd::{Kernel, Simd, first, load_up_to, math, store_up_to};
+use crate::{Result, memory};
 
-/// Shared memory for the results of the splits of all tiles: for each query of each split its state, as maximum, sum
-/// and values.
+/// What two states are multiplied with to become one, and the maximum of both, for each lane.
+#[derive(Clone, Copy)]
+pub(super) struct Merge<V> {
+    pub(super) max: V,
+    before: V,
+    after: V,
+}
+
+impl<V: Copy> Merge<V> {
+    /// For states with these maxima, the earlier one first.
+    #[inline(always)]
+    pub(super) fn new<S: Simd<V = V>>(s: S, before: V, after: V) -> Self {
+        let max = s.max(before, after);
+        Self { max, before: math::exp2(s, s.sub(before, max)), after: math::exp2(s, s.sub(after, max)) }
+    }
+
+    /// One sum of both. Where either state is empty, that is the other's, exactly.
+    #[inline(always)]
+    pub(super) fn join<S: Simd<V = V>>(self, s: S, before: V, after: V) -> V {
+        s.fma(after, self.after, s.mul(before, self.before))
+    }
+}
+
+/// The state of one query over all segments so far.
+#[derive(Clone, Copy)]
+pub(super) struct Total {
+    pub(super) max: *mut f32,
+    pub(super) sum: *mut f32,
+    /// Padded as in the cache.
+    pub(super) values: *mut f32,
+}
+
+impl Total {
+    /// Makes it the state over no segment.
+    ///
+    /// # Safety
+    /// All is valid for writes, of `v_padded` values.
+    #[inline(always)]
+    pub(super) unsafe fn clear(self, v_padded: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.max.write(LOWEST);
+            self.sum.write(0.0);
+            self.values.write_bytes(0, v_padded);
+        }
+    }
+
+    /// Adds the state over the next segment.
+    ///
+    /// # Safety
+    /// All is valid for reads and writes, of as many values as the state has, and apart from the state.
+    #[inline(always)]
+    pub(super) unsafe fn add<S: Simd>(self, s: S, state: State) {
+        // SAFETY: the caller's promise; the values are a multiple of the lanes.
+        unsafe {
+            let merge = Merge::new(s, s.splat(*self.max), s.splat(state.max));
+            self.max.write(first(s, merge.max));
+            self.sum.write(first(s, merge.join(s, s.splat(*self.sum), s.splat(state.sum))));
+            for i in (0..state.values.len()).step_by(S::LANES) {
+                let values = self.values.add(i);
+                s.store(values, merge.join(s, s.load(values), s.load(state.values.as_ptr().add(i))));
+            }
+        }
+    }
+
+    /// # Safety
+    /// All is valid for reads, of `v_padded` values, and nobody writes to it while the state is used.
+    #[inline(always)]
+    pub(super) unsafe fn state<'a>(self, v_padded: usize) -> State<'a> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let values = std::slice::from_raw_parts(self.values.cast_const(), v_padded);
+            State { max: *self.max, sum: *self.sum, values }
+        }
+    }
+}
+
+/// Shared memory for the states of tiles that several items share: for each query in each segment its maximum, sum and
+/// values.
 #[derive(Debug)]
 pub(super) struct Partials {
     memory: *mut [f32],
@@ -18,8 +96,16 @@ unsafe impl Send for Partials {}
 unsafe impl Sync for Partials {}
 
 impl Partials {
-    pub(super) fn new(len: usize) -> Self {
-        Self { memory: Box::into_raw(vec![0.0; len].into_boxed_slice()) }
+    /// # Errors
+    /// `OutOfMemory`.
+    pub(super) fn new(len: usize) -> Result<Self> {
+        let memory = memory::filled(len, 0.0, "the parts of attention to a long context")?;
+        Ok(Self { memory: Box::into_raw(memory.into_boxed_slice()) })
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.memory.len()
     }
 
     /// Numbers that the state of one query takes.
@@ -65,15 +151,15 @@ impl Drop for Partials {
     }
 }
 
-/// Counts the finished splits of a tile.
+/// Counts the finished items of a tile.
 #[derive(Debug, Default)]
 pub(super) struct Countdown(AtomicU32);
 
 impl Countdown {
-    /// Whether this was the last of `splits`: then all that the others have written can be read, and the count starts
+    /// Whether this was the last of `items`: then all that the others have written can be read, and the count starts
     /// anew for the next layer.
-    pub(super) fn finished_last(&self, splits: usize) -> bool {
-        let last = self.0.fetch_add(1, Ordering::AcqRel) as usize + 1 == splits;
+    pub(super) fn finished_last(&self, items: usize) -> bool {
+        let last = self.0.fetch_add(1, Ordering::AcqRel) as usize + 1 == items;
         if last {
             self.0.store(0, Ordering::Relaxed);
         }
@@ -81,19 +167,19 @@ impl Countdown {
     }
 }
 
-/// Combines the states of one query, in the order of the splits, into its output.
+/// Combines the states of one query over all segments, in their order, into its output.
 ///
 /// Only made where all of them were written and nobody writes to them.
 pub(super) struct Combine<'a> {
     pub(super) partials: &'a Partials,
-    /// Offset of the first split's state.
+    /// Offset of the first segment's state.
     pub(super) offset: usize,
-    /// From one split to the next.
+    /// From one segment to the next.
     pub(super) stride: usize,
-    pub(super) splits: usize,
+    pub(super) segments: usize,
     pub(super) v_padded: usize,
-    /// Working memory of `v_padded` numbers.
-    pub(super) sum: &'a mut [f32],
+    /// Working memory of `v_padded` values.
+    pub(super) values: *mut f32,
     pub(super) out: &'a mut [f32],
 }
 
@@ -102,28 +188,16 @@ impl Kernel for Combine<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
+        let (mut max, mut sum) = (0.0, 0.0);
+        let total = Total { max: &mut max, sum: &mut sum, values: self.values };
         // SAFETY: see the type.
-        let state = |split: usize| unsafe { self.partials.read(self.offset + split * self.stride, self.v_padded) };
-        let mut max = f32::NEG_INFINITY;
-        for split in 0..self.splits {
-            max = max.max(state(split).max);
-        }
-        let mut sum = 0.0;
-        self.sum.fill(0.0);
-        for split in 0..self.splits {
-            let part = state(split);
-            let weight = (part.max - max).exp2();
-            sum += weight * part.sum;
-            for (i, total) in self.sum.chunks_exact_mut(S::LANES).enumerate() {
-                // SAFETY: both have `v_padded` numbers, a multiple of the lanes.
-                unsafe {
-                    let x = s.load(part.values.as_ptr().add(i * S::LANES));
-                    let total = total.as_mut_ptr();
-                    s.store(total, s.fma(x, s.splat(weight), s.load(total)));
-                }
+        unsafe {
+            total.clear(self.v_padded);
+            for segment in 0..self.segments {
+                total.add(s, self.partials.read(self.offset + segment * self.stride, self.v_padded));
             }
+            finish(s, total.state(self.v_padded), self.out);
         }
-        finish(s, State { max, sum, values: self.sum }, self.out);
     }
 }
 
@@ -136,7 +210,8 @@ pub(super) fn finish<S: Simd>(s: S, state: State, out: &mut [f32]) {
         // SAFETY: no more than what is left of both slices.
         unsafe {
             let x = load_up_to(s, state.values.as_ptr().add(i), len - i);
-            store_up_to(s, out.as_mut_ptr().add(i), len - i, s.mul(x, inverse));
+            // The sign of a zero is all that positions may change that a query does not see: without it, nothing is.
+            store_up_to(s, out.as_mut_ptr().add(i), len - i, s.add(s.mul(x, inverse), s.splat(0.0)));
         }
     }
 }

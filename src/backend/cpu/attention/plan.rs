@@ -8,18 +8,43 @@ use super::partial::{Combine, Countdown, Partials, finish};
 use super::scratch::AttentionScratch;
 use super::{AttnParams, Queries, State, TILE, narrow, wide};
 use crate::backend::cpu::isa::Isa;
-use crate::backend::cpu::kv::{KvLayout, PAGE_LEN, Span};
+use crate::backend::cpu::kv::{KEY_GROUP, KvLayout, PAGE_LEN, Span};
 use crate::backend::cpu::simd::{self, Kernel, Simd};
-use crate::{Error, Result};
+use crate::{Error, Result, memory};
 
 /// Items that a span should have at least, where it is long enough: several for each thread of a large machine.
 const SPAN_ITEMS: usize = 32;
 
-/// Positions in a split at least: fewer would not be worth the combination. A multiple of [`PAGE_LEN`].
-const SPLIT_LEN: usize = 2 * PAGE_LEN;
+/// Positions in a segment at least: fewer would not be worth the combination. A power of two and a multiple of
+/// [`PAGE_LEN`].
+const SEGMENT: usize = 4 * PAGE_LEN;
+
+/// Segments that are as long as each other, at least: so many of the second half of any context. A power of two.
+const SEGMENTS: usize = 32;
 
 /// Packed queries from which the wide kernel is faster.
 const WIDE_FROM: usize = 9;
+
+/// Numbers that a span may take for the states of tiles that items share, besides a quarter of what it reads.
+const SPAN_PARTIALS: usize = 1 << 18;
+
+/// Where the segment of a position ends.
+///
+/// Segments are where sums begin anew, so they depend on nothing but the position. They grow with it, so that the
+/// longest context has some hundred.
+pub(super) fn segment_end(position: usize) -> usize {
+    let len = (1 << position.max(1).ilog2()) / SEGMENTS;
+    let len = len.max(SEGMENT);
+    (position / len * len).saturating_add(len)
+}
+
+/// The parts of `positions` that are in one segment each.
+fn segments(positions: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let next = move |before: &Range<usize>| {
+        (before.end < positions.end).then(|| before.end..segment_end(before.end).min(positions.end))
+    };
+    std::iter::successors(next(&(positions.start..positions.start)), next)
+}
 
 /// Packed queries of each of some key-value heads of one span.
 #[derive(Debug)]
@@ -28,35 +53,35 @@ struct Tile {
     kv_heads: Range<usize>,
     first: usize,
     count: usize,
-    /// The positions that at least one of the queries sees.
-    positions: Range<usize>,
-    splits: usize,
-    /// Positions in a split: a multiple of [`PAGE_LEN`], counted from the page that the positions start in.
-    split_len: usize,
-    /// Where its partial results start.
+    /// How many segments there are of the positions that at least one of the queries sees.
+    segments: usize,
+    /// How many items there are.
+    items: usize,
+    /// Where the states over segments start, if there are several items.
     partials: usize,
     finished: Countdown,
 }
 
-impl Tile {
-    fn split(&self, split: usize) -> Range<usize> {
-        let first_page = self.positions.start / PAGE_LEN * PAGE_LEN;
-        let start = first_page + split * self.split_len;
-        start.max(self.positions.start)..start.saturating_add(self.split_len).min(self.positions.end)
-    }
+/// A part of a tile: whole segments.
+#[derive(Debug, Clone)]
+struct Part {
+    tile: usize,
+    /// The positions, from the start of a group of keys on.
+    positions: Range<usize>,
+    /// The first segment's number in the tile.
+    first_segment: usize,
 }
 
-/// The work of an attention op over a batch, as items that may run in any order and at the same time. It depends on
-/// the shapes only, and for each span on its own only: neither the number of threads nor what else is in the batch
-/// changes a result.
+/// The work of an attention op over a batch, as items that may run in any order and at the same time. How it is cut
+/// changes no result: see the [module](super).
 #[derive(Debug)]
 pub(crate) struct AttentionPlan<'a> {
     params: AttnParams,
     layout: KvLayout,
     spans: &'a [Span<'a>],
     tiles: Vec<Tile>,
-    /// For each item its tile and split, longest first.
-    items: Vec<(usize, usize)>,
+    /// Longest first.
+    items: Vec<Part>,
     partials: Partials,
     /// Rows that the batch must have.
     rows: usize,
@@ -66,8 +91,18 @@ impl<'a> AttentionPlan<'a> {
     /// A plan, which holds for every layer with these parameters and this layout.
     ///
     /// # Errors
-    /// `InvalidInput` where parameters and layout do not agree, or the block table of a span is too short.
+    /// `InvalidInput` where parameters and layout do not agree, or the block table of a span is too short; `OutOfMemory`.
     pub(crate) fn new(params: &AttnParams, layout: &KvLayout, spans: &'a [Span<'a>]) -> Result<Self> {
+        Self::with_items(params, layout, spans, SPAN_ITEMS)
+    }
+
+    /// The same with so many items for a span.
+    pub(super) fn with_items(
+        params: &AttnParams,
+        layout: &KvLayout,
+        spans: &'a [Span<'a>],
+        span_items: usize,
+    ) -> Result<Self> {
         let agree = params.kv_heads == layout.kv_heads
             && params.k_dim == layout.keys.dim
             && params.v_dim == layout.values.dim
@@ -86,68 +121,78 @@ impl<'a> AttentionPlan<'a> {
                 layout.values.dim
             )));
         }
-        let mut plan = Self {
-            params: *params,
-            layout: *layout,
-            spans,
-            tiles: vec![],
-            items: vec![],
-            partials: Partials::new(0),
-            rows: 0,
-        };
+        let partials = Partials::new(0)?;
+        let (tiles, items) = (vec![], vec![]);
+        let mut plan = Self { params: *params, layout: *layout, spans, tiles, items, partials, rows: 0 };
         let mut partials = 0;
         for (index, span) in spans.iter().enumerate() {
             span.check(params.heads, params.k_dim.max(params.v_dim))?;
             plan.rows = plan.rows.max(span.first_row + span.rows);
-            plan.add_tiles(index, &mut partials);
+            plan.add_tiles(index, span_items, &mut partials)?;
         }
-        plan.partials = Partials::new(partials);
-        for (index, tile) in plan.tiles.iter().enumerate() {
-            plan.items.extend((0..tile.splits).map(|split| (index, split)));
-        }
+        plan.partials = Partials::new(partials)?;
         // The longest first: what is left at the end, when threads run out of work, is then short.
-        let cost = |&(tile, split): &(usize, usize)| {
-            let tile = &plan.tiles[tile];
-            tile.split(split).len() * tile.count * tile.kv_heads.len()
-        };
-        let mut items = std::mem::take(&mut plan.items);
-        items.sort_by_key(|item| Reverse(cost(item)));
-        plan.items = items;
+        let Self { items, tiles, .. } = &mut plan;
+        items.sort_unstable_by_key(|part| {
+            let tile = &tiles[part.tile];
+            (Reverse(part.positions.len() * tile.count * tile.kv_heads.len()), part.tile, part.first_segment)
+        });
         Ok(plan)
     }
 
-    fn add_tiles(&mut self, index: usize, partials: &mut usize) {
+    fn add_tiles(&mut self, index: usize, span_items: usize, partials: &mut usize) -> Result<()> {
+        const WHAT: &str = "a plan of attention";
         let (params, span) = (self.params, &self.spans[index]);
         let group = params.group();
         let packed = span.rows * group;
+        let stride = Partials::stride(self.layout.values.padded);
         for first in (0..packed).step_by(TILE) {
             let count = TILE.min(packed - first);
             let (first_row, last_row) = (first / group, (first + count - 1) / group);
             let positions = params.visible(span, first_row).start..params.visible(span, last_row).end;
-            let pages = positions.end.div_ceil(PAGE_LEN) - positions.start / PAGE_LEN;
-            let heads = if count < WIDE_FROM { heads_together(params.kv_heads, pages) } else { 1 };
-            let wanted = SPAN_ITEMS.div_ceil(packed.div_ceil(TILE) * params.kv_heads / heads);
-            let split_len = (pages.div_ceil(wanted) * PAGE_LEN).max(SPLIT_LEN);
+            let positions = positions.start / KEY_GROUP * KEY_GROUP..positions.end;
             // A query that sees nothing still has an output.
-            let splits = (pages * PAGE_LEN).div_ceil(split_len).max(1);
+            let in_tile = segments(positions.clone()).count().max(1);
+            let heads = if count < WIDE_FROM { heads_together(params.kv_heads, in_tile, span_items) } else { 1 };
+            let wanted = span_items.div_ceil(packed.div_ceil(TILE) * params.kv_heads / heads);
+            let read = positions.len() * params.kv_heads * (self.layout.keys.padded + self.layout.values.padded);
+            let states = packed.saturating_mul(params.kv_heads).saturating_mul(in_tile).saturating_mul(stride);
+            let wanted = if states <= SPAN_PARTIALS.saturating_add(read / 4) { wanted.min(in_tile) } else { 1 };
             for kv_head in (0..params.kv_heads).step_by(heads) {
-                let offset = *partials;
-                if splits > 1 {
-                    *partials += splits * heads * count * Partials::stride(self.layout.values.padded);
+                let tile = self.tiles.len();
+                let mut items = 0;
+                let mut part = Part { tile, positions: positions.start..positions.start, first_segment: 0 };
+                for (i, segment) in segments(positions.clone()).enumerate() {
+                    part.positions.end = segment.end;
+                    let done = segment.end - positions.start;
+                    // As soon as the items have their share of what is done.
+                    if i + 1 == in_tile || done * wanted >= (items + 1) * positions.len() {
+                        memory::push(&mut self.items, part.clone(), WHAT)?;
+                        items += 1;
+                        part = Part { tile, positions: segment.end..segment.end, first_segment: i + 1 };
+                    }
                 }
-                self.tiles.push(Tile {
+                if items == 0 {
+                    memory::push(&mut self.items, part, WHAT)?;
+                    items = 1;
+                }
+                let tile = Tile {
                     span: index,
                     kv_heads: kv_head..kv_head + heads,
                     first,
                     count,
-                    positions: positions.clone(),
-                    splits,
-                    split_len,
-                    partials: offset,
+                    segments: in_tile,
+                    items,
+                    partials: *partials,
                     finished: Countdown::default(),
-                });
+                };
+                memory::push(&mut self.tiles, tile, WHAT)?;
+                if items > 1 {
+                    *partials += in_tile * heads * count * stride;
+                }
             }
         }
+        Ok(())
     }
 
     /// How many items there are.
@@ -158,6 +203,9 @@ impl<'a> AttentionPlan<'a> {
     /// Computes one item: `q` holds `[rows][heads * k_dim]` numbers and `out` `[rows][heads * v_dim]`, of which each
     /// item writes its own part (rows that are in no span are left alone). Every item is to be run once for each layer;
     /// when some were not, the plan is not to be used again. The first keys of the item after this one are asked for meanwhile.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
     ///
     /// # Panics
     /// Where `q` or `out` is too short, or `item` is not below [`items`](Self::items).
@@ -176,9 +224,9 @@ impl<'a> AttentionPlan<'a> {
         q: &[f32],
         out: *mut [f32],
         scratch: &mut AttentionScratch,
-    ) {
-        let (tile, split) = self.items[item];
-        let tile = &self.tiles[tile];
+    ) -> Result<()> {
+        let part = &self.items[item];
+        let tile = &self.tiles[part.tile];
         assert!(q.len() >= self.rows * self.params.heads * self.params.k_dim);
         assert!(out.len() >= self.rows * self.params.heads * self.params.v_dim);
         let span = &self.spans[tile.span];
@@ -186,47 +234,47 @@ impl<'a> AttentionPlan<'a> {
         let queries = Queries { params: &self.params, span, kv_head, first, count, q };
         let cache = Cache { layout: &self.layout, layer_offset, span, kv_head };
         let next = self.first_keys(layer_offset, item + 1).unwrap_or(std::ptr::null());
-        simd::run(isa, Item { plan: self, tile, split, queries, cache, next, out, scratch });
-        if tile.splits > 1 && tile.finished.finished_last(tile.splits) {
+        simd::run(isa, Item { plan: self, tile, part, queries, cache, next, out, scratch })?;
+        if tile.items > 1 && tile.finished.finished_last(tile.items) {
             let v_padded = self.layout.values.padded;
             let stride = Partials::stride(v_padded);
             let all = tile.kv_heads.len() * count;
+            let [values] = scratch.buffers([v_padded])?;
             for m in 0..all {
                 let queries = Queries { kv_head: tile.kv_heads.start + m / count, ..queries };
-                let [sum] = scratch.buffers([v_padded]);
-                // SAFETY: all splits of the tile were finished before this, and the buffer is this thread's; the
+                // SAFETY: all items of the tile were finished before this, and the buffer is this thread's; the
                 // output of the query is no other item's.
                 unsafe {
                     let combine = Combine {
                         partials: &self.partials,
                         offset: tile.partials + m * stride,
                         stride: all * stride,
-                        splits: tile.splits,
+                        segments: tile.segments,
                         v_padded,
-                        sum: std::slice::from_raw_parts_mut(sum, v_padded),
+                        values,
                         out: output(out, &queries, m % count),
                     };
                     simd::run(isa, combine);
                 }
             }
         }
+        Ok(())
     }
 
     /// Where the first keys are that an item reads, if it reads any.
     fn first_keys(&self, layer_offset: usize, item: usize) -> Option<*const u8> {
-        let &(tile, split) = self.items.get(item)?;
-        let tile = &self.tiles[tile];
-        let (span, positions) = (&self.spans[tile.span], tile.split(split));
+        let Part { tile, positions, .. } = self.items.get(item)?;
+        let tile = &self.tiles[*tile];
+        let span = &self.spans[tile.span];
         let cache = Cache { layout: &self.layout, layer_offset, span, kv_head: tile.kv_heads.start };
-        (!positions.is_empty()).then(|| cache.keys_ahead(&positions))
+        (!positions.is_empty()).then(|| cache.keys_ahead(positions))
     }
 }
 
-/// How many key-value heads an item should take together, which lie next to each other in `pages` pages of the cache: as many as
-/// leave enough items for all threads, since memory is the faster the longer it is read on and on.
-pub(super) fn heads_together(kv_heads: usize, pages: usize) -> usize {
-    let splits = pages * PAGE_LEN / SPLIT_LEN;
-    (1..=kv_heads).rev().find(|&n| kv_heads.is_multiple_of(n) && kv_heads / n * splits >= SPAN_ITEMS).unwrap_or(1)
+/// How many key-value heads an item should take together, which lie next to each other in the pages of so many segments:
+/// as many as leave enough items, since memory is the faster the longer it is read on and on.
+fn heads_together(kv_heads: usize, segments: usize, items: usize) -> usize {
+    (1..=kv_heads).rev().find(|&n| kv_heads.is_multiple_of(n) && kv_heads / n * segments >= items).unwrap_or(1)
 }
 
 /// The output of a packed query.
@@ -244,7 +292,7 @@ unsafe fn output<'a>(out: *mut [f32], queries: &Queries, m: usize) -> &'a mut [f
 pub(super) struct Item<'a> {
     plan: &'a AttentionPlan<'a>,
     tile: &'a Tile,
-    split: usize,
+    part: &'a Part,
     pub(super) queries: Queries<'a>,
     pub(super) cache: Cache<'a>,
     /// Where the keys of the next item are, or any other address: to be asked for.
@@ -255,7 +303,17 @@ pub(super) struct Item<'a> {
 
 impl Item<'_> {
     pub(super) fn positions(&self) -> Range<usize> {
-        self.tile.split(self.split)
+        self.part.positions.clone()
+    }
+
+    /// The number of its first segment in the tile.
+    pub(super) fn first_segment(&self) -> usize {
+        self.part.first_segment
+    }
+
+    /// Whether it is to make one state of those of several segments: it has all of them.
+    pub(super) fn folds(&self) -> bool {
+        self.tile.items == 1 && self.tile.segments > 1
     }
 
     /// The key-value heads.
@@ -263,19 +321,19 @@ impl Item<'_> {
         self.tile.kv_heads.clone()
     }
 
-    /// Takes the final state of a query of a key-value head.
+    /// Takes the state of a query of a key-value head over a segment, or over all of them where this item has them.
     #[inline(always)]
-    pub(super) fn emit<S: Simd>(&self, s: S, kv_head: usize, m: usize, state: State) {
+    pub(super) fn emit<S: Simd>(&self, s: S, segment: usize, kv_head: usize, m: usize, state: State) {
         let tile = self.tile;
         let queries = Queries { kv_head, ..self.queries };
-        if tile.splits == 1 {
+        if tile.items == 1 {
             // SAFETY: `run_item`'s caller promises that `out` is valid, its size was checked, and no other item has
             // this query.
             finish(s, state, unsafe { output(self.out, &queries, m) });
         } else {
             let heads = tile.kv_heads.len();
-            let index = (self.split * heads + kv_head - tile.kv_heads.start) * tile.count + m;
-            // SAFETY: only this item writes to the place of this query and split, and nobody reads before it is done.
+            let index = (segment * heads + kv_head - tile.kv_heads.start) * tile.count + m;
+            // SAFETY: only this item writes to the place of this query and segment, and nobody reads before it is done.
             unsafe {
                 self.plan.partials.write(tile.partials + index * Partials::stride(state.values.len()), state);
             }
@@ -284,10 +342,63 @@ impl Item<'_> {
 }
 
 impl Kernel for Item<'_> {
-    type Output = ();
+    type Output = Result<()>;
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run<S: Simd>(self, s: S) -> Result<()> {
         if self.queries.count < WIDE_FROM { narrow::run(s, self) } else { wide::run(s, self) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::KvType;
+
+    #[test]
+    fn segments_cover_all_positions_once_and_grow() {
+        assert_eq!([0, 255, 256, 8191, 16383].map(segment_end), [256, 256, 512, 8192, 16384]);
+        assert_eq!([16384, 16896, 131_071, 131_072].map(segment_end), [16896, 17408, 131_072, 135_168]);
+        assert_eq!(segment_end(usize::MAX), usize::MAX);
+        for positions in [0..0, 5..5, 0..1, 16..256, 100..257, 300..40_000] {
+            let parts: Vec<_> = segments(positions.clone()).collect();
+            assert_eq!(parts.iter().map(Range::len).sum::<usize>(), positions.len());
+            assert!(parts.windows(2).all(|two| two[0].end == two[1].start), "{parts:?}");
+            for part in &parts {
+                assert!(part.end == positions.end || part.end.is_multiple_of(PAGE_LEN));
+                assert!(part.clone().all(|position| segment_end(position) == segment_end(part.start)));
+            }
+        }
+        assert!(segments(0..1 << 20).count() < 260);
+    }
+
+    /// Where there are enough positions, an item takes several key-value heads.
+    #[test]
+    fn items_take_heads_together() {
+        assert_eq!([1, 2, 4, 8, 32, 1000].map(|segments| heads_together(16, segments, 32)), [1, 1, 2, 4, 16, 16]);
+        assert_eq!([8, 16, 32].map(|segments| heads_together(6, segments, 32)), [1, 3, 6]);
+    }
+
+    /// States take no more than some memory and a part of what is read.
+    #[test]
+    fn partial_states_are_bounded() {
+        let check = |heads: usize, kv_heads: usize, rows: usize, past: usize| {
+            let layout = KvLayout::for_layer(KvType::F16, kv_heads, 128, 128).unwrap();
+            let (window, softcap) = (None, None);
+            let p = AttnParams { heads, kv_heads, k_dim: 128, v_dim: 128, scale: 1.0, window, softcap, causal: true };
+            let pages = vec![std::ptr::null_mut(); (past + rows).div_ceil(PAGE_LEN)];
+            let spans = [Span { first_row: 0, rows, first_pos: past, pages: &pages }];
+            let plan = AttentionPlan::new(&p, &layout, &spans).unwrap();
+            assert!(plan.partials.len() <= SPAN_PARTIALS + (past + rows) * kv_heads * 256 / 4);
+            plan.items()
+        };
+        // Decoding behind a long context is shared by many threads, and so is a short prompt there.
+        for (heads, kv_heads, rows) in [(32, 8, 1), (9, 3, 1), (8, 1, 1), (64, 1, 1), (8, 1, 12), (32, 8, 30)] {
+            let items = check(heads, kv_heads, rows, 40_000);
+            assert!((SPAN_ITEMS..3 * SPAN_ITEMS).contains(&items), "{heads} {kv_heads} {rows}: {items}");
+        }
+        // A long one has many queries.
+        check(8, 1, 256, 130_000);
+        check(1, 1, 4096, 1_000_000);
     }
 }

@@ -1,5 +1,7 @@
 //! Memory that a thread works in.
 
+use crate::{Result, memory};
+
 /// Working memory of one thread, kept from item to item: grows to what the largest needs.
 #[derive(Debug, Default)]
 pub(crate) struct AttentionScratch {
@@ -18,18 +20,22 @@ impl Line {
 impl AttentionScratch {
     /// One buffer for each length, in `f32`, aligned to cache lines; they hold any numbers. The pointers are valid
     /// for reads and writes, apart from each other, until the next call.
-    pub(super) fn buffers<const N: usize>(&mut self, lengths: [usize; N]) -> [*mut f32; N] {
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub(super) fn buffers<const N: usize>(&mut self, lengths: [usize; N]) -> Result<[*mut f32; N]> {
         let lines = lengths.map(|len| len.div_ceil(Line::LEN));
-        let total = lines.iter().sum();
-        if self.lines.len() < total {
+        let total: usize = lines.iter().sum();
+        if let Some(more) = total.checked_sub(self.lines.len()) {
+            memory::reserve_exact(&mut self.lines, more, "what a thread computes attention in")?;
             self.lines.resize(total, Line([0.0; Line::LEN]));
         }
         let start: *mut f32 = self.lines.as_mut_ptr().cast();
         let mut offset = 0;
-        lines.map(|lines| {
+        Ok(lines.map(|lines| {
             let buffer = start.wrapping_add(offset * Line::LEN);
             offset += lines;
             buffer
-        })
+        }))
     }
 }

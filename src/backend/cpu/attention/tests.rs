@@ -1,10 +1,9 @@
 //! Attention against the textbook formula in `f64`, over a cache as the store kernels wrote it.
 
-use super::plan::heads_together;
 use super::*;
 use crate::backend::KvType;
 use crate::backend::cpu::isa::Isa;
-use crate::backend::cpu::kv::{KvLayout, PAGE_LEN, Q8_BLOCK, Rows, StorePlan};
+use crate::backend::cpu::kv::{KvLayout, PAGE_LEN, StorePlan};
 
 /// Uniform numbers (xorshift64*).
 struct Random(u64);
@@ -54,20 +53,21 @@ impl Sequence {
         Span { first_row, rows: self.rows, first_pos: self.past, pages: &self.pages }
     }
 
-    /// The keys or values of a head as stored, decoded one number at a time.
-    fn decode(&self, layout: &KvLayout, rows: &Rows, head: usize) -> Vec<Vec<f64>> {
+    /// The keys, or else the values, of a head as stored, decoded one number at a time.
+    fn decode(&self, layout: &KvLayout, key: bool, head: usize) -> Vec<Vec<f64>> {
         let row = |position: usize| {
             let page: &[u8] = bytemuck::cast_slice(&self.memory[position / PAGE_LEN]);
             let layer = &page[LAYER_OFFSET..];
-            let slot = position % PAGE_LEN;
             let f16 = |at: usize| f64::from(half::f16::from_le_bytes([layer[at], layer[at + 1]]).to_f32());
-            let (data, scales) = (rows.row(head, slot), rows.scales(head, slot));
-            let number = |d: usize| match layout.kv_type {
-                KvType::F32 => f64::from(f32::from_le_bytes(layer[data + d * 4..][..4].try_into().unwrap())),
-                KvType::F16 => f16(data + d * 2),
-                KvType::Q8_0 => f64::from(layer[data + d] as i8) * f16(scales + d / Q8_BLOCK * 2),
+            let number = |d: usize| {
+                let (at, scale) = layout.place(key, head, position % PAGE_LEN, d);
+                match layout.kv_type {
+                    KvType::F32 => f64::from(f32::from_le_bytes(layer[at..][..4].try_into().unwrap())),
+                    KvType::F16 => f16(at),
+                    KvType::Q8_0 => f64::from(layer[at] as i8) * f16(scale),
+                }
             };
-            (0..rows.dim).map(number).collect()
+            (0..if key { layout.keys.dim } else { layout.values.dim }).map(number).collect()
         };
         (0..self.past + self.rows).map(row).collect()
     }
@@ -153,12 +153,53 @@ impl Batch {
         let spans = self.spans();
         let plan = AttentionPlan::new(&self.params, &self.layout, &spans).unwrap();
         let mut out = vec![f32::NAN; self.out_len()];
+        self.run_plan(isa, &plan, &mut out);
+        out
+    }
+
+    fn run_plan(&self, isa: Isa, plan: &AttentionPlan, out: &mut [f32]) {
         let mut scratch = AttentionScratch::default();
         for item in 0..plan.items() {
             // SAFETY: everything is this test's, stored and large enough, and items run one by one.
-            unsafe { plan.run_item(isa, LAYER_OFFSET, item, &self.q, &mut out[..], &mut scratch) };
+            unsafe { plan.run_item(isa, LAYER_OFFSET, item, &self.q, &mut out[..], &mut scratch) }.unwrap();
         }
-        out
+    }
+
+    /// The spans with each cut into spans of `rows`, as in passes of so many tokens.
+    fn cut(&self, rows: usize) -> Vec<Span<'_>> {
+        let mut spans = vec![];
+        for span in self.spans() {
+            for row in (0..span.rows).step_by(rows) {
+                let (first_row, first_pos) = (span.first_row + row, span.first_pos + row);
+                spans.push(Span { first_row, first_pos, rows: rows.min(span.rows - row), ..span });
+            }
+        }
+        spans
+    }
+
+    /// Asserts that no output depends on how the rows are cut into passes, nor on how a pass is cut into items.
+    fn check_cuts(&self, isa: Isa, what: &str) {
+        let bits = |out: &[f32]| out.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        let run = |spans: &[Span], items: usize| {
+            let plan = AttentionPlan::with_items(&self.params, &self.layout, spans, items).unwrap();
+            let mut out = vec![f32::NAN; self.out_len()];
+            self.run_plan(isa, &plan, &mut out);
+            bits(&out)
+        };
+        let expected = run(&self.cut(1), 32);
+        assert!(expected.iter().all(|&x| f32::from_bits(x).is_finite()), "{isa:?} {what}");
+        for rows in [1, 2, 3, 5, 8, 9, 16, 48, 300] {
+            let spans = self.cut(rows);
+            for items in [1, 3, 32, 1000] {
+                assert!(run(&spans, items) == expected, "{isa:?} {what}: all passes of {rows} at once, {items} items");
+            }
+            let mut out = vec![f32::NAN; self.out_len()];
+            for span in &spans {
+                let plan = AttentionPlan::new(&self.params, &self.layout, std::slice::from_ref(span)).unwrap();
+                self.run_plan(isa, &plan, &mut out);
+            }
+            assert!(bits(&out) == expected, "{isa:?} {what}: passes of {rows}");
+        }
     }
 
     /// Compares every output with the definition.
@@ -169,8 +210,8 @@ impl Batch {
         for (index, seq) in self.sequences.iter().enumerate() {
             for head in 0..heads {
                 let kv_head = head / (heads / kv_heads);
-                let keys = seq.decode(&self.layout, &self.layout.keys, kv_head);
-                let values = seq.decode(&self.layout, &self.layout.values, kv_head);
+                let keys = seq.decode(&self.layout, true, kv_head);
+                let values = seq.decode(&self.layout, false, kv_head);
                 for row in 0..seq.rows {
                     let at = (first_row + row) * heads + head;
                     let q = &self.q[at * k_dim..][..k_dim];
@@ -201,7 +242,8 @@ mod each {
     use super::Isa;
     for_each_isa! {
         random_batches decode prompt windows softcap bidirectional odd_dimensions many_heads_to_one
-        nothing_visible large_scores order_of_items long_contexts pages_that_a_window_left
+        nothing_visible large_scores order_of_items long_contexts pages_that_a_window_left cuts_change_no_bit
+        cuts_change_no_bit_of_a_long_context
     }
 }
 
@@ -320,10 +362,9 @@ fn order_of_items(isa: Isa) {
         let mut out = vec![f32::NAN; batch.out_len()];
         let mut scratch = [AttentionScratch::default(), AttentionScratch::default()];
         for item in items {
-            // SAFETY: as in `Batch::run`.
-            unsafe {
-                plan.run_item(isa, LAYER_OFFSET, item, &batch.q, &mut out[..], &mut scratch[random.below(2)]);
-            }
+            let scratch = &mut scratch[random.below(2)];
+            // SAFETY: as in `Batch::run_plan`.
+            unsafe { plan.run_item(isa, LAYER_OFFSET, item, &batch.q, &mut out[..], scratch) }.unwrap();
         }
         assert!(out == in_order, "{isa:?} round {round}");
     }
@@ -331,14 +372,54 @@ fn order_of_items(isa: Isa) {
 
 /// Where there are enough positions, an item takes several key-value heads.
 fn long_contexts(isa: Isa) {
-    assert_eq!([1, 7, 8, 17, 32, 1000].map(|pages| heads_together(16, pages)), [1, 1, 2, 4, 8, 16]);
-    assert_eq!([17, 33, 129].map(|pages| heads_together(6, pages)), [1, 3, 6]);
     let mut random = Random(14);
     for kv_type in TYPES {
         for (past, window) in [(447, None), (448, None), (1100, None), (2100, Some(1500))] {
             let p = AttnParams { window, ..params(32, 16, 16, 24) };
             let shapes = [(past, 1), (past + 9, 3), (3, 1)];
             Batch::new(isa, p, kv_type, &shapes, &mut random).check(isa, &format!("{isa:?} {kv_type:?} {past}"));
+        }
+    }
+}
+
+/// The heads, their sizes and their types; windows that begin within groups of keys, and within pages; sequences beside
+/// each other; across the ends of segments.
+fn cuts_change_no_bit(isa: Isa) {
+    let mut random = Random(20);
+    for kv_type in TYPES {
+        for group in [1, 2, 3, 4, 8] {
+            let p = params(2 * group, 2, 64, 64);
+            let shapes = [(random.below(300), 48), (200 + random.below(50), 90)];
+            Batch::new(isa, p, kv_type, &shapes, &mut random)
+                .check_cuts(isa, &format!("{kv_type:?} {group} {shapes:?}"));
+        }
+        for (k_dim, v_dim) in [(1, 1), (7, 3), (33, 40), (80, 80), (72, 112)] {
+            let p = params(3, 1, k_dim, v_dim);
+            Batch::new(isa, p, kv_type, &[(230, 50)], &mut random)
+                .check_cuts(isa, &format!("{kv_type:?} {k_dim} {v_dim}"));
+        }
+        for (window, cap) in [(1, None), (20, Some(2.0)), (64, None), (70, None), (100, Some(50.0)), (513, None)] {
+            let p = AttnParams { window: Some(window), softcap: cap, ..params(4, 2, 32, 32) };
+            let shapes = [(0, 70), (740, 60)];
+            Batch::new(isa, p, kv_type, &shapes, &mut random).check_cuts(isa, &format!("{kv_type:?} window {window}"));
+        }
+        let p = AttnParams { softcap: Some(5.0), ..params(4, 1, 48, 48) };
+        Batch::new(isa, p, kv_type, &[(3, 48)], &mut random).check_cuts(isa, &format!("{kv_type:?} capped"));
+        // Powers that are zero, and values of both signs of zero.
+        let p = AttnParams { scale: 30.0, ..params(3, 1, 16, 16) };
+        Batch::new(isa, p, kv_type, &[(500, 48)], &mut random).check_cuts(isa, &format!("{kv_type:?} large scores"));
+    }
+}
+
+/// Behind so many positions that segments have grown.
+fn cuts_change_no_bit_of_a_long_context(isa: Isa) {
+    let mut random = Random(21);
+    for (kv_type, past) in [(KvType::F16, 5_000), (KvType::Q8_0, 16_370), (KvType::F32, 4_990)] {
+        for window in [None, Some(3_000)] {
+            let p = AttnParams { window, ..params(6, 2, 16, 16) };
+            let shapes = [(past, 48), (100, 9)];
+            Batch::new(isa, p, kv_type, &shapes, &mut random)
+                .check_cuts(isa, &format!("{kv_type:?} {past} {window:?}"));
         }
     }
 }
@@ -381,7 +462,7 @@ fn threads_agree() {
                             break;
                         }
                         // SAFETY: each item is run by one thread, once; `out` outlives the scope.
-                        unsafe { plan.run_item(isa, LAYER_OFFSET, item, &batch.q, shared.0, &mut scratch) };
+                        unsafe { plan.run_item(isa, LAYER_OFFSET, item, &batch.q, shared.0, &mut scratch) }.unwrap();
                     }
                 });
             }
@@ -401,8 +482,8 @@ fn spans_do_not_affect_each_other() {
     let mut out = vec![0.0; all.len()];
     for item in 0..plan.items() {
         let scratch = &mut AttentionScratch::default();
-        // SAFETY: as in `Batch::run`.
-        unsafe { plan.run_item(isa, LAYER_OFFSET, item, &together.q, &mut out[..], scratch) };
+        // SAFETY: as in `Batch::run_plan`.
+        unsafe { plan.run_item(isa, LAYER_OFFSET, item, &together.q, &mut out[..], scratch) }.unwrap();
     }
     let rows = 6 * 64..6 * 64 * 91;
     assert!(out[rows.clone()] == all[rows]);

@@ -6,28 +6,90 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::page::{Cache, Element, F16, F32, Q8_0, RowTile, first_page};
-use super::plan::Item;
+use super::page::{Cache, Element, F16, F32, KeyTile, Q8_0, RowTile, first_page, next_number};
+use super::partial::Merge;
+use super::plan::{Item, segment_end};
 use super::{LOWEST, State};
+use crate::Result;
 use crate::backend::KvType;
-use crate::backend::cpu::kv::PAGE_LEN;
+use crate::backend::cpu::kv::{KEY_GROUP, PAGE_LEN};
 use crate::backend::cpu::simd::{Kernel, Simd, math, transpose};
 
 /// Vectors of queries in a register tile.
 const VECTORS: usize = 3;
 
+/// The sums of blocks of up to `3 * LANES` queries, with a column for each.
+#[derive(Clone, Copy)]
+struct Sums {
+    /// Sums of values, padded like them: a row for each number.
+    values: *mut f32,
+    /// Largest score and sum of powers.
+    max: *mut f32,
+    sum: *mut f32,
+}
+
+impl Sums {
+    /// Those of a block, if these are of the first.
+    #[inline(always)]
+    fn of_block<S: Simd>(self, _: S, index: usize, v_padded: usize) -> Self {
+        let first = index * VECTORS * S::LANES;
+        Self {
+            values: self.values.wrapping_add(first * v_padded),
+            max: self.max.wrapping_add(first),
+            sum: self.sum.wrapping_add(first),
+        }
+    }
+
+    /// Makes them those over no position.
+    ///
+    /// # Safety
+    /// All is valid for writes of as many columns.
+    #[inline(always)]
+    unsafe fn clear<S: Simd>(self, s: S, columns: usize, v_padded: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            for column in (0..columns).step_by(S::LANES) {
+                s.store(self.max.add(column), s.splat(LOWEST));
+                s.store(self.sum.add(column), s.splat(0.0));
+            }
+            self.values.write_bytes(0, columns * v_padded);
+        }
+    }
+
+    /// Adds the sums of the next segment to a block's.
+    ///
+    /// # Safety
+    /// All is valid for reads and writes, of so many vectors and values.
+    #[inline(always)]
+    unsafe fn add<S: Simd>(self, s: S, segment: Sums, vectors: usize, v_padded: usize) {
+        let width = VECTORS * S::LANES;
+        // SAFETY: the caller's promise.
+        unsafe {
+            for column in (0..vectors * S::LANES).step_by(S::LANES) {
+                let (max, sum) = (self.max.add(column), self.sum.add(column));
+                let merge = Merge::new(s, s.load(max), s.load(segment.max.add(column)));
+                s.store(max, merge.max);
+                s.store(sum, merge.join(s, s.load(sum), s.load(segment.sum.add(column))));
+                for d in 0..v_padded {
+                    let value = self.values.add(d * width + column);
+                    let joined = merge.join(s, s.load(value), s.load(segment.values.add(d * width + column)));
+                    s.store(value, joined);
+                }
+            }
+        }
+    }
+}
+
 /// Up to `3 * LANES` queries, with a column for each.
 #[derive(Clone, Copy)]
 struct Block {
-    /// Queries, padded like the keys and multiplied by the scale: a row for each number.
+    /// Queries, multiplied by the scale: a row for each number.
     q: *mut f32,
     /// Scores of a page, then their powers: a row for each key.
     scores: *mut f32,
-    /// Sums of values, padded like them: a row for each number.
-    values: *mut f32,
-    /// Largest score, sum of powers, and the factor for what was summed before this page.
-    max: *mut f32,
-    sum: *mut f32,
+    /// What was summed up of this segment.
+    sums: Sums,
+    /// The factor for what was summed before this page.
     rescale: *mut f32,
     /// The first and the end of the keys that a query sees, counted from the first of the page.
     from: *mut f32,
@@ -35,97 +97,146 @@ struct Block {
 }
 
 #[inline(always)]
-pub(super) fn run<S: Simd>(s: S, item: Item) {
+pub(super) fn run<S: Simd>(s: S, item: Item) -> Result<()> {
     let width = VECTORS * S::LANES;
     let count = item.queries.count;
     let kv_type = item.cache.layout.kv_type;
     let blocks = count.div_ceil(width);
     let columns = blocks * width;
     let (keys, values) = (item.cache.layout.keys, item.cache.layout.values);
-    let (k_padded, v_padded) = (keys.padded, values.padded);
-    let [q, sums, k_f32, v_f32, scores, max, sum, rescale, from, to, rows, k_scales, v_scales] =
+    let (k_dim, v_padded) = (keys.dim, values.padded);
+    let q_len = k_dim.next_multiple_of(S::LANES);
+    let total_columns = if item.folds() { columns } else { 0 };
+    let [q, segment_values, total_values, k_f32, v_f32, scores, in_segment, in_total, limited, rows, v_scales] =
         item.scratch.buffers([
-            columns * k_padded,
+            columns * q_len,
             columns * v_padded,
-            PAGE_LEN * k_padded,
+            total_columns * v_padded,
+            PAGE_LEN * k_dim,
             PAGE_LEN * v_padded,
             PAGE_LEN * width,
-            columns,
-            columns,
-            width,
-            width,
-            width,
-            S::LANES * k_padded.max(v_padded),
-            Cache::scales_len(&keys),
+            2 * columns,
+            2 * total_columns,
+            3 * width,
+            S::LANES * q_len.max(v_padded),
             Cache::scales_len(&values),
-        ]);
+        ])?;
     let (scale, cap) = item.queries.params.factors();
     // SAFETY: all accesses are within the lengths just asked for, and within pages by the promise of `run_item`'s
-    // caller: only rows that the queries see are read.
+    // caller: only rows that the queries see are read, and the keys of their groups.
     unsafe {
-        let block = |index: usize| Block {
-            q: q.add(index * width * k_padded),
+        let mut segment = Sums { values: segment_values, max: in_segment, sum: in_segment.add(columns) };
+        let mut total = Sums { values: total_values, max: in_total, sum: in_total.add(total_columns) };
+        let block = |sums: Sums, index: usize| Block {
+            q: q.add(index * width * q_len),
             scores,
-            values: sums.add(index * width * v_padded),
-            max: max.add(index * width),
-            sum: sum.add(index * width),
-            rescale,
-            from,
-            to,
+            sums: sums.of_block(s, index, v_padded),
+            rescale: limited,
+            from: limited.add(width),
+            to: limited.add(2 * width),
         };
         for first in (0..columns).step_by(S::LANES) {
-            let (block, column) = (block(first / width), first % width);
+            let (block, column) = (block(segment, first / width), first % width);
             for lane in 0..S::LANES {
-                let row = rows.add(lane * k_padded);
+                let row = rows.add(lane * q_len);
                 match first + lane < count {
-                    true => item.queries.write_scaled(s, first + lane, scale, k_padded, row),
-                    false => row.write_bytes(0, k_padded),
+                    true => item.queries.write_scaled(s, first + lane, scale, q_len, row),
+                    false => row.write_bytes(0, q_len),
                 }
             }
-            for d in (0..k_padded).step_by(S::LANES) {
-                transpose(s, rows.add(d), k_padded, block.q.add(d * width + column), width);
+            for d in (0..q_len).step_by(S::LANES) {
+                transpose(s, rows.add(d), q_len, block.q.add(d * width + column), width);
             }
-            s.store(block.max.add(column), s.splat(LOWEST));
-            s.store(block.sum.add(column), s.splat(0.0));
         }
-        sums.write_bytes(0, columns * v_padded);
+        segment.clear(s, columns, v_padded);
         let mut positions = item.positions();
-        while !positions.is_empty() {
-            let page = first_page(positions.clone());
+        let mut index = item.first_segment();
+        let mut in_total = false;
+        loop {
+            let page = first_page(&positions);
             let n = page.len();
-            let (keys, values) = (item.cache.keys(s, &page, k_scales), item.cache.values(s, &page, v_scales));
-            convert(s, kv_type, Convert { rows: keys, n, padded: k_padded, out: k_f32 });
-            convert(s, kv_type, Convert { rows: values, n, padded: v_padded, out: v_f32 });
+            if n > 0 {
+                let (keys, values) = (item.cache.keys(&page), item.cache.values(s, &page, v_scales));
+                convert(s, kv_type, Convert::Keys { rows: keys, n, out: k_f32 });
+                convert(s, kv_type, Convert::Values { rows: values, n, padded: v_padded, out: v_f32 });
+            }
             for index in 0..blocks {
                 let first = index * width;
                 let used = width.min(count - first);
-                let block = block(index);
+                let block = block(segment, index);
                 let masked = limits(&item, &block, first, used, &page);
-                let tile = Page { keys: k_f32, values: v_f32, k_padded, v_padded, n, masked, cap };
+                let tile = Page { keys: k_f32, values: v_f32, k_dim, v_padded, n, masked, cap };
                 attend(s, &block, &tile, used.div_ceil(S::LANES));
             }
             positions.start = page.end;
+            if !positions.is_empty() && page.end != segment_end(page.start) {
+                continue;
+            }
+            // The end of a segment.
+            if !item.folds() {
+                emit(s, &item, segment, index, rows);
+            } else if !in_total {
+                // What is nothing plus the segment.
+                (segment, total) = (total, segment);
+                in_total = true;
+            } else {
+                for index in 0..blocks {
+                    let vectors = width.min(count - index * width).div_ceil(S::LANES);
+                    let sums = segment.of_block(s, index, v_padded);
+                    total.of_block(s, index, v_padded).add(s, sums, vectors, v_padded);
+                }
+            }
+            if positions.is_empty() {
+                break;
+            }
+            segment.clear(s, columns, v_padded);
+            index += 1;
         }
-        for first in (0..count).step_by(S::LANES) {
-            let (block, column) = (block(first / width), first % width);
+        if item.folds() {
+            emit(s, &item, total, index, rows);
+        }
+    }
+    Ok(())
+}
+
+/// Gives away the state of all queries, over a segment or all of them.
+///
+/// # Safety
+/// The sums are of all queries, and `rows` is valid for writes of as many rows as there are lanes.
+#[inline(always)]
+unsafe fn emit<S: Simd>(s: S, item: &Item, sums: Sums, segment: usize, rows: *mut f32) {
+    let width = VECTORS * S::LANES;
+    let (count, v_padded) = (item.queries.count, item.cache.layout.values.padded);
+    for first in (0..count).step_by(S::LANES) {
+        let (sums, column) = (sums.of_block(s, first / width, v_padded), first % width);
+        // SAFETY: the caller's promise.
+        unsafe {
             for d in (0..v_padded).step_by(S::LANES) {
-                transpose(s, block.values.add(d * width + column), width, rows.add(d), v_padded);
+                transpose(s, sums.values.add(d * width + column), width, rows.add(d), v_padded);
             }
             for lane in 0..S::LANES.min(count - first) {
                 let values = std::slice::from_raw_parts(rows.add(lane * v_padded).cast_const(), v_padded);
-                let (max, sum) = (*block.max.add(column + lane), *block.sum.add(column + lane));
-                item.emit(s, item.queries.kv_head, first + lane, State { max, sum, values });
+                let (max, sum) = (*sums.max.add(column + lane), *sums.sum.add(column + lane));
+                item.emit(s, segment, item.queries.kv_head, first + lane, State { max, sum, values });
             }
         }
     }
 }
 
-/// Converts `n` rows to `f32`. Only made where these are as [`run`] promises.
-struct Convert {
-    rows: RowTile,
-    n: usize,
-    padded: usize,
-    out: *mut f32,
+/// Converts `n` rows to `f32`, each element in its place. Only made where these are as [`run`] promises.
+enum Convert {
+    /// All keys of the groups.
+    Keys {
+        rows: KeyTile,
+        n: usize,
+        out: *mut f32,
+    },
+    Values {
+        rows: RowTile,
+        n: usize,
+        padded: usize,
+        out: *mut f32,
+    },
 }
 
 #[inline(always)]
@@ -144,11 +255,30 @@ impl<E: Element> Kernel for ConvertFrom<E> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Convert { rows, n, padded, out } = self.0;
-        for j in 0..n {
-            for d in (0..padded).step_by(S::LANES) {
-                // SAFETY: see the type.
-                unsafe { s.store(out.add(j * padded + d), E::load(s, &rows, j, d)) }
+        // SAFETY: see the type.
+        unsafe {
+            match self.0 {
+                Convert::Keys { rows, n, out } => {
+                    for j in (0..n).step_by(S::LANES) {
+                        let mut at = rows.keys::<E>(j);
+                        let out = out.add(j / KEY_GROUP * KEY_GROUP * rows.dim + j % KEY_GROUP);
+                        let block = rows.block_len::<E>();
+                        for from in (0..rows.dim).step_by(block) {
+                            let scales = rows.block_scales::<S, E>(s, from / block, j);
+                            for d in from..(from + block).min(rows.dim) {
+                                s.store(out.add(d * KEY_GROUP), E::load_keys(s, at, scales));
+                                at = at.wrapping_add(next_number::<E>());
+                            }
+                        }
+                    }
+                }
+                Convert::Values { rows, n, padded, out } => {
+                    for j in 0..n {
+                        for d in (0..padded).step_by(S::LANES) {
+                            s.store(out.add(j * padded + d), E::load(s, &rows, j, d));
+                        }
+                    }
+                }
             }
         }
     }
@@ -176,9 +306,10 @@ unsafe fn limits(item: &Item, block: &Block, first: usize, used: usize, page: &R
 /// The keys and values of a page, as `f32`, and how to use them.
 #[derive(Clone, Copy)]
 struct Page {
+    /// Transposed in groups, as they are stored.
     keys: *const f32,
     values: *const f32,
-    k_padded: usize,
+    k_dim: usize,
     v_padded: usize,
     n: usize,
     /// Whether some query does not see all of them.
@@ -192,11 +323,11 @@ unsafe fn attend<S: Simd>(s: S, block: &Block, page: &Page, vectors: usize) {
     // The scores of a few keys beyond the last, whatever is in the place of these, are computed but not used.
     let keys = Product {
         left: page.keys,
-        left_row: page.k_padded,
-        left_column: 1,
+        left_group: page.k_dim * KEY_GROUP,
+        left_column: KEY_GROUP,
         rows: page.n.next_multiple_of(S::ROWS),
         right: block.q,
-        depth: page.k_padded,
+        depth: page.k_dim,
         out: block.scores,
         rescale: None,
     };
@@ -205,12 +336,12 @@ unsafe fn attend<S: Simd>(s: S, block: &Block, page: &Page, vectors: usize) {
     unsafe { soften(s, block, page, vectors) };
     let values = Product {
         left: page.values,
-        left_row: 1,
+        left_group: KEY_GROUP,
         left_column: page.v_padded,
         rows: page.v_padded,
         right: block.scores,
         depth: page.n,
-        out: block.values,
+        out: block.sums.values,
         rescale: Some(block.rescale),
     };
     values.run(s, vectors);
@@ -225,7 +356,8 @@ unsafe fn soften<S: Simd>(s: S, block: &Block, page: &Page, vectors: usize) {
         for v in 0..vectors {
             let column = v * S::LANES;
             let scores = block.scores.add(column);
-            let before = s.load(block.max.add(column));
+            let (state_max, state_sum) = (block.sums.max.add(column), block.sums.sum.add(column));
+            let before = s.load(state_max);
             let mut max = before;
             if page.masked || page.cap.is_some() {
                 let (from, to) = (s.load(block.from.add(column)), s.load(block.to.add(column)));
@@ -245,16 +377,35 @@ unsafe fn soften<S: Simd>(s: S, block: &Block, page: &Page, vectors: usize) {
                     max = s.max(max, s.load(scores.add(j * width)));
                 }
             }
-            let mut sum = s.splat(0.0);
-            for j in 0..page.n {
-                let power = math::exp2(s, s.sub(s.load(scores.add(j * width)), max));
-                s.store(scores.add(j * width), power);
-                sum = s.add(sum, power);
+            // What the other kernel has in the lanes besides.
+            let whole = page.n.next_multiple_of(S::LANES);
+            for j in page.n..whole {
+                s.store(scores.add(j * width), s.splat(f32::NEG_INFINITY));
             }
+            // Added in the order of the other kernel: its lanes, each over the page, and then their halves
+            // ([`Simd::sum`]), down to four.
+            let mut quarters = [s.splat(0.0); 4];
+            for (lane, quarter) in quarters.iter_mut().enumerate() {
+                let mut lanes = [s.splat(0.0); 4];
+                for first in (0..whole).step_by(S::LANES) {
+                    for (i, sum) in lanes.iter_mut().enumerate().take(S::LANES / 4) {
+                        let score = scores.add((first + lane + 4 * i) * width);
+                        let power = math::exp2(s, s.sub(s.load(score), max));
+                        s.store(score, power);
+                        *sum = s.add(*sum, power);
+                    }
+                }
+                *quarter = match S::LANES {
+                    16 => s.add(s.add(lanes[0], lanes[2]), s.add(lanes[1], lanes[3])),
+                    8 => s.add(lanes[0], lanes[1]),
+                    _ => lanes[0],
+                };
+            }
+            let sum = s.add(s.add(quarters[0], quarters[2]), s.add(quarters[1], quarters[3]));
             let rescale = math::exp2(s, s.sub(before, max));
-            s.store(block.max.add(column), max);
+            s.store(state_max, max);
             s.store(block.rescale.add(column), rescale);
-            s.store(block.sum.add(column), s.fma(s.load(block.sum.add(column)), rescale, sum));
+            s.store(state_sum, s.fma(s.load(state_sum), rescale, sum));
         }
     }
 }
@@ -265,9 +416,9 @@ unsafe fn soften<S: Simd>(s: S, block: &Block, page: &Page, vectors: usize) {
 /// Rows of `right` and `out` are `3 * LANES` apart. Only made where all of this is valid to read, and `out` to write.
 #[derive(Clone, Copy)]
 struct Product {
-    /// Element `(i, k)` is at `i * left_row + k * left_column`.
+    /// Element `(i, k)` is number `i % KEY_GROUP` of what is at `i / KEY_GROUP * left_group + k * left_column`.
     left: *const f32,
-    left_row: usize,
+    left_group: usize,
     left_column: usize,
     /// A multiple of [`Simd::ROWS`].
     rows: usize,
@@ -293,7 +444,7 @@ impl Product {
         let width = VECTORS * S::LANES;
         // SAFETY: see the type.
         unsafe {
-            let left = self.left.add(i * self.left_row);
+            let left = self.left.add(i / KEY_GROUP * self.left_group + i % KEY_GROUP);
             let out = self.out.add(i * width);
             let mut total = [[s.splat(0.0); NV]; R];
             if let Some(rescale) = self.rescale {
@@ -310,7 +461,7 @@ impl Product {
                     *vector = s.load(self.right.add(k * width + v * S::LANES));
                 }
                 for (i, total) in total.iter_mut().enumerate() {
-                    let x = s.splat(*left.add(i * self.left_row + k * self.left_column));
+                    let x = s.splat(*left.add(k * self.left_column + i));
                     for (total, vector) in total.iter_mut().zip(vectors) {
                         *total = s.fma(x, vector, *total);
                     }

@@ -14,16 +14,24 @@ pub(crate) use crate::backend::kv::PAGE_LEN;
 /// Numbers in a block of [`KvType::Q8_0`], which share a scale.
 pub(crate) const Q8_BLOCK: usize = 32;
 
+/// Keys in a group, whose numbers lie side by side: a multiple of the lanes of every instruction set.
+pub(crate) const KEY_GROUP: usize = 16;
+
 /// Bytes that the offset of each head's keys and values is a multiple of: a cache line.
 const ALIGN: usize = 64;
 
-/// The keys, or the values, of all heads of one layer in a page: for each head `PAGE_LEN` rows of elements, and for
-/// Q8_0 then the half-precision scales, `PAGE_LEN` rows of one for each block.
+/// The keys, or the values, of all heads of one layer in a page: for each head the elements, and for Q8_0 then the
+/// half-precision scales.
+///
+/// The values of a position are a row, and so are their scales. Keys are transposed in [groups](KEY_GROUP): the first
+/// numbers of all keys of a group come first, then the second ones; of the scales, those of the first blocks of all keys
+/// of the page come first. So a vector of keys is one load, and each of its lanes sums up one dot product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Rows {
     /// Numbers in a row that the model knows of.
     pub(crate) dim: usize,
-    /// Numbers in a row as stored; those beyond `dim` are zero. A multiple of 16, and of the block for Q8_0.
+    /// Numbers in a row as stored. Those of values beyond `dim` are zero, up to a multiple of 16 and of the block for
+    /// Q8_0; keys have none.
     pub(crate) padded: usize,
     /// Bytes in a row.
     pub(crate) row_bytes: usize,
@@ -36,14 +44,13 @@ pub(crate) struct Rows {
 }
 
 impl Rows {
-    fn new(kv_type: KvType, heads: usize, dim: usize, start: usize) -> Option<Self> {
-        let (multiple, bytes) = match kv_type {
-            KvType::F32 => (16, 4),
-            KvType::F16 => (16, 2),
-            KvType::Q8_0 => (Q8_BLOCK, 1),
+    fn new(kv_type: KvType, heads: usize, dim: usize, padded: usize, start: usize) -> Option<Self> {
+        let bytes = match kv_type {
+            KvType::F32 => 4,
+            KvType::F16 => 2,
+            KvType::Q8_0 => 1,
         };
-        let padded = dim.checked_next_multiple_of(multiple)?;
-        let blocks = if kv_type == KvType::Q8_0 { padded / Q8_BLOCK } else { 0 };
+        let blocks = if kv_type == KvType::Q8_0 { padded.div_ceil(Q8_BLOCK) } else { 0 };
         let row_bytes = padded.checked_mul(bytes)?;
         let row_bytes_and_scales = row_bytes.checked_add(blocks * 2)?;
         let head_bytes = row_bytes_and_scales.checked_mul(PAGE_LEN)?.checked_next_multiple_of(ALIGN)?;
@@ -56,14 +63,14 @@ impl Rows {
         self.start + heads * self.head_bytes
     }
 
-    /// Offset in the layer of the row of a position within the page.
+    /// Offset in the layer of the values of a position within the page, or of the group of keys that begins with it.
     pub(crate) fn row(&self, head: usize, slot: usize) -> usize {
         self.start + head * self.head_bytes + slot * self.row_bytes
     }
 
-    /// Offset in the layer of the scales of a position within the page.
-    pub(crate) fn scales(&self, head: usize, slot: usize) -> usize {
-        self.start + head * self.head_bytes + PAGE_LEN * self.row_bytes + slot * self.blocks * 2
+    /// Offset in the layer of a head's scales.
+    pub(crate) fn scales(&self, head: usize) -> usize {
+        self.row(head, PAGE_LEN)
     }
 }
 
@@ -84,8 +91,10 @@ impl KvLayout {
     /// `InvalidInput` where a number is zero or the size overflows.
     pub(crate) fn for_layer(kv_type: KvType, kv_heads: usize, k_dim: usize, v_dim: usize) -> Result<Self> {
         let layout = || {
-            let keys = Rows::new(kv_type, kv_heads, k_dim, 0)?;
-            let values = Rows::new(kv_type, kv_heads, v_dim, keys.end(kv_heads))?;
+            let keys = Rows::new(kv_type, kv_heads, k_dim, k_dim, 0)?;
+            let multiple = if kv_type == KvType::Q8_0 { Q8_BLOCK } else { 16 };
+            let padded = v_dim.checked_next_multiple_of(multiple)?;
+            let values = Rows::new(kv_type, kv_heads, v_dim, padded, keys.end(kv_heads))?;
             (kv_heads > 0 && k_dim > 0 && v_dim > 0).then_some(Self { kv_type, kv_heads, keys, values })
         };
         layout().ok_or_else(|| {

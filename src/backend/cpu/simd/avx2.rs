@@ -170,17 +170,6 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn sum4(self, [a, b, c, d]: [__m256; 4]) -> [f32; 4] {
-        proven!({
-            let abcd = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
-            let abcd = _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps::<1>(abcd));
-            let mut sums = [0.0; 4];
-            _mm_storeu_ps(sums.as_mut_ptr(), abcd);
-            sums
-        })
-    }
-
-    #[inline(always)]
     fn deinterleave(self, a: __m256, b: __m256) -> (__m256, __m256) {
         proven!({
             let low = _mm256_permute2f128_ps::<0x20>(a, b);

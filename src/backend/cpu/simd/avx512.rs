@@ -144,27 +144,17 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn sum(self, v: __m512) -> f32 {
-        proven!(_mm512_reduce_add_ps(v))
+        proven!({
+            let v = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
+            let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+            _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
+        })
     }
 
     #[inline(always)]
     fn largest(self, v: __m512) -> f32 {
         proven!(_mm512_reduce_max_ps(v))
-    }
-
-    #[inline(always)]
-    fn sum4(self, [a, b, c, d]: [__m512; 4]) -> [f32; 4] {
-        proven!({
-            // In each quarter of 128 bits: a0+a2 b0+b2 a1+a3 b1+b3, likewise for c and d; then a b c d.
-            let ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-            let cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-            let abcd = _mm512_add_ps(_mm512_shuffle_ps::<0x44>(ab, cd), _mm512_shuffle_ps::<0xee>(ab, cd));
-            let half = _mm256_add_ps(_mm512_castps512_ps256(abcd), _mm512_extractf32x8_ps::<1>(abcd));
-            let quarter = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps::<1>(half));
-            let mut sums = [0.0; 4];
-            _mm_storeu_ps(sums.as_mut_ptr(), quarter);
-            sums
-        })
     }
 
     #[inline(always)]

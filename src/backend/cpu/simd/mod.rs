@@ -90,12 +90,10 @@ pub(crate) trait Simd: Copy {
     /// `v` in lanes with `lo <= at < hi`, else `other`.
     fn select_within(self, at: Self::V, lo: Self::V, hi: Self::V, v: Self::V, other: Self::V) -> Self::V;
 
-    /// The sum of the lanes.
+    /// The sum of the lanes: one half is added to the other until one number is left.
     fn sum(self, v: Self::V) -> f32;
     /// The largest lane.
     fn largest(self, v: Self::V) -> f32;
-    /// The sums of the lanes of four vectors.
-    fn sum4(self, v: [Self::V; 4]) -> [f32; 4];
     /// The even and the odd elements of `a` followed by `b`.
     fn deinterleave(self, a: Self::V, b: Self::V) -> (Self::V, Self::V);
     /// Undoes [`deinterleave`](Simd::deinterleave).
@@ -159,6 +157,16 @@ pub(crate) unsafe fn load_up_to<S: Simd>(s: S, p: *const f32, n: usize) -> S::V 
 pub(crate) unsafe fn store_up_to<S: Simd>(s: S, p: *mut f32, n: usize, v: S::V) {
     // SAFETY: the caller's promise.
     unsafe { if n >= S::LANES { s.store(p, v) } else { s.store_part(p, n, v) } }
+}
+
+/// The first lane.
+#[inline(always)]
+pub(crate) fn first<S: Simd>(s: S, v: S::V) -> f32 {
+    const { assert!(S::LANES <= 16) };
+    let mut lanes = [0.0; 16];
+    // SAFETY: there are no more lanes.
+    unsafe { s.store(lanes.as_mut_ptr(), v) };
+    lanes[0]
 }
 
 /// Transposes a square of `LANES` rows of `LANES` numbers; `from_row` and `to_row` are numbers from one row to the next.

@@ -190,23 +190,16 @@ impl Simd for Neon {
 
     #[inline(always)]
     fn sum(self, v: float32x4_t) -> f32 {
-        proven!(vaddvq_f32(v))
+        proven!({
+            let v = vadd_f32(vget_low_f32(v), vget_high_f32(v));
+            vget_lane_f32::<0>(vpadd_f32(v, v))
+        })
     }
 
     #[inline(always)]
     fn largest(self, v: float32x4_t) -> f32 {
         // The larger number where one is NaN, as in plain Rust.
         proven!(vmaxnmvq_f32(v))
-    }
-
-    #[inline(always)]
-    fn sum4(self, [a, b, c, d]: [float32x4_t; 4]) -> [f32; 4] {
-        proven!({
-            let sums = vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d));
-            let mut out = [0.0; 4];
-            self.store(out.as_mut_ptr(), sums);
-            out
-        })
     }
 
     #[inline(always)]

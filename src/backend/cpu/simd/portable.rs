@@ -163,11 +163,6 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn sum4(self, v: [Self::V; 4]) -> [f32; 4] {
-        lanes(|i| self.sum(v[i]))
-    }
-
-    #[inline(always)]
     fn deinterleave(self, a: Self::V, b: Self::V) -> (Self::V, Self::V) {
         ([a[0], a[2], b[0], b[2]], [a[1], a[3], b[1], b[3]])
     }

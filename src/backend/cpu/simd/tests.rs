@@ -40,9 +40,15 @@ impl Kernel for Operations {
         assert_eq!(halves, each(&|a, _| (a * 2.0).round_ties_even()));
         assert_eq!(s.sum(va), a.iter().sum::<f32>());
         assert_eq!((s.largest(va), s.largest(vb)), (a[n - 1], b[0]));
-        let c = s.mul(va, s.splat(-0.5));
-        let sums = s.sum4([va, vb, c, s.splat(1.0)]);
-        assert_eq!(sums, [a.iter().sum(), b.iter().sum(), a.iter().map(|a| a * -0.5).sum(), n as f32]);
+        let mut halves: Vec<f32> = (0..n).map(|i| 1.0 / (i + 3) as f32).collect();
+        // SAFETY: as long as a vector.
+        let thirds = s.sum(unsafe { s.load(halves.as_ptr()) });
+        while halves.len() > 1 {
+            let upper = halves.split_off(halves.len() / 2);
+            halves.iter_mut().zip(upper).for_each(|(a, b)| *a += b);
+        }
+        assert_eq!(thirds.to_bits(), halves[0].to_bits(), "in this order");
+        assert_eq!((first(s, va), first(s, vb)), (a[0], b[0]));
         for (at, lo, hi) in [(0.0, -1.0, 3.0), (2.0, 2.0, 3.0), (3.0, 2.0, 3.0), (1.0, 2.0, 3.0)] {
             let got = get(s.select_within(s.splat(at), s.splat(lo), s.splat(hi), va, vb));
             assert_eq!(got, if lo <= at && at < hi { &a[..] } else { &b[..] });
