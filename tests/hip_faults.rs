@@ -1,4 +1,4 @@
-//! What becomes of sessions when a GPU fails, on a simulated one: they go on on the CPU as if nothing had happened.
+//! What becomes of sessions when a GPU fails, on a simulated one: they go on on the CPU.
 //! Skipped, with the reason printed, where there is no C++ compiler.
 
 #![cfg(unix)]
@@ -98,6 +98,43 @@ fn a_fault_anywhere_changes_no_text_and_leaks_nothing() {
         }
         assert!(moved > 50, "only {moved} faults met a session");
         faults.fail(0, 0);
+    });
+}
+
+/// What a rescue promises exactly: tokens that were given stand, and what follows is what the CPU writes after them. With
+/// activations and a cache of few bits, where the GPU's own numbers would be other ones.
+#[test]
+fn a_moved_session_goes_on_as_one_of_the_cpu_does() {
+    simulated("a_moved_session_goes_on_as_one_of_the_cpu_does", &[], || {
+        let faults = Faults::new();
+        let tiny = Tiny { ty: TensorType::Q4_K, embed: 256, head_dim: 64, feed_forward: 256, ..Tiny::default() };
+        let prompt = tokens(1, 70);
+        for kv_type in [KvType::F16, KvType::Q8_0] {
+            let options = |device| Model::options().threads(1).device(device).kv_type(kv_type);
+            let cpu = tiny.load(options(Device::Cpu));
+            for k in [0, 1, 2, 5, 9] {
+                let (model, sampler) = (tiny.load(options(Device::Auto)), Sampler::greedy());
+                let mut session = model.session().unwrap();
+                assert_eq!(session.device(), Device::Hip(0), "{}", model.device_report());
+                if k == 0 {
+                    faults.lose(LAUNCH, 1);
+                }
+                let stream = session.generate(&Prompt::from_tokens(prompt.clone()), &sampler).unwrap();
+                let mut stream = stream.max_tokens(12);
+                let mut next = || stream.next().map(|piece| piece.unwrap()).and_then(|p| p.token().zip(p.logprob()));
+                let given: Vec<_> = (0..k).map_while(|_| next()).map(|(token, _)| token).collect();
+                faults.lose(LAUNCH, 1);
+                let rest: Vec<_> =
+                    std::iter::from_fn(next).map(|(token, logprob)| (token, logprob.to_bits())).collect();
+                faults.fail(0, 0);
+                assert!(given.len() == k && stream.session().device() == Device::Cpu && !rest.is_empty());
+                let context = Prompt::from_tokens([&prompt[..], &given].concat());
+                let mut fresh = cpu.session().unwrap();
+                let pieces = fresh.generate(&context, &sampler).unwrap().max_tokens(12 - k).map(|piece| piece.unwrap());
+                let expected: Vec<_> = pieces.filter_map(|p| p.token().zip(p.logprob().map(f32::to_bits))).collect();
+                assert_eq!(rest, expected, "{kv_type:?}, after {k} tokens");
+            }
+        }
     });
 }
 

@@ -3,11 +3,12 @@
 //! Real models are looked for in `$WAVELM_TEST_MODELS`, or else where the examples keep the default model;
 //! `tests/fixtures/fetch_models.py` brings them. Where one is missing, its tests say so and do nothing.
 
+mod common;
 #[path = "common/reference.rs"]
 mod reference;
 
+use common::real_model;
 use reference::{Distributions, ReferenceLogits, continuations, fixture, log_softmax};
-use std::io::Write;
 use std::path::PathBuf;
 use wavelm::{ErrorKind, Model, Precision, Prompt};
 
@@ -76,17 +77,6 @@ fn tiny_models_agree_roughly_in_fast_precision() {
         println!("{name}: {difference:.1e}");
         assert!(difference < 0.2, "{name}: logits differ by {difference} of the largest one");
     }
-}
-
-/// The path of a real model; where it is missing, says so past the capture of test output.
-fn real_model(file: &str) -> Option<PathBuf> {
-    let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let cache = || var("XDG_CACHE_HOME").or_else(|| Some(var("HOME")?.join(".cache"))).map(|c| c.join("wavelm"));
-    let path = var("WAVELM_TEST_MODELS").or_else(cache).map(|folder| folder.join(file)).filter(|p| p.is_file());
-    if path.is_none() {
-        let _ = writeln!(std::io::stderr(), "skipped: {file} is not here; tests/fixtures/fetch_models.py brings it");
-    }
-    path
 }
 
 const SMOLLM2: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";

@@ -13,7 +13,11 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 #[non_exhaustive]
 pub enum Event {
     /// The device of a session failed, or has no memory left. The session evaluates its tokens again on another device
-    /// and goes on there; what it generates is what it would have been.
+    /// and goes on there.
+    ///
+    /// Tokens that were given already stand. What follows is what a session on the new device writes after exactly these
+    /// tokens, bit by bit where that is the CPU. It need not be what the device that failed would have written: a GPU
+    /// rounds other numbers than the CPU, so that of two tokens that are about as likely it may choose the other one.
     #[non_exhaustive]
     SessionMoved {
         /// Where the session was.

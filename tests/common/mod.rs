@@ -4,6 +4,8 @@
 
 pub mod simulator;
 
+use std::io::Write;
+use std::path::PathBuf;
 use wavelm::gguf::{Gguf, GgufWriter, StringArray, TensorType};
 use wavelm::quant;
 use wavelm::{LoadOptions, Model, Prompt, Sampler, Session};
@@ -176,4 +178,15 @@ pub fn difference(a: &[Vec<f32>], b: &[Vec<f32>]) -> f32 {
 pub fn greedy(session: &mut Session, prompt: &[u32], n: usize) -> wavelm::Result<Vec<u32>> {
     let generation = session.generate(&Prompt::from_tokens(prompt.to_vec()), &Sampler::greedy())?.max_tokens(n);
     generation.map(|piece| piece.map(|p| p.token())).filter_map(Result::transpose).collect()
+}
+
+/// The path of a real model; where it is missing, says so past the capture of test output.
+pub fn real_model(file: &str) -> Option<PathBuf> {
+    let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let cache = || var("XDG_CACHE_HOME").or_else(|| Some(var("HOME")?.join(".cache"))).map(|c| c.join("wavelm"));
+    let path = var("WAVELM_TEST_MODELS").or_else(cache).map(|folder| folder.join(file)).filter(|p| p.is_file());
+    if path.is_none() {
+        let _ = writeln!(std::io::stderr(), "skipped: {file} is not here; tests/fixtures/fetch_models.py brings it");
+    }
+    path
 }
