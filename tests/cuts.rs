@@ -1,6 +1,7 @@
-//! On the CPU a text does not depend on how its context was cut: neither on the lengths of the passes that evaluated it, nor
-//! on what else they evaluated, nor on whether the cache was there or made again. Logits are compared bit by bit, for
-//! every type of weights and of cache, and on every instruction set of the processor.
+//! On the CPU a text does not depend on how its context was cut: neither on the lengths of the
+//! passes that evaluated it, nor on what else they evaluated, nor on whether the cache was there or
+//! made again. Logits are compared bit by bit, for every type of weights and of cache, and on every
+//! instruction set of the processor.
 
 mod common;
 
@@ -22,7 +23,8 @@ fn in_passes(session: &mut Session, tokens: &[u32], pass: usize) -> Vec<u32> {
     rows.flatten().map(f32::to_bits).collect()
 }
 
-/// Asserts that the logits of 48 tokens are the same in passes of any length, in a session and in those that share its past.
+/// Asserts that the logits of 48 tokens are the same in passes of any length, in a session and in
+/// those that share its past.
 fn check(session: &Session, what: &str) {
     let tokens = tokens(5, 48);
     let vocabulary = session.model().vocab_len() as u32;
@@ -47,8 +49,8 @@ fn check(session: &Session, what: &str) {
     }
 }
 
-/// Runs `body` in a process of its own for each instruction set that the kernels are written for and the processor has;
-/// the library takes one for another that it has not.
+/// Runs `body` in a process of its own for each instruction set that the kernels are written for
+/// and the processor has; the library takes one for another that it has not.
 fn on_each_instruction_set(test: &str, body: impl FnOnce()) {
     const CHOICE: &str = "WAVELM_CPU";
     if std::env::var_os(CHOICE).is_some() {
@@ -192,7 +194,8 @@ fn beside_other_sequences() {
     });
 }
 
-/// A seeded text is the same whatever the session held before: nothing, another text, a longer or a shorter beginning.
+/// A seeded text is the same whatever the session held before: nothing, another text, a longer or a
+/// shorter beginning.
 #[test]
 fn after_whatever_the_session_held() {
     on_each_instruction_set("after_whatever_the_session_held", || {
@@ -217,8 +220,8 @@ fn after_whatever_the_session_held() {
     });
 }
 
-/// What a rescue does, without a device that fails: all tokens so far are evaluated again, in as few passes as there can be,
-/// and the text goes on as it would have.
+/// What a rescue does, without a device that fails: all tokens so far are evaluated again, in as
+/// few passes as there can be, and the text goes on as it would have.
 fn goes_on_alike(model: &Model, prompts: &[Vec<u32>], n: usize) {
     let greedy = |context: &[u32], n| common::greedy(&mut model.session().unwrap(), context, n).unwrap();
     let mut cuts = 0;

@@ -101,8 +101,9 @@ fn a_fault_anywhere_changes_no_text_and_leaks_nothing() {
     });
 }
 
-/// What a rescue promises exactly: tokens that were given stand, and what follows is what the CPU writes after them. With
-/// activations and a cache of few bits, where the GPU's own numbers would be other ones.
+/// What a rescue promises exactly: tokens that were given stand, and what follows is what the CPU
+/// writes after them. With activations and a cache of few bits, where the GPU's own numbers would
+/// be other ones.
 #[test]
 fn a_moved_session_goes_on_as_one_of_the_cpu_does() {
     simulated("a_moved_session_goes_on_as_one_of_the_cpu_does", &[], || {

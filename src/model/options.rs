@@ -116,10 +116,11 @@ impl LoadOptions {
 
     /// Which device runs the model. Default: [`Device::Auto`].
     ///
-    /// On the CPU the logits after some tokens are the same bits however the tokens came into the context: in one prompt or
-    /// one by one, alone or in passes with other sequences, the first time or again after the cache was dropped, on any
-    /// number of threads. They differ between instruction sets, as they do between devices. On a GPU, passes of other lengths
-    /// add up in other orders, so that a text may depend on how its context was evaluated.
+    /// On the CPU the logits after some tokens are the same bits however the tokens came into the
+    /// context: in one prompt or one by one, alone or in passes with other sequences, the first
+    /// time or again after the cache was dropped, on any number of threads. They differ between
+    /// instruction sets, as they do between devices. On a GPU, passes of other lengths add up in
+    /// other orders, so that a text may depend on how its context was evaluated.
     pub fn device(mut self, device: Device) -> Self {
         self.device = device;
         self
@@ -172,9 +173,10 @@ impl LoadOptions {
         self
     }
 
-    /// Whether sessions go on on the CPU where a GPU fails in use: their tokens are evaluated again there. Tokens that were
-    /// given stand, and what follows is, bit by bit, what a session on the CPU writes after them, which need not be what
-    /// the GPU would have written. An [event](Self::on_event) and a logged warning tell of it. Where it is off, the session
+    /// Whether sessions go on on the CPU where a GPU fails in use: their tokens are evaluated again
+    /// there. Tokens that were given stand, and what follows is, bit by bit, what a session on the
+    /// CPU writes after them, which need not be what the GPU would have written. An
+    /// [event](Self::on_event) and a logged warning tell of it. Where it is off, the session
     /// returns the error. Default: on.
     pub fn rescue(mut self, on: bool) -> Self {
         self.rescue = on;

@@ -15,9 +15,10 @@ pub enum Event {
     /// The device of a session failed, or has no memory left. The session evaluates its tokens again on another device
     /// and goes on there.
     ///
-    /// Tokens that were given already stand. What follows is what a session on the new device writes after exactly these
-    /// tokens, bit by bit where that is the CPU. It need not be what the device that failed would have written: a GPU
-    /// rounds other numbers than the CPU, so that of two tokens that are about as likely it may choose the other one.
+    /// Tokens that were given already stand. What follows is what a session on the new device
+    /// writes after exactly these tokens, bit by bit where that is the CPU. It need not be what the
+    /// device that failed would have written: a GPU rounds other numbers than the CPU, so that of
+    /// two tokens that are about as likely it may choose the other one.
     #[non_exhaustive]
     SessionMoved {
         /// Where the session was.

@@ -1,31 +1,34 @@
 //! Attention over the paged cache: blocked, with an online softmax in `f32` (Milakov and Gimelshein, 2018; Dao et al.,
 //! FlashAttention, 2022), so that no more than a tile of scores exists at a time.
 //!
-//! The rows of a span and the query heads that share a key-value head are packed together: packed query `m` is row
-//! `m / group` and head `m % group` of its group, so that a tile of keys or values is read and converted once for all
-//! of them. Work is cut into *tiles*, up to [`TILE`] packed queries of one key-value head, and where these are few, as in
-//! decoding, into parts of a tile's positions (split-K; Dao et al., Flash-Decoding, 2023). Whoever finishes the last
-//! part of a tile combines them.
+//! The rows of a span and the query heads that share a key-value head are packed together: packed
+//! query `m` is row `m / group` and head `m % group` of its group, so that a tile of keys or values
+//! is read and converted once for all of them. Work is cut into *tiles*, up to [`TILE`] packed
+//! queries of one key-value head, and where these are few, as in decoding, into parts of a tile's
+//! positions (split-K; Dao et al., Flash-Decoding, 2023). Whoever finishes the last part of a tile
+//! combines them.
 //!
-//! Two kernels do the work: [`narrow`] for few queries has keys, and then the numbers of a value, in the lanes and reads
-//! the cache as it is stored; [`wide`] for many has queries in the lanes and multiplies matrices.
+//! Two kernels do the work: [`narrow`] for few queries has keys, and then the numbers of a value,
+//! in the lanes and reads the cache as it is stored; [`wide`] for many has queries in the lanes and
+//! multiplies matrices.
 //!
 //! # Order of sums
 //!
-//! The output of a query is the same bits however a context is cut into passes and passes into items, so both kernels
-//! add up in one order, which depends on positions alone:
-//! - A score is the sum over the numbers of a key, one after the other. Keys lie in the cache in groups of 16, transposed,
-//!   so that this needs no sum across lanes.
-//! - The powers of a page's scores are added in the lanes of vectors, a key's lane being that of its place in the page, and
-//!   then the [halves](Simd::sum) of the vector. Values are added position by position.
-//! - From page to page what was summed is multiplied by the power that the maximum has grown by. A page of which a query
-//!   sees nothing changes nothing: factors are exactly one, and what is added zero. So a tile may have more pages than a
-//!   query sees.
-//! - Sums begin anew with each segment of positions, and states of segments are joined one after the other. A part of
-//!   a tile is whole segments.
+//! The output of a query is the same bits however a context is cut into passes and passes into
+//! items, so both kernels add up in one order, which depends on positions alone:
+//! - A score is the sum over the numbers of a key, one after the other. Keys lie in the cache in
+//!   groups of 16, transposed, so that this needs no sum across lanes.
+//! - The powers of a page's scores are added in the lanes of vectors, a key's lane being that of its
+//!   place in the page, and then the [halves](Simd::sum) of the vector. Values are added position by
+//!   position.
+//! - From page to page what was summed is multiplied by the power that the maximum has grown by. A
+//!   page of which a query sees nothing changes nothing: factors are exactly one, and what is added
+//!   is zero. So a tile may have more pages than a query sees.
+//! - Sums begin anew with each segment of positions, and states of segments are joined one after the
+//!   other. A part of a tile is whole segments.
 //!
-//! This holds on each instruction set for itself, and for values that are finite: what is weighted with zero counts as
-//! zero. Without `causal` what a query sees depends on its pass.
+//! This holds on each instruction set for itself, and for values that are finite: what is weighted
+//! with zero counts as zero. Without `causal` what a query sees depends on its pass.
 
 mod narrow;
 mod page;

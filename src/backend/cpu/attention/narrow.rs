@@ -1,6 +1,7 @@
-//! Attention of few queries, as in decoding, straight from the cache for up to [`Simd::QUERIES`] queries at once: keys are
-//! in the lanes while scores are computed, and then the numbers of a value. What bounds it is memory: while the keys of a
-//! page are read, its values are prefetched, and then the keys of the next page or item.
+//! Attention of few queries, as in decoding, straight from the cache for up to [`Simd::QUERIES`]
+//! queries at once: keys are in the lanes while scores are computed, and then the numbers of a
+//! value. What bounds it is memory: while the keys of a page are read, its values are prefetched,
+//! and then the keys of the next page or item.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -257,7 +258,8 @@ impl Pass {
         }
     }
 
-    /// Computes the scores of `B` vectors of keys from the j-th on; returns how many keys these are.
+    /// Computes the scores of `B` vectors of keys from the j-th on; returns how many keys these
+    /// are.
     #[inline(always)]
     fn score<S: Simd, E: Element, const G: usize, const B: usize>(&self, s: S, keys: &KeyTile, j: usize) -> usize {
         let Work { q_len, scores, .. } = self.work;

@@ -39,15 +39,16 @@ pub(super) struct RowTile {
 #[derive(Clone, Copy)]
 pub(super) struct KeyTile {
     data: *const u8,
-    /// The scales of the first blocks, in half precision; those of the next blocks are `PAGE_LEN` further. Of no meaning
-    /// for types without.
+    /// The scales of the first blocks, in half precision; those of the next blocks are `PAGE_LEN`
+    /// further. Of no meaning for types without.
     scales: *const u16,
     /// Numbers of a key.
     pub(super) dim: usize,
 }
 
 impl KeyTile {
-    /// Where the first number is of key `j` and of as many after it as there are lanes, if `j` is a multiple of these.
+    /// Where the first number is of key `j` and of as many after it as there are lanes, if `j` is a
+    /// multiple of these.
     #[inline(always)]
     pub(super) fn keys<E: Element>(&self, j: usize) -> *const u8 {
         self.data.wrapping_add((j / KEY_GROUP * KEY_GROUP * self.dim + j % KEY_GROUP) * E::SIZE)

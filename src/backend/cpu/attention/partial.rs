@@ -83,8 +83,8 @@ impl Total {
     }
 }
 
-/// Shared memory for the states of tiles that several items share: for each query in each segment its maximum, sum and
-/// values.
+/// Shared memory for the states of tiles that several items share: for each query in each segment
+/// its maximum, sum and values.
 #[derive(Debug)]
 pub(super) struct Partials {
     memory: *mut [f32],
@@ -156,8 +156,8 @@ impl Drop for Partials {
 pub(super) struct Countdown(AtomicU32);
 
 impl Countdown {
-    /// Whether this was the last of `items`: then all that the others have written can be read, and the count starts
-    /// anew for the next layer.
+    /// Whether this was the last of `items`: then all that the others have written can be read, and
+    /// the count starts anew for the next layer.
     pub(super) fn finished_last(&self, items: usize) -> bool {
         let last = self.0.fetch_add(1, Ordering::AcqRel) as usize + 1 == items;
         if last {
@@ -210,7 +210,8 @@ pub(super) fn finish<S: Simd>(s: S, state: State, out: &mut [f32]) {
         // SAFETY: no more than what is left of both slices.
         unsafe {
             let x = load_up_to(s, state.values.as_ptr().add(i), len - i);
-            // The sign of a zero is all that positions may change that a query does not see: without it, nothing is.
+            // The sign of a zero is all that positions may change that a query does not see:
+            // without it, nothing is.
             store_up_to(s, out.as_mut_ptr().add(i), len - i, s.add(s.mul(x, inverse), s.splat(0.0)));
         }
     }

@@ -15,23 +15,25 @@ use crate::{Error, Result, memory};
 /// Items that a span should have at least, where it is long enough: several for each thread of a large machine.
 const SPAN_ITEMS: usize = 32;
 
-/// Positions in a segment at least: fewer would not be worth the combination. A power of two and a multiple of
-/// [`PAGE_LEN`].
+/// Positions in a segment at least: fewer would not be worth the combination. A power of two and a
+/// multiple of [`PAGE_LEN`].
 const SEGMENT: usize = 4 * PAGE_LEN;
 
-/// Segments that are as long as each other, at least: so many of the second half of any context. A power of two.
+/// Segments that are as long as each other, at least: so many of the second half of any context. A
+/// power of two.
 const SEGMENTS: usize = 32;
 
 /// Packed queries from which the wide kernel is faster.
 const WIDE_FROM: usize = 9;
 
-/// Numbers that a span may take for the states of tiles that items share, besides a quarter of what it reads.
+/// Numbers that a span may take for the states of tiles that items share, besides a quarter of what
+/// it reads.
 const SPAN_PARTIALS: usize = 1 << 18;
 
 /// Where the segment of a position ends.
 ///
-/// Segments are where sums begin anew, so they depend on nothing but the position. They grow with it, so that the
-/// longest context has some hundred.
+/// Segments are where sums begin anew, so they depend on nothing but the position. They grow with
+/// it, so that the longest context has some hundred.
 pub(super) fn segment_end(position: usize) -> usize {
     let len = (1 << position.max(1).ilog2()) / SEGMENTS;
     let len = len.max(SEGMENT);
@@ -72,8 +74,8 @@ struct Part {
     first_segment: usize,
 }
 
-/// The work of an attention op over a batch, as items that may run in any order and at the same time. How it is cut
-/// changes no result: see the [module](super).
+/// The work of an attention op over a batch, as items that may run in any order and at the same
+/// time. How it is cut changes no result: see the [module](super).
 #[derive(Debug)]
 pub(crate) struct AttentionPlan<'a> {
     params: AttnParams,
@@ -242,8 +244,8 @@ impl<'a> AttentionPlan<'a> {
             let [values] = scratch.buffers([v_padded])?;
             for m in 0..all {
                 let queries = Queries { kv_head: tile.kv_heads.start + m / count, ..queries };
-                // SAFETY: all items of the tile were finished before this, and the buffer is this thread's; the
-                // output of the query is no other item's.
+                // SAFETY: all items of the tile were finished before this, and the buffer is this
+                // thread's; the output of the query is no other item's.
                 unsafe {
                     let combine = Combine {
                         partials: &self.partials,
@@ -271,8 +273,9 @@ impl<'a> AttentionPlan<'a> {
     }
 }
 
-/// How many key-value heads an item should take together, which lie next to each other in the pages of so many segments:
-/// as many as leave enough items, since memory is the faster the longer it is read on and on.
+/// How many key-value heads an item should take together, which lie next to each other in the pages
+/// of so many segments: as many as leave enough items, since memory is the faster the longer it is
+/// read on and on.
 fn heads_together(kv_heads: usize, segments: usize, items: usize) -> usize {
     (1..=kv_heads).rev().find(|&n| kv_heads.is_multiple_of(n) && kv_heads / n * segments >= items).unwrap_or(1)
 }
@@ -321,7 +324,8 @@ impl Item<'_> {
         self.tile.kv_heads.clone()
     }
 
-    /// Takes the state of a query of a key-value head over a segment, or over all of them where this item has them.
+    /// Takes the state of a query of a key-value head over a segment, or over all of them where
+    /// this item has them.
     #[inline(always)]
     pub(super) fn emit<S: Simd>(&self, s: S, segment: usize, kv_head: usize, m: usize, state: State) {
         let tile = self.tile;
@@ -333,7 +337,8 @@ impl Item<'_> {
         } else {
             let heads = tile.kv_heads.len();
             let index = (segment * heads + kv_head - tile.kv_heads.start) * tile.count + m;
-            // SAFETY: only this item writes to the place of this query and segment, and nobody reads before it is done.
+            // SAFETY: only this item writes to the place of this query and segment, and nobody
+            // reads before it is done.
             unsafe {
                 self.plan.partials.write(tile.partials + index * Partials::stride(state.values.len()), state);
             }

@@ -177,7 +177,8 @@ impl Batch {
         spans
     }
 
-    /// Asserts that no output depends on how the rows are cut into passes, nor on how a pass is cut into items.
+    /// Asserts that no output depends on how the rows are cut into passes, nor on how a pass is cut
+    /// into items.
     fn check_cuts(&self, isa: Isa, what: &str) {
         let bits = |out: &[f32]| out.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
         let run = |spans: &[Span], items: usize| {
@@ -382,8 +383,8 @@ fn long_contexts(isa: Isa) {
     }
 }
 
-/// The heads, their sizes and their types; windows that begin within groups of keys, and within pages; sequences beside
-/// each other; across the ends of segments.
+/// The heads, their sizes and their types; windows that begin within groups of keys, and within
+/// pages; sequences beside each other; across the ends of segments.
 fn cuts_change_no_bit(isa: Isa) {
     let mut random = Random(20);
     for kv_type in TYPES {

@@ -223,7 +223,8 @@ unsafe fn emit<S: Simd>(s: S, item: &Item, sums: Sums, segment: usize, rows: *mu
     }
 }
 
-/// Converts `n` rows to `f32`, each element in its place. Only made where these are as [`run`] promises.
+/// Converts `n` rows to `f32`, each element in its place. Only made where these are as [`run`]
+/// promises.
 enum Convert {
     /// All keys of the groups.
     Keys {
@@ -382,8 +383,8 @@ unsafe fn soften<S: Simd>(s: S, block: &Block, page: &Page, vectors: usize) {
             for j in page.n..whole {
                 s.store(scores.add(j * width), s.splat(f32::NEG_INFINITY));
             }
-            // Added in the order of the other kernel: its lanes, each over the page, and then their halves
-            // ([`Simd::sum`]), down to four.
+            // Added in the order of the other kernel: its lanes, each over the page, and then their
+            // halves ([`Simd::sum`]), down to four.
             let mut quarters = [s.splat(0.0); 4];
             for (lane, quarter) in quarters.iter_mut().enumerate() {
                 let mut lanes = [s.splat(0.0); 4];
@@ -416,7 +417,8 @@ unsafe fn soften<S: Simd>(s: S, block: &Block, page: &Page, vectors: usize) {
 /// Rows of `right` and `out` are `3 * LANES` apart. Only made where all of this is valid to read, and `out` to write.
 #[derive(Clone, Copy)]
 struct Product {
-    /// Element `(i, k)` is number `i % KEY_GROUP` of what is at `i / KEY_GROUP * left_group + k * left_column`.
+    /// Element `(i, k)` is number `i % KEY_GROUP` of what is at `i / KEY_GROUP * left_group + k *
+    /// left_column`.
     left: *const f32,
     left_group: usize,
     left_column: usize,

@@ -14,24 +14,26 @@ pub(crate) use crate::backend::kv::PAGE_LEN;
 /// Numbers in a block of [`KvType::Q8_0`], which share a scale.
 pub(crate) const Q8_BLOCK: usize = 32;
 
-/// Keys in a group, whose numbers lie side by side: a multiple of the lanes of every instruction set.
+/// Keys in a group, whose numbers lie side by side: a multiple of the lanes of every instruction
+/// set.
 pub(crate) const KEY_GROUP: usize = 16;
 
 /// Bytes that the offset of each head's keys and values is a multiple of: a cache line.
 const ALIGN: usize = 64;
 
-/// The keys, or the values, of all heads of one layer in a page: for each head the elements, and for Q8_0 then the
-/// half-precision scales.
+/// The keys, or the values, of all heads of one layer in a page: for each head the elements, and
+/// for Q8_0 then the half-precision scales.
 ///
-/// The values of a position are a row, and so are their scales. Keys are transposed in [groups](KEY_GROUP): the first
-/// numbers of all keys of a group come first, then the second ones; of the scales, those of the first blocks of all keys
-/// of the page come first. So a vector of keys is one load, and each of its lanes sums up one dot product.
+/// The values of a position are a row, and so are their scales. Keys are transposed in
+/// [groups](KEY_GROUP): the first numbers of all keys of a group come first, then the second ones;
+/// of the scales, those of the first blocks of all keys of the page come first. So a vector of keys
+/// is one load, and each of its lanes sums up one dot product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Rows {
     /// Numbers in a row that the model knows of.
     pub(crate) dim: usize,
-    /// Numbers in a row as stored. Those of values beyond `dim` are zero, up to a multiple of 16 and of the block for
-    /// Q8_0; keys have none.
+    /// Numbers in a row as stored. Those of values beyond `dim` are zero, up to a multiple of 16
+    /// and of the block for Q8_0; keys have none.
     pub(crate) padded: usize,
     /// Bytes in a row.
     pub(crate) row_bytes: usize,
@@ -63,7 +65,8 @@ impl Rows {
         self.start + heads * self.head_bytes
     }
 
-    /// Offset in the layer of the values of a position within the page, or of the group of keys that begins with it.
+    /// Offset in the layer of the values of a position within the page, or of the group of keys
+    /// that begins with it.
     pub(crate) fn row(&self, head: usize, slot: usize) -> usize {
         self.start + head * self.head_bytes + slot * self.row_bytes
     }

@@ -66,9 +66,9 @@ impl<'a> StorePlan<'a> {
         let position = span.first_pos + rows.start;
         let (slot, lane) = (position % PAGE_LEN, position % KEY_GROUP);
         let (first, count) = (span.first_row + rows.start, rows.len());
-        // SAFETY: `check` has made sure that the page exists. The offsets lie in the layer (heads are below `kv_heads`,
-        // slots below `PAGE_LEN`), and the layer in the page by the caller's promise. An item has a group of keys to
-        // itself.
+        // SAFETY: `check` has made sure that the page exists. The offsets lie in the layer (heads
+        // are below `kv_heads`, slots below `PAGE_LEN`), and the layer in the page by the caller's
+        // promise. An item has a group of keys to itself.
         unsafe {
             let layer = span.pages[position / PAGE_LEN].add(layer_offset);
             for head in 0..kv_heads {
@@ -90,8 +90,9 @@ impl<'a> StorePlan<'a> {
     }
 }
 
-/// Stores some keys of a group. Only made where `data` is valid for writes of the group, `scales` for those of one number
-/// for each key in each block, and `source` has `count` rows of `dim` numbers.
+/// Stores some keys of a group. Only made where `data` is valid for writes of the group, `scales`
+/// for those of one number for each key in each block, and `source` has `count` rows of `dim`
+/// numbers.
 struct StoreKeys<'a> {
     kv_type: KvType,
     dim: usize,
@@ -103,7 +104,8 @@ struct StoreKeys<'a> {
     count: usize,
     /// The first element of the group.
     data: *mut u8,
-    /// The scale of the first key's first block; those of the next blocks are `PAGE_LEN` numbers apart.
+    /// The scale of the first key's first block; those of the next blocks are `PAGE_LEN` numbers
+    /// apart.
     scales: *mut u16,
 }
 
@@ -128,7 +130,8 @@ impl StoreKeys<'_> {
         let mut columns = [0.0; Q8_BLOCK * KEY_GROUP];
         for (block, from) in (0..self.dim).step_by(Q8_BLOCK).enumerate() {
             let len = Q8_BLOCK.min(self.dim - from);
-            // SAFETY: see the type; the arrays have room for a block of all keys of a group, whose number the lanes divide.
+            // SAFETY: see the type; the arrays have room for a block of all keys of a group, whose
+            // number the lanes divide.
             unsafe {
                 let data = self.data.cast::<E>().add(from * KEY_GROUP);
                 for key in 0..self.count {
@@ -191,8 +194,8 @@ impl StoreRow<'_> {
         let mut row = [0.0; Q8_BLOCK];
         for (block, from) in (0..self.rows.padded).step_by(Q8_BLOCK).enumerate() {
             let (start, end) = (from.min(self.source.len()), (from + Q8_BLOCK).min(self.source.len()));
-            // SAFETY: `data` is valid for writes of `padded` numbers, a multiple of the lanes, and `scales` for one number a
-            // block, where there are scales.
+            // SAFETY: `data` is valid for writes of `padded` numbers, a multiple of the lanes, and
+            // `scales` for one number a block, where there are scales.
             unsafe {
                 E::scaled(s, &self.source[start..end], self.scales.wrapping_add(block), row.as_mut_ptr());
                 for d in (0..Q8_BLOCK.min(self.rows.padded - from)).step_by(S::LANES) {
@@ -205,7 +208,8 @@ impl StoreRow<'_> {
 
 /// How a number is stored.
 trait Element: Copy + Default {
-    /// Writes a block of numbers as they are to be stored, zeros beyond the end of `source`, and their scale, if there is one.
+    /// Writes a block of numbers as they are to be stored, zeros beyond the end of `source`, and
+    /// their scale, if there is one.
     ///
     /// # Safety
     /// `row` is valid for writes of a block, and `scale` of a number for types with scales.

@@ -4,7 +4,8 @@ use crate::backend::cpu::isa::Isa;
 const TYPES: [KvType; 3] = [KvType::F32, KvType::F16, KvType::Q8_0];
 
 impl KvLayout {
-    /// Where in the layer number `d` is of the key, or else the value, of a position within the page, and its scale.
+    /// Where in the layer number `d` is of the key, or else the value, of a position within the
+    /// page, and its scale.
     pub(crate) fn place(&self, key: bool, head: usize, slot: usize, d: usize) -> (usize, usize) {
         let rows = if key { &self.keys } else { &self.values };
         let size = rows.row_bytes / rows.padded;
