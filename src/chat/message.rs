@@ -1,8 +1,8 @@
 //! Messages of a conversation.
 
 use super::Json;
-use super::tojson::{texts, to_value};
-use minijinja::Value;
+use super::jinja::{By, Given, Variables};
+use crate::Result;
 use std::fmt;
 
 /// Who wrote a message.
@@ -71,12 +71,29 @@ impl ToolCall {
         Self { id: None, name: name.into(), arguments }
     }
 
-    fn to_value(&self, map: &mut dyn FnMut(&str) -> String) -> Value {
-        let function: Value = [("name", Value::from(map(&self.name))), ("arguments", to_value(&self.arguments, map))]
-            .into_iter()
-            .collect();
-        let id = self.id.as_ref().map(|id| ("id", Value::from(map(id))));
-        id.into_iter().chain([("type", Value::from("function")), ("function", function)]).collect()
+    /// The call as templates see it.
+    fn to_given(&self, variables: &Variables<'_>) -> Result<Given> {
+        let text = |text: &str| variables.text(text, By::Caller);
+        let function =
+            variables.dict([("name", text(&self.name)?), ("arguments", variables.json(&self.arguments)?)])?;
+        let id = self.id.as_ref().map(|id| Ok(("id", text(id)?))).transpose()?;
+        let kind = ("type", variables.text("function", By::Template)?);
+        variables.dict(id.into_iter().chain([kind, ("function", function)]))
+    }
+
+    /// How many bytes of text it has.
+    fn bytes(&self) -> usize {
+        self.id.as_ref().map_or(0, String::len) + self.name.len() + bytes_of(&self.arguments)
+    }
+}
+
+/// How many bytes of text, keys too, a JSON value has.
+pub(super) fn bytes_of(json: &Json) -> usize {
+    match json {
+        Json::String(text) => text.len(),
+        Json::Array(items) => items.iter().map(|item| 8 + bytes_of(item)).sum(),
+        Json::Object(entries) => entries.iter().map(|(key, value)| 8 + key.len() + bytes_of(value)).sum(),
+        _ => 0,
     }
 }
 
@@ -155,32 +172,31 @@ impl Message {
         self
     }
 
-    /// The message as templates see it. All its text goes through `map`, but for the role, which becomes part of special
+    /// The message as templates see it. All its text is the caller's, but for the role, which becomes part of special
     /// tokens (`<|user|>`), if it is a plain word.
-    pub(super) fn to_value(&self, map: &mut dyn FnMut(&str) -> String) -> Value {
+    pub(super) fn to_given(&self, variables: &Variables<'_>) -> Result<Given> {
         let role = self.role.as_str();
         let is_word = role.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'));
-        let role = if is_word { role.to_string() } else { map(role) };
-        let mut entries = vec![("role", Value::from(role)), ("content", Value::from(map(&self.content)))];
+        let role = variables.text(role, if is_word { By::Template } else { By::Caller })?;
+        let mut entries = vec![("role", role), ("content", variables.text(&self.content, By::Caller)?)];
         let optional =
             [("name", &self.name), ("tool_call_id", &self.tool_call_id), ("reasoning_content", &self.reasoning)];
         for (key, text) in optional {
-            entries.extend(text.as_ref().map(|text| (key, Value::from(map(text)))));
+            if let Some(text) = text {
+                entries.push((key, variables.text(text, By::Caller)?));
+            }
         }
         if !self.tool_calls.is_empty() {
-            let calls: Vec<Value> = self.tool_calls.iter().map(|call| call.to_value(map)).collect();
-            entries.push(("tool_calls", Value::from(calls)));
+            let calls = self.tool_calls.iter().map(|call| call.to_given(variables));
+            entries.push(("tool_calls", variables.list(calls)?));
         }
-        entries.into_iter().collect()
+        variables.dict(entries)
     }
 
-    /// All text of the message.
-    pub(super) fn texts(&self) -> impl Iterator<Item = &str> {
-        let optional = [&self.name, &self.tool_call_id, &self.reasoning].into_iter().flatten().map(String::as_str);
-        let calls = self
-            .tool_calls
-            .iter()
-            .flat_map(|call| texts(&call.arguments).into_iter().chain(call.id.as_deref()).chain([call.name.as_str()]));
-        [self.role.as_str(), &self.content].into_iter().chain(optional).chain(calls)
+    /// How many bytes of text it has.
+    pub(super) fn bytes(&self) -> usize {
+        let optional = [&self.name, &self.tool_call_id, &self.reasoning].into_iter().flatten().map(String::len);
+        let calls = self.tool_calls.iter().map(ToolCall::bytes);
+        self.role.as_str().len() + self.content.len() + optional.chain(calls).sum::<usize>()
     }
 }

@@ -9,7 +9,7 @@
 //!
 //! - A prompt is a list of [`Segment`]s, and text of the conversation does not become a special token: who writes
 //!   `<|im_end|>` in a message gets these ten characters, not the end of the message. See [`RenderedPrompt`].
-//! - A template cannot hang or recurse without end, and what it writes is bounded.
+//! - A template cannot hang or recurse without end, and its time, memory and output are bounded.
 //!
 //! ```
 //! use wavelm::chat::{ChatOptions, ChatTemplate, Message, SpecialTokens};
@@ -30,14 +30,11 @@
 
 mod builtin;
 mod date;
-mod engine;
-mod marks;
+mod jinja;
 mod message;
 mod options;
 mod prompt;
-mod python;
 mod special;
-mod tojson;
 
 pub use builtin::Builtin;
 pub use message::{Message, Role, ToolCall};
@@ -50,16 +47,11 @@ pub use special::SpecialTokens;
 
 use crate::Result;
 use crate::gguf::Metadata;
-use engine::{Engine, Limits};
-use marks::{Density, Marker, Unmarked};
-use minijinja::Value;
+use jinja::{By, Limits, Template, Variables};
+use message::bytes_of;
 use prompt::ControlTokens;
 use std::sync::Arc;
 use std::time::SystemTime;
-
-/// The names of the templates in the engine.
-const MAIN: &str = "chat template";
-const TOOL_USE: &str = "chat template for tools";
 
 /// A chat template, ready to render conversations. Cheap to clone; it can be used from many threads at once.
 #[derive(Debug, Clone)]
@@ -69,22 +61,13 @@ pub struct ChatTemplate {
 
 #[derive(Debug)]
 struct Inner {
-    engine: Engine,
+    main: Template,
+    /// The template for conversations with tools, where the file has another one for them.
+    tool_use: Option<Template>,
     source: String,
-    /// Whether the file has another template for conversations with tools.
-    has_tool_use: bool,
     builtin: Option<Builtin>,
     tokens: SpecialTokens,
     control: ControlTokens,
-}
-
-/// The variables of a rendering, with marks in the conversation's text.
-struct Marked {
-    variables: Vec<(String, Value)>,
-    mark: char,
-    /// How many marks there are.
-    count: usize,
-    limits: Limits,
 }
 
 impl ChatTemplate {
@@ -131,13 +114,11 @@ impl ChatTemplate {
     }
 
     fn new(source: &str, tool_use: Option<&str>, builtin: Option<Builtin>, tokens: SpecialTokens) -> Result<Self> {
-        let mut sources = vec![(MAIN, source)];
-        sources.extend(tool_use.map(|source| (TOOL_USE, source)));
-        let engine = Engine::new(&sources)?;
+        let main = Template::parse(source)?;
+        let tool_use = tool_use.map(Template::parse).transpose()?;
         let control = ControlTokens::new(tokens.all());
         let source = source.to_string();
-        let has_tool_use = tool_use.is_some();
-        Ok(Self { inner: Arc::new(Inner { engine, source, has_tool_use, builtin, tokens, control }) })
+        Ok(Self { inner: Arc::new(Inner { main, tool_use, source, builtin, tokens, control }) })
     }
 
     /// The template's text.
@@ -160,66 +141,40 @@ impl ChatTemplate {
     /// [`Template`](crate::ErrorKind::Template) with the template's line and reason, where the template refuses the
     /// conversation (many do so for roles that do not alternate), is broken, or takes too many instructions.
     pub fn render(&self, messages: &[Message], options: &ChatOptions) -> Result<RenderedPrompt> {
-        let options = ChatOptions { now: Some(options.now.unwrap_or_else(SystemTime::now)), ..options.clone() };
-        let sparse = self.prepare(messages, &options, Density::Sparse)?;
-        let dense = self.prepare(messages, &options, Density::Dense)?;
-        let has_more = dense.count > sparse.count;
-        let mut rendered = self.run(sparse, &options)?;
-        // Where more marks leave the text as it is, they tell more.
-        if has_more
-            && let Ok(dense) = self.run(dense, &options)
-            && dense.text == rendered.text
-        {
-            rendered = dense;
-        }
-        Ok(RenderedPrompt::new(&rendered, &self.inner.control))
-    }
-
-    /// A conversation with marks of one density.
-    fn prepare(&self, messages: &[Message], options: &ChatOptions, density: Density) -> Result<Marked> {
         let inner = &self.inner;
-        let length = |texts: &[&str]| texts.iter().map(|text| text.len()).sum::<usize>();
-        let tools: Vec<&str> = options.tools.iter().flat_map(tojson::texts).collect();
-        let mut texts = tools.clone();
-        texts.extend(options.variables.iter().flat_map(|(_, value)| tojson::texts(value)));
-        texts.extend(messages.iter().flat_map(Message::texts));
-        let limits = Limits::new(messages.len(), inner.source.len() + length(&texts), length(&tools));
-        let trusted = inner.tokens.all().chain([inner.source.as_str()]);
-        let mut marker = Marker::new(&inner.control, density, texts.into_iter().chain(trusted))?;
-        let variables = self.variables(messages, options, &mut marker);
-        Ok(Marked { variables, mark: marker.mark(), count: marker.count(), limits })
+        let tool_bytes = options.tools.iter().map(bytes_of).sum::<usize>();
+        let bytes = inner.source.len()
+            + tool_bytes
+            + options.variables.iter().map(|(_, value)| bytes_of(value)).sum::<usize>()
+            + messages.iter().map(Message::bytes).sum::<usize>();
+        let limits = Limits::new(messages.len(), bytes, tool_bytes);
+        let template = inner.tool_use.as_ref().filter(|_| !options.tools.is_empty()).unwrap_or(&inner.main);
+        let now = options.now.unwrap_or_else(SystemTime::now);
+        let rendered = template.render(now, limits, |variables| self.fill(messages, options, variables))?;
+        RenderedPrompt::new(&rendered, &inner.control)
     }
 
-    fn run(&self, marked: Marked, options: &ChatOptions) -> Result<Unmarked> {
-        let inner = &self.inner;
-        let name = if inner.has_tool_use && !options.tools.is_empty() { TOOL_USE } else { MAIN };
-        let now = options.now.unwrap_or(SystemTime::UNIX_EPOCH);
-        let rendered = inner.engine.render(name, marked.variables, now, marked.limits)?;
-        Ok(Unmarked::new(&rendered, marked.mark))
-    }
-
-    /// The variables that Hugging Face gives to templates.
-    fn variables(&self, messages: &[Message], options: &ChatOptions, marker: &mut Marker<'_>) -> Vec<(String, Value)> {
+    /// Sets the variables that Hugging Face gives to templates.
+    fn fill(&self, messages: &[Message], options: &ChatOptions, variables: &mut Variables<'_>) -> Result<()> {
         let tokens = &self.inner.tokens;
-        let mut mark = |text: &str| marker.apply(text);
-        let messages: Vec<Value> = messages.iter().map(|message| message.to_value(&mut mark)).collect();
-        let tools: Vec<Value> = options.tools.iter().map(|tool| tojson::to_value(tool, &mut mark)).collect();
-        let tools = if tools.is_empty() { Value::from(()) } else { Value::from(tools) };
-        let mut variables = vec![
-            ("messages".to_string(), Value::from(messages)),
-            ("tools".to_string(), tools),
-            ("documents".to_string(), Value::from(())),
-            ("add_generation_prompt".to_string(), Value::from(options.add_generation_prompt)),
-        ];
+        let all = variables.list(messages.iter().map(|message| message.to_given(variables)))?;
+        variables.set("messages", all);
+        let tools = match &*options.tools {
+            [] => variables.none(),
+            tools => variables.list(tools.iter().map(|tool| variables.json(tool)))?,
+        };
+        variables.set("tools", tools);
+        variables.set("documents", variables.none());
+        variables.set("add_generation_prompt", variables.bool(options.add_generation_prompt));
         for (name, text) in [("bos", &tokens.bos), ("eos", &tokens.eos), ("unk", &tokens.unk), ("pad", &tokens.pad)] {
             // Templates may add these to strings, so one that is missing is better empty than undefined.
-            variables.push((format!("{name}_token"), Value::from(text.as_deref().unwrap_or_default())));
+            let text = variables.text(text.as_deref().unwrap_or_default(), By::Template)?;
+            variables.set(format!("{name}_token"), text);
         }
         for (name, value) in &options.variables {
-            variables.retain(|(other, _)| other != name);
-            variables.push((name.clone(), tojson::to_value(value, &mut mark)));
+            variables.set(name.clone(), variables.json(value)?);
         }
-        variables
+        Ok(())
     }
 }
 
