@@ -58,14 +58,12 @@ pub(super) enum StmtKind {
     With(Vec<(Target, Expr)>, Block),
     /// A block with a scope of its own and no other effect.
     Scope(Block),
-    /// An expression that is evaluated for its effect.
-    Do(Expr),
+    /// A block that sees only the variables of the template itself.
+    Outermost(Block),
     Break,
     Continue,
     /// Another template, which does not exist.
     Other(Expr),
-    /// Another template, which may be missing.
-    Optional(Expr),
 }
 
 /// What is assigned to.

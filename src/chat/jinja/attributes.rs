@@ -100,6 +100,7 @@ fn own_attribute(value: &Value, name: &str) -> Res<Option<Value>> {
         },
         Value::Call(call) => match &**call {
             Callable::Cycler(items, next) if name == "current" => items.items.get(next.get()).cloned(),
+            Callable::Macro(macro_) if name == "arguments" => Some(macro_.arguments.clone()),
             Callable::Macro(macro_) if name == "name" => {
                 Some(Value::Text(super::text::Text::from_string(macro_.name.to_string(), super::text::By::Template)))
             }

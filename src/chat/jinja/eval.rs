@@ -7,7 +7,7 @@ use super::ops;
 use super::parser::LOOP;
 use super::repr;
 use super::text::{Builder, Text};
-use super::value::{Kept, List, Range, Value};
+use super::value::{Kept, List, Range, Tuple, Value};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::SystemTime;
@@ -63,12 +63,17 @@ pub(super) struct Macro {
     /// The number of its definition.
     pub def: u32,
     pub scope: Option<Rc<Scope>>,
+    /// The names of its parameters.
+    pub arguments: Value,
 }
 
 /// What a loop goes over.
 #[derive(Debug)]
 enum Items {
     Values(Vec<Value>),
+    /// A list, which may change meanwhile.
+    List(Rc<List>),
+    Tuple(Rc<Tuple>),
     Range(Range),
 }
 
@@ -89,6 +94,8 @@ impl LoopState {
     pub fn len(&self) -> usize {
         match &self.items {
             Items::Values(values) => values.len(),
+            Items::List(list) => list.items().len(),
+            Items::Tuple(tuple) => tuple.items.len(),
             Items::Range(range) => range.len,
         }
     }
@@ -100,6 +107,8 @@ impl LoopState {
     pub fn item(&self, at: usize) -> Option<Value> {
         match &self.items {
             Items::Values(values) => values.get(at).cloned(),
+            Items::List(list) => list.items().get(at).cloned(),
+            Items::Tuple(tuple) => tuple.items.get(at).cloned(),
             Items::Range(range) => range.get(at),
         }
     }
@@ -331,6 +340,12 @@ impl<'t> Machine<'t> {
         let flow = match &stmt.kind {
             StmtKind::If(arms, otherwise) => self.if_statement(arms, otherwise)?,
             StmtKind::Scope(body) => self.scoped(body)?,
+            StmtKind::Outermost(body) => {
+                let outer = self.scope.take();
+                let flow = self.scoped(body)?;
+                self.scope = outer;
+                flow
+            }
             StmtKind::With(targets, body) => self.with(targets, body)?,
             StmtKind::For(number, items) => {
                 let items = self.eval(items)?;
@@ -356,7 +371,6 @@ impl<'t> Machine<'t> {
                 let value = self.eval(expr)?;
                 self.print(&value)
             }
-            StmtKind::Do(expr) => self.eval(expr).map(drop),
             StmtKind::Set(target, expr) => {
                 let value = self.eval(expr)?;
                 self.assign_target(target, value)
@@ -384,7 +398,6 @@ impl<'t> Machine<'t> {
                 let shown: String = name.as_str().chars().take(80).collect();
                 Err(Fault::not_found(format_args!("there is no template {shown:?} to include, import or extend")))
             }
-            StmtKind::Optional(name) => self.eval(name).map(drop),
             _ => Ok(()),
         }
     }
@@ -448,10 +461,11 @@ impl<'t> Machine<'t> {
     /// Runs a loop over `items`.
     pub fn loop_over(&mut self, number: u32, def: &'t ForLoop, items: Value, depth0: usize) -> Res<()> {
         let outer = self.scope.clone();
+        let depth = items.depth();
         let items = self.loop_items(def, items)?;
         let nesting = match &items {
             Items::Values(values) => 1 + values.iter().map(Value::depth).max().unwrap_or(0),
-            Items::Range(_) => 0,
+            _ => 1 + depth,
         };
         let recursive = if def.is_recursive { Some((number, self.kept_scope()?)) } else { None };
         let (index, changed) = (Cell::new(0), RefCell::default());
@@ -481,10 +495,12 @@ impl<'t> Machine<'t> {
 
     /// The items of a loop that pass its test.
     fn loop_items(&mut self, def: &'t ForLoop, items: Value) -> Res<Items> {
-        if def.test.is_none()
-            && let Value::Range(range) = &items
-        {
-            return Ok(Items::Range(**range));
+        match &items {
+            _ if def.test.is_some() => {}
+            Value::List(list) => return Ok(Items::List(list.clone())),
+            Value::Tuple(tuple) => return Ok(Items::Tuple(tuple.clone())),
+            Value::Range(range) => return Ok(Items::Range(**range)),
+            _ => {}
         }
         let values = ops::items(&items, self.env.budget)?;
         let Some(test) = &def.test else { return Ok(Items::Values(values)) };

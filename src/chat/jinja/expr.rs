@@ -6,7 +6,7 @@ use super::attributes;
 use super::dict::Map;
 use super::eval::{Flow, Machine, Macro, Scope};
 use super::fault::{Fault, Res};
-use super::text::{Builder, By};
+use super::text::{Builder, By, Text};
 use super::value::{Callable, Missing, Value};
 use super::{checks, filters, globals, math, methods, ops, repr};
 use crate::memory;
@@ -348,9 +348,15 @@ impl<'t> Machine<'t> {
     #[inline(never)]
     pub fn define_macro(&mut self, def: u32) -> Res<Value> {
         self.env.budget.memory(96)?;
-        let name = self.template.macros.get(def as usize).map_or("", |def| &def.name);
-        let scope = self.kept_scope()?;
-        Ok(Value::Call(Rc::new(Callable::Macro(Macro { name: name.into(), def, scope }))))
+        let (name, params) =
+            self.template.macros.get(def as usize).map_or(("", &[][..]), |def| (&def.name, &def.params));
+        self.env.budget.values(params.len())?;
+        let mut arguments = memory::with_room(params.len(), "the parameters of a macro")?;
+        for param in params {
+            arguments.push(Value::Text(Text::new(&self.name(*param), By::Template, self.env.budget)?));
+        }
+        let (scope, arguments) = (self.kept_scope()?, Value::tuple(arguments)?);
+        Ok(Value::Call(Rc::new(Callable::Macro(Macro { name: name.into(), def, scope, arguments }))))
     }
 
     /// The call of a block `{% call %}`: the last one of a chain, with one more argument.

@@ -159,8 +159,7 @@ fn write_string(text: &Text, ascii: bool, out: &mut Builder<'_>) -> Res<()> {
     out.push('"', quotes)?;
     for (range, by) in text.runs(0..text.len()) {
         let mut rest = text.as_str().get(range).unwrap_or_default();
-        let needs_escape =
-            |c: char| matches!(c, '"' | '\\' | '\0'..='\u{1f}') || (ascii && (!c.is_ascii() || c == '\u{7f}'));
+        let needs_escape = |c: char| matches!(c, '"' | '\\' | '\0'..='\u{1f}') || (ascii && !matches!(c, ' '..='~'));
         while let Some(at) = rest.find(needs_escape) {
             let (plain, special) = rest.split_at(at);
             out.push_str(plain, by)?;
@@ -173,7 +172,6 @@ fn write_string(text: &Text, ascii: bool, out: &mut Builder<'_>) -> Res<()> {
                 Some('\t') => out.push_str("\\t", by)?,
                 Some('\u{8}') => out.push_str("\\b", by)?,
                 Some('\u{c}') => out.push_str("\\f", by)?,
-                Some('\u{7f}') => out.push('\u{7f}', by)?,
                 Some(c) => {
                     for unit in c.encode_utf16(&mut [0; 2]) {
                         out.push_str(&format!("\\u{unit:04x}"), by)?;

@@ -92,12 +92,14 @@ pub(super) struct Lexer<'s> {
     is_line_start: bool,
     /// Brackets that are open.
     open: Vec<&'static str>,
+    /// Whether a dot came last: in `a.1.2` are two numbers.
+    is_after_dot: bool,
 }
 
 impl<'s> Lexer<'s> {
     /// Of a normalized text.
     pub fn new(source: &'s str) -> Self {
-        Self { rest: source, line: 1, state: State::Data, is_line_start: true, open: Vec::new() }
+        Self { rest: source, line: 1, state: State::Data, is_line_start: true, open: Vec::new(), is_after_dot: false }
     }
 
     fn advance(&mut self, bytes: usize) -> &'s str {
@@ -167,6 +169,11 @@ impl<'s> Lexer<'s> {
         match tag {
             Tag::Print => self.state = State::Code(true),
             Tag::Block | Tag::Raw => self.state = State::Code(false),
+            // As in Jinja, a comment or raw block without anything in it need not end.
+            Tag::Comment if self.rest.is_empty() => {
+                self.state = State::Data;
+                return Ok(None);
+            }
             Tag::Comment => {
                 let end = self.rest.find("#}").ok_or_else(|| self.fail("a comment does not end"))?;
                 let sign = end.checked_sub(1).and_then(|at| self.rest.as_bytes().get(at)).copied();
@@ -205,6 +212,10 @@ impl<'s> Lexer<'s> {
         if sign == Some(b'-') {
             self.skip_blanks();
         }
+        if self.rest.is_empty() {
+            self.state = State::Data;
+            return Ok(Token::End);
+        }
         let mut from = 0;
         while let Some(at) = self.rest.get(from..).and_then(|rest| rest.find("{%")).map(|at| from + at) {
             let tag = self.rest.get(at..).unwrap_or_default();
@@ -239,8 +250,9 @@ impl<'s> Lexer<'s> {
                 self.skip_blanks();
                 continue;
             }
+            let is_after_dot = std::mem::take(&mut self.is_after_dot);
             if first.is_ascii_digit() {
-                return self.number();
+                return self.number(!is_after_dot);
             }
             if first == '_' || first.is_alphabetic() {
                 let length = self.rest.find(|c: char| c != '_' && !c.is_alphanumeric()).unwrap_or(self.rest.len());
@@ -282,11 +294,13 @@ impl<'s> Lexer<'s> {
             }
             _ => {}
         }
+        self.is_after_dot = op == ".";
         self.advance(op.len());
         Ok(Token::Op(op))
     }
 
-    fn number(&mut self) -> Res<Token<'s>> {
+    /// A number; a float only where one may stand.
+    fn number(&mut self, may_be_float: bool) -> Res<Token<'s>> {
         let bytes = self.rest.as_bytes();
         let radix = match bytes.get(1).map(u8::to_ascii_lowercase) {
             Some(b'x') if self.rest.starts_with('0') => 16,
@@ -311,7 +325,7 @@ impl<'s> Lexer<'s> {
                 end = digits_from(bytes, end + 1 + sign, 10, false);
             }
         }
-        if end > whole {
+        if end > whole && may_be_float {
             let text = self.advance(end).replace('_', "");
             return text.parse().map(Token::Float).map_err(|_| self.fail("a number cannot be read"));
         }

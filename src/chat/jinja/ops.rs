@@ -237,8 +237,12 @@ pub(super) fn items(value: &Value, budget: &Budget) -> Res<Vec<Value>> {
         }
         Value::Loop(state) => {
             let rest = state.rest();
-            budget.values(rest.len())?;
-            memory::collected(rest.filter_map(|at| state.item(at)), "a list of a chat template")?
+            budget.values(3 * rest.len())?;
+            let mut all = memory::with_room(rest.len(), "a list of a chat template")?;
+            for item in rest.filter_map(|at| state.item(at)) {
+                all.push(Value::tuple(vec![item, value.clone()])?);
+            }
+            all
         }
         _ => return Err(Fault::invalid(format_args!("'{}' object is not iterable", value.type_name()))),
     })

@@ -28,6 +28,8 @@ pub(super) struct Parser<'s> {
     texts: HashMap<Box<str>, u32>,
     /// How often each of the watched names was read.
     watched: [u32; 4],
+    /// How often `loop` was assigned to.
+    pub loop_assignments: u32,
 }
 
 /// The numbers of names that mean something in macros and loops: the first ones.
@@ -49,6 +51,7 @@ impl<'s> Parser<'s> {
             names: HashMap::new(),
             texts: HashMap::new(),
             watched: [0; 4],
+            loop_assignments: 0,
         };
         for name in WATCHED {
             parser.name_number(name)?;

@@ -128,7 +128,6 @@ impl<'s> Parser<'s> {
                 StmtKind::Scope(self.body(&["endautoescape"], tags)?.0)
             }
             "block" => self.block_tag()?,
-            "do" => StmtKind::Do(self.tuple(true, &[])?),
             "print" => {
                 // The last is pushed by the caller.
                 let mut kind = StmtKind::Print(self.expression(true)?);
@@ -144,7 +143,9 @@ impl<'s> Parser<'s> {
             "include" => self.include_tag()?,
             "import" | "from" | "extends" => self.import_tag(name)?,
             _ => {
-                return Err(self.fail(format_args!("unknown tag '{}'", Token::Name(name).describe().trim_matches('\''))));
+                return Err(
+                    self.fail(format_args!("unknown tag '{}'", Token::Name(name).describe().trim_matches('\'')))
+                );
             }
         };
         push(block, Stmt { line, kind })
@@ -165,6 +166,7 @@ impl<'s> Parser<'s> {
     }
 
     fn for_tag(&mut self, tags: &mut Tags) -> Res<StmtKind> {
+        let assignments = self.loop_assignments;
         let target = self.target(false, &["in"])?;
         if !self.skip_name("in")? {
             return self.unexpected("'in'");
@@ -176,6 +178,9 @@ impl<'s> Parser<'s> {
         let (body, end) = self.body(&["endfor", "else"], &mut Tags { in_loop: true })?;
         let uses_loop = self.reads(LOOP) > before || is_recursive;
         let otherwise = if end == "else" { self.body(&["endfor"], tags)?.0 } else { Vec::new() };
+        if self.loop_assignments > assignments {
+            return Err(self.fail("cannot assign to the special variable 'loop' in a loop"));
+        }
         let number = self.template.loops.len() as u32;
         push(&mut self.template.loops, ForLoop { target, test, is_recursive, uses_loop, body, otherwise })?;
         Ok(StmtKind::For(number, items))
@@ -221,6 +226,7 @@ impl<'s> Parser<'s> {
             return Err(self.fail(format_args!("cannot assign to '{name}'")));
         }
         let number = self.name_number(name)?;
+        self.loop_assignments += u32::from(number == LOOP);
         if attributes && self.skip_op(".")? {
             let attribute = self.expect_name()?;
             return Ok(Target::Attribute(number, self.text_constant(attribute)?));
@@ -270,21 +276,20 @@ impl<'s> Parser<'s> {
     /// A block of Jinja's inheritance, which stands where it is.
     fn block_tag(&mut self) -> Res<StmtKind> {
         let name = self.expect_name()?;
-        self.skip_name("scoped")?;
+        let is_scoped = self.skip_name("scoped")?;
         self.skip_name("required")?;
         let (body, _) = self.body(&["endblock"], &mut Tags::default())?;
         self.skip_name(name)?;
-        Ok(StmtKind::Scope(body))
+        Ok(if is_scoped { StmtKind::Scope(body) } else { StmtKind::Outermost(body) })
     }
 
     fn include_tag(&mut self) -> Res<StmtKind> {
         let name = self.expression(true)?;
-        let is_optional = self.skip_name("ignore")?;
-        if is_optional && !self.skip_name("missing")? {
+        if self.skip_name("ignore")? && !self.skip_name("missing")? {
             return self.unexpected("'missing'");
         }
         self.context()?;
-        Ok(if is_optional { StmtKind::Optional(name) } else { StmtKind::Other(name) })
+        Ok(StmtKind::Other(name))
     }
 
     fn import_tag(&mut self, tag: &str) -> Res<StmtKind> {
