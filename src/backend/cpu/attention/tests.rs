@@ -189,11 +189,9 @@ impl Batch {
         };
         let expected = run(&self.cut(1), 32);
         assert!(expected.iter().all(|&x| f32::from_bits(x).is_finite()), "{isa:?} {what}");
-        for rows in [1, 2, 3, 5, 8, 9, 16, 48, 300] {
+        for (rows, items) in [(1, 1000), (2, 3), (3, 1), (5, 32), (8, 1000), (9, 1000), (16, 5), (48, 1000), (300, 1)] {
             let spans = self.cut(rows);
-            for items in [1, 3, 32, 1000] {
-                assert!(run(&spans, items) == expected, "{isa:?} {what}: all passes of {rows} at once, {items} items");
-            }
+            assert!(run(&spans, items) == expected, "{isa:?} {what}: all passes of {rows} at once, {items} items");
             let mut out = vec![f32::NAN; self.out_len()];
             for span in &spans {
                 let plan = AttentionPlan::new(&self.params, &self.layout, std::slice::from_ref(span)).unwrap();
@@ -389,8 +387,8 @@ fn cuts_change_no_bit(isa: Isa) {
     let mut random = Random(20);
     for kv_type in TYPES {
         for group in [1, 2, 3, 4, 8] {
-            let p = params(2 * group, 2, 64, 64);
-            let shapes = [(random.below(300), 48), (200 + random.below(50), 90)];
+            let p = params(2 * group, 2, 32, 32);
+            let shapes = [(random.below(300), 48), (220 + random.below(30), 60)];
             Batch::new(isa, p, kv_type, &shapes, &mut random)
                 .check_cuts(isa, &format!("{kv_type:?} {group} {shapes:?}"));
         }
