@@ -227,6 +227,37 @@ fn does_not_depend_on_the_split(isa: Isa) {
     }
 }
 
+/// The product by the accurate kernel.
+fn reference(w: &Matrix<'_>, x: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
+    let n = x.len() / w.cols;
+    let mut out = vec![f32::NAN; n * w.rows];
+    // SAFETY: there is one thread.
+    unsafe { matmul_f32(w, x, n, 0..w.rows, OutPtr::new(&mut out, w.rows), bias, &mut Scratch::new()) }.unwrap();
+    out
+}
+
+/// Few tokens are multiplied by other kernels than many.
+fn does_not_depend_on_the_number_of_tokens(isa: Isa) {
+    let mut random = Random(7);
+    for ty in QUANTIZED.into_iter().chain(FLOATING) {
+        let (rows, cols, n) = (51, 1280, 48);
+        let data = random_weights(ty, rows * cols, &mut random, Random::float);
+        let w = Matrix::new(ty, &data, rows, cols).unwrap();
+        let x: Vec<f32> = (0..n * cols).map(|_| random.float()).collect();
+        let bits = |out: Vec<f32>| out.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+        let (whole, accurate) = (bits(product(isa, &w, &x, 0..rows, None)), bits(reference(&w, &x, None)));
+        for pass in [1, 2, 3, 4, 5, 6, 7, 8, 9, 16] {
+            let passes = || x.chunks(pass * cols);
+            let parts: Vec<_> = passes().flat_map(|x| bits(product(isa, &w, x, 0..rows, None))).collect();
+            assert!(parts == whole, "{isa:?} {ty:?}: passes of {pass}");
+            if pass == 5 {
+                let parts: Vec<_> = passes().flat_map(|x| bits(reference(&w, x, None))).collect();
+                assert!(parts == accurate, "{ty:?}: passes of {pass}");
+            }
+        }
+    }
+}
+
 fn interleaving_changes_nothing(isa: Isa) {
     let mut random = Random(6);
     for ty in QUANTIZED {
@@ -301,12 +332,7 @@ fn reference_is_close(isa: Isa) {
         let w = Matrix::new(ty, &data, rows, cols).unwrap();
         let x: Vec<f32> = (0..n * cols).map(|_| random.float()).collect();
         let bias: Vec<f32> = (0..rows).map(|_| random.float()).collect();
-        let mut accurate = vec![0.0; n * rows];
-        // SAFETY: there is one thread.
-        let done = unsafe {
-            matmul_f32(&w, &x, n, 0..rows, OutPtr::new(&mut accurate, rows), Some(&bias), &mut Scratch::new())
-        };
-        done.unwrap();
+        let accurate = reference(&w, &x, Some(&bias));
         let fast = product(isa, &w, &x, 0..rows, Some(&bias));
         let norm = |v: &[f32]| v.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
         let difference: Vec<f32> = fast.iter().zip(&accurate).map(|(a, b)| a - b).collect();
@@ -339,6 +365,11 @@ macro_rules! stamp {
             #[test]
             fn does_not_depend_on_the_split() {
                 on_isa(super::does_not_depend_on_the_split);
+            }
+
+            #[test]
+            fn does_not_depend_on_the_number_of_tokens() {
+                on_isa(super::does_not_depend_on_the_number_of_tokens);
             }
 
             #[test]
