@@ -174,14 +174,8 @@ fn repeated(items: &[Value], count: &Value, budget: &Budget) -> Res<Vec<Value>> 
 }
 
 fn repeat_text(text: &Text, count: &Value, budget: &Budget) -> Res<Value> {
-    let count = if text.is_empty() { 0 } else { times(count) };
-    if text.len().saturating_mul(count) > budget.limits().max_output {
-        return Err(Fault::too_much_output(budget.limits()));
-    }
     let mut out = Builder::new(budget);
-    for _ in 0..count {
-        out.push_text(text)?;
-    }
+    out.repeat(text, if text.is_empty() { 0 } else { times(count) })?;
     Ok(Value::Text(out.finish()))
 }
 

@@ -275,6 +275,22 @@ impl<'b> Builder<'b> {
         }
     }
 
+    /// `count` times the same text.
+    pub fn repeat(&mut self, text: &Text, count: usize) -> Res<()> {
+        if text.len().saturating_mul(count) > self.budget.limits().max_output {
+            return Err(Fault::too_much_output(self.budget.limits()));
+        }
+        match text.0.marks {
+            Marks::All(by) if count > 0 => {
+                self.reserve(text.len().saturating_mul(count))?;
+                self.switch(by)?;
+                self.text.extend(std::iter::repeat_n(text.as_str(), count));
+                Ok(())
+            }
+            _ => (0..count).try_for_each(|_| self.push_text(text)),
+        }
+    }
+
     /// A part of a text, by bytes.
     pub fn push_part(&mut self, text: &Text, range: Range<usize>) -> Res<()> {
         self.budget.steps(1)?;
