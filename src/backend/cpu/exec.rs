@@ -109,7 +109,7 @@ pub(super) fn run(
     if let Some(e) = failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
         return Err(e);
     }
-    if whole { Ok(()) } else { Err(Error::new(ErrorKind::Cancelled, "the session was cancelled")) }
+    if whole? { Ok(()) } else { Err(Error::new(ErrorKind::Cancelled, "the session was cancelled")) }
 }
 
 /// The addresses of each sequence's pages.

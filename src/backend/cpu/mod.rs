@@ -199,6 +199,10 @@ impl CpuBackend {
         let began = Instant::now();
         let mut workspace = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
         let ran = exec::run(self, batch, given, cancel, &mut workspace);
+        if ran.as_ref().is_err_and(|e| e.kind() == ErrorKind::Device) {
+            // Who panicked may have left anything in it.
+            workspace = Workspace::default();
+        }
         if generates {
             self.last_pass.store(began.elapsed().as_nanos() as u64, Ordering::Relaxed);
         }
@@ -255,9 +259,13 @@ impl Logits for CpuLogits {
             }
         };
         let items = [Items { count: draws.len(), stretches: false }];
-        logits.team.walk(&mut Progress::default(), &items, &|| false, draw, |_, _, _| ());
+        let walked = logits.team.walk(&mut Progress::default(), &items, &|| false, draw, |_, _, _| ());
         let choice = |draw: Mutex<(_, Option<_>)>| draw.into_inner().unwrap_or_else(PoisonError::into_inner).1;
-        let none = || Err(Error::new(ErrorKind::Device, "a row was not drawn from: a bug in wavelm"));
+        // Those that were drawn count, also where others were not.
+        let none = || match &walked {
+            Ok(_) => Err(Error::new(ErrorKind::Device, "a row was not drawn from: a bug in wavelm")),
+            Err(e) => Err(e.repeated()),
+        };
         draws.into_iter().map(|draw| choice(draw).unwrap_or_else(none)).collect()
     }
 }

@@ -2,23 +2,60 @@
 //!
 //! Each step is cut into items. A thread claims the next ones, and when none are left, it waits until all items of the
 //! step are done, and goes on to the next step. No thread is ever needed: one that comes late finds the early steps done
-//! and joins at the current one, and the calling thread alone could finish the walk. So a busy machine slows a pass down
-//! but cannot stall it, and two passes may share a pool without a deadlock.
+//! and joins at the current one, one that comes too late finds a closed door ([`door`]), and the calling thread alone could
+//! finish the walk. So a busy machine slows a pass down but cannot stall it, whatever the threads of a caller's pool do or
+//! wait for, and two passes may share a pool without a deadlock.
 //!
 //! Where items read memory one after the other, as products do their weights, each thread has a stretch of them to itself, so that it
 //! reads on and on. Whoever is done with its own takes items from the ends of the others' stretches.
 
+mod door;
+
+use crate::memory::reserve;
+use crate::{Error, ErrorKind, Result};
+use door::Hall;
 use rayon::ThreadPool;
+use std::any::Any;
+use std::mem::ManuallyDrop;
 use std::ops::Range;
-use std::sync::Arc;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// A thread pool as a team; the calling thread works as well.
 #[derive(Clone)]
 pub(crate) struct Team {
     /// None where the calling thread is the whole team.
-    pool: Option<Arc<ThreadPool>>,
+    workers: Option<Arc<Workers>>,
     threads: usize,
+}
+
+/// The other threads of a team.
+struct Workers {
+    pool: ManuallyDrop<Arc<ThreadPool>>,
+    hall: Arc<Hall>,
+    /// The process that has the threads: one that was forked from it has the pool without them.
+    process: u32,
+}
+
+impl Workers {
+    fn new(pool: Arc<ThreadPool>) -> Arc<Self> {
+        Arc::new(Self { pool: ManuallyDrop::new(pool), hall: Arc::default(), process: std::process::id() })
+    }
+
+    fn are_lost(&self) -> bool {
+        self.process != std::process::id()
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        // Ending a pool takes locks that its threads may have held when this process was forked.
+        if !self.are_lost() {
+            // SAFETY: nobody uses the pool after this.
+            unsafe { ManuallyDrop::drop(&mut self.pool) }
+        }
+    }
 }
 
 /// What a step is cut into.
@@ -95,14 +132,18 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    fn reset(&mut self, items: &[Items], threads: usize) {
+    fn reset(&mut self, items: &[Items], threads: usize) -> Result<()> {
+        // Two halves of a number have room for the first item and the end.
+        if let Some(Items { count, .. }) = items.iter().find(|items| u32::try_from(items.count).is_err()) {
+            return Err(Error::unsupported(format!("a step of the forward pass has {count} parts")));
+        }
         self.done.clear();
+        reserve(&mut self.done, items.len(), "counters of a pass")?;
         self.done.resize_with(items.len(), Done::default);
         self.stretches.clear();
+        reserve(&mut self.stretches, items.len().saturating_mul(threads), "counters of a pass")?;
         for member in 0..threads {
             self.stretches.extend(items.iter().map(|items| {
-                // Two halves of a number have room for the first item and the end.
-                assert!(u32::try_from(items.count).is_ok(), "a step of {} items", items.count);
                 Stretch::new(match items.stretches {
                     true => stretch(items.count, member, threads),
                     false if member == 0 => 0..items.count,
@@ -110,6 +151,7 @@ impl Progress {
                 })
             }));
         }
+        Ok(())
     }
 }
 
@@ -121,21 +163,20 @@ fn stretch(count: usize, member: usize, threads: usize) -> Range<usize> {
 impl Team {
     /// A team of `threads`, including the calling one, on a pool of its own.
     pub(crate) fn new(threads: usize) -> Result<Self, rayon::ThreadPoolBuildError> {
-        let threads = threads.max(1);
-        let pool = match threads {
-            1 => None,
-            n => {
-                let builder = rayon::ThreadPoolBuilder::new().num_threads(n - 1);
-                Some(Arc::new(builder.thread_name(|i| format!("wavelm-{i}")).build()?))
-            }
-        };
-        Ok(Self { pool, threads })
+        if threads <= 1 {
+            return Ok(Self { workers: None, threads: 1 });
+        }
+        let builder = rayon::ThreadPoolBuilder::new().num_threads(threads - 1);
+        let pool = builder.thread_name(|i| format!("wavelm-{i}")).build()?;
+        // There is a limit to how many threads a pool has.
+        let threads = pool.current_num_threads() + 1;
+        Ok(Self { workers: Some(Workers::new(Arc::new(pool))), threads })
     }
 
     /// A team as large as the caller's pool.
     pub(crate) fn on_pool(pool: Arc<ThreadPool>) -> Self {
         let threads = pool.current_num_threads().max(1);
-        Self { pool: Some(pool), threads }
+        Self { workers: Some(Workers::new(pool)), threads }
     }
 
     pub(crate) fn threads(&self) -> usize {
@@ -151,6 +192,10 @@ impl Team {
     /// step being finished before any of the next begins. `member` is below [`threads`](Self::threads) and unique among
     /// the calls that run at one time. Members that wait call `idle(member, step, turn)` again and again, for a while.
     /// Returns false where `stop` was true before the end.
+    ///
+    /// # Errors
+    /// `Device` where one of the functions panicked, and, before anything is run, in a process that was forked from the one
+    /// that has the threads. `OutOfMemory`.
     pub(crate) fn walk<F, I>(
         &self,
         progress: &mut Progress,
@@ -158,67 +203,136 @@ impl Team {
         stop: &(dyn Fn() -> bool + Sync),
         run: F,
         idle: I,
-    ) -> bool
+    ) -> Result<bool>
     where
         F: Fn(usize, usize, Range<usize>) + Sync,
         I: Fn(usize, usize, usize) + Sync,
     {
-        progress.reset(items, self.threads);
+        let workers = self.workers.as_deref().filter(|_| self.threads > 1);
+        if workers.is_some_and(Workers::are_lost) {
+            return Err(Error::new(
+                ErrorKind::Device,
+                "this process was forked from the one that loaded the model, and has none of its threads; load the model \
+                 after the fork, or with one thread (LoadOptions::threads)",
+            ));
+        }
+        progress.reset(items, self.threads)?;
         let Progress { done, stretches } = &*progress;
-        let stopped = AtomicBool::new(false);
-        let (member, steps) = (AtomicUsize::new(0), items.len());
-        let join = || {
-            // A caller's pool may have one worker more than the team has places, since the caller works too.
-            let me = member.fetch_add(1, Ordering::Relaxed);
-            if me >= self.threads {
-                return;
-            }
-            for (step, (Done(done), items)) in done.iter().zip(items).enumerate() {
-                let work = |claimed: Range<usize>| {
-                    let count = claimed.len();
-                    if !stopped.load(Ordering::Relaxed) {
-                        run(me, step, claimed);
-                    }
-                    done.fetch_add(count, Ordering::Release);
-                };
-                let of = |member: usize| stretches.get(member * steps + step);
-                if done.load(Ordering::Relaxed) < items.count {
-                    if items.stretches {
-                        std::iter::from_fn(|| of(me)?.next()).for_each(work);
-                        let others = (1..self.threads).map(|i| (me + i) % self.threads);
-                        others.for_each(|other| std::iter::from_fn(|| of(other)?.last()).for_each(work));
-                    } else {
-                        std::iter::from_fn(|| of(0)?.one()).for_each(work);
-                    }
-                }
-                let mut patience = 0;
-                while done.load(Ordering::Acquire) < items.count {
-                    // Whoever holds the last items is most likely just finishing; if not, it may need this core.
-                    if patience < 2000 {
-                        idle(me, step, patience);
-                        std::hint::spin_loop();
-                    } else {
-                        std::thread::yield_now();
-                    }
-                    patience += 1;
-                }
-                if stop() {
-                    stopped.store(true, Ordering::Relaxed);
-                }
-                if stopped.load(Ordering::Relaxed) {
-                    return;
-                }
+        let walk = Walk { threads: self.threads, items, done, stretches, stopped: AtomicBool::new(false), stop };
+        let panicked = OnceLock::new();
+        let join = |me: usize| {
+            // Nothing is left half done: what a panicking member had claimed counts as done, and the walk is stopped.
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| walk.join(me, &run, &idle))) {
+                walk.stopped.store(true, Ordering::Relaxed);
+                panicked.get_or_init(|| message(panic));
             }
         };
-        match &self.pool {
-            Some(pool) => pool.in_place_scope(|scope| {
-                scope.spawn_broadcast(|_, _| join());
-                join();
+        match workers {
+            Some(Workers { pool, hall, .. }) => hall.walk(self.threads, &join, |missing| {
+                for _ in 0..missing {
+                    let hall = Arc::clone(hall);
+                    pool.spawn(move || hall.answer());
+                }
             }),
-            None => join(),
+            None => join(0),
         }
-        !stopped.load(Ordering::Relaxed)
+        match panicked.into_inner() {
+            Some(message) => {
+                Err(Error::new(ErrorKind::Device, format!("a thread panicked, which is a bug in wavelm: {message}")))
+            }
+            None => Ok(!walk.stopped.into_inner()),
+        }
     }
+}
+
+/// What the members of a walk share.
+struct Walk<'a> {
+    threads: usize,
+    items: &'a [Items],
+    done: &'a [Done],
+    stretches: &'a [Stretch],
+    stopped: AtomicBool,
+    stop: &'a (dyn Fn() -> bool + Sync),
+}
+
+/// Items that a member claimed: done when this is dropped. Where the work on them panics, the walk is stopped first, so that
+/// nobody goes on to the next step.
+struct Claimed<'a> {
+    count: usize,
+    panics: bool,
+    done: &'a AtomicUsize,
+    stopped: &'a AtomicBool,
+}
+
+impl Drop for Claimed<'_> {
+    fn drop(&mut self) {
+        if self.panics {
+            self.stopped.store(true, Ordering::Relaxed);
+        }
+        self.done.fetch_add(self.count, Ordering::Release);
+    }
+}
+
+impl Walk<'_> {
+    /// Walks as member `me`.
+    fn join(
+        &self,
+        me: usize,
+        run: &(impl Fn(usize, usize, Range<usize>) + Sync),
+        idle: &(impl Fn(usize, usize, usize) + Sync),
+    ) {
+        let Self { threads, stopped, .. } = self;
+        let steps = self.items.len();
+        for (step, (Done(done), items)) in self.done.iter().zip(self.items).enumerate() {
+            let work = |claimed: Range<usize>| {
+                let mut items = Claimed { count: claimed.len(), panics: true, done, stopped };
+                if !stopped.load(Ordering::Relaxed) {
+                    run(me, step, claimed);
+                }
+                items.panics = false;
+            };
+            let of = |member: usize| self.stretches.get(member * steps + step);
+            if done.load(Ordering::Relaxed) < items.count {
+                if items.stretches {
+                    std::iter::from_fn(|| of(me)?.next()).for_each(work);
+                    let others = (1..*threads).map(|i| (me + i) % threads);
+                    others.for_each(|other| std::iter::from_fn(|| of(other)?.last()).for_each(work));
+                } else {
+                    std::iter::from_fn(|| of(0)?.one()).for_each(work);
+                }
+            }
+            let mut patience = 0;
+            while done.load(Ordering::Acquire) < items.count {
+                // Whoever holds the last items is most likely just finishing; if not, it may need this core.
+                if patience < 2000 {
+                    idle(me, step, patience);
+                    std::hint::spin_loop();
+                } else {
+                    std::thread::yield_now();
+                }
+                patience += 1;
+            }
+            if (self.stop)() {
+                stopped.store(true, Ordering::Relaxed);
+            }
+            if stopped.load(Ordering::Relaxed) {
+                return;
+            }
+        }
+    }
+}
+
+/// What a panic says.
+fn message(panic: Box<dyn Any + Send>) -> String {
+    let text = match panic.downcast_ref::<&str>() {
+        Some(text) => Some((*text).to_owned()),
+        None => panic.downcast_ref::<String>().cloned(),
+    };
+    // Dropping what is no text might panic once more.
+    if text.is_none() {
+        std::mem::forget(panic);
+    }
+    text.unwrap_or_else(|| "without a message".to_owned())
 }
 
 #[cfg(test)]
@@ -241,7 +355,7 @@ mod tests {
                     busy[member].store(false, Ordering::SeqCst);
                 };
                 let whole = team.walk(&mut progress, &items, &|| false, run, |_, _, _| ());
-                assert!(whole);
+                assert!(whole.unwrap());
                 let mut log = log.into_inner().unwrap();
                 assert!(log.windows(2).all(|w| w[0].0 <= w[1].0), "a step began before the one before was done");
                 log.sort_unstable();
@@ -264,7 +378,7 @@ mod tests {
         };
         let stopped = || stop.load(Ordering::Relaxed);
         let whole = team.walk(&mut Progress::default(), &items, &stopped, run, |_, _, _| ());
-        assert!(!whole);
+        assert!(!whole.unwrap());
         assert!(last.load(Ordering::Relaxed) <= 11);
     }
 
@@ -280,7 +394,7 @@ mod tests {
                     let run = |_, _, range: Range<usize>| {
                         sum.fetch_add(range.len(), Ordering::Relaxed);
                     };
-                    team.walk(&mut Progress::default(), &items, &|| false, run, |_, _, _| ());
+                    team.walk(&mut Progress::default(), &items, &|| false, run, |_, _, _| ()).unwrap();
                 });
             }
         });
@@ -310,12 +424,7 @@ mod tests {
                 others.fetch_add(range.len(), Ordering::Relaxed);
             }
         };
-        assert!(team.walk(
-            &mut Progress::default(),
-            &[Items { count: 100, stretches: true }],
-            &|| false,
-            run,
-            |_, _, _| ()
-        ));
+        let items = [Items { count: 100, stretches: true }];
+        assert!(team.walk(&mut Progress::default(), &items, &|| false, run, |_, _, _| ()).unwrap());
     }
 }

@@ -78,7 +78,7 @@ impl Copies {
             };
             let mut done = 0;
             while done < matrix.rows() {
-                done = self.copy_parts(gguf, program, team, (weight, matrix), done, &mut copy);
+                done = self.copy_parts(gguf, program, team, (weight, matrix), done, &mut copy)?;
             }
             if let Some(place) = self.complete.get(weight.0) {
                 // There was none, as the weight was waiting.
@@ -110,7 +110,7 @@ impl Copies {
         (weight, matrix): (Weight, Matrix<'_>),
         first: usize,
         copy: &mut [u8],
-    ) -> usize {
+    ) -> Result<usize> {
         let row = matrix.bytes_of(0..1).len();
         let step = (PART / row.max(1)).max(1).next_multiple_of(ROW_STEP);
         let end = matrix.rows().min(first + step * team.threads());
@@ -127,8 +127,8 @@ impl Copies {
             }
         };
         let items = [Items { count: parts.len(), stretches: false }];
-        team.walk(&mut Progress::default(), &items, &|| false, run, |_, _, _| ());
-        end
+        team.walk(&mut Progress::default(), &items, &|| false, run, |_, _, _| ())?;
+        Ok(end)
     }
 }
 
