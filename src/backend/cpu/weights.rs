@@ -14,8 +14,9 @@ use std::ops::Range;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Bytes that a thread copies at a time, about.
+/// Bytes that a thread copies at a time, about: at most, and at least where a matrix is small.
 const PART: usize = 1 << 19;
+const SMALL_PART: usize = 1 << 16;
 
 /// The matrix of a weight, as it is in the file.
 pub(super) fn matrix<'a>(gguf: &'a Gguf, program: &Program, weight: Weight) -> Result<Matrix<'a>> {
@@ -76,10 +77,7 @@ impl Copies {
                 waiting.clear();
                 break;
             };
-            let mut done = 0;
-            while done < matrix.rows() {
-                done = self.copy_parts(gguf, program, team, (weight, matrix), done, &mut copy)?;
-            }
+            self.copy(gguf, program, team, (weight, matrix), &mut copy)?;
             if let Some(place) = self.complete.get(weight.0) {
                 // There was none, as the weight was waiting.
                 let _ = place.set(copy);
@@ -101,25 +99,23 @@ impl Copies {
         Ok(())
     }
 
-    /// Copies a part for each thread, from row `first` on; returns the row to go on with.
-    fn copy_parts(
+    /// Copies a matrix, with some parts for each thread.
+    fn copy(
         &self,
         gguf: &Gguf,
         program: &Program,
         team: &Team,
         (weight, matrix): (Weight, Matrix<'_>),
-        first: usize,
         copy: &mut [u8],
-    ) -> Result<usize> {
-        let row = matrix.bytes_of(0..1).len();
-        let step = (PART / row.max(1)).max(1).next_multiple_of(ROW_STEP);
-        let end = matrix.rows().min(first + step * team.threads());
-        let copy = copy.get_mut(first * row..end * row).unwrap_or_default();
+    ) -> Result<()> {
+        let row = matrix.bytes_of(0..1).len().max(1);
+        let shared = (matrix.rows() * row).div_ceil(2 * team.threads());
+        let step = (shared.clamp(SMALL_PART, PART) / row).max(1).next_multiple_of(ROW_STEP);
         let parts: Vec<_> = copy.chunks_mut(step * row).map(Mutex::new).collect();
         let run = |_, _, items: Range<usize>| {
             for item in items {
                 let Some(to) = parts.get(item) else { continue };
-                let rows = first + item * step..end.min(first + (item + 1) * step);
+                let rows = item * step..matrix.rows().min((item + 1) * step);
                 matrix.interleave(self.isa, rows.clone(), &mut to.lock().unwrap_or_else(PoisonError::into_inner));
                 if let Some(info) = program.weights.get(weight.0) {
                     gguf.give_back(&info.tensor, matrix.bytes_of(rows));
@@ -128,7 +124,7 @@ impl Copies {
         };
         let items = [Items { count: parts.len(), stretches: false }];
         team.walk(&mut Progress::default(), &items, &|| false, run, |_, _, _| ())?;
-        Ok(end)
+        Ok(())
     }
 }
 
