@@ -227,8 +227,10 @@ impl Team {
                 panicked.get_or_init(|| message(panic));
             }
         };
-        match workers {
-            Some(Workers { pool, hall, .. }) => hall.walk(self.threads, &join, |missing| {
+        // Nobody is woken for what one thread does.
+        let places = items.iter().map(|items| items.count).fold(1, usize::max).min(self.threads);
+        match workers.filter(|_| places > 1) {
+            Some(Workers { pool, hall, .. }) => hall.walk(places, &join, |missing| {
                 for _ in 0..missing {
                     let hall = Arc::clone(hall);
                     pool.spawn(move || hall.answer());
@@ -399,6 +401,85 @@ mod tests {
             }
         });
         assert_eq!(sum.load(Ordering::Relaxed), 8 * 5 * 20);
+    }
+
+    #[test]
+    fn a_panic_ends_the_walk_with_an_error_for_all_and_the_team_goes_on() {
+        for threads in [1, 2, 5] {
+            let team = Team::new(threads).unwrap();
+            let mut progress = Progress::default();
+            let items = [Items { count: 40, stretches: true }, Items { count: 40, stretches: false }];
+            for (bad_step, bad_item) in [(0, 0), (0, 39), (1, 0), (1, 20)] {
+                let late = AtomicUsize::new(0);
+                let run = |_, step, range: Range<usize>| {
+                    assert!(step != bad_step || !range.contains(&bad_item), "item {bad_item}");
+                    late.fetch_add((step > bad_step) as usize, Ordering::Relaxed);
+                };
+                let error = team.walk(&mut progress, &items, &|| false, run, |_, _, _| ()).unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Device);
+                assert!(error.to_string().ends_with(&format!("item {bad_item}")), "{error}");
+                assert_eq!(late.into_inner(), 0, "a step after the one that panicked was begun");
+            }
+            let run = |_, step, _: Range<usize>| {
+                if step == 1 {
+                    std::panic::panic_any(7);
+                }
+            };
+            assert!(team.walk(&mut progress, &items, &|| false, run, |_, _, _| ()).is_err());
+            let stop = || -> bool { panic!("the check whether to stop") };
+            assert!(team.walk(&mut progress, &items, &stop, |_, _, _| (), |_, _, _| ()).is_err());
+            let sum = AtomicUsize::new(0);
+            let run = |_, _, range: Range<usize>| {
+                sum.fetch_add(range.len(), Ordering::Relaxed);
+            };
+            assert!(team.walk(&mut progress, &items, &|| false, run, |_, _, _| ()).unwrap());
+            assert_eq!(sum.into_inner(), 80);
+        }
+    }
+
+    #[test]
+    fn blocked_workers_hold_nobody_up_and_get_one_invitation_each() {
+        let pool = Arc::new(rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap());
+        let team = Team::on_pool(Arc::clone(&pool));
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        let wait = Arc::new(Mutex::new(wait));
+        let blocked = Arc::new(AtomicUsize::new(0));
+        for _ in 0..3 {
+            let (wait, blocked) = (Arc::clone(&wait), Arc::clone(&blocked));
+            pool.spawn(move || {
+                blocked.fetch_add(1, Ordering::SeqCst);
+                let _ = wait.lock().unwrap().recv();
+            });
+        }
+        while blocked.load(Ordering::SeqCst) < 3 {
+            std::thread::yield_now();
+        }
+        let items = [Items { count: 9, stretches: true }; 5];
+        let hall = &team.workers.as_ref().unwrap().hall;
+        for _ in 0..5000 {
+            let sum = AtomicUsize::new(0);
+            let run = |member, _, range: Range<usize>| {
+                assert_eq!(member, 0);
+                sum.fetch_add(range.len(), Ordering::Relaxed);
+            };
+            assert!(team.walk(&mut Progress::default(), &items, &|| false, run, |_, _, _| ()).unwrap());
+            assert_eq!(sum.into_inner(), 45);
+            assert_eq!(hall.invited(), 2);
+        }
+        drop(go);
+        // Once they are back, they come again.
+        let both = AtomicUsize::new(0);
+        let run = |_, _, _: Range<usize>| {
+            both.fetch_add(1, Ordering::SeqCst);
+            while both.load(Ordering::SeqCst) < 2 {
+                std::thread::yield_now();
+            }
+        };
+        let items = [Items { count: 2, stretches: false }];
+        assert!(team.walk(&mut Progress::default(), &items, &|| false, run, |_, _, _| ()).unwrap());
+        while hall.invited() > 0 {
+            std::thread::yield_now();
+        }
     }
 
     #[test]

@@ -180,13 +180,17 @@ impl Hall {
         0
     }
 
-    /// Answers an invitation: works where a door is open and has a place.
+    /// Answers an invitation: works behind each door that is open now, one after the other, as far as there is a place when
+    /// it comes to that. Doors that open later have invitations of their own, so that a worker which many sessions want
+    /// goes back to its pool's other tasks in between.
     pub(super) fn answer(&self) {
         self.invited.fetch_sub(1, Ordering::SeqCst);
-        let entered = self.doors().iter().find_map(|door| Some((Arc::clone(door), door.enter()?)));
-        if let Some((door, number)) = entered {
-            // SAFETY: the number was just given to this thread.
-            unsafe { door.work(number) }
+        let doors = self.doors().clone();
+        for door in doors {
+            if let Some(number) = door.enter() {
+                // SAFETY: the number was just given to this thread.
+                unsafe { door.work(number) }
+            }
         }
     }
 
@@ -196,3 +200,6 @@ impl Hall {
         self.invited.load(Ordering::SeqCst)
     }
 }
+
+#[cfg(test)]
+mod tests;
