@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::simulator::{Faults, KINDS, simulated};
+use common::simulator::{Faults, GARBAGE, KINDS, NAN, NOTHING, WRONG, simulated};
 use common::{Tiny, difference, greedy, logits, tokens};
 use std::sync::{Arc, Mutex};
 use wavelm::gguf::{Gguf, TensorType};
@@ -296,6 +296,195 @@ fn errors_of_the_caller_move_nobody_and_moving_can_be_off() {
         assert_eq!(greedy(&mut session, &prompt, 4).unwrap_err().kind(), ErrorKind::Device);
         assert_eq!((session.device(), closed.device()), (Device::Hip(0), Device::Hip(0)));
         assert_eq!(greedy(&mut session, &prompt, 4).unwrap(), text);
+    });
+}
+
+/// The text of a session on the simulated GPU after whose `good` tokens something goes wrong without an error, with what
+/// the model reports then; drawn on the device, or by the host from rows that are read.
+fn text_with(how: usize, name: &str, good: usize, reads_rows: bool) -> (Vec<u32>, u64, Vec<Event>) {
+    let faults = Faults::new();
+    faults.corrupt(0, "");
+    let (options, events) = watched(Device::Auto);
+    let model = exact().load(options);
+    assert_eq!(model.device(), Device::Hip(0), "{}", model.device_report());
+    let mut session = model.session().unwrap();
+    let text = draw(&mut session, reads_rows, |drawn| {
+        if drawn == good {
+            faults.corrupt(how, name);
+        }
+    });
+    let met = faults.corrupted();
+    faults.corrupt(0, "");
+    let events = events.lock().unwrap().clone();
+    (text, met, events)
+}
+
+/// Twelve tokens that a sampler draws, telling how many there are before each.
+fn draw(session: &mut Session, reads_rows: bool, mut before: impl FnMut(usize)) -> Vec<u32> {
+    let sampler = Sampler::builder().temperature(0.8).repetition_penalty(1.1).seed(11);
+    // The probabilities of other tokens are not computed on the device.
+    let sampler = if reads_rows { sampler.top_logprobs(2) } else { sampler }.build().unwrap();
+    before(0);
+    let mut pieces = session.generate(&Prompt::from_tokens(tokens(4, 20)), &sampler).unwrap().max_tokens(12);
+    let mut text = Vec::new();
+    loop {
+        before(text.len().max(1));
+        let Some(piece) = pieces.next() else { return text };
+        text.extend(piece.unwrap().token());
+    }
+}
+
+#[test]
+fn results_that_cannot_be_move_the_session_and_change_no_text() {
+    simulated("results_that_cannot_be_move_the_session_and_change_no_text", &[], || {
+        let mut expected = exact().load(options(Device::Cpu)).session().unwrap();
+        let expected = draw(&mut expected, false, |_| ());
+        assert_eq!(text_with(0, "", 0, false), (expected.clone(), 0, vec![]));
+        let mut found = Vec::new();
+        let wrong = [
+            // The products are the last that a pass computes; each kernel, all of them and a graph do nothing.
+            (NAN, "matvec"),
+            (NOTHING, "matvec"),
+            (NOTHING, "graph"),
+            (NAN, "rms_norm"),
+            (NAN, "attend"),
+            (NAN, "matmul"),
+            // What is drawn.
+            (NOTHING, "sample_choose"),
+            (NOTHING, "sample"),
+            (NAN, "sample_choose"),
+            (GARBAGE, "sample_choose"),
+            (NAN, "sample_weigh"),
+            // What comes back.
+            (NOTHING, "to_host"),
+        ];
+        for (how, name) in wrong {
+            for (good, reads_rows) in [(0, false), (1, false), (7, false), (0, true), (1, true), (7, true)] {
+                let what = format!("{name}: {} after {good} tokens, rows read: {reads_rows}", WRONG[how]);
+                let (text, met, events) = text_with(how, name, good, reads_rows);
+                assert_eq!(text, expected, "{what}: {events:?}");
+                // Only what runs can go wrong, and what goes wrong is found.
+                assert!(met == 0 || events.len() == 1, "{what}: {met} times, {events:?}");
+                for event in events {
+                    let Event::SessionMoved { reason, .. } = event else { panic!("{event:?}") };
+                    assert!(reason.contains("the GPU "), "{what}: {reason}");
+                    found.push((name, reason));
+                }
+            }
+        }
+        for (_, name) in wrong.iter().filter(|(_, name)| *name != "matmul") {
+            assert!(found.iter().any(|(found, _)| found == name), "{name} never went wrong: {found:?}");
+        }
+        assert!(found.len() > 35, "{}", found.len());
+    });
+}
+
+#[test]
+fn a_shared_pass_whose_results_cannot_be_moves_each_session() {
+    simulated("a_shared_pass_whose_results_cannot_be_moves_each_session", &[], || {
+        let faults = Faults::new();
+        let run = |model: &Model, how, name| {
+            faults.corrupt(0, "");
+            let mut sessions: Vec<_> = (0..3).map(|_| model.session().unwrap()).collect();
+            let sampler = |i| Sampler::builder().temperature(0.8).seed(i as u64).build().unwrap();
+            let start = |(i, session): (usize, _)| {
+                let prompt = Prompt::from_tokens(tokens(i as u64, 4 + i));
+                Session::generate(session, &prompt, &sampler(i)).unwrap().max_tokens(6)
+            };
+            let mut generations: Vec<_> = sessions.iter_mut().enumerate().map(start).collect();
+            let mut text = Vec::new();
+            for step in 0..6 {
+                if step == 3 {
+                    faults.corrupt(how, name);
+                }
+                let pieces = wavelm::next_of_each(&mut generations);
+                text.extend(pieces.into_iter().map(|piece| piece.unwrap().unwrap().token()));
+            }
+            faults.corrupt(0, "");
+            text
+        };
+        let expected = run(&exact().load(options(Device::Cpu)), 0, "");
+        for (how, name) in [(NAN, "matvec"), (NOTHING, "graph"), (GARBAGE, "sample_choose"), (NOTHING, "sample")] {
+            let (options, events) = watched(Device::Auto);
+            assert_eq!(run(&exact().load(options), how, name), expected, "{name}: {}", WRONG[how]);
+            assert_eq!(events.lock().unwrap().len(), 3, "{name}: {}", WRONG[how]);
+        }
+    });
+}
+
+#[test]
+fn without_the_way_out_results_that_cannot_be_are_errors() {
+    simulated("without_the_way_out_results_that_cannot_be_are_errors", &[], || {
+        let faults = Faults::new();
+        let model = exact().load(options(Device::Auto).rescue(false));
+        let mut session = model.session().unwrap();
+        let prompt = tokens(1, 20);
+        let text = greedy(&mut session, &prompt, 4).unwrap();
+        for (how, name) in [(NAN, "rms_norm"), (NOTHING, "matvec"), (GARBAGE, "sample_choose")] {
+            faults.corrupt(how, name);
+            let error = greedy(&mut session, &prompt, 4).unwrap_err();
+            assert!(error.kind() == ErrorKind::Device && error.to_string().contains("the GPU "), "{error}");
+            let error = session.logits(&prompt, |_, _| Ok(()));
+            assert!(name == "sample_choose" || error.unwrap_err().kind() == ErrorKind::Device, "{name}");
+            faults.corrupt(0, "");
+            session.clear();
+            assert_eq!(greedy(&mut session, &prompt, 4).unwrap(), text);
+        }
+    });
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_forked_process_leaves_the_gpu() {
+    simulated("a_forked_process_leaves_the_gpu", &[], || {
+        let faults = Faults::new();
+        let (first, more) = (tokens(1, 20), tokens(1, 24));
+        let expected = greedy(&mut exact().load(options(Device::Cpu)).session().unwrap(), &more, 5).unwrap();
+        let model = exact().load(options(Device::Auto));
+        let mut session = model.session().unwrap();
+        session.feed(&Prompt::from_tokens(first)).unwrap();
+        faults.fail(0, 0);
+        // SAFETY: the child needs no lock of another thread, and ends without handlers of the parent.
+        unsafe {
+            let child = libc::fork();
+            assert!(child >= 0);
+            if child == 0 {
+                libc::alarm(60);
+                let went_on = greedy(&mut session, &more, 5).unwrap() == expected && session.device() == Device::Cpu;
+                let fresh = exact().load(options(Device::Auto));
+                let stays = fresh.device() == Device::Cpu && fresh.device_report().to_string().contains("forked");
+                drop((session, model, fresh));
+                let calls: u64 = (0..KINDS.len()).map(|kind| faults.calls(kind)).sum();
+                libc::_exit(if went_on && stays && calls == 0 { 0 } else { 1 });
+            }
+            let mut status = 0;
+            assert_eq!(libc::waitpid(child, &mut status, 0), child);
+            assert_eq!(status, 0, "the child's status");
+        }
+        assert_eq!(greedy(&mut session, &more, 5).unwrap(), expected);
+        assert_eq!(session.device(), Device::Hip(0));
+    });
+}
+
+#[test]
+fn what_blocks_count_with_may_hold_anything() {
+    simulated("what_blocks_count_with_may_hold_anything", &[], || {
+        // Long enough that several blocks share the attention of a token.
+        let tiny = Tiny { context: 2048, ..exact() };
+        let expected = greedy(&mut tiny.load(options(Device::Cpu)).session().unwrap(), &tokens(5, 700), 8).unwrap();
+        let faults = Faults::new();
+        let (options, events) = watched(Device::Auto);
+        let model = tiny.load(options);
+        let mut session = model.session().unwrap();
+        // A pass that leaves garbage everywhere that attention writes, counters among it, ends in an error or in another
+        // text; the next one begins with zeros.
+        let mut other = model.session().unwrap();
+        other.feed(&Prompt::from_tokens(tokens(6, 700))).unwrap();
+        faults.corrupt(GARBAGE, "attend_decode");
+        let _ = other.feed(&Prompt::from_tokens(tokens(6, 702)));
+        faults.corrupt(0, "");
+        assert_eq!(greedy(&mut session, &tokens(5, 700), 8).unwrap(), expected);
+        assert!(events.lock().unwrap().is_empty(), "{:?}", events.lock().unwrap());
     });
 }
 

@@ -13,7 +13,9 @@
 // what nobody has waited for.
 //
 // WAVELM_SIM_CORRUPT is the beginning of the names of kernels that compute wrongly: every number that such a kernel
-// changes becomes a quarter larger, or something else where it is no float.
+// changes becomes a quarter larger, or something else where it is no float. wavelm_sim_corrupt sets the name and what goes
+// wrong while a program runs, and wavelm_sim_corrupted tells how often it did. "graph", "to_device", "to_host" and "fill" are
+// names as well, of launches of graphs, of copies and of filling, which can do nothing and report success.
 
 #include "simulator.h"
 
@@ -45,6 +47,9 @@ const unsigned char GUARD_BYTE = 0xa5;
 enum What { ALLOC, COPY, LAUNCH, MODULE, SYNC, WHATS };
 const char *const NAMES[WHATS] = {"alloc", "copy", "launch", "module", "sync"};
 
+// What goes wrong: a quarter is added, nothing is done, numbers become NaN, or any bits.
+enum How { LARGER, NOTHING, NAN_, GARBAGE };
+
 struct State {
   std::mutex lock;
   unsigned long calls[WHATS] = {};
@@ -65,6 +70,8 @@ struct State {
   int devices = 1;
   int handles = 0;
   std::string corrupt;
+  How how = LARGER;
+  unsigned long corrupted = 0;
 
   State() {
     if (const char *text = getenv("WAVELM_SIM_DEVICES")) devices = atoi(text);
@@ -91,6 +98,16 @@ struct State {
     lost |= now && loses;
     return now || lost;
   }
+
+  // Whether what has this name goes wrong.
+  bool corrupts(const char *name) {
+    bool now = !corrupt.empty() && !strncmp(name, corrupt.c_str(), corrupt.size());
+    corrupted += now;
+    return now;
+  }
+
+  // Whether what has this name does nothing.
+  bool skips(const char *name) { return how == NOTHING && corrupts(name); }
 
   // What a call returns that does its work even on a lost device, as far as there is any.
   int status() const { return lost ? LAUNCH_FAILURE : SUCCESS; }
@@ -126,9 +143,10 @@ int copy(void *to, const void *from, size_t bytes, const void *device_part, cons
       return INVALID_VALUE;
     }
   }
-  memmove(to, from, bytes);
+  bool to_host = !is_inside(static_cast<char *>(to), bytes);
+  if (!state().skips(to_host ? "to_host" : device_part == to ? "to_device" : "on_device")) memmove(to, from, bytes);
   state().queued[stream]++;
-  if (!is_inside(static_cast<char *>(to), bytes)) state().downloaded += bytes;
+  if (to_host) state().downloaded += bytes;
   return SUCCESS;
 }
 
@@ -144,9 +162,11 @@ void corrupt(const std::map<char *, std::string> &before) {
     for (size_t at = 0; at + sizeof(float) <= old.size(); at += sizeof(float)) {
       if (!memcmp(start + at, old.data() + at, sizeof(float))) continue;
       float value;
+      unsigned int random = (unsigned int)at * 2654435761u + 12345, nan = 0x7fc00000;
       memcpy(&value, start + at, sizeof value);
       value *= 1.25f;
-      memcpy(start + at, &value, sizeof value);
+      const void *from = state().how == NAN_ ? &nan : state().how == GARBAGE ? (const void *)&random : &value;
+      memcpy(start + at, from, sizeof value);
     }
 }
 
@@ -185,8 +205,8 @@ int run(const Launch &launch) {
   std::vector<unsigned long long> arguments = launch.arguments;
   std::vector<void *> pointers;
   for (auto &argument : arguments) pointers.push_back(&argument);
-  const std::string &prefix = state().corrupt;
-  bool corrupts = !prefix.empty() && !strncmp(launch.name, prefix.c_str(), prefix.size());
+  bool corrupts = state().corrupts(launch.name);
+  if (corrupts && state().how == NOTHING) return SUCCESS;
   auto before = corrupts ? snapshot() : std::map<char *, std::string>();
   char message[500];
   if (wavelm_sim_launch(launch.name, launch.grid[0], launch.grid[1], launch.grid[2], launch.threads, pointers.data(),
@@ -233,6 +253,18 @@ void wavelm_sim_lose(int what, unsigned long n) {
 void wavelm_sim_memory(size_t bytes) {
   std::lock_guard<std::mutex> lock(state().lock);
   state().limit = bytes > state().used ? bytes : state().used;
+}
+
+// Lets what has a name that begins so go wrong; an empty one ends it. `how` is 0 for a quarter more, 1 for nothing that is
+// done, 2 for NaN, 3 for any bits.
+void wavelm_sim_corrupt(int how, const char *name) {
+  std::lock_guard<std::mutex> lock(state().lock);
+  state().how = How(how), state().corrupt = name, state().corrupted = 0;
+}
+
+unsigned long wavelm_sim_corrupted() {
+  std::lock_guard<std::mutex> lock(state().lock);
+  return state().corrupted;
 }
 
 unsigned long wavelm_sim_calls(int what) {
@@ -356,6 +388,19 @@ int hipMemcpyDtoHAsync(void *to, void *from, size_t n, void *stream) {
 }
 int hipMemcpyDtoDAsync(void *to, void *from, size_t n, void *stream) { return copy(to, from, n, to, from, stream); }
 
+int hipMemsetD32Async(void *to, int word, size_t count, void *stream) {
+  std::lock_guard<std::mutex> lock(state().lock);
+  if (state().fails(LAUNCH)) return LAUNCH_FAILURE;
+  if (!is_inside(static_cast<char *>(to), count * sizeof word)) {
+    fprintf(stderr, "simulator: %zu words that are filled are not inside of an allocation\n", count);
+    return INVALID_VALUE;
+  }
+  state().queued[stream]++;
+  if (state().skips("fill")) return SUCCESS;
+  for (size_t i = 0; i < count; i++) memcpy(static_cast<char *>(to) + i * sizeof word, &word, sizeof word);
+  return SUCCESS;
+}
+
 int hipModuleLoadData(void **module, const void *code) {
   {
     std::lock_guard<std::mutex> lock(state().lock);
@@ -424,6 +469,7 @@ int hipGraphLaunch(void *made, void *stream) {
     std::lock_guard<std::mutex> lock(state().lock);
     if (state().fails(LAUNCH)) return LAUNCH_FAILURE;
     state().queued[stream]++;
+    if (state().skips("graph")) return SUCCESS;
   }
   for (const Launch &launch : *static_cast<Graph *>(made))
     if (int failed = run(launch)) return failed;

@@ -106,6 +106,12 @@ pub struct Faults(libloading::Library);
 /// What can be made to fail, as hip/sim/hip.cpp numbers it.
 pub const KINDS: [&str; 5] = ["alloc", "copy", "launch", "module", "sync"];
 
+/// What can go wrong without an error, as hip/sim/hip.cpp numbers it.
+pub const WRONG: [&str; 4] = ["a quarter more", "nothing", "NaN", "garbage"];
+pub const NOTHING: usize = 1;
+pub const NAN: usize = 2;
+pub const GARBAGE: usize = 3;
+
 impl Faults {
     pub fn new() -> Self {
         let path = std::env::var_os("WAVELM_HIP_LIBRARY").unwrap();
@@ -129,6 +135,20 @@ impl Faults {
     pub fn memory(&self, bytes: usize) {
         // SAFETY: as above.
         unsafe { self.0.get::<extern "C" fn(usize)>(b"wavelm_sim_memory").unwrap()(bytes) }
+    }
+
+    /// Lets what has a name that begins so go wrong, as [`WRONG`] says; an empty one ends it.
+    pub fn corrupt(&self, how: usize, name: &str) {
+        let name = std::ffi::CString::new(name).unwrap();
+        type Corrupt = extern "C" fn(i32, *const std::ffi::c_char);
+        // SAFETY: as above; the name is a string of C that is copied.
+        unsafe { self.0.get::<Corrupt>(b"wavelm_sim_corrupt").unwrap()(how as i32, name.as_ptr()) }
+    }
+
+    /// How often something went wrong since [`corrupt`](Self::corrupt).
+    pub fn corrupted(&self) -> u64 {
+        // SAFETY: as above.
+        unsafe { self.0.get::<extern "C" fn() -> u64>(b"wavelm_sim_corrupted").unwrap()() }
     }
 
     /// Calls of this kind since the last [`fail`](Self::fail).

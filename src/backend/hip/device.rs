@@ -48,8 +48,15 @@ enum Place {
     Without(String, String),
 }
 
+/// Why a forked process cannot use what its parent has opened.
+const FORKED: &str = "this process was forked from one that used the GPU's driver, which does not survive that; load models \
+                      after the fork alone";
+
 fn places() -> Vec<Place> {
     let drivers = drivers();
+    if drivers.are_lost() {
+        return vec![Place::Without("GPU".to_owned(), FORKED.to_owned())];
+    }
     let (mut places, mut without) = (Vec::new(), Vec::new());
     let devices = |driver: &Arc<Driver>, count| {
         let driver = Arc::clone(driver);
@@ -122,7 +129,13 @@ impl Device {
     }
 
     /// The driver, with this device bound to the calling thread.
+    ///
+    /// # Errors
+    /// `Device`, where the driver cannot, and in a forked process, which must not call it: not even to free something.
     pub(super) fn driver(&self) -> Result<&Driver> {
+        if drivers().are_lost() {
+            return Err(Error::new(ErrorKind::Device, FORKED));
+        }
         self.driver.bind(self.number, self.context)?;
         Ok(&self.driver)
     }

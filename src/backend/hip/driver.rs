@@ -8,6 +8,7 @@
 mod link;
 
 use crate::{Error, ErrorKind, Result};
+use fill::FillFunctions;
 use graph::GraphFunctions;
 use libloading::Library;
 use overlap::OverlapFunctions;
@@ -63,6 +64,7 @@ macro_rules! table {
     };
 }
 
+mod fill;
 mod graph;
 pub(super) mod overlap;
 mod streams;
@@ -148,6 +150,7 @@ pub(super) struct Driver {
     graphs: Option<GraphFunctions>,
     timing: Option<TimingFunctions>,
     overlap: Option<OverlapFunctions>,
+    fill: Option<FillFunctions>,
     /// How it was found.
     name: String,
     /// Never unloaded: the drivers' threads and exit handlers do not survive that. `None` where it is linked.
@@ -173,6 +176,15 @@ pub(super) struct Drivers {
     pub(super) cuda: Option<Arc<Driver>>,
     /// What else was tried.
     pub(super) attempts: Vec<Attempt>,
+    /// The process that they were loaded in.
+    process: u32,
+}
+
+impl Drivers {
+    /// Whether this process was forked from the one that the drivers were loaded in: they do not survive that.
+    pub(super) fn are_lost(&self) -> bool {
+        (self.hip.is_some() || self.cuda.is_some()) && self.process != std::process::id()
+    }
 }
 
 /// The drivers of this machine, loaded at the first call.
@@ -200,7 +212,7 @@ pub(super) fn drivers() -> &'static Drivers {
             #[cfg(not(feature = "link-hip"))]
             None => (load(hip_candidates()), load(cuda_candidates())),
         };
-        Drivers { hip, cuda, attempts }
+        Drivers { hip, cuda, attempts, process: std::process::id() }
     })
 }
 
@@ -248,8 +260,9 @@ impl Driver {
         let graphs = GraphFunctions::find(&library).inspect_err(|e| log::debug!("{name}: no graphs: {e}")).ok();
         let timing = TimingFunctions::find(&library).inspect_err(|e| log::debug!("{name}: no times: {e}")).ok();
         let overlap = OverlapFunctions::find(&library).ok().filter(|_| matches!(vendor, Vendor::Cuda(_)));
+        let fill = FillFunctions::find(&library).inspect_err(|e| log::debug!("{name}: cannot fill memory: {e}")).ok();
         let _library = std::mem::ManuallyDrop::new(Some(library));
-        Ok(Self { functions, vendor, graphs, timing, overlap, name, _library })
+        Ok(Self { functions, vendor, graphs, timing, overlap, fill, name, _library })
     }
 
     #[cfg(feature = "link-hip")]
@@ -260,6 +273,7 @@ impl Driver {
             graphs: Some(link::graph_functions()),
             timing: Some(link::timing_functions()),
             overlap: None,
+            fill: Some(link::fill_functions()),
             name: "the linked libamdhip64".to_owned(),
             _library: std::mem::ManuallyDrop::new(None),
         }
@@ -272,6 +286,11 @@ impl Driver {
     /// The functions for graphs, where the library has them.
     pub(super) fn graphs(&self) -> Option<&GraphFunctions> {
         self.graphs.as_ref()
+    }
+
+    /// The function that fills memory, where the library has it.
+    pub(super) fn fill(&self) -> Option<&FillFunctions> {
+        self.fill.as_ref()
     }
 
     /// Whether launches can begin before those before them are done.

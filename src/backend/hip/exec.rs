@@ -19,6 +19,9 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// What logits hold before a pass. No sound one is +∞.
+const UNWRITTEN: f32 = f32::INFINITY;
+
 /// A program that is ready to run on a device.
 pub(super) struct Executor {
     device: Arc<Device>,
@@ -40,8 +43,6 @@ pub(super) struct Executor {
     pub(super) stream: Stream,
     pub(super) memory: DeviceBuffer,
     inputs: InputMemory,
-    /// Zeros, between passes: what blocks count with.
-    pub(super) counters: DeviceBuffer,
     pub(super) weights: Weights,
 }
 
@@ -70,7 +71,6 @@ impl Executor {
         let inputs = InputMemory::new(device)?;
         let weights = Weights::upload(device, &stream, gguf, program, loading)?;
         Ok(Self {
-            counters: DeviceBuffer::zeroed(device, &stream, buffers.counters * 4, "counters of a pass")?,
             memory,
             inputs,
             weights,
@@ -122,8 +122,7 @@ impl Executor {
         if batch.spans.iter().flat_map(|s| s.pages).any(|&page| page as usize >= most) {
             return Err(Error::new(ErrorKind::Device, "a cache page has no memory: a bug in wavelm"));
         }
-        let columns = self.program.result().map_or(0, |buffer| buffer.columns);
-        if logits.bytes() < batch.result_rows(&self.program) * columns * 4 {
+        if logits.bytes() < self.result_len(batch) * 4 {
             return Err(Error::new(ErrorKind::Device, "the logits have too little memory: a bug in wavelm"));
         }
         let queued = self.queue(batch, pages, logits, cancel).and_then(|()| then(&self.stream));
@@ -134,6 +133,11 @@ impl Executor {
         queued.and(waited)
     }
 
+    /// How many numbers the result of a pass has.
+    fn result_len(&self, batch: &Batch<'_>) -> usize {
+        batch.result_rows(&self.program) * self.program.result().map_or(0, |buffer| buffer.columns)
+    }
+
     fn queue(
         &mut self,
         batch: &Batch<'_>,
@@ -142,7 +146,13 @@ impl Executor {
         cancel: &Canceller,
     ) -> Result<()> {
         // SAFETY: every pass waits for the stream at its end, also where it fails.
-        let inputs = unsafe { self.inputs.upload(&self.device, &self.stream, &self.program, batch, &self.tile_sizes) }?;
+        let inputs = unsafe {
+            let counters = self.buffers.counters;
+            self.inputs.upload(&self.device, &self.stream, &self.program, batch, &self.tile_sizes, counters)
+        }?;
+        // What a pass does not write is then seen when it is read, or drawn from: also where a whole graph does nothing.
+        // SAFETY: as above, and the caller has the logits for itself.
+        unsafe { self.stream.fill(logits, UNWRITTEN.to_bits(), self.result_len(batch)) }?;
         let key = Key::new(&inputs, pages.start(), logits.start());
         // Events between the launches would be part of the graph.
         let key = key.filter(|_| self.stream.timer().is_none());

@@ -1,4 +1,4 @@
-//! What a pass takes from the host, in one copy: tokens, positions, page tables, angles.
+//! What a pass takes from the host, in one copy: tokens, positions, page tables, angles, and zeros to count with.
 
 use super::device::Device;
 use super::memory::{DeviceBuffer, HostBuffer, Layout, Stream};
@@ -28,6 +28,8 @@ pub(super) struct Inputs {
     pub(super) table_len: usize,
     /// The rows whose logits are wanted.
     pub(super) wanted: u64,
+    /// Zeros: what blocks count with. They come anew with each pass, so that it does not matter what was left there.
+    pub(super) counters: u64,
     /// For each rotary embedding, cosines and sines for each token.
     pub(super) angles: Vec<u64>,
     /// Runs of tokens of short spans.
@@ -48,7 +50,7 @@ impl Inputs {
 
     /// Where each input lies.
     pub(super) fn addresses(&self) -> Vec<u64> {
-        let single = [self.ids, self.positions, self.token_tables, self.table, self.wanted];
+        let single = [self.ids, self.positions, self.token_tables, self.table, self.wanted, self.counters];
         single.into_iter().chain(self.angles.iter().copied()).collect()
     }
 }
@@ -65,7 +67,8 @@ impl InputMemory {
         Ok(Self { host: HostBuffer::new(device, FIRST)?, device: DeviceBuffer::new(device, FIRST, "inputs")? })
     }
 
-    /// Queues the copy of a batch's inputs. `tile_sizes` are the tokens in a tile that attention asks for.
+    /// Queues the copy of a batch's inputs. `tile_sizes` are the tokens in a tile that attention asks for, and `counters`
+    /// is the number of zeros.
     ///
     /// # Errors
     /// `InvalidInput` for tokens that are not in the vocabulary, or positions without a page among `capacity`.
@@ -79,6 +82,7 @@ impl InputMemory {
         program: &Program,
         batch: &Batch<'_>,
         tile_sizes: &[usize],
+        counters: usize,
     ) -> Result<Inputs> {
         let mut writer = Writer { layout: Layout::default(), parts: Vec::new() };
         let mut inputs = Inputs { tokens: batch.tokens(), outputs: batch.outputs(), ..Inputs::default() };
@@ -120,6 +124,7 @@ impl InputMemory {
             }
         }
         inputs.single = batch.spans.iter().all(|span| span.tokens.len() <= 1);
+        inputs.counters = writer.part(&vec![0; counters])?;
         inputs.ids = writer.part(&ids)?;
         inputs.positions = writer.part(&positions)?;
         inputs.token_tables = writer.part(&token_tables)?;
@@ -155,8 +160,8 @@ impl InputMemory {
 impl Inputs {
     /// Turns offsets into addresses.
     fn relocate(&mut self, start: u64) {
-        let single = [&mut self.ids, &mut self.positions, &mut self.token_tables, &mut self.table, &mut self.wanted];
-        single
+        let Self { ids, positions, token_tables, table, wanted, counters, .. } = self;
+        [ids, positions, token_tables, table, wanted, counters]
             .into_iter()
             .chain(&mut self.angles)
             .chain(self.tiles.iter_mut().map(|t| &mut t.1))

@@ -51,19 +51,6 @@ impl DeviceBuffer {
         Ok(Self { device: Arc::clone(device), start, bytes })
     }
 
-    /// Memory that holds zeros.
-    ///
-    /// # Errors
-    /// As [`new`](Self::new), and what the driver reports.
-    pub(super) fn zeroed(device: &Arc<Device>, stream: &Stream, bytes: usize, what: &str) -> Result<Self> {
-        let (memory, mut zeros) = (Self::new(device, bytes, what)?, HostBuffer::new(device, bytes)?);
-        zeros.as_mut_slice().fill(0);
-        // SAFETY: it is waited for, in any case, before either is dropped or changed.
-        let queued = unsafe { stream.upload(&memory, 0, &zeros, bytes) };
-        queued.and(stream.wait())?;
-        Ok(memory)
-    }
-
     pub(super) fn start(&self) -> DevicePtr {
         self.start
     }
@@ -219,6 +206,24 @@ impl Stream {
         let start = from.start.wrapping_add(range.start);
         // SAFETY: both parts are inside of their buffers; the rest is the caller's promise.
         unsafe { self.device.driver()?.copy_to_device(to.start + offset as u64, start, range.len(), self.stream) }
+    }
+
+    /// Queues filling the first `words` words of four bytes, if the driver can do that.
+    ///
+    /// # Errors
+    /// As [`upload`](Self::upload).
+    ///
+    /// # Safety
+    /// Nobody else uses them, and the buffer stays allocated, until the stream was [waited](Self::wait) for.
+    pub(super) unsafe fn fill(&self, to: &DeviceBuffer, word: u32, words: usize) -> Result<()> {
+        if words.checked_mul(4).is_none_or(|bytes| bytes > to.bytes) {
+            return Err(Error::new(ErrorKind::Device, "more than a buffer is filled: a bug in wavelm"));
+        }
+        match self.device.driver()?.fill() {
+            // SAFETY: so many are inside of the buffer; the rest is the caller's promise.
+            Some(fill) if words > 0 => unsafe { fill.words(to.start, word, words, self.stream) },
+            _ => Ok(()),
+        }
     }
 
     /// Copies to the host and waits for it.

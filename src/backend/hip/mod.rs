@@ -108,6 +108,8 @@ pub(crate) struct HipBackend {
     pool: Arc<KvPool>,
     executor: Arc<Mutex<Executor>>,
     sampling: Arc<Sampling>,
+    /// Whether the kernels were compared with the CPU's, so that results that cannot be are a fault of the device.
+    tested: bool,
     /// Memory for logits that nobody holds at the moment.
     idle: Arc<Mutex<Vec<Rows>>>,
 }
@@ -150,6 +152,7 @@ impl HipBackend {
         executor: Executor,
     ) -> Result<Self> {
         let columns = program.result().map_or(0, |buffer| buffer.columns);
+        let tested = !executor.tests;
         let sampling = Arc::new(Sampling::new(device, modules, columns)?);
         let pages = Pages::new(device, executor.page_bytes())?;
         Ok(Self {
@@ -161,6 +164,7 @@ impl HipBackend {
             pages,
             executor: Arc::new(Mutex::new(executor)),
             sampling,
+            tested,
             idle: Arc::default(),
             device: Arc::clone(device),
         })
@@ -214,10 +218,16 @@ impl Backend for HipBackend {
             };
             self.pages.with_memory(|pages| executor.run(batch, pages, memory, cancel, then))
         };
-        let drawn = (ran.is_ok() && !requests.is_empty()).then(|| {
-            let found = self.sampling.drawn(rows.draw.as_ref(), requests.len());
-            by_row(batch.draws.len(), &requests, found)
-        });
+        let (ran, drawn) = match ran {
+            Ok(()) if !requests.is_empty() => {
+                let found = self.sampling.drawn(rows.draw.as_ref(), requests.len());
+                match by_row(batch.draws.len(), &requests, found) {
+                    Ok(drawn) => (Ok(()), Some(drawn)),
+                    Err(e) => (Err(e), None),
+                }
+            }
+            ran => (ran, None),
+        };
         // Returned to the idle ones when dropped, also after an error.
         let logits = HipLogits {
             device: Arc::clone(&self.device),
@@ -228,6 +238,7 @@ impl Backend for HipBackend {
             drawn,
             outputs,
             columns: self.columns,
+            tested: self.tested,
         };
         ran.map(|()| Box::new(logits) as Box<dyn Logits>)
     }
@@ -263,6 +274,7 @@ struct HipLogits {
     drawn: Option<Vec<Option<Drawn>>>,
     outputs: usize,
     columns: usize,
+    tested: bool,
 }
 
 impl HipLogits {
@@ -283,7 +295,7 @@ impl HipLogits {
         let Rows { memory, draw, .. } = self.rows(last)?;
         let executor = executor.lock().unwrap_or_else(PoisonError::into_inner);
         let found = sampling.draw(executor.stream(), memory, &requests, draw)?;
-        Ok(by_row(states.len(), &requests, found))
+        by_row(states.len(), &requests, found)
     }
 }
 
@@ -293,29 +305,58 @@ fn requests<'a>(states: impl Iterator<Item = &'a SamplerState>, columns: usize) 
 }
 
 /// What was found for the requests, for each of so many rows.
-fn by_row(rows: usize, requests: &[(usize, Request<'_>)], found: Vec<Option<Drawn>>) -> Vec<Option<Drawn>> {
+///
+/// # Errors
+/// That of the first row which has one: what a device says of the others is worth nothing.
+fn by_row(
+    rows: usize,
+    requests: &[(usize, Request<'_>)],
+    found: Vec<Result<Option<Drawn>>>,
+) -> Result<Vec<Option<Drawn>>> {
     let mut drawn = vec![None; rows];
     for ((row, _), found) in requests.iter().zip(found) {
+        let found = found?;
         if let Some(place) = drawn.get_mut(*row) {
             *place = found;
         }
     }
-    drawn
+    Ok(drawn)
+}
+
+/// Whether these can be the results of a row: none is not a number or +∞, which is also what they are before a pass, and
+/// at least one is more than -∞. What else a model computes, the CPU finds out.
+fn are_possible(values: &[f32]) -> bool {
+    // Without a branch for each, so that many are looked at in one go.
+    let impossible = values.iter().fold(false, |found, value| found | !value.lt(&f32::INFINITY));
+    !impossible && values.iter().any(|value| value.is_finite())
 }
 
 impl Logits for HipLogits {
     fn row(&mut self, row: usize) -> Result<&[f32]> {
         let (bytes, device, executor) = (self.columns * 4, Arc::clone(&self.device), Arc::clone(&self.executor));
+        let tested = self.tested;
         let Rows { memory, row: place, .. } = self.rows(row)?;
         if place.is_none() {
             *place = Some(HostBuffer::new(&device, bytes)?);
         }
         let bug = || Error::new(ErrorKind::Device, "a row of logits has no place on the host: a bug in wavelm");
         let place = place.as_mut().ok_or_else(bug)?;
+        // Where the driver copies nothing, it stays so.
+        place
+            .as_mut_slice()
+            .iter_mut()
+            .zip(f32::INFINITY.to_ne_bytes())
+            .for_each(|(byte, unwritten)| *byte = unwritten);
         let executor = executor.lock().unwrap_or_else(PoisonError::into_inner);
         executor.stream().download(memory, row * bytes, place, bytes)?;
         let values = place.as_slice().get(..bytes).and_then(|bytes| bytemuck::try_cast_slice(bytes).ok());
-        values.ok_or_else(|| Error::new(ErrorKind::Device, "pinned memory is not aligned"))
+        let values: &[f32] = values.ok_or_else(|| Error::new(ErrorKind::Device, "pinned memory is not aligned"))?;
+        // The self-test compares them, and names the kernel.
+        if tested && !are_possible(values) {
+            let text = "the GPU reports success, but its logits are not written, or not numbers";
+            return Err(Error::new(ErrorKind::Device, text));
+        }
+        Ok(values)
     }
 
     fn sample(&mut self, states: &mut [&mut SamplerState]) -> Vec<Result<Choice>> {

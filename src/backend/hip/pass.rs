@@ -386,7 +386,7 @@ impl Pass<'_> {
     }
 
     fn counters(&self) -> DevicePtr {
-        self.executor.counters.start()
+        self.inputs.counters
     }
 
     fn bias(&self, product: &Product) -> Result<DevicePtr> {

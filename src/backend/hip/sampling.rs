@@ -3,6 +3,7 @@
 use super::device::Device;
 use super::memory::{DeviceBuffer, HostBuffer, Layout, Stream};
 use super::modules::{Args, Kernel, Modules};
+use crate::sampler::math::UNIT;
 use crate::sampler::{Drawn, Request};
 use crate::{Error, ErrorKind, Result};
 use std::sync::Arc;
@@ -40,8 +41,43 @@ struct Choice {
     token: u32,
     logit: f32,
     best: f32,
-    _unused: u32,
+    /// 0; not what the memory is filled with before.
+    unused: u32,
     total: u64,
+}
+
+/// What the memory of choices is filled with before they are made, on the device and on the host.
+const UNWRITTEN: u8 = 0xff;
+
+impl Choice {
+    /// What was drawn, or `None` where there was nothing to choose from.
+    ///
+    /// # Errors
+    /// `Device` where no choice was written, or none that can be one.
+    fn drawn(self, vocabulary: usize) -> Result<Option<Drawn>> {
+        /// What the kernels make of a +∞ among the logits.
+        const INFINITE: f32 = f32::MAX;
+        let Self { token, logit, best, unused, total } = self;
+        if unused != 0 {
+            return Err(Error::new(ErrorKind::Device, "the GPU reports success, but has drawn no token"));
+        }
+        if token == u32::MAX {
+            return Ok(None);
+        }
+        // The best logit weighs one unit, and no other more.
+        let totals = UNIT..=UNIT.saturating_mul(vocabulary as u64);
+        let is_possible =
+            (token as usize) < vocabulary && logit.is_finite() && logit <= best && totals.contains(&total);
+        if !is_possible {
+            let text =
+                format!("the GPU has drawn what cannot be: token {token} of {vocabulary}, with a logit of {logit}");
+            return Err(Error::new(ErrorKind::Device, text));
+        }
+        if best >= INFINITE {
+            return Err(Error::new(ErrorKind::Device, "the GPU reports success, but not all logits were written"));
+        }
+        Ok(Some(Drawn { token, logit, best, total }))
+    }
 }
 
 /// The kernels, for one vocabulary.
@@ -77,7 +113,8 @@ impl Sampling {
     }
 
     /// Draws a token for each request, from the row of logits that is named with it, and waits for them. `memory` is
-    /// that of a draw before, or is made. `None` stands for a request that leaves nothing to choose.
+    /// that of a draw before, or is made. `None` stands for a request that leaves nothing to choose, and an error for a
+    /// choice that cannot be.
     ///
     /// # Errors
     /// `InvalidInput` for rows that are not there, `OutOfMemory`, and what the driver reports.
@@ -87,7 +124,7 @@ impl Sampling {
         logits: &DeviceBuffer,
         requests: &[(usize, Request<'_>)],
         memory: &mut Option<DrawMemory>,
-    ) -> Result<Vec<Option<Drawn>>> {
+    ) -> Result<Vec<Result<Option<Drawn>>>> {
         // SAFETY: the stream is waited for in any case.
         let queued = unsafe { self.queue(stream, logits, requests, memory) };
         let waited = stream.wait();
@@ -96,11 +133,11 @@ impl Sampling {
     }
 
     /// What was chosen by the last draw of so many tokens, after it was waited for.
-    pub(super) fn drawn(&self, memory: Option<&DrawMemory>, count: usize) -> Vec<Option<Drawn>> {
+    pub(super) fn drawn(&self, memory: Option<&DrawMemory>, count: usize) -> Vec<Result<Option<Drawn>>> {
         let choices = memory.and_then(|memory| memory.host.as_slice().get(..count * size_of::<Choice>()));
         let drawn = choices.unwrap_or_default().chunks_exact(size_of::<Choice>()).map(|bytes| {
-            let Choice { token, logit, best, total, .. } = bytemuck::pod_read_unaligned(bytes);
-            ((token as usize) < self.vocabulary).then_some(Drawn { token, logit, best, total })
+            let choice: Choice = bytemuck::pod_read_unaligned(bytes);
+            choice.drawn(self.vocabulary)
         });
         drawn.collect()
     }
@@ -126,22 +163,24 @@ impl Sampling {
         let (rows, edits) = inputs(requests)?;
         let (peaks, spans) = (vocabulary.div_ceil(PEAK), vocabulary.div_ceil(WEIGH_SPAN));
         let mut layout = Layout::default();
-        // What is sent comes first, and what comes back has the start of the memory on the host.
-        layout.part(size_of_val(rows.as_slice()))?;
-        let at_edits = layout.part(size_of_val(edits.as_slice()))?;
-        let sent = layout.bytes();
+        // What is sent comes first, and begins with the place of what comes back, filled with what is no choice: so it stays
+        // on the device where nothing is drawn, and on the host where nothing is copied back.
         let chosen = count.saturating_mul(size_of::<Choice>());
         let at_choices = layout.part(chosen)?;
+        let at_rows = layout.part(size_of_val(rows.as_slice()))?;
+        let at_edits = layout.part(size_of_val(edits.as_slice()))?;
+        let sent = layout.bytes();
         let at_totals = layout.part(count.saturating_mul((3 * spans + 1) * 8))?;
         let at_scores = layout.part(count.saturating_mul((PEAK + 2) * peaks * 4))?;
-        let memory = self.memory(memory, sent.max(chosen), layout.bytes())?;
+        let memory = self.memory(memory, sent, layout.bytes())?;
 
         let host = memory.host.as_mut_slice();
-        fill(host, 0, bytemuck::cast_slice(&rows));
+        host.get_mut(..chosen).unwrap_or_default().fill(UNWRITTEN);
+        fill(host, at_rows, bytemuck::cast_slice(&rows));
         fill(host, at_edits, bytemuck::cast_slice(&edits));
         let at = |offset: usize| memory.device.start() + offset as u64;
         let (rows, edits, choices, totals, scores) =
-            (at(0), at(at_edits), at(at_choices), at(at_totals), at(at_scores));
+            (at(at_rows), at(at_edits), at(at_choices), at(at_totals), at(at_scores));
         let logits = logits.start();
         let size = narrow(vocabulary)?;
         let launch = |kernel: &Kernel, [x, y]: [usize; 2], args: Args| {

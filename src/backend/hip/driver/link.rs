@@ -5,6 +5,7 @@
 //! that not all libraries have, which is optional where the library is looked for (that of graphs, say), gets a function
 //! like [`hip_functions`]: what is linked is always there.
 
+use super::fill::FillFunctions;
 use super::graph::GraphFunctions;
 use super::timing::TimingFunctions;
 use super::{Functions, HipFunctions};
@@ -103,6 +104,12 @@ pub(super) fn graph_functions() -> GraphFunctions {
         launch: hipGraphLaunch(hip::hipGraphExec_t, hip::hipStream_t);
         destroy_executable: hipGraphExecDestroy(hip::hipGraphExec_t);
         destroy: hipGraphDestroy(hip::hipGraph_t);
+    })
+}
+
+pub(super) fn fill_functions() -> FillFunctions {
+    linked!(FillFunctions {
+        words: hipMemsetD32Async(hip::hipDeviceptr_t, c_int, usize, hip::hipStream_t);
     })
 }
 
