@@ -39,7 +39,7 @@ fn sampler(c: &mut Criterion) {
         for (name, sampler) in &samplers {
             let logits = if name.ends_with("flat") { flat_logits(len) } else { logits(len, 12.0) };
             let prompt: Vec<u32> = (0..64).collect();
-            let mut state = sampler.clone().build().expect("valid settings").start(&prompt);
+            let mut state = sampler.clone().build().expect("valid settings").start(&prompt).unwrap();
             group.bench_function(BenchmarkId::from_parameter(name), |b| {
                 b.iter(|| state.sample(black_box(&logits)).expect("finite logits"));
             });

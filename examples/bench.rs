@@ -249,7 +249,7 @@ impl Speed {
         if test.depth > 0 {
             session.feed(&Prompt::from_tokens(&tokens[..test.depth]))?;
         }
-        let mut sessions: Vec<Session> = (1..test.sequences).map(|_| session.fork()).collect();
+        let mut sessions: Vec<Session> = (1..test.sequences).map(|_| session.fork()).collect::<Result<_, _>>()?;
         sessions.push(session);
         test.time(&mut sessions, &tokens)?;
         let mut runs: Vec<f64> = (0..repetitions).map(|_| test.time(&mut sessions, &tokens)).collect::<Outcome<_>>()?;

@@ -48,7 +48,7 @@ fn tokenize(cli: &mut Cli) -> Outcome {
     let input = read_input()?;
     let output = if decode {
         let ids = ids(&input, &tokenizer)?;
-        tokenizer.decode_with_special(if options.add_special { without_added(&ids, &tokenizer) } else { &ids })
+        tokenizer.decode_with_special(if options.add_special { without_added(&ids, &tokenizer) } else { &ids })?
     } else {
         let ids: Vec<String> = tokenizer.encode(&input, options)?.iter().map(TokenId::to_string).collect();
         if json { format!("[{}]\n", ids.join(", ")) } else { ids.iter().map(|id| format!("{id}\n")).collect() }

@@ -1,10 +1,13 @@
-#![allow(dead_code)] // until all allocations come through here
 //! Memory whose amount an input decides: a file, a prompt, an option or the length of a context. All of it is asked for
 //! here, so that memory that cannot be had is an error of the kind [`OutOfMemory`](ErrorKind::OutOfMemory) and never
 //! ends the process.
 
 use crate::{Error, ErrorKind, Result};
+use std::alloc::Layout;
+use std::collections::{BinaryHeap, HashMap};
 use std::fmt::Display;
+use std::hash::{BuildHasher, Hash};
+use std::ptr::NonNull;
 
 /// The error for `bytes` bytes that cannot be had. `what` says what they were for: "the tokens of a prompt".
 pub(crate) fn out_of_memory(what: impl Display, bytes: usize) -> Error {
@@ -77,16 +80,73 @@ pub(crate) fn copied_text(text: &str, what: impl Display) -> Result<String> {
     Ok(copy)
 }
 
+/// Appends to a text.
+///
+/// # Errors
+/// `OutOfMemory`; `text` is as before.
+pub(crate) fn push_text(text: &mut String, more: &str, what: impl Display) -> Result<()> {
+    reserve_text(text, more.len(), what)?;
+    text.push_str(more);
+    Ok(())
+}
+
+/// A value in memory of its own.
+///
+/// # Errors
+/// `OutOfMemory`.
+pub(crate) fn boxed<T>(value: T, what: impl Display) -> Result<Box<T>> {
+    const { assert!(size_of::<T>() > 0) }
+    let layout = Layout::new::<T>();
+    // SAFETY: the type has a size, so that the layout has one. A box of it frees memory of that layout by the same
+    // allocator, and the value is written before there is a box.
+    unsafe {
+        let Some(place) = NonNull::new(std::alloc::alloc(layout)) else {
+            return Err(out_of_memory(what, layout.size()));
+        };
+        let place = place.cast::<T>();
+        place.write(value);
+        Ok(Box::from_raw(place.as_ptr()))
+    }
+}
+
 /// Adds `value`.
 ///
 /// # Errors
 /// `OutOfMemory`; `values` is as before.
+#[inline]
 pub(crate) fn push<T>(values: &mut Vec<T>, value: T, what: impl Display) -> Result<()> {
     if values.len() == values.capacity() {
         reserve(values, 1, what)?;
     }
     values.push(value);
     Ok(())
+}
+
+/// Adds `value` to a heap.
+///
+/// # Errors
+/// `OutOfMemory`; `values` is as before.
+#[inline]
+pub(crate) fn push_to_heap<T: Ord>(values: &mut BinaryHeap<T>, value: T, what: impl Display) -> Result<()> {
+    let len = values.len();
+    if len == values.capacity() {
+        values.try_reserve(1).map_err(|_| out_of_memory(what, bytes_of::<T>(len.saturating_add(1))))?;
+    }
+    values.push(value);
+    Ok(())
+}
+
+/// Makes room for `more` keys of a map.
+///
+/// # Errors
+/// `OutOfMemory`; `map` is as before.
+pub(crate) fn reserve_in_map<K: Eq + Hash, V, S: BuildHasher>(
+    map: &mut HashMap<K, V, S>,
+    more: usize,
+    what: impl Display,
+) -> Result<()> {
+    let len = map.len();
+    map.try_reserve(more).map_err(|_| out_of_memory(what, bytes_of::<(K, V)>(len.saturating_add(more))))
 }
 
 /// Adds a slice.
@@ -104,10 +164,21 @@ pub(crate) fn extend<T: Copy>(values: &mut Vec<T>, slice: &[T], what: impl Displ
 /// # Errors
 /// `OutOfMemory`.
 pub(crate) fn collected<T>(values: impl IntoIterator<Item = T>, what: impl Display + Copy) -> Result<Vec<T>> {
+    try_collected(values.into_iter().map(Ok), what)
+}
+
+/// All values of an iterator, up to its first error.
+///
+/// # Errors
+/// That error; `OutOfMemory`.
+pub(crate) fn try_collected<T>(
+    values: impl IntoIterator<Item = Result<T>>,
+    what: impl Display + Copy,
+) -> Result<Vec<T>> {
     let values = values.into_iter();
     let mut all = with_room(values.size_hint().0, what)?;
     for value in values {
-        push(&mut all, value, what)?;
+        push(&mut all, value?, what)?;
     }
     Ok(all)
 }
@@ -131,6 +202,7 @@ mod tests {
         let mut text = "a".to_string();
         assert!(reserve_text(&mut text, usize::MAX, "a test").is_err());
         assert!(filled(isize::MAX as usize, 0u16, "a test").is_err());
+        assert!(reserve_in_map(&mut HashMap::from([(1, 2)]), usize::MAX, "a test").is_err());
     }
 
     #[test]
@@ -139,6 +211,15 @@ mod tests {
         assert_eq!(copied(&[1, 2], "a test").unwrap(), [1, 2]);
         assert_eq!(copied_text("ab", "a test").unwrap(), "ab");
         assert_eq!(collected(0..1000, "a test").unwrap(), (0..1000).collect::<Vec<_>>());
+        assert_eq!(try_collected([Ok(1), Ok(2)], "a test").unwrap(), [1, 2]);
+        assert!(try_collected([Ok(1), Err(out_of_memory("a test", 1))], "a test").is_err());
+        assert_eq!(*boxed([7u64; 100], "a test").unwrap(), [7; 100]);
+        let mut heap = BinaryHeap::new();
+        (0..100).for_each(|i| push_to_heap(&mut heap, i, "a test").unwrap());
+        assert_eq!((heap.len(), heap.pop()), (100, Some(99)));
+        let mut text = "a".to_string();
+        push_text(&mut text, "bc", "a test").unwrap();
+        assert_eq!(text, "abc");
         let mut values = Vec::new();
         push(&mut values, 1, "a test").unwrap();
         extend(&mut values, &[2, 3], "a test").unwrap();

@@ -37,7 +37,7 @@ fn conversation(session: &mut Session) -> Result<(Vec<u32>, Vec<Vec<f32>>)> {
     let prompt = Prompt::from_tokens(tokens(1, 20));
     let pieces = session.generate(&prompt, &sampler)?.max_tokens(5);
     let mut text: Vec<u32> = pieces.filter_map(|piece| piece.map(|p| p.token()).transpose()).collect::<Result<_>>()?;
-    let mut fork = session.fork();
+    let mut fork = session.fork().unwrap();
     fork.truncate(10);
     let rows = logits(&mut fork, &tokens(2, 3));
     text.extend(greedy(session, &tokens(1, 22), 2)?);
@@ -169,7 +169,7 @@ fn a_lost_device_loses_no_session() {
         // The device works again, but nobody goes back to it: the other session moves before it fails.
         faults.fail(0, 0);
         assert_eq!(other.device(), Device::Hip(0));
-        let mut fork = other.fork();
+        let mut fork = other.fork().unwrap();
         fork.truncate(35);
         let mut expected = cpu.session().unwrap();
         expected.feed(&Prompt::from_tokens(second[..35].to_vec())).unwrap();

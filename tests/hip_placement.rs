@@ -31,7 +31,7 @@ fn assert_same(found: &Model, expected: &Model) {
         let difference = difference(&a, &b);
         assert!(difference <= 1e-4, "{count} tokens differ by {difference}: {report}");
     }
-    let (mut found_fork, mut expected_fork) = (found.fork(), expected.fork());
+    let (mut found_fork, mut expected_fork) = (found.fork().unwrap(), expected.fork().unwrap());
     for (seed, found, expected) in [(4, &mut found_fork, &mut expected_fork), (5, &mut found, &mut expected)] {
         expected.truncate(70);
         found.truncate(70);
@@ -137,7 +137,7 @@ fn a_fault_of_a_part_moves_the_session() {
             let model = tiny("llama").load(options(Device::Auto).placement(Placement::Layers(2)));
             let mut session = model.session().unwrap();
             session.feed(&Prompt::from_tokens(prompt[..70].to_vec())).unwrap();
-            let mut fork = session.fork();
+            let mut fork = session.fork().unwrap();
             faults.fail(LAUNCH, n);
             assert_eq!(greedy(&mut session, &prompt, 4).unwrap(), text, "launch {n}");
             assert_eq!((session.device(), model.device()), (Device::Cpu, Device::Cpu), "launch {n}");

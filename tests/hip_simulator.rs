@@ -120,7 +120,7 @@ fn sessions_share_fork_and_work_at_the_same_time() {
         let prompt = tokens(1, 100);
         first.feed(&Prompt::from_tokens(prompt.clone())).unwrap();
         // Both go on from a page that they share.
-        let mut fork = first.fork();
+        let mut fork = first.fork().unwrap();
         let (next, other) = (tokens(2, 5), tokens(3, 5));
         let forked = logits(&mut fork, &next);
         logits(&mut first, &other);

@@ -38,7 +38,7 @@ fn softmax(logits: &[f32]) -> Vec<f64> {
 }
 
 fn draw(sampler: SamplerBuilder, logits: &[f32], count: usize) -> Vec<u32> {
-    let mut state = sampler.build().unwrap().start(&[]);
+    let mut state = sampler.build().unwrap().start(&[]).unwrap();
     (0..count).map(|_| state.sample(logits).unwrap().token).collect()
 }
 
@@ -98,7 +98,7 @@ fn successive_draws_are_independent() {
 #[test]
 fn the_same_seed_gives_these_tokens_on_every_machine() {
     fn text(sampler: SamplerBuilder) -> Vec<u32> {
-        let mut state = sampler.seed(42).build().unwrap().start(&[1, 2, 3]);
+        let mut state = sampler.seed(42).build().unwrap().start(&[1, 2, 3]).unwrap();
         (0..24).map(|step| state.sample(&integer_logits(step, 32_000)).unwrap().token).collect()
     }
     let default = Sampler::builder();
@@ -134,15 +134,15 @@ fn a_seed_repeats_a_generation_and_none_gives_each_its_own() {
     let logits = integer_logits(1, 1000);
     let run = |state: &mut SamplerState| (0..20).map(|_| state.sample(&logits).unwrap().token).collect::<Vec<_>>();
     let seeded = plain().seed(7).build().unwrap();
-    assert_eq!(run(&mut seeded.start(&[])), run(&mut seeded.start(&[])));
+    assert_eq!(run(&mut seeded.start(&[]).unwrap()), run(&mut seeded.start(&[]).unwrap()));
 
     let unseeded = Sampler::default();
-    let (mut one, mut other) = (unseeded.start(&[]), unseeded.start(&[]));
+    let (mut one, mut other) = (unseeded.start(&[]).unwrap(), unseeded.start(&[]).unwrap());
     assert_ne!(one.seed(), other.seed());
     let text = run(&mut one);
     assert_ne!(text, run(&mut other));
     let repeated = Sampler::builder().seed(one.seed()).build().unwrap();
-    assert_eq!(text, run(&mut repeated.start(&[])));
+    assert_eq!(text, run(&mut repeated.start(&[]).unwrap()));
 
     let mut fork = one.clone();
     assert_eq!(run(&mut fork), run(&mut one));
@@ -153,7 +153,7 @@ fn logprobs_are_the_log_softmax_of_the_raw_logits() {
     let logits = integer_logits(9, 5000);
     let expected = softmax(&logits);
     let sampler = plain().temperature(3.0).top_k(100).logit_bias(5, 30.0).repetition_penalty(1.5).top_logprobs(7);
-    let mut state = sampler.build().unwrap().start(&[5, 6, 7]);
+    let mut state = sampler.build().unwrap().start(&[5, 6, 7]).unwrap();
     for _ in 0..50 {
         let choice = state.sample(&logits).unwrap();
         assert!((f64::from(choice.logprob) - expected[choice.token as usize].ln()).abs() < 1e-6 * 40.0);
@@ -165,7 +165,7 @@ fn logprobs_are_the_log_softmax_of_the_raw_logits() {
         let better = expected.iter().filter(|&&p| p > expected[choice.top_logprobs[6].token as usize]);
         assert_eq!(better.count(), 6);
     }
-    let mut state = plain().top_logprobs(9).build().unwrap().start(&[]);
+    let mut state = plain().top_logprobs(9).build().unwrap().start(&[]).unwrap();
     let choice = state.sample(&[f32::NAN, 2.0, f32::NEG_INFINITY, 2.0]).unwrap();
     assert_eq!(choice.logprob, 0.5f32.ln());
     assert_eq!(choice.top_logprobs.iter().map(|top| top.token).collect::<Vec<_>>(), [1, 3]);
@@ -173,7 +173,7 @@ fn logprobs_are_the_log_softmax_of_the_raw_logits() {
 
 #[test]
 fn greedy_takes_the_best_token_and_of_equals_the_first() {
-    let pick = |logits: &[f32]| Sampler::greedy().start(&[]).sample(logits).unwrap().token;
+    let pick = |logits: &[f32]| Sampler::greedy().start(&[]).unwrap().sample(logits).unwrap().token;
     for len in [1, 2, 63, 64, 65, 129, 1000, 40_000] {
         let mut logits = integer_logits(len as u64, len);
         let best = logits.iter().fold(f32::MIN, |a, &b| a.max(b));
@@ -197,7 +197,7 @@ fn penalties_look_at_the_prompt_and_the_answer_within_the_window() {
     let logits = [3.0, 2.9, 2.8, 2.7, -1.0];
     let greedy = || Sampler::builder().temperature(0.0);
     let text = |sampler: SamplerBuilder, prompt: &[u32]| {
-        let mut state = sampler.build().unwrap().start(prompt);
+        let mut state = sampler.build().unwrap().start(prompt).unwrap();
         (0..6).map(|_| state.sample(&logits).unwrap().token).collect::<Vec<_>>()
     };
     assert_eq!(text(greedy(), &[0, 1]), [0; 6]);
@@ -227,7 +227,7 @@ fn infinite_and_overflowing_logits_are_the_largest_finite_ones() {
     let inf = f32::INFINITY;
     let drawn: HashSet<u32> = draw(plain(), &[0.0, inf, 3e38, inf], 200).into_iter().collect();
     assert_eq!(drawn, HashSet::from([1, 3]));
-    let mut state = Sampler::greedy().start(&[]);
+    let mut state = Sampler::greedy().start(&[]).unwrap();
     let choice = state.sample(&[inf, inf, -inf]).unwrap();
     assert_eq!((choice.token, choice.logprob), (0, 0.5f32.ln()));
     assert!(draw(plain().logit_bias(1, f32::MAX), &[0.0, f32::MAX], 50).iter().all(|&token| token == 1));
@@ -235,14 +235,14 @@ fn infinite_and_overflowing_logits_are_the_largest_finite_ones() {
     assert!(draw(plain().typical(0.5), &[f32::MIN, f32::MAX], 50).iter().all(|&token| token == 1));
     // A negative penalty that overflows
     let rewarded = plain().frequency_penalty(f32::MIN).repetition_penalty(f32::from_bits(1));
-    let mut state = rewarded.build().unwrap().start(&[2, 2, 2]);
+    let mut state = rewarded.build().unwrap().start(&[2, 2, 2]).unwrap();
     assert_eq!(state.sample(&[1.0, 2.0, 3.0]).unwrap().token, 2);
 }
 
 #[test]
 fn extreme_settings_leave_at_least_one_token() {
     let logits = integer_logits(4, 3000);
-    let best = Sampler::greedy().start(&[]).sample(&logits).unwrap().token;
+    let best = Sampler::greedy().start(&[]).unwrap().sample(&logits).unwrap().token;
     for sampler in [plain().top_p(0.0), plain().min_p(1.0), plain().top_k(1), plain().top_p(f32::from_bits(1))] {
         assert!(draw(sampler, &logits, 20).iter().all(|&token| token == best));
     }
@@ -257,7 +257,7 @@ fn extreme_settings_leave_at_least_one_token() {
 #[test]
 fn nothing_to_choose_from_is_an_error_that_changes_nothing() {
     let refuse = |sampler: SamplerBuilder, logits: &[f32], about: &str| {
-        let error = sampler.build().unwrap().start(&[]).sample(logits).unwrap_err();
+        let error = sampler.build().unwrap().start(&[]).unwrap().sample(logits).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
         assert!(error.to_string().contains(about), "{error}");
     };
@@ -276,7 +276,7 @@ fn nothing_to_choose_from_is_an_error_that_changes_nothing() {
     }
     let logits = integer_logits(2, 100);
     let sampler = plain().frequency_penalty(0.5).build().unwrap();
-    let (mut disturbed, mut calm) = (sampler.start(&[]), sampler.start(&[]));
+    let (mut disturbed, mut calm) = (sampler.start(&[]).unwrap(), sampler.start(&[]).unwrap());
     for _ in 0..10 {
         assert!(disturbed.sample(&[f32::NAN]).is_err());
         assert_eq!(disturbed.sample(&logits).unwrap(), calm.sample(&logits).unwrap());
@@ -312,7 +312,7 @@ fn no_logits_and_no_settings_make_it_panic_or_choose_what_it_must_not() {
             .seed(round as u64)
             .build()
             .unwrap();
-        let mut state = sampler.start(&[0, 0, 1, 9999]);
+        let mut state = sampler.start(&[0, 0, 1, 9999]).unwrap();
         for _ in 0..4 {
             match state.sample(&logits) {
                 Ok(choice) => {

@@ -3,11 +3,14 @@
 //! A page holds [`PAGE_LEN`] consecutive positions of one sequence for all layers. A sequence has a table of pages;
 //! forking shares them, and writing to a shared page copies it first.
 
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, memory};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Positions in a page.
 pub(crate) const PAGE_LEN: usize = 64;
+
+/// What memory is for.
+const WHAT: &str = "the page tables of the cache";
 
 /// The number of a page in its pool.
 pub(crate) type PageId = u32;
@@ -32,6 +35,7 @@ pub(crate) struct KvPool {
 struct State {
     /// How many sequences hold each page; 0 is free.
     holders: Vec<u32>,
+    /// Has room for all pages, so that one can be given back where there is no memory.
     free: Vec<PageId>,
 }
 
@@ -52,7 +56,10 @@ impl KvPool {
                 None => {
                     let page = PageId::try_from(state.holders.len())
                         .map_err(|_| Error::new(ErrorKind::OutOfMemory, "the cache has no page numbers left"))?;
-                    state.holders.push(0);
+                    let pages = state.holders.len() + 1;
+                    let free = pages - state.free.len();
+                    memory::reserve(&mut state.free, free, WHAT)?;
+                    memory::push(&mut state.holders, 0, WHAT)?;
                     page
                 }
             }
@@ -122,6 +129,7 @@ impl KvSequence {
     /// `OutOfMemory`; the sequence is then as before, or has a few more pages.
     pub(crate) fn prepare(&mut self, from: usize, to: usize) -> Result<()> {
         while self.pages.len() * PAGE_LEN < to {
+            memory::reserve(&mut self.pages, 1, WHAT)?;
             self.pages.push(self.pool.acquire()?);
         }
         let touched = from / PAGE_LEN..to.div_ceil(PAGE_LEN);
@@ -146,10 +154,14 @@ impl KvSequence {
     }
 
     /// A sequence that shares the first `len` positions.
-    pub(crate) fn fork(&self, len: usize) -> Self {
-        let pages: Vec<PageId> = self.pages.iter().take(len.div_ceil(PAGE_LEN)).copied().collect();
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub(crate) fn fork(&self, len: usize) -> Result<Self> {
+        let shared = self.pages.get(..len.div_ceil(PAGE_LEN)).unwrap_or(&self.pages);
+        let pages = memory::copied(shared, WHAT)?;
         pages.iter().for_each(|&p| self.pool.share(p));
-        Self { pool: Arc::clone(&self.pool), pages }
+        Ok(Self { pool: Arc::clone(&self.pool), pages })
     }
 
     pub(crate) fn pages(&self) -> &[PageId] {
@@ -202,7 +214,7 @@ mod tests {
         let pool = KvPool::new(Box::new(fake));
         let mut a = KvSequence::new(&pool);
         a.prepare(0, 3 * PAGE_LEN).unwrap();
-        let mut b = a.fork(2 * PAGE_LEN + 1);
+        let mut b = a.fork(2 * PAGE_LEN + 1).unwrap();
         assert_eq!(a.pages(), b.pages());
         assert_eq!(pool.pages_in_use(), 3);
         b.prepare(2 * PAGE_LEN + 1, 2 * PAGE_LEN + 2).unwrap();
@@ -222,7 +234,7 @@ mod tests {
         let pool = KvPool::new(Box::new(Fake { limit: 2, ..Fake::default() }));
         let mut a = KvSequence::new(&pool);
         assert_eq!(a.prepare(0, 3 * PAGE_LEN).unwrap_err().kind(), ErrorKind::OutOfMemory);
-        let mut b = a.fork(2 * PAGE_LEN);
+        let mut b = a.fork(2 * PAGE_LEN).unwrap();
         assert_eq!(b.prepare(0, 1).unwrap_err().kind(), ErrorKind::OutOfMemory);
         drop(a);
         b.prepare(0, 1).unwrap();

@@ -5,15 +5,18 @@ use super::cpu::CpuBackend;
 use super::hip::HipBackend;
 use super::kv::{KvPool, PageId, PageStore};
 use super::{Backend, Batch, Canceller, KernelTime, Limits, Logits, Span, Wanted};
-use crate::Result;
 use crate::model::cut::Cut;
 use crate::model::program::Program;
+use crate::{Result, memory};
 use std::sync::Arc;
 
 /// The parts of a program before and after a cut. The first results in the buffer that crosses; it is buffer 0 of both.
-pub(crate) fn parts(program: &Program, cut: Cut) -> (Program, Program) {
+///
+/// # Errors
+/// `OutOfMemory`.
+pub(crate) fn parts(program: &Program, cut: Cut) -> Result<(Program, Program)> {
     let (front, back) = program.ops.split_at_checked(cut.op).unwrap_or((&program.ops, &[]));
-    (program.part(front, Some(cut.buf)), program.part(back, Some(cut.buf)))
+    Ok((program.part(front, Some(cut.buf))?, program.part(back, Some(cut.buf))?))
 }
 
 /// A model on a GPU and the CPU.
@@ -50,11 +53,12 @@ impl Backend for SplitBackend {
     }
 
     fn run(&self, batch: &Batch<'_>, cancel: &Canceller) -> Result<Box<dyn Logits>> {
-        let spans: Vec<Span<'_>> = batch.spans.iter().map(|span| Span { wanted: Wanted::None, ..*span }).collect();
+        let spans = batch.spans.iter().map(|span| Span { wanted: Wanted::None, ..*span });
+        let spans: Vec<Span<'_>> = memory::collected(spans, "the plan of a pass")?;
         let mut between = self.front.run(&Batch { spans: &spans, draws: &[] }, cancel)?;
         let mut rows = Vec::new();
         for row in 0..batch.tokens() {
-            rows.extend_from_slice(between.row(row)?);
+            memory::extend(&mut rows, between.row(row)?, "what one device hands to the other")?;
         }
         drop(between);
         self.back.run_from(batch, Some(&rows), cancel)

@@ -69,7 +69,7 @@ impl Attention {
             PageId::try_from(positions.div_ceil(PAGE_LEN)).map_err(|_| Error::invalid_input("too many pages"))?;
         let ids: Vec<PageId> = (0..last).collect();
         ids.iter().try_for_each(|&id| pages.allocate(id))?;
-        let table = pages.addresses(&ids).ok_or_else(|| Error::invalid_input("a page has no memory"))?;
+        let table = pages.addresses(&ids)?;
         let span = Span { first_row: 0, rows, first_pos: past, pages: &table };
         AttentionPlan::new(&shape.params(), &layout, &[span])?;
 

@@ -59,7 +59,7 @@ impl<'a> Product<'a> {
         let isa = named(isa);
         let weights = Matrix::new(ty, weights, rows, cols)?;
         let x: Vec<f32> = (0..n * cols).map(|i| (i * 7919 % 255) as f32 - 127.0).collect();
-        let (mut quantized, mut scratch) = (QuantRows::new(), Scratch::new());
+        let (mut quantized, mut scratch) = (QuantRows::new(), Scratch::new()?);
         scratch.reserve(n, cols)?;
         if input_kind(ty) == InputKind::Quant {
             quantized.reserve(n, cols)?;

@@ -1,7 +1,7 @@
 //! Metadata: typed values under unique keys.
 
 use super::show;
-use crate::{Error, Result};
+use crate::{Error, Result, memory};
 use std::sync::Arc;
 
 /// A metadata value.
@@ -105,7 +105,7 @@ impl Value {
     }
 
     /// The type with an article, and the element type of an array, for error messages.
-    fn describe(&self) -> String {
+    pub(super) fn describe(&self) -> String {
         match self {
             Value::Array(array) => match array.type_name() {
                 plural @ ("string" | "array" | "bool") => format!("an array of {plural}s"),
@@ -206,17 +206,23 @@ impl From<StringArray> for Value {
 }
 
 /// Many strings in one allocation, which clones share.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct StringArray(Arc<Strings>);
 
-#[derive(Debug, PartialEq)]
+impl PartialEq for StringArray {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.text == other.0.text && self.len() == other.len() && self.iter().eq(other.iter())
+    }
+}
+
+#[derive(Debug)]
 struct Strings {
     text: String,
     ends: Ends,
 }
 
-/// Where strings end in their text: in 32 bits each where that is enough, as it is for every vocabulary.
-#[derive(Debug, PartialEq)]
+/// Where strings end in their text: in 32 bits each where that is enough, as it is for every vocabulary of a file.
+#[derive(Debug)]
 enum Ends {
     Short(Vec<u32>),
     Long(Vec<usize>),
@@ -224,11 +230,11 @@ enum Ends {
 
 impl Ends {
     /// The ends, of which none is before the one before it.
-    fn new(ends: Vec<usize>) -> Self {
-        match ends.last() {
+    fn new(ends: Vec<usize>) -> Result<Self> {
+        Ok(match ends.last() {
             Some(&last) if u32::try_from(last).is_err() => Self::Long(ends),
-            _ => Self::Short(ends.iter().map(|&end| end as u32).collect()),
-        }
+            _ => Self::Short(memory::collected(ends.iter().map(|&end| end as u32), "the lengths of texts")?),
+        })
     }
 
     fn len(&self) -> usize {
@@ -255,15 +261,18 @@ impl Default for StringArray {
 impl StringArray {
     /// Strings that lie one after the other in `text`, each up to its end; `None` where an end is not a character
     /// boundary at or after the end before it.
-    pub(super) fn from_parts(text: String, ends: Vec<usize>) -> Option<Self> {
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub(super) fn from_parts(text: String, ends: Vec<usize>) -> Result<Option<Self>> {
         let mut start = 0;
         for &end in &ends {
             if end < start || !text.is_char_boundary(end) {
-                return None;
+                return Ok(None);
             }
             start = end;
         }
-        Some(Self(Arc::new(Strings { text, ends: Ends::new(ends) })))
+        Ok(Some(Self(Arc::new(Strings { text, ends: Ends::new(ends)? }))))
     }
 
     /// How many strings there are.
@@ -290,6 +299,7 @@ impl StringArray {
     }
 }
 
+/// For tests and tools: where memory for the strings cannot be had, the process ends, as with all collections.
 impl<S: AsRef<str>> FromIterator<S> for StringArray {
     fn from_iter<I: IntoIterator<Item = S>>(strings: I) -> Self {
         let (mut text, mut ends) = (String::new(), Vec::new());
@@ -297,7 +307,7 @@ impl<S: AsRef<str>> FromIterator<S> for StringArray {
             text.push_str(string.as_ref());
             ends.push(text.len());
         }
-        Self(Arc::new(Strings { text, ends: Ends::new(ends) }))
+        Self(Arc::new(Strings { text, ends: Ends::Long(ends) }))
     }
 }
 
@@ -305,7 +315,8 @@ impl<S: AsRef<str>> FromIterator<S> for StringArray {
 ///
 /// The typed getters return `Ok(None)` where the key is absent, and an error of kind `InvalidFile` that names the key
 /// where the value has another type or does not fit. Integers of every width are accepted where the value fits; booleans
-/// are no integers.
+/// are no integers. Getters that make a vector may report `OutOfMemory`; a clone of the metadata, like all clones, ends the
+/// process where memory for it cannot be had.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Metadata {
     entries: Vec<(String, Value)>,
@@ -317,9 +328,9 @@ impl Metadata {
     /// Metadata of these entries.
     ///
     /// # Errors
-    /// `InvalidFile` where a key appears twice.
+    /// `InvalidFile` where a key appears twice; `OutOfMemory`.
     pub fn new(entries: Vec<(String, Value)>) -> Result<Self> {
-        let sorted = super::sorted_by_name(&entries, |(key, _)| key)
+        let sorted = super::sorted_by_name(&entries, |(key, _)| key)?
             .map_err(|key| Error::invalid_file(format!("metadata key {} appears twice", show(key))))?;
         Ok(Self { entries, sorted })
     }
@@ -402,29 +413,33 @@ impl Metadata {
 
     /// An array of floating-point numbers.
     pub fn f32s(&self, key: &str) -> Result<Option<Vec<f32>>> {
-        self.typed(key, "an array of floating-point numbers that fit f32", |value| match value {
-            Value::Array(Array::F32(v)) => Some(v.clone()),
-            Value::Array(Array::F64(v)) => v.iter().copied().map(narrow).collect(),
+        let converted = self.typed(key, "an array of floating-point numbers that fit f32", |value| match value {
+            Value::Array(Array::F32(v)) => Some(convert_all(v, Some)),
+            Value::Array(Array::F64(v)) if v.iter().all(|&v| narrow(v).is_some()) => Some(convert_all(v, narrow)),
             _ => None,
-        })
+        });
+        converted?.transpose()
     }
 
     /// An array of integers that fit i64.
     pub fn ints(&self, key: &str) -> Result<Option<Vec<i64>>> {
-        fn widen<T: Copy + Into<i64>>(values: &[T]) -> Option<Vec<i64>> {
-            Some(values.iter().map(|&v| v.into()).collect())
+        fn widen<T: Copy + Into<i64>>(values: &[T]) -> Option<Result<Vec<i64>>> {
+            Some(convert_all(values, |v| Some(v.into())))
         }
-        self.typed(key, "an array of integers that fit i64", |value| match value.as_array()? {
+        let converted = self.typed(key, "an array of integers that fit i64", |value| match value.as_array()? {
             Array::U8(v) => widen(v),
             Array::I8(v) => widen(v),
             Array::U16(v) => widen(v),
             Array::I16(v) => widen(v),
             Array::U32(v) => widen(v),
             Array::I32(v) => widen(v),
-            Array::U64(v) => v.iter().map(|&v| v.try_into().ok()).collect(),
-            Array::I64(v) => Some(v.clone()),
+            Array::U64(v) if v.iter().all(|&v| i64::try_from(v).is_ok()) => {
+                Some(convert_all(v, |v| i64::try_from(v).ok()))
+            }
+            Array::I64(v) => widen(v),
             _ => None,
-        })
+        });
+        converted?.transpose()
     }
 
     /// An array of booleans.
@@ -455,6 +470,13 @@ impl Metadata {
             }
         }
     }
+}
+
+/// All numbers that `convert` has a number for.
+fn convert_all<T: Copy, N>(values: &[T], convert: impl Fn(T) -> Option<N>) -> Result<Vec<N>> {
+    let mut numbers = memory::with_room(values.len(), "an array")?;
+    numbers.extend(values.iter().filter_map(|&value| convert(value)));
+    Ok(numbers)
 }
 
 /// To f32, unless a finite number would become infinite.
@@ -541,10 +563,10 @@ mod tests {
 
     #[test]
     fn string_array_parts_must_be_whole_characters() {
-        assert!(StringArray::from_parts("aé".into(), vec![1, 3]).is_some());
-        assert!(StringArray::from_parts("aé".into(), vec![2, 3]).is_none());
-        assert!(StringArray::from_parts("aé".into(), vec![1, 0]).is_none());
-        assert!(StringArray::from_parts("aé".into(), vec![4]).is_none());
+        assert!(StringArray::from_parts("aé".into(), vec![1, 3]).unwrap().is_some());
+        assert!(StringArray::from_parts("aé".into(), vec![2, 3]).unwrap().is_none());
+        assert!(StringArray::from_parts("aé".into(), vec![1, 0]).unwrap().is_none());
+        assert!(StringArray::from_parts("aé".into(), vec![4]).unwrap().is_none());
         assert_eq!(StringArray::default().get(0), None);
     }
 
@@ -552,7 +574,7 @@ mod tests {
     fn ends_need_32_bits_only_where_they_are_that_large() {
         let far = u32::MAX as usize;
         for (ends, short) in [(vec![0, 3, far], true), (vec![3, far, far + 1], false), (vec![], true)] {
-            let all = Ends::new(ends.clone());
+            let all = Ends::new(ends.clone()).unwrap();
             assert_eq!(matches!(all, Ends::Short(_)), short);
             assert_eq!((0..all.len()).filter_map(|i| all.get(i)).collect::<Vec<_>>(), ends);
             assert_eq!(all.get(ends.len()), None);

@@ -1,4 +1,4 @@
-//! GGUF files: a total parser over memory-mapped files, typed metadata, split files, and a small writer.
+//! GGUF files: a total parser over mapped files or bytes in memory, typed metadata, split files, and a small writer.
 //!
 //! The format is that of ggml's `gguf.h`, versions 2 and 3, little-endian: metadata, then descriptions of tensors, then
 //! their data. Opening a file reads the first two and checks everything that can be checked without touching the data.
@@ -14,11 +14,12 @@ pub use metadata::{Array, Metadata, StringArray, Value};
 pub use tensor_type::TensorType;
 pub use writer::GgufWriter;
 
-use crate::Result;
+use crate::{Result, memory};
 use parse::{Parsed, parse};
-use split::Part;
+use split::{Access, Part};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use storage::Storage;
 
 /// The most bytes that a metadata key or a tensor name may have.
@@ -95,11 +96,21 @@ impl TensorInfo {
     }
 }
 
-/// A GGUF model: metadata and tensor index, with the data memory-mapped.
+/// A GGUF model: metadata and tensor index, with the data memory-mapped or in memory.
 #[derive(Debug)]
 pub struct Gguf {
+    header: Arc<Header>,
+    /// The bytes of each file; none where there is only the header.
+    storages: Vec<Storage>,
+}
+
+/// All but the data.
+#[derive(Debug)]
+struct Header {
     path: PathBuf,
-    parts: Vec<Part>,
+    parts: Vec<PathBuf>,
+    /// Bytes of all files together.
+    bytes: u64,
     version: u32,
     alignment: u64,
     metadata: Metadata,
@@ -115,23 +126,39 @@ impl Gguf {
     /// Only the header is read; tensor data is mapped, and read from disk when it is first touched. The files must
     /// therefore not be changed while this value lives: a file that is overwritten in place yields other weights, and
     /// one that is truncated ends the process with a bus error once a lost page is touched. To replace a model file,
-    /// write a new one and rename it over the old one.
+    /// write a new one and rename it over the old one; or [read](Self::read) files that may change.
     ///
     /// # Errors
     /// `Io` where a file is missing or cannot be mapped; `InvalidFile` where it is damaged; `Unsupported` for big-endian
-    /// files, versions other than 2 and 3, and unknown tensor types. The error names the file, and the key or tensor.
+    /// files, versions other than 2 and 3, and unknown tensor types; `OutOfMemory`, also where the process may not have as
+    /// much address space as the file has bytes. The error names the file, and the key or tensor.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let (parts, parsed) = split::open(path)?;
+        let (parts, parsed) = split::open(path, Access::Map).map_err(|error| error.in_file(path))?;
+        Self::assemble(path, parts, parsed).map_err(|error| error.in_file(path))
+    }
+
+    /// Reads a file, or all files of a split set, into memory. Nothing is mapped, and what happens to the files afterwards
+    /// does not matter. It takes memory for all tensors.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); `Io` for a file that is cut short while it is read.
+    pub fn read(path: impl AsRef<Path>) -> Result<Self> {
+        Self::read_and_tell(path.as_ref(), &mut |_, _| Ok(()))
+    }
+
+    /// [`read`](Self::read), which tells how many bytes were read and how many there are.
+    pub(crate) fn read_and_tell(path: &Path, tell: &mut dyn FnMut(u64, u64) -> Result<()>) -> Result<Self> {
+        let (parts, parsed) = split::open(path, Access::Read(tell)).map_err(|error| error.in_file(path))?;
         Self::assemble(path, parts, parsed).map_err(|error| error.in_file(path))
     }
 
     /// Parses a file held in memory (tests, embedded models). It must be whole, not a part of a split set.
     ///
     /// # Errors
-    /// `InvalidFile` and `Unsupported` as in [`open`](Self::open).
+    /// `InvalidFile`, `Unsupported` and `OutOfMemory` as in [`open`](Self::open).
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self> {
-        let storage = Storage::from_vec(bytes);
+        let storage = Storage::from_vec(bytes)?;
         let parsed = parse(storage.bytes(), 0)?;
         split::check_whole(&parsed)?;
         Self::assemble(Path::new(""), vec![Part { path: PathBuf::new(), storage }], parsed)
@@ -140,72 +167,96 @@ impl Gguf {
     fn assemble(path: &Path, parts: Vec<Part>, parsed: Parsed) -> Result<Self> {
         let Parsed { version, alignment, metadata, tensors } = parsed;
         let sorted = split::index_tensors(&tensors)?;
-        for (index, part) in parts.iter().enumerate() {
-            // Nobody reads a header again: it does not stay in memory besides what was made of it.
-            let data = tensors.iter().filter(|tensor| tensor.part == index).map(|tensor| tensor.offset).min();
-            part.storage.give_back(0..data.unwrap_or(0) as usize);
+        // Nobody reads a header again: it does not stay in memory besides what was made of it.
+        let mut headers = memory::filled(parts.len(), u64::MAX, "the parts of the model")?;
+        for tensor in &tensors {
+            if let Some(header) = headers.get_mut(tensor.part) {
+                *header = tensor.offset.min(*header);
+            }
         }
-        Ok(Self { path: path.to_path_buf(), parts, version, alignment, metadata, tensors, sorted })
+        let mut storages = memory::with_room(parts.len(), "the parts of the model")?;
+        let mut paths = memory::with_room(parts.len(), "the parts of the model")?;
+        let mut bytes = 0;
+        for (Part { path, mut storage }, header) in parts.into_iter().zip(headers) {
+            let len = storage.bytes().len();
+            storage.forget(usize::try_from(header).unwrap_or(len).min(len));
+            bytes += len as u64;
+            storages.push(storage);
+            paths.push(path);
+        }
+        let header =
+            Header { path: path.to_path_buf(), parts: paths, bytes, version, alignment, metadata, tensors, sorted };
+        Ok(Self { header: Arc::new(header), storages })
+    }
+
+    /// The same without the tensors' data.
+    pub(crate) fn without_data(&self) -> Self {
+        Self { header: Arc::clone(&self.header), storages: Vec::new() }
     }
 
     /// The metadata; for a split set, the first file's.
     pub fn metadata(&self) -> &Metadata {
-        &self.metadata
+        &self.header.metadata
     }
 
     /// All tensors, in file order.
     pub fn tensors(&self) -> &[TensorInfo] {
-        &self.tensors
+        &self.header.tensors
     }
 
     /// A tensor by its name.
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
-        find_by_name(&self.tensors, &self.sorted, |tensor| &tensor.name, name)
+        find_by_name(&self.header.tensors, &self.header.sorted, |tensor| &tensor.name, name)
     }
 
     /// The bytes of a tensor of this file: exactly its size, aligned to at least 8 bytes. Empty for a tensor of another
-    /// file that does not fit this one.
+    /// file that does not fit this one, and for the file of a [model](crate::Model::gguf), which has the data for itself.
     pub fn data(&self, tensor: &TensorInfo) -> &[u8] {
-        let bytes = self.parts.get(tensor.part).map(|part| part.storage.bytes());
+        let bytes = self.storages.get(tensor.part).map(Storage::bytes);
         bytes.and_then(|bytes| bytes.get(byte_range(tensor)?)).unwrap_or_default()
     }
 
-    /// Whether the tensors' bytes are those of mapped files.
+    /// The bytes of a tensor, to write to; none where they are mapped.
+    pub(crate) fn data_mut(&mut self, tensor: &TensorInfo) -> &mut [u8] {
+        let bytes = self.storages.get_mut(tensor.part).map(Storage::bytes_mut);
+        bytes.and_then(|bytes| bytes.get_mut(byte_range(tensor)?)).unwrap_or_default()
+    }
+
+    /// Whether the bytes of a tensor are those of a mapped file.
     pub(crate) fn is_mapped(&self) -> bool {
-        self.parts.iter().all(|part| matches!(part.storage, Storage::Mapped(_)))
+        self.storages.iter().any(|storage| matches!(storage, Storage::Mapped(_)))
     }
 
     /// Gives some bytes of a tensor back to the system until they are asked for again, if they are mapped.
     pub(crate) fn give_back(&self, tensor: &TensorInfo, bytes: Range<usize>) {
-        if let (Some(part), Some(all)) = (self.parts.get(tensor.part), byte_range(tensor)) {
-            part.storage
-                .give_back(all.start.saturating_add(bytes.start)..all.start.saturating_add(bytes.end).min(all.end));
+        if let (Some(storage), Some(all)) = (self.storages.get(tensor.part), byte_range(tensor)) {
+            storage.give_back(all.start.saturating_add(bytes.start)..all.start.saturating_add(bytes.end).min(all.end));
         }
     }
 
     /// The path this was opened from (empty for [`from_bytes`](Self::from_bytes)).
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.header.path
     }
 
     /// The files of the model in order: one, unless it is split.
     pub fn parts(&self) -> impl ExactSizeIterator<Item = &Path> + '_ {
-        self.parts.iter().map(|part| part.path.as_path())
+        self.header.parts.iter().map(PathBuf::as_path)
     }
 
     /// The version of the GGUF format: 2 or 3.
     pub fn version(&self) -> u32 {
-        self.version
+        self.header.version
     }
 
     /// What the offsets of tensors are multiples of, in bytes; for a split set, the first file's.
     pub fn alignment(&self) -> u64 {
-        self.alignment
+        self.header.alignment
     }
 
     /// Bytes of all files together.
     pub fn file_size(&self) -> u64 {
-        self.parts.iter().map(|part| part.storage.bytes().len() as u64).sum()
+        self.header.bytes
     }
 }
 
@@ -215,15 +266,20 @@ fn byte_range(tensor: &TensorInfo) -> Option<Range<usize>> {
 }
 
 /// The positions of `items` in the order of their names; the name that appears twice, if one does.
-fn sorted_by_name<T>(items: &[T], name: impl Fn(&T) -> &String) -> Result<Vec<usize>, &str> {
-    let mut named: Vec<(&str, usize)> = items.iter().enumerate().map(|(i, item)| (name(item).as_str(), i)).collect();
+///
+/// # Errors
+/// `OutOfMemory`.
+fn sorted_by_name<T>(items: &[T], name: impl Fn(&T) -> &String) -> Result<Result<Vec<usize>, &str>> {
+    const WHAT: &str = "an index of names";
+    let named = items.iter().enumerate().map(|(i, item)| (name(item).as_str(), i));
+    let mut named: Vec<(&str, usize)> = memory::collected(named, WHAT)?;
     named.sort_unstable();
     for (before, after) in named.iter().zip(named.iter().skip(1)) {
         if before.0 == after.0 {
-            return Err(after.0);
+            return Ok(Err(after.0));
         }
     }
-    Ok(named.into_iter().map(|(_, i)| i).collect())
+    memory::collected(named.into_iter().map(|(_, i)| i), WHAT).map(Ok)
 }
 
 /// The item called `wanted`, given the positions that [`sorted_by_name`] returned.
@@ -260,7 +316,7 @@ fn check_alignment(alignment: u64) -> Result<u64, String> {
 }
 
 /// A name from a file as it may stand in a message: on one line, and not long.
-fn show(name: &str) -> String {
+pub(crate) fn show(name: &str) -> String {
     const LONGEST: usize = 120;
     let mut shown: String = name.chars().take(LONGEST).flat_map(char::escape_debug).collect();
     if name.chars().nth(LONGEST).is_some() {

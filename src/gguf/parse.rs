@@ -3,7 +3,7 @@
 
 use super::metadata::{Array, Metadata, StringArray, Value};
 use super::{MAX_KEY_BYTES, MAX_NESTING, TensorInfo, TensorType, check_alignment, show, tensor_bytes};
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result, memory};
 use std::fmt;
 
 /// The alignment of tensor data in a file that does not say.
@@ -29,18 +29,18 @@ pub(super) struct Parsed {
 pub(super) fn parse(bytes: &[u8], part: usize) -> Result<Parsed> {
     let mut reader = Reader { bytes, pos: 0 };
     let version = check_magic(&mut reader)?;
-    let in_header = |fault: Fault| Error::invalid_file(format!("the header is not valid: {fault}"));
+    let in_header = |fault: Fault| fault.error("the header is not valid");
     let tensor_count = reader.u64().map_err(in_header)?;
     let entry_count = reader.u64().map_err(in_header)?;
     let entry_count = reader.count(entry_count, MIN_ENTRY_BYTES, "metadata keys").map_err(in_header)?;
 
-    let mut entries = Vec::with_capacity(entry_count);
+    let mut entries = memory::with_room(entry_count, "the metadata")?;
     for i in 0..entry_count {
         let key = read_name(&mut reader)
-            .map_err(|fault| Error::invalid_file(format!("metadata key number {} is not valid: {fault}", i + 1)))?;
+            .map_err(|fault| fault.error(format_args!("metadata key number {} is not valid", i + 1)))?;
         let value = read_value(&mut reader)
-            .map_err(|fault| Error::invalid_file(format!("metadata key {} is not valid: {fault}", show(key))))?;
-        entries.push((key.to_string(), value));
+            .map_err(|fault| fault.error(format_args!("metadata key {} is not valid", show(key))))?;
+        entries.push((memory::copied_text(key, "a metadata key")?, value));
     }
     let metadata = Metadata::new(entries)?;
     let alignment = match metadata.u64("general.alignment")? {
@@ -49,7 +49,7 @@ pub(super) fn parse(bytes: &[u8], part: usize) -> Result<Parsed> {
     };
 
     let tensor_count = reader.count(tensor_count, MIN_TENSOR_BYTES, "tensors").map_err(in_header)?;
-    let mut tensors = Vec::with_capacity(tensor_count);
+    let mut tensors = memory::with_room(tensor_count, "the list of tensors")?;
     for i in 0..tensor_count {
         tensors.push(read_tensor(&mut reader, i, part)?);
     }
@@ -75,8 +75,7 @@ fn check_magic(reader: &mut Reader<'_>) -> Result<u32> {
         _ => return invalid("this is not a GGUF file: it does not start with the letters GGUF"),
     }
     reader.pos = 4;
-    let version =
-        reader.u32().map_err(|fault| Error::invalid_file(format!("the GGUF version cannot be read: {fault}")))?;
+    let version = reader.u32().map_err(|fault| fault.error("the GGUF version cannot be read"))?;
     match version {
         2 | 3 => Ok(version),
         0 => invalid("the GGUF version is 0; valid ones are 2 and 3"),
@@ -93,10 +92,10 @@ fn read_name<'a>(reader: &mut Reader<'a>) -> Result<&'a str, Fault> {
     let at = reader.pos;
     let len = reader.u64()?;
     if len == 0 {
-        return Err(Fault(format!("the name at byte {at} is empty")));
+        return Err(Fault::new(format!("the name at byte {at} is empty")));
     }
     if len > MAX_KEY_BYTES {
-        return Err(Fault(format!("the name at byte {at} has {len} bytes; at most {MAX_KEY_BYTES} are allowed")));
+        return Err(Fault::new(format!("the name at byte {at} has {len} bytes; at most {MAX_KEY_BYTES} are allowed")));
     }
     reader.text(len)
 }
@@ -113,13 +112,13 @@ fn read_value(reader: &mut Reader<'_>) -> Result<Value, Fault> {
         7 => Value::Bool(to_bool(u8::from_le_bytes(reader.bytes()?))?),
         8 => {
             let len = reader.u64()?;
-            Value::String(reader.text(len)?.to_string())
+            Value::String(memory::copied_text(reader.text(len)?, "a text")?)
         }
         9 => Value::Array(read_array(reader, 1)?),
         10 => Value::U64(u64::from_le_bytes(reader.bytes()?)),
         11 => Value::I64(i64::from_le_bytes(reader.bytes()?)),
         12 => Value::F64(f64::from_le_bytes(reader.bytes()?)),
-        ty => return Err(Fault(format!("there is no value type {ty}"))),
+        ty => return Err(Fault::new(format!("there is no value type {ty}"))),
     })
 }
 
@@ -137,15 +136,19 @@ fn read_array(reader: &mut Reader<'_>, depth: usize) -> Result<Array, Fault> {
         6 => Array::F32(reader.numbers(count, f32::from_le_bytes)?),
         7 => {
             let len = reader.count(count, 1, "booleans")?;
-            Array::Bool(reader.take(len as u64)?.iter().map(|&byte| to_bool(byte)).collect::<Result<_, _>>()?)
+            let mut values = memory::with_room(len, "an array")?;
+            for &byte in reader.take(len as u64)? {
+                values.push(to_bool(byte)?);
+            }
+            Array::Bool(values)
         }
         8 => Array::String(read_strings(reader, count)?),
         9 if depth == MAX_NESTING => {
-            return Err(Fault(format!("arrays are nested more than {MAX_NESTING} deep")));
+            return Err(Fault::new(format!("arrays are nested more than {MAX_NESTING} deep")));
         }
         9 => {
             let count = reader.count(count, MIN_ARRAY_BYTES, "arrays")?;
-            let mut arrays = Vec::with_capacity(count);
+            let mut arrays = memory::with_room(count, "an array")?;
             for _ in 0..count {
                 arrays.push(read_array(reader, depth + 1)?);
             }
@@ -154,7 +157,7 @@ fn read_array(reader: &mut Reader<'_>, depth: usize) -> Result<Array, Fault> {
         10 => Array::U64(reader.numbers(count, u64::from_le_bytes)?),
         11 => Array::I64(reader.numbers(count, i64::from_le_bytes)?),
         12 => Array::F64(reader.numbers(count, f64::from_le_bytes)?),
-        _ => return Err(Fault(format!("there is no array element type {ty}"))),
+        _ => return Err(Fault::new(format!("there is no array element type {ty}"))),
     })
 }
 
@@ -167,8 +170,8 @@ fn read_strings(reader: &mut Reader<'_>, count: u64) -> Result<StringArray, Faul
         let len = walk.u64()?;
         total += walk.take(len)?.len();
     }
-    let mut text = Vec::with_capacity(total);
-    let mut ends = Vec::with_capacity(count);
+    let mut text = memory::with_room(total, "the texts of an array")?;
+    let mut ends = memory::with_room(count, "the lengths of texts")?;
     let mut copy = *reader;
     for _ in 0..count {
         let len = copy.u64()?;
@@ -176,21 +179,23 @@ fn read_strings(reader: &mut Reader<'_>, count: u64) -> Result<StringArray, Faul
         ends.push(text.len());
     }
     // All the text is checked at once, which is much faster than string by string.
-    if let Some(strings) = String::from_utf8(text).ok().and_then(|text| StringArray::from_parts(text, ends)) {
+    if let Ok(text) = String::from_utf8(text)
+        && let Some(strings) = StringArray::from_parts(text, ends)?
+    {
         *reader = copy;
         return Ok(strings);
     }
     for i in 0..count {
         let len = reader.u64()?;
-        reader.text(len).map_err(|fault| Fault(format!("string {i}: {fault}")))?;
+        reader.text(len).map_err(|fault| Fault::new(format!("string {i}: {fault}")))?;
     }
-    Err(Fault("its strings are not valid UTF-8".to_string()))
+    Err(Fault::new("its strings are not valid UTF-8".to_string()))
 }
 
 /// Reads a tensor's description; `offset` is relative to the data section until [`place_tensors`] has run.
 fn read_tensor(reader: &mut Reader<'_>, index: usize, part: usize) -> Result<TensorInfo> {
-    let name = read_name(reader)
-        .map_err(|fault| Error::invalid_file(format!("tensor number {} is not valid: {fault}", index + 1)))?;
+    let name =
+        read_name(reader).map_err(|fault| fault.error(format_args!("tensor number {} is not valid", index + 1)))?;
     let invalid =
         |fault: &dyn fmt::Display| Error::invalid_file(format!("tensor {} is not valid: {fault}", show(name)));
     let dim_count = reader.u32().map_err(|fault| invalid(&fault))?;
@@ -200,7 +205,7 @@ fn read_tensor(reader: &mut Reader<'_>, index: usize, part: usize) -> Result<Ten
             show(name)
         )));
     }
-    let mut dims = Vec::with_capacity(4);
+    let mut dims = Vec::with_capacity(dim_count.max(1) as usize);
     for _ in 0..dim_count {
         dims.push(reader.u64().map_err(|fault| invalid(&fault))?);
     }
@@ -218,7 +223,7 @@ fn read_tensor(reader: &mut Reader<'_>, index: usize, part: usize) -> Result<Ten
     })?;
     let size = tensor_bytes(ty, &dims).map_err(|fault| invalid(&fault))?;
     let offset = reader.u64().map_err(|fault| invalid(&fault))?;
-    Ok(TensorInfo { name: name.to_string(), ty, dims, part, offset, size })
+    Ok(TensorInfo { name: memory::copied_text(name, "the name of a tensor")?, ty, dims, part, offset, size })
 }
 
 /// Makes offsets absolute, and checks that every tensor lies in the file, aligned, and apart from all others.
@@ -248,8 +253,9 @@ fn place_tensors(tensors: &mut [TensorInfo], header_end: u64, alignment: u64, fi
         }
         tensor.offset = start;
     }
-    let mut ranges: Vec<(u64, u64, &str)> =
-        tensors.iter().map(|tensor| (tensor.offset, tensor.offset + tensor.size, tensor.name.as_str())).collect();
+    let range = |tensor: &TensorInfo| (tensor.offset, tensor.offset + tensor.size);
+    let ranges = tensors.iter().map(|tensor| (range(tensor).0, range(tensor).1, tensor.name.as_str()));
+    let mut ranges = memory::collected(ranges, "the places of tensors")?;
     ranges.sort_unstable();
     for (before, after) in ranges.iter().zip(ranges.iter().skip(1)) {
         if before.1 > after.0 {
@@ -269,17 +275,37 @@ fn to_bool(byte: u8) -> Result<bool, Fault> {
     match byte {
         0 => Ok(false),
         1 => Ok(true),
-        _ => Err(Fault(format!("a boolean has the value {byte}; valid ones are 0 and 1"))),
+        _ => Err(Fault::new(format!("a boolean has the value {byte}; valid ones are 0 and 1"))),
     }
 }
 
 /// What is wrong, said by code that does not know in which key or tensor.
 #[derive(Debug)]
-struct Fault(String);
+struct Fault {
+    kind: ErrorKind,
+    text: String,
+}
+
+impl Fault {
+    fn new(text: String) -> Self {
+        Self { kind: ErrorKind::InvalidFile, text }
+    }
+
+    /// The error for what is wrong with `what`.
+    fn error(self, what: impl fmt::Display) -> Error {
+        Error::new(self.kind, format!("{what}: {self}"))
+    }
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        Self { kind: error.kind(), text: error.to_string() }
+    }
+}
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.text)
     }
 }
 
@@ -319,7 +345,10 @@ impl<'a> Reader<'a> {
     fn text(&mut self, len: u64) -> Result<&'a str, Fault> {
         let at = self.pos;
         std::str::from_utf8(self.take(len)?).map_err(|error| {
-            Fault(format!("the text at byte {at} is not valid UTF-8 after its first {} bytes", error.valid_up_to()))
+            Fault::new(format!(
+                "the text at byte {at} is not valid UTF-8 after its first {} bytes",
+                error.valid_up_to()
+            ))
         })
     }
 
@@ -328,7 +357,7 @@ impl<'a> Reader<'a> {
         let left = self.remaining().len() as u64;
         match count.checked_mul(min_bytes) {
             Some(needed) if needed <= left => Ok(count as usize), // at most `left`, a usize
-            _ => Err(Fault(format!(
+            _ => Err(Fault::new(format!(
                 "{count} {what} of at least {min_bytes} bytes each cannot follow byte {}, as the file has {} bytes",
                 self.pos,
                 self.bytes.len()
@@ -339,10 +368,10 @@ impl<'a> Reader<'a> {
     fn numbers<const N: usize, T>(&mut self, count: u64, convert: fn([u8; N]) -> T) -> Result<Vec<T>, Fault> {
         let count = self.count(count, N as u64, "numbers")?;
         let (chunks, _) = self.take((count * N) as u64)?.as_chunks();
-        Ok(chunks.iter().map(|&chunk| convert(chunk)).collect())
+        Ok(memory::collected(chunks.iter().map(|&chunk| convert(chunk)), "an array")?)
     }
 
     fn truncated(&self, needed: u64) -> Fault {
-        Fault(format!("{needed} bytes are needed at byte {}, but the file has {}", self.pos, self.bytes.len()))
+        Fault::new(format!("{needed} bytes are needed at byte {}, but the file has {}", self.pos, self.bytes.len()))
     }
 }

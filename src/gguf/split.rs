@@ -1,10 +1,13 @@
 //! Split sets: a model in files named `…-00001-of-0000N.gguf`, each of which says which part it is.
 
 use super::parse::{Parsed, parse};
-use super::storage::Storage;
+use super::storage::{Reading, Storage};
 use super::{TensorInfo, show};
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, memory};
 use std::path::{Path, PathBuf};
+
+/// As many as names have digits for.
+const MOST_PARTS: usize = 99_999;
 
 /// One file of a model.
 #[derive(Debug)]
@@ -13,23 +16,49 @@ pub(super) struct Part {
     pub storage: Storage,
 }
 
+/// How the bytes of files are had.
+pub(super) enum Access<'a> {
+    Map,
+    Read(&'a mut dyn FnMut(u64, u64) -> Result<()>),
+}
+
 /// Opens a file and, where it says that it is one of several, all others in its directory. Returns the parts in order,
 /// and what the first one says, with the tensors of all.
-pub(super) fn open(path: &Path) -> Result<(Vec<Part>, Parsed)> {
-    let (part, parsed) = open_part(path, 0)?;
+pub(super) fn open(path: &Path, access: Access<'_>) -> Result<(Vec<Part>, Parsed)> {
+    match access {
+        Access::Map => open_with(path, &mut Storage::map),
+        Access::Read(tell) => {
+            let total = total_bytes(path);
+            let mut tell = |done: u64| tell(done.min(total), total);
+            tell(0)?;
+            let mut reading = Reading { tell: &mut tell, done: 0 };
+            let opened = open_with(path, &mut |path: &Path| Storage::read(path, &mut reading))?;
+            // Files may be shorter than they were.
+            tell(total)?;
+            Ok(opened)
+        }
+    }
+}
+
+fn open_with(path: &Path, storage: &mut dyn FnMut(&Path) -> Result<Storage>) -> Result<(Vec<Part>, Parsed)> {
+    let (part, mut parsed) = open_part(path, 0, storage)?;
     let Some((index, count)) = place_in_set(&parsed).map_err(|error| error.in_file(path))? else {
         return Ok((vec![part], parsed));
     };
     let stem = stem_of_set(path, index, count).map_err(|error| error.in_file(path))?;
+    parsed.tensors.iter_mut().for_each(|tensor| tensor.part = index);
 
-    // The file that was named is opened a second time as a part: mapping is cheap, and every part goes the same way.
-    drop((part, parsed));
+    let mut named = Some((part, parsed));
     let mut parts = Vec::new();
     let mut first: Option<Parsed> = None;
     for i in 0..count {
         let part_path = path.with_file_name(part_name(stem, i, count));
-        let (part, mut parsed) = open_part(&part_path, i)
-            .map_err(|error| if part_path.exists() { error } else { missing(&part_path, i, count, error) })?;
+        let opened = if i == index { named.take() } else { None };
+        let (part, mut parsed) = match opened {
+            Some(opened) => opened,
+            None => open_part(&part_path, i, storage)
+                .map_err(|error| if part_path.exists() { error } else { missing(&part_path, i, count, error) })?,
+        };
         let place = place_in_set(&parsed).map_err(|error| error.in_file(&part_path))?;
         if place != Some((i, count)) {
             let found = match place {
@@ -40,20 +69,36 @@ pub(super) fn open(path: &Path) -> Result<(Vec<Part>, Parsed)> {
             return Err(Error::invalid_file(message).in_file(&part_path));
         }
         match &mut first {
-            Some(first) => first.tensors.append(&mut parsed.tensors),
+            Some(first) => {
+                memory::reserve(&mut first.tensors, parsed.tensors.len(), "the list of tensors")?;
+                first.tensors.append(&mut parsed.tensors);
+            }
             None => first = Some(parsed),
         }
-        parts.push(part);
+        memory::push(&mut parts, part, "the parts of the model")?;
     }
     let all = first.ok_or_else(|| Error::invalid_file("a split model has no parts").in_file(path))?;
     check_total(&all).map_err(|error| error.in_file(path))?;
     Ok((parts, all))
 }
 
-fn open_part(path: &Path, index: usize) -> Result<(Part, Parsed)> {
-    let storage = Storage::map(path).map_err(|error| error.in_file(path))?;
+fn open_part(path: &Path, index: usize, storage: &mut dyn FnMut(&Path) -> Result<Storage>) -> Result<(Part, Parsed)> {
+    let storage = storage(path).map_err(|error| error.in_file(path))?;
     let parsed = parse(storage.bytes(), index).map_err(|error| error.in_file(path))?;
     Ok((Part { path: path.to_path_buf(), storage }, parsed))
+}
+
+/// Bytes of a file, and of all others of its set if its name is that of a part: before any of them is opened.
+fn total_bytes(path: &Path) -> u64 {
+    let len = |path: &Path| std::fs::metadata(path).map_or(0, |file| file.len());
+    let of_set = || {
+        let (before, count) = path.file_name()?.to_str()?.strip_suffix(".gguf")?.rsplit_once("-of-")?;
+        let (stem, index) = before.rsplit_once('-')?;
+        let (index, count) = (index.parse::<usize>().ok()?.checked_sub(1)?, count.parse().ok()?);
+        let is_name = index < count && count <= MOST_PARTS && path.ends_with(part_name(stem, index, count));
+        is_name.then(|| (0..count).map(|i| len(&path.with_file_name(part_name(stem, i, count)))).sum())
+    };
+    of_set().unwrap_or_else(|| len(path))
 }
 
 fn missing(path: &Path, index: usize, count: usize, error: Error) -> Error {
@@ -74,8 +119,8 @@ fn place_in_set(parsed: &Parsed) -> Result<Option<(usize, usize)>> {
             Some(index) => Err(Error::invalid_file(format!("split.no is {index}, but split.count is {count}"))),
         };
     }
-    if count > 99_999 {
-        return Err(Error::invalid_file(format!("split.count is {count}; at most 99999 parts are possible")));
+    if count > MOST_PARTS {
+        return Err(Error::invalid_file(format!("split.count is {count}; at most {MOST_PARTS} parts are possible")));
     }
     match index {
         Some(index) if index < count => Ok(Some((index, count))),
@@ -114,7 +159,7 @@ fn check_total(all: &Parsed) -> Result<()> {
 
 /// Positions of the tensors sorted by name, once no name appears twice in the model.
 pub(super) fn index_tensors(tensors: &[TensorInfo]) -> Result<Vec<usize>> {
-    super::sorted_by_name(tensors, |tensor| &tensor.name)
+    super::sorted_by_name(tensors, |tensor| &tensor.name)?
         .map_err(|name| Error::invalid_file(format!("tensor {} appears twice", show(name))))
 }
 

@@ -1,10 +1,10 @@
 //! A writer of GGUF files, for tests and tools.
 
-use super::metadata::{Array, Metadata, Value};
+use super::metadata::{Array, Value};
 use super::parse::DEFAULT_ALIGNMENT;
 use super::{MAX_KEY_BYTES, MAX_NESTING, TensorType, check_alignment, show, sorted_by_name, tensor_bytes};
-use crate::{Error, Result};
-use std::io::Write;
+use crate::{Error, ErrorKind, Result, memory};
+use std::io::{self, Write};
 
 /// Collects metadata and tensors, and writes them as a GGUF file.
 ///
@@ -27,6 +27,8 @@ pub struct GgufWriter {
     version: u32,
     entries: Vec<(String, Value)>,
     tensors: Vec<Tensor>,
+    /// Whether there was no memory for one of them.
+    incomplete: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -46,7 +48,7 @@ impl Default for GgufWriter {
 impl GgufWriter {
     /// A file of version 3 with nothing in it.
     pub fn new() -> Self {
-        Self { version: 3, entries: Vec::new(), tensors: Vec::new() }
+        Self { version: 3, entries: Vec::new(), tensors: Vec::new(), incomplete: false }
     }
 
     /// Sets the version, 2 or 3; their layout is the same.
@@ -57,13 +59,14 @@ impl GgufWriter {
 
     /// Adds a value. `general.alignment` sets the alignment of the tensors' data, which is 32 bytes without it.
     pub fn metadata(mut self, key: impl Into<String>, value: impl Into<Value>) -> Self {
-        self.entries.push((key.into(), value.into()));
+        self.incomplete |= memory::push(&mut self.entries, (key.into(), value.into()), "the metadata").is_err();
         self
     }
 
     /// Adds a tensor: its dimensions, innermost (columns) first, and its data in the layout of `ty`, little-endian.
     pub fn tensor(mut self, name: impl Into<String>, ty: TensorType, dims: &[u64], data: impl Into<Vec<u8>>) -> Self {
-        self.tensors.push(Tensor { name: name.into(), ty, dims: dims.to_vec(), data: data.into() });
+        let tensor = Tensor { name: name.into(), ty, dims: dims.to_vec(), data: data.into() };
+        self.incomplete |= memory::push(&mut self.tensors, tensor, "the list of tensors").is_err();
         self
     }
 
@@ -72,9 +75,9 @@ impl GgufWriter {
     /// # Errors
     /// As [`write`](Self::write).
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        let mut bytes = Vec::new();
+        let mut bytes = Growing(Vec::new());
         self.write(&mut bytes)?;
-        Ok(bytes)
+        Ok(bytes.0)
     }
 
     /// Writes the file.
@@ -82,38 +85,43 @@ impl GgufWriter {
     /// # Errors
     /// `InvalidInput` where the parser would refuse the file: a name that is empty, too long or given twice, a tensor
     /// whose type, dimensions and data disagree, an alignment or version that does not exist. `Io` where writing fails.
+    /// `OutOfMemory`, also where a value or tensor could not be added.
     pub fn write(&self, mut out: impl Write) -> Result<()> {
         let alignment = self.check()?;
-        let mut header = b"GGUF".to_vec();
-        header.extend(self.version.to_le_bytes());
-        header.extend((self.tensors.len() as u64).to_le_bytes());
-        header.extend((self.entries.len() as u64).to_le_bytes());
+        let mut out = Out { to: &mut out, buffer: Vec::with_capacity(Out::BUFFER), written: 0 };
+        self.write_to(&mut out, alignment).and_then(|()| out.flush()).map_err(|error| match error.kind() {
+            io::ErrorKind::OutOfMemory => memory::out_of_memory("the bytes of the file", out.written),
+            _ => Error::io("cannot write the file", error),
+        })
+    }
+
+    fn write_to(&self, out: &mut Out<'_>, alignment: usize) -> io::Result<()> {
+        out.put(b"GGUF")?;
+        out.put(&self.version.to_le_bytes())?;
+        out.put_size(self.tensors.len())?;
+        out.put_size(self.entries.len())?;
         for (key, value) in &self.entries {
-            put_string(&mut header, key);
-            put_value(&mut header, value);
+            out.put_string(key)?;
+            out.put_value(value)?;
         }
         let mut offset = 0;
         for tensor in &self.tensors {
-            put_string(&mut header, &tensor.name);
-            header.extend((tensor.dims.len() as u32).to_le_bytes());
-            header.extend(tensor.dims.iter().flat_map(|dim| dim.to_le_bytes()));
-            header.extend(tensor.ty.id().to_le_bytes());
-            header.extend((offset as u64).to_le_bytes());
+            out.put_string(&tensor.name)?;
+            out.put(&(tensor.dims.len() as u32).to_le_bytes())?;
+            tensor.dims.iter().try_for_each(|dim| out.put(&dim.to_le_bytes()))?;
+            out.put(&tensor.ty.id().to_le_bytes())?;
+            out.put_size(offset)?;
             offset += tensor.data.len().next_multiple_of(alignment);
         }
         // Each tensor is followed by padding; so is the header, unless nothing follows.
-        let padding = |len: usize| vec![0; len.next_multiple_of(alignment) - len];
-        let failed = |error| Error::io("cannot write the file", error);
         if !self.tensors.is_empty() {
-            let zeros = padding(header.len());
-            header.extend(zeros);
+            out.pad(alignment)?;
         }
-        out.write_all(&header).map_err(failed)?;
         for tensor in &self.tensors {
-            out.write_all(&tensor.data).map_err(failed)?;
-            out.write_all(&padding(tensor.data.len())).map_err(failed)?;
+            out.put(&tensor.data)?;
+            out.pad(alignment)?;
         }
-        out.flush().map_err(failed)
+        Ok(())
     }
 
     /// Checks what the parser would, and returns the alignment.
@@ -122,8 +130,14 @@ impl GgufWriter {
             let message = format!("cannot write GGUF version {}; versions 2 and 3 are supported", self.version);
             return Err(Error::invalid_input(message));
         }
-        let invalid = |error: Error| Error::invalid_input(error.to_string());
-        let metadata = Metadata::new(self.entries.clone()).map_err(invalid)?;
+        if self.incomplete {
+            return Err(Error::new(
+                ErrorKind::OutOfMemory,
+                "there was no memory for all values and tensors of the file",
+            ));
+        }
+        sorted_by_name(&self.entries, |(key, _)| key)?
+            .map_err(|key| Error::invalid_input(format!("metadata key {} appears twice", show(key))))?;
         for (key, value) in &self.entries {
             check_name("metadata key", key)?;
             if nesting(value) > MAX_NESTING {
@@ -131,12 +145,19 @@ impl GgufWriter {
                 return Err(Error::invalid_input(message));
             }
         }
-        sorted_by_name(&self.tensors, |tensor| &tensor.name)
+        sorted_by_name(&self.tensors, |tensor| &tensor.name)?
             .map_err(|name| Error::invalid_input(format!("tensor {} appears twice", show(name))))?;
         for tensor in &self.tensors {
             tensor.check()?;
         }
-        let alignment = metadata.u64("general.alignment").map_err(invalid)?.unwrap_or(DEFAULT_ALIGNMENT);
+        const ALIGNMENT: &str = "general.alignment";
+        let alignment = match self.entries.iter().find(|(key, _)| key == ALIGNMENT) {
+            None => DEFAULT_ALIGNMENT,
+            Some((_, value)) => value.as_int().and_then(|value| u64::try_from(value).ok()).ok_or_else(|| {
+                let found = value.describe();
+                Error::invalid_input(format!("metadata key {ALIGNMENT} must be a power of two, but is {found}"))
+            })?,
+        };
         check_alignment(alignment).map(|alignment| alignment as usize).map_err(Error::invalid_input)
     }
 }
@@ -182,69 +203,135 @@ fn nesting(value: &Value) -> usize {
     value.as_array().map_or(0, of_array)
 }
 
-fn put_string(out: &mut Vec<u8>, string: &str) {
-    out.extend((string.len() as u64).to_le_bytes());
-    out.extend(string.as_bytes());
-}
+/// Bytes in memory that grow as long as there is some.
+struct Growing(Vec<u8>);
 
-fn put_value(out: &mut Vec<u8>, value: &Value) {
-    let mut put = |ty: u32, bytes: &[u8]| {
-        out.extend(ty.to_le_bytes());
-        out.extend(bytes);
-    };
-    match value {
-        Value::U8(v) => put(0, &v.to_le_bytes()),
-        Value::I8(v) => put(1, &v.to_le_bytes()),
-        Value::U16(v) => put(2, &v.to_le_bytes()),
-        Value::I16(v) => put(3, &v.to_le_bytes()),
-        Value::U32(v) => put(4, &v.to_le_bytes()),
-        Value::I32(v) => put(5, &v.to_le_bytes()),
-        Value::F32(v) => put(6, &v.to_le_bytes()),
-        Value::Bool(v) => put(7, &[u8::from(*v)]),
-        Value::String(v) => {
-            put(8, &[]);
-            put_string(out, v);
-        }
-        Value::Array(v) => {
-            put(9, &[]);
-            put_array(out, v);
-        }
-        Value::U64(v) => put(10, &v.to_le_bytes()),
-        Value::I64(v) => put(11, &v.to_le_bytes()),
-        Value::F64(v) => put(12, &v.to_le_bytes()),
+impl Write for Growing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.try_reserve(bytes.len())?;
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
-fn put_array(out: &mut Vec<u8>, array: &Array) {
-    match array {
-        Array::U8(v) => put_numbers(out, 0, v, u8::to_le_bytes),
-        Array::I8(v) => put_numbers(out, 1, v, i8::to_le_bytes),
-        Array::U16(v) => put_numbers(out, 2, v, u16::to_le_bytes),
-        Array::I16(v) => put_numbers(out, 3, v, i16::to_le_bytes),
-        Array::U32(v) => put_numbers(out, 4, v, u32::to_le_bytes),
-        Array::I32(v) => put_numbers(out, 5, v, i32::to_le_bytes),
-        Array::F32(v) => put_numbers(out, 6, v, f32::to_le_bytes),
-        Array::Bool(v) => put_numbers(out, 7, v, |v| [u8::from(v)]),
-        Array::String(v) => {
-            put_array_head(out, 8, v.len());
-            v.iter().for_each(|string| put_string(out, string));
+/// Writes values, little-endian.
+struct Out<'a> {
+    to: &'a mut dyn Write,
+    buffer: Vec<u8>,
+    /// Bytes so far.
+    written: usize,
+}
+
+impl Out<'_> {
+    const BUFFER: usize = 16 << 10;
+
+    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.written += bytes.len();
+        if self.buffer.len() + bytes.len() > Self::BUFFER {
+            self.to.write_all(&self.buffer)?;
+            self.buffer.clear();
         }
-        Array::Nested(v) => {
-            put_array_head(out, 9, v.len());
-            v.iter().for_each(|array| put_array(out, array));
+        if bytes.len() > Self::BUFFER {
+            return self.to.write_all(bytes);
         }
-        Array::U64(v) => put_numbers(out, 10, v, u64::to_le_bytes),
-        Array::I64(v) => put_numbers(out, 11, v, i64::to_le_bytes),
-        Array::F64(v) => put_numbers(out, 12, v, f64::to_le_bytes),
+        self.buffer.extend_from_slice(bytes);
+        Ok(())
     }
-}
 
-fn put_array_head(out: &mut Vec<u8>, ty: u32, len: usize) {
-    out.extend(ty.to_le_bytes());
-    out.extend((len as u64).to_le_bytes());
-}
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.write_all(&self.buffer)?;
+        self.buffer.clear();
+        self.to.flush()
+    }
 
-fn put_numbers<T: Copy, const N: usize>(out: &mut Vec<u8>, ty: u32, values: &[T], to_bytes: fn(T) -> [u8; N]) {
-    put_array_head(out, ty, values.len());
-    out.extend(values.iter().flat_map(|&value| to_bytes(value)));
+    fn pad(&mut self, alignment: usize) -> io::Result<()> {
+        const ZEROS: [u8; 4096] = [0; 4096];
+        let mut padding = self.written.next_multiple_of(alignment) - self.written;
+        while padding > 0 {
+            let zeros = ZEROS.get(..padding).unwrap_or(&ZEROS);
+            self.put(zeros)?;
+            padding -= zeros.len();
+        }
+        Ok(())
+    }
+
+    fn put_size(&mut self, size: usize) -> io::Result<()> {
+        self.put(&(size as u64).to_le_bytes())
+    }
+
+    fn put_string(&mut self, string: &str) -> io::Result<()> {
+        self.put_size(string.len())?;
+        self.put(string.as_bytes())
+    }
+
+    fn put_value(&mut self, value: &Value) -> io::Result<()> {
+        let mut put = |ty: u32, bytes: &[u8]| {
+            self.put(&ty.to_le_bytes())?;
+            self.put(bytes)
+        };
+        match value {
+            Value::U8(v) => put(0, &v.to_le_bytes()),
+            Value::I8(v) => put(1, &v.to_le_bytes()),
+            Value::U16(v) => put(2, &v.to_le_bytes()),
+            Value::I16(v) => put(3, &v.to_le_bytes()),
+            Value::U32(v) => put(4, &v.to_le_bytes()),
+            Value::I32(v) => put(5, &v.to_le_bytes()),
+            Value::F32(v) => put(6, &v.to_le_bytes()),
+            Value::Bool(v) => put(7, &[u8::from(*v)]),
+            Value::String(v) => {
+                put(8, &[])?;
+                self.put_string(v)
+            }
+            Value::Array(v) => {
+                put(9, &[])?;
+                self.put_array(v)
+            }
+            Value::U64(v) => put(10, &v.to_le_bytes()),
+            Value::I64(v) => put(11, &v.to_le_bytes()),
+            Value::F64(v) => put(12, &v.to_le_bytes()),
+        }
+    }
+
+    fn put_array(&mut self, array: &Array) -> io::Result<()> {
+        match array {
+            Array::U8(v) => self.put_numbers(0, v, u8::to_le_bytes),
+            Array::I8(v) => self.put_numbers(1, v, i8::to_le_bytes),
+            Array::U16(v) => self.put_numbers(2, v, u16::to_le_bytes),
+            Array::I16(v) => self.put_numbers(3, v, i16::to_le_bytes),
+            Array::U32(v) => self.put_numbers(4, v, u32::to_le_bytes),
+            Array::I32(v) => self.put_numbers(5, v, i32::to_le_bytes),
+            Array::F32(v) => self.put_numbers(6, v, f32::to_le_bytes),
+            Array::Bool(v) => self.put_numbers(7, v, |v| [u8::from(v)]),
+            Array::String(v) => {
+                self.put_array_head(8, v.len())?;
+                v.iter().try_for_each(|string| self.put_string(string))
+            }
+            Array::Nested(v) => {
+                self.put_array_head(9, v.len())?;
+                v.iter().try_for_each(|array| self.put_array(array))
+            }
+            Array::U64(v) => self.put_numbers(10, v, u64::to_le_bytes),
+            Array::I64(v) => self.put_numbers(11, v, i64::to_le_bytes),
+            Array::F64(v) => self.put_numbers(12, v, f64::to_le_bytes),
+        }
+    }
+
+    fn put_array_head(&mut self, ty: u32, len: usize) -> io::Result<()> {
+        self.put(&ty.to_le_bytes())?;
+        self.put_size(len)
+    }
+
+    fn put_numbers<T: Copy, const N: usize>(
+        &mut self,
+        ty: u32,
+        values: &[T],
+        to_bytes: fn(T) -> [u8; N],
+    ) -> io::Result<()> {
+        self.put_array_head(ty, values.len())?;
+        values.iter().try_for_each(|&value| self.put(&to_bytes(value)))
+    }
 }

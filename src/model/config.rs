@@ -35,10 +35,10 @@ const LARGEST: usize = 1 << 24;
 impl Config {
     pub(crate) fn read(gguf: &Gguf) -> Result<Self> {
         let meta = gguf.metadata();
-        let arch = meta.str("general.architecture")?.ok_or_else(|| missing("general.architecture"))?.to_owned();
+        let arch = meta.str("general.architecture")?.ok_or_else(|| missing("general.architecture"))?;
         // First of all, so that the keys an unknown architecture lacks are not called missing.
-        if !SUPPORTED.contains(&arch.as_str()) {
-            return Err(unsupported(&arch));
+        if !SUPPORTED.contains(&arch) {
+            return Err(unsupported(arch));
         }
         let key = |k: &str| format!("{arch}.{k}");
         let needed = |k: &str| size(meta, &key(k))?.ok_or_else(|| missing(&key(k)));
@@ -90,7 +90,7 @@ impl Config {
             .and_then(|n| usize::try_from(n).ok())
             .filter(|&n| n <= LARGEST)
             .ok_or_else(|| Error::invalid_file("tensor token_embd.weight is missing or is no matrix"))?;
-        let rope_scaling = RopeScaling::from_metadata(meta, &arch, context)?;
+        let rope_scaling = RopeScaling::from_metadata(meta, arch, context)?;
         Ok(Self {
             layers,
             embed,
@@ -105,12 +105,12 @@ impl Config {
             rope_columns,
             rope_base: f64::from(rope_base),
             rope_scaling,
-            arch,
+            arch: arch.to_owned(),
         })
     }
 
     /// The rotary embedding that the metadata describe, with the factors of `rope_freqs.weight` where given.
-    pub(crate) fn rope(&self, style: RopeStyle, factors: Option<&[f32]>) -> Rope {
+    pub(crate) fn rope(&self, style: RopeStyle, factors: Option<&[f32]>) -> Result<Rope> {
         Rope::new(style, self.rope_columns, self.rope_base, self.rope_scaling, factors)
     }
 
@@ -141,9 +141,9 @@ fn uniform(meta: &Metadata, key: &str) -> Result<Option<usize>> {
     }
     let values = meta.ints(key)?.unwrap_or_default();
     let Some(&first) = values.first() else { return Err(Error::invalid_file(format!("key {key} is an empty array"))) };
-    if values.iter().any(|&v| v != first) {
+    if let Some(other) = values.iter().find(|&&v| v != first) {
         return Err(Error::unsupported(format!(
-            "key {key} differs between layers ({values:?}), which this version does not implement"
+            "key {key} differs between layers ({first} and {other}), which this version does not implement"
         )));
     }
     usize::try_from(first)

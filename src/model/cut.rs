@@ -1,6 +1,7 @@
 //! Cutting a program into parts: between layers one buffer alone, the residual stream, is alive.
 
 use super::program::{Buf, BufInfo, Op, Program, RowKind, Weight};
+use crate::{Result, memory};
 use std::collections::HashMap;
 
 impl Op {
@@ -61,10 +62,13 @@ pub(crate) struct Cut {
 impl Program {
     /// For each layer of the cache where it begins: after everything that the layers before it compute, and before all
     /// that it computes itself. `None` where more than one buffer crosses.
-    pub(crate) fn layer_cuts(&self) -> Vec<Option<Cut>> {
-        let mut alive = vec![false; self.buffers.len()];
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub(crate) fn layer_cuts(&self) -> Result<Vec<Option<Cut>>> {
+        let mut alive = memory::filled(self.buffers.len(), false, WHAT)?;
         // Before each operation, the only buffer that is alive.
-        let mut single = vec![None; self.ops.len()];
+        let mut single = memory::filled(self.ops.len(), None, WHAT)?;
         for (at, op) in self.ops.iter().enumerate().rev() {
             let (reads, overwrites) = op.effects();
             let mut set = |buf: Buf, value| {
@@ -94,13 +98,17 @@ impl Program {
             let candidates = single.iter().enumerate().take(place(layer, true)?).skip(first);
             candidates.rev().find_map(|(op, buf)| buf.map(|buf| Cut { op, buf }))
         };
-        (0..self.kv.len()).map(cut).collect()
+        memory::collected((0..self.kv.len()).map(cut), WHAT)
     }
 
     /// A program of these operations alone, with the buffers, weights and layers that they use. `seam` is its buffer
     /// number 0; where the operations do not end with the logits, it is what they compute.
-    pub(crate) fn part(&self, ops: &[Op], seam: Option<Buf>) -> Program {
-        let (mut bufs, mut weights, mut layers) = (Numbers::default(), Numbers::default(), Numbers::default());
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub(crate) fn part(&self, ops: &[Op], seam: Option<Buf>) -> Result<Program> {
+        let (mut bufs, mut weights, mut layers) =
+            (Numbers::new(self.buffers.len())?, Numbers::new(self.weights.len())?, Numbers::new(self.kv.len())?);
         seam.into_iter().for_each(|buf| {
             bufs.number(buf.0);
         });
@@ -111,19 +119,22 @@ impl Program {
                 &mut |layer| layers.number(layer),
             )
         };
-        let mut ops: Vec<Op> = ops.iter().map(&mut renumber).collect();
+        // Room for one more.
+        let mut part = memory::with_room(ops.len() + 1, WHAT)?;
+        part.extend(ops.iter().map(&mut renumber));
+        let mut ops: Vec<Op> = part;
         if seam.is_some() && !matches!(ops.last(), Some(Op::Logits { .. })) {
             ops.push(Op::Logits { x: Buf(0) });
         }
-        Program {
+        Ok(Program {
             name: self.name.clone(),
-            buffers: bufs.pick(&self.buffers),
-            weights: weights.pick(&self.weights),
+            buffers: bufs.pick(&self.buffers)?,
+            weights: weights.pick(&self.weights)?,
             ropes: self.ropes.clone(),
-            kv: layers.pick(&self.kv),
+            kv: layers.pick(&self.kv)?,
             ops,
             vocab: self.vocab,
-        }
+        })
     }
 
     /// The buffer that a pass results in: the logits, or what the part of a program hands on.
@@ -133,14 +144,23 @@ impl Program {
     }
 }
 
+/// What memory is for.
+const WHAT: &str = "the parts of a model on two devices";
+
 /// New numbers in the order of first use.
-#[derive(Default)]
 struct Numbers {
     new: HashMap<usize, usize>,
     old: Vec<usize>,
 }
 
 impl Numbers {
+    /// Room for so many.
+    fn new(count: usize) -> Result<Self> {
+        let mut new = HashMap::new();
+        memory::reserve_in_map(&mut new, count, WHAT)?;
+        Ok(Self { new, old: memory::with_room(count, WHAT)? })
+    }
+
     fn number(&mut self, old: usize) -> usize {
         *self.new.entry(old).or_insert_with(|| {
             self.old.push(old);
@@ -148,8 +168,8 @@ impl Numbers {
         })
     }
 
-    fn pick<T: Clone>(&self, all: &[T]) -> Vec<T> {
-        self.old.iter().filter_map(|&i| all.get(i)).cloned().collect()
+    fn pick<T: Clone>(&self, all: &[T]) -> Result<Vec<T>> {
+        memory::collected(self.old.iter().filter_map(|&i| all.get(i)).cloned(), WHAT)
     }
 }
 
@@ -185,24 +205,24 @@ mod tests {
     #[test]
     fn layers_begin_where_the_residual_stream_alone_is_alive() {
         let x = Buf(0);
-        assert_eq!(program().layer_cuts(), [Some(Cut { op: 2, buf: x }), Some(Cut { op: 8, buf: x })]);
+        assert_eq!(program().layer_cuts().unwrap(), [Some(Cut { op: 2, buf: x }), Some(Cut { op: 8, buf: x })]);
         let mut crossing = program();
         // The last layer reads what the first has computed.
         crossing.ops.insert(13, Op::Add { x, y: Buf(2) });
         crossing.ops.swap(13, 10);
         crossing.ops[10] = Op::Add { x: Buf(1), y: Buf(3) };
-        assert_eq!(crossing.layer_cuts()[1], None, "{:?}", crossing.ops);
+        assert_eq!(crossing.layer_cuts().unwrap()[1], None, "{:?}", crossing.ops);
     }
 
     #[test]
     fn parts_have_numbers_of_their_own() {
         let program = program();
-        let cut = program.layer_cuts()[1].unwrap();
+        let cut = program.layer_cuts().unwrap()[1].unwrap();
         let (front, back) = program.ops.split_at(cut.op);
-        let front = program.part(front, Some(cut.buf));
+        let front = program.part(front, Some(cut.buf)).unwrap();
         assert_eq!((front.kv.len(), front.ops.len()), (1, 9));
         assert!(matches!(front.ops.last(), Some(Op::Logits { x: Buf(0) })));
-        let back = program.part(back, Some(cut.buf));
+        let back = program.part(back, Some(cut.buf)).unwrap();
         assert_eq!((back.kv.len(), back.ops.len()), (1, 7));
         assert!(matches!(back.ops.first(), Some(Op::RmsNorm { x: Buf(0), out: Buf(1), .. })));
         assert!(matches!(back.ops.get(1), Some(Op::StoreKv { layer: 0, .. })));

@@ -35,7 +35,8 @@ use std::sync::Arc;
 pub struct Model(Arc<Inner>);
 
 struct Inner {
-    gguf: Arc<Gguf>,
+    /// Without the tensors' data.
+    gguf: Gguf,
     config: Config,
     program: Arc<Program>,
     tokenizer: Tokenizer,
@@ -68,7 +69,6 @@ impl Model {
     }
 
     fn build(options: &mut LoadOptions, gguf: Gguf) -> Result<Self> {
-        let gguf = Arc::new(gguf);
         let config = Config::read(&gguf)?;
         let program = Arc::new(arch::program(&gguf, &config)?);
         let tokenizer = Tokenizer::from_metadata(gguf.metadata())?;
@@ -84,9 +84,11 @@ impl Model {
             log::warn!("{}: the chat template is unusable: {e}", gguf.path().display());
         }
         let context = options.context.unwrap_or(config.context);
-        let (backend, report) = options.open_backend(&gguf, &program, &config)?;
+        // Whoever computes has the data, and gives it back when it is not needed any more.
+        let (gguf, data) = (gguf.without_data(), gguf);
+        let (backend, report, rescue) = options.open_backend(data, &program, &config)?;
         log::info!("{}: {}, {}", gguf.path().display(), config.arch, backend.describe());
-        let (rescue, kv_type) = (options.take_rescue(), options.effective_kv_type());
+        let kv_type = options.effective_kv_type();
         let inner = Inner { gguf, config, program, tokenizer, template, backend, report, rescue, context, kv_type };
         Ok(Self(Arc::new(inner)))
     }
@@ -174,7 +176,8 @@ impl Model {
         self.0.gguf.metadata().str("general.name").ok().flatten()
     }
 
-    /// The file: metadata and tensors.
+    /// The file: metadata and the list of tensors. Their [data](Gguf::data) is not there: what runs the model has it, as it
+    /// needs it. Whoever wants it opens the file once more.
     pub fn gguf(&self) -> &Gguf {
         &self.0.gguf
     }
@@ -266,7 +269,7 @@ impl Model {
 
     /// Where a session of the model's first device goes after `error`; `None` where it stays.
     pub(crate) fn rescue(&self, error: &Error) -> Option<Arc<dyn Backend>> {
-        self.0.rescue.as_ref()?.rescue(&self.0.gguf, &self.0.program, &self.0.report, error)
+        self.0.rescue.as_ref()?.rescue(&self.0.program, &self.0.report, error)
     }
 }
 

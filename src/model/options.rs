@@ -58,7 +58,8 @@ impl Progress {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MemoryEstimate {
-    /// The weights: on the CPU pages of the mapped file, which the system may drop and read again.
+    /// The weights, of which a process holds each once. On the CPU these are pages of the mapped file, which the system may
+    /// drop and read again, until they are copied; copies, and files that are [read](LoadOptions::map), stay in memory.
     pub weights: u64,
     /// The cache of one session whose context is full.
     pub kv_cache: u64,
@@ -95,6 +96,7 @@ pub struct LoadOptions {
     on_progress: Option<OnProgress>,
     placement: Placement,
     rescue: bool,
+    map: bool,
     on_event: Option<OnEvent>,
 }
 
@@ -110,6 +112,7 @@ impl LoadOptions {
             on_progress: None,
             placement: Placement::default(),
             rescue: true,
+            map: true,
             on_event: None,
         }
     }
@@ -160,7 +163,8 @@ impl LoadOptions {
 
     /// Calls `callback` while the weights are brought into memory: on a GPU as they arrive there, where they are those
     /// that the model needs; on the CPU as they are read, where without a callback they are only mapped, and read when
-    /// first used. If a GPU turns out not to be usable, the next device starts again from 0.
+    /// first used. A file that is not [mapped](Self::map) is read before, all of it: then these are the bytes of the file. If a
+    /// GPU turns out not to be usable, the next device starts again from 0.
     pub fn on_progress(mut self, callback: impl FnMut(Progress) -> ControlFlow<()> + Send + 'static) -> Self {
         self.on_progress = Some(Box::new(callback));
         self
@@ -183,6 +187,27 @@ impl LoadOptions {
         self
     }
 
+    /// Whether the file is mapped into memory. Default: on.
+    ///
+    /// Mapped, a model loads in no time, and its weights are read when they are first used. But whoever changes the file
+    /// meanwhile changes the weights, and whoever cuts it short ends the process with a bus error (SIGBUS) when a lost part is
+    /// used; replacing it by renaming another one over it is harmless. On the CPU the danger is over once all weights are
+    /// copied to the order that the kernels are fastest with, which is done between the first tokens (some fifty) where there
+    /// is memory for it: the file is then let go of. It stays mapped where nothing is copied: with little memory, on ARM, for
+    /// models of floating-point weights, with [`Precision::Reference`] and where `WAVELM_CPU_WEIGHTS=mapped` says so. Where a
+    /// GPU runs the model, it stays mapped for a [rescue](Self::rescue).
+    ///
+    /// Off, the file is read into memory before the model is loaded, which takes as long as reading does. What happens to the
+    /// file afterwards does not matter; one that is cut short before all was read is an error of the kind
+    /// [`Io`](ErrorKind::Io). A process holds each weight once in either case: on the CPU, the weights are put in the faster
+    /// order where they lie, unless `WAVELM_CPU_WEIGHTS=mapped` asks for the file's.
+    ///
+    /// For [`load_gguf`](Self::load_gguf) the caller has decided, by [`Gguf::open`] or [`Gguf::read`].
+    pub fn map(mut self, on: bool) -> Self {
+        self.map = on;
+        self
+    }
+
     /// Calls `callback` when something happens to the model in use that a program may want to tell of, on the thread
     /// that it happens to.
     pub fn on_event(mut self, callback: impl Fn(&Event) + Send + Sync + 'static) -> Self {
@@ -194,9 +219,12 @@ impl LoadOptions {
     ///
     /// # Errors
     /// What is wrong with the file, an option or the device.
-    pub fn load(self, path: impl AsRef<Path>) -> Result<Model> {
+    pub fn load(mut self, path: impl AsRef<Path>) -> Result<Model> {
         self.check()?;
-        let gguf = Gguf::open(path)?;
+        let gguf = match self.map {
+            true => Gguf::open(path)?,
+            false => Gguf::read_and_tell(path.as_ref(), &mut |bytes, total| self.tell(bytes, total))?,
+        };
         self.load_gguf(gguf)
     }
 
@@ -261,7 +289,8 @@ impl LoadOptions {
 
     /// Reads all tensors in, if somebody watches.
     fn prefetch(&mut self, gguf: &Gguf) -> Result<()> {
-        if self.on_progress.is_none() {
+        // What was read was told of.
+        if self.on_progress.is_none() || !(self.map || gguf.is_mapped()) {
             return Ok(());
         }
         let total_bytes = gguf.tensors().iter().map(|t| t.size()).sum();
@@ -279,28 +308,31 @@ impl LoadOptions {
         Ok(())
     }
 
-    /// Chooses the device and loads the program there.
+    /// Chooses the device and loads the program there; with where its sessions go when it fails, unless that is not wanted.
     pub(super) fn open_backend(
         &mut self,
-        gguf: &Arc<Gguf>,
+        gguf: Gguf,
         program: &Arc<Program>,
         config: &Config,
-    ) -> Result<(Arc<dyn Backend>, DeviceReport)> {
+    ) -> Result<(Arc<dyn Backend>, DeviceReport, Option<Rescue>)> {
         const ROOM: usize = 4096;
         let device = if self.placement == Placement::Layers(0) { Device::Cpu } else { self.device };
         let mut report = DeviceReport::choose(device)?;
-        let kv_type = self.effective_kv_type();
+        let (gguf, kv_type) = (Arc::new(gguf), self.effective_kv_type());
         while let Device::Hip(gpu) = report.device() {
             let threads = self.threads.unwrap_or_else(cpu::cores::default_threads);
             let load = Load {
-                gguf,
+                gguf: &gguf,
                 program,
                 hip: hip::HipOptions { gpu, kv_type, precision: self.precision, threads },
                 cpu: self.cpu_options(),
                 context: self.context.unwrap_or(config.context.min(ROOM)),
             };
             match load.place(self.placement, &mut |bytes, total| self.tell(bytes, total)) {
-                Ok((backend, part)) => return Ok((backend, report.with_placement(part))),
+                Ok((backend, part)) => {
+                    let rescue = self.rescue.then(|| Rescue::new(gguf, self.cpu_options(), self.on_event.take()));
+                    return Ok((backend, report.with_placement(part), rescue));
+                }
                 Err(e) if e.kind() == ErrorKind::Cancelled => return Err(e),
                 // What the caller forces is no reason to do something else.
                 Err(e) if self.placement != Placement::Automatic && e.kind() == ErrorKind::OutOfMemory => {
@@ -312,20 +344,15 @@ impl LoadOptions {
                 }
             }
         }
-        self.prefetch(gguf)?;
-        let backend = cpu::CpuBackend::new(Arc::clone(gguf), Arc::clone(program), self.cpu_options())?;
-        Ok((Arc::new(backend), report))
+        self.prefetch(&gguf)?;
+        let backend = cpu::CpuBackend::new(gguf, Arc::clone(program), self.cpu_options())?;
+        Ok((Arc::new(backend), report, None))
     }
 
     fn cpu_options(&self) -> cpu::CpuOptions {
         let kv_type = self.effective_kv_type();
         let (threads, pool, isa) = (self.threads, self.pool.clone(), cpu::isa::Isa::best());
         cpu::CpuOptions { threads, pool, kv_type, precision: self.precision, isa }
-    }
-
-    /// Where the sessions of a device go that fails, unless that is not wanted.
-    pub(super) fn take_rescue(&mut self) -> Option<Rescue> {
-        self.rescue.then(|| Rescue::new(self.cpu_options(), self.on_event.take()))
     }
 }
 
@@ -339,6 +366,7 @@ impl fmt::Debug for LoadOptions {
             .field("precision", &self.precision)
             .field("placement", &self.placement)
             .field("rescue", &self.rescue)
+            .field("map", &self.map)
             .finish_non_exhaustive()
     }
 }

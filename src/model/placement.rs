@@ -55,10 +55,10 @@ impl Load<'_> {
     }
 
     fn split(&self, layers: usize, why: &str, tell: &mut Tell<'_>) -> Result<(Arc<dyn Backend>, Option<String>)> {
-        let cut = self.program.layer_cuts().get(layers).copied().flatten().ok_or_else(|| {
+        let cut = self.program.layer_cuts()?.get(layers).copied().flatten().ok_or_else(|| {
             Error::unsupported(format!("this model cannot be cut before layer {layers}; place all of it on one device"))
         })?;
-        let (front, back) = split::parts(self.program, cut);
+        let (front, back) = split::parts(self.program, cut)?;
         let front = hip::HipBackend::new(self.gguf, &Arc::new(front), &self.hip, tell)?;
         let back = cpu::CpuBackend::new(Arc::clone(self.gguf), Arc::new(back), self.cpu.clone())?;
         let all = self.program.kv.len();
@@ -81,11 +81,11 @@ impl Load<'_> {
         }
         let mib = |bytes: u64| bytes.div_ceil(1 << 20);
         let why = format!("because all of it needs {} MiB and {} MiB are free", mib(all), free >> 20);
-        let cuts = self.program.layer_cuts();
+        let cuts = self.program.layer_cuts()?;
         let mut least = all;
         for n in (1..layers).rev() {
             let Some(cut) = cuts.get(n).copied().flatten() else { continue };
-            least = needed(&Arc::new(split::parts(self.program, cut).0))?;
+            least = needed(&Arc::new(split::parts(self.program, cut)?.0))?;
             if least > usable {
                 continue;
             }

@@ -7,7 +7,7 @@
 
 use crate::gguf::{Gguf, TensorInfo, TensorType};
 use crate::model::rope::Rope;
-use crate::{Error, Result, quant};
+use crate::{Error, Result, memory, quant};
 use std::fmt;
 
 /// A buffer of a [`Program`].
@@ -125,7 +125,12 @@ pub(crate) struct Program {
 pub(crate) struct Builder<'a> {
     gguf: &'a Gguf,
     program: Program,
+    /// Of lists for which there was no memory; `build` reports it.
+    full: Result<()>,
 }
+
+/// What memory is for.
+const WHAT: &str = "the program of the model";
 
 impl<'a> Builder<'a> {
     pub(crate) fn new(gguf: &'a Gguf, name: &str) -> Self {
@@ -138,12 +143,12 @@ impl<'a> Builder<'a> {
             ops: Vec::new(),
             vocab: 0,
         };
-        Self { gguf, program }
+        Self { gguf, program, full: Ok(()) }
     }
 
     /// A new buffer with a row for each token.
     pub(crate) fn buffer(&mut self, name: &'static str, columns: usize) -> Buf {
-        self.program.buffers.push(BufInfo { name, columns, rows: RowKind::Tokens });
+        self.program.buffers.push(BufInfo { name, columns, rows: RowKind::Tokens }); // a family has some ten
         Buf(self.program.buffers.len() - 1)
     }
 
@@ -189,7 +194,10 @@ impl<'a> Builder<'a> {
         if let Some(known) = self.program.weights.iter().position(|w| w.tensor.name() == tensor) {
             return Ok(Weight(known)); // tied weights
         }
-        self.program.weights.push(WeightInfo { tensor: info.clone(), rows, columns });
+        let TensorInfo { ty, part, offset, size, .. } = *info;
+        let name = memory::copied_text(info.name(), WHAT)?;
+        let tensor = TensorInfo { name, ty, dims: memory::copied(&info.dims, WHAT)?, part, offset, size };
+        memory::push(&mut self.program.weights, WeightInfo { tensor, rows, columns }, WHAT)?;
         Ok(Weight(self.program.weights.len() - 1))
     }
 
@@ -207,7 +215,7 @@ impl<'a> Builder<'a> {
                 info.dims()
             )));
         }
-        let mut out = vec![0.0; columns];
+        let mut out = memory::filled(columns, 0.0, "the values of a tensor")?;
         quant::dequantize(info.tensor_type(), self.gguf.data(info), &mut out)?;
         Ok(Some(out))
     }
@@ -223,12 +231,20 @@ impl<'a> Builder<'a> {
 
     /// Adds a layer to the cache; the result is what [`Op::StoreKv`] and [`Op::Attention`] name.
     pub(crate) fn kv_layer(&mut self, shape: KvShape) -> usize {
-        self.program.kv.push(shape);
-        self.program.kv.len() - 1
+        let layer = self.program.kv.len();
+        self.keep_full(|program| memory::push(&mut program.kv, shape, WHAT));
+        layer
     }
 
     pub(crate) fn op(&mut self, op: Op) {
-        self.program.ops.push(op);
+        self.keep_full(|program| memory::push(&mut program.ops, op, WHAT));
+    }
+
+    /// Adds to the program, unless memory was short before.
+    fn keep_full(&mut self, add: impl FnOnce(&mut Program) -> Result<()>) {
+        if self.full.is_ok() {
+            self.full = add(&mut self.program);
+        }
     }
 
     /// `out = x * weightᵀ`, plus the bias of that name where the file has one: `<stem>.weight`, `<stem>.bias`.
@@ -260,9 +276,13 @@ impl<'a> Builder<'a> {
     }
 
     /// The finished program.
-    pub(crate) fn build(mut self, vocab: usize) -> Program {
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub(crate) fn build(mut self, vocab: usize) -> Result<Program> {
+        self.full?;
         self.program.vocab = vocab;
-        self.program
+        Ok(self.program)
     }
 }
 

@@ -34,6 +34,7 @@ pub(super) type OnEvent = Box<dyn Fn(&Event) + Send + Sync>;
 
 /// The way out of a device that fails.
 pub(super) struct Rescue {
+    gguf: Arc<Gguf>,
     cpu: cpu::CpuOptions,
     on_event: Option<OnEvent>,
     /// Made when a session first needs it, and shared by all that do.
@@ -51,8 +52,8 @@ struct Lost {
 
 impl Rescue {
     /// Sessions go to a CPU backend with these options.
-    pub(super) fn new(cpu: cpu::CpuOptions, on_event: Option<OnEvent>) -> Self {
-        Self { cpu, on_event, backend: Mutex::default(), lost: OnceLock::new() }
+    pub(super) fn new(gguf: Arc<Gguf>, cpu: cpu::CpuOptions, on_event: Option<OnEvent>) -> Self {
+        Self { gguf, cpu, on_event, backend: Mutex::default(), lost: OnceLock::new() }
     }
 
     /// The report since the device was given up.
@@ -77,7 +78,6 @@ impl Rescue {
     /// want of memory is given up: drivers do not recover from that within a process.
     pub(super) fn rescue(
         &self,
-        gguf: &Arc<Gguf>,
         program: &Arc<Program>,
         report: &DeviceReport,
         error: &Error,
@@ -88,7 +88,7 @@ impl Rescue {
         if !is_fault || from == Device::Cpu {
             return None;
         }
-        let backend = match self.cpu(gguf, program) {
+        let backend = match self.cpu(program) {
             Ok(backend) => backend,
             Err(e) => {
                 log::warn!("device {from} failed ({error}), and the CPU cannot go on: {e}");
@@ -112,13 +112,13 @@ impl Rescue {
         }
     }
 
-    fn cpu(&self, gguf: &Arc<Gguf>, program: &Arc<Program>) -> Result<Arc<dyn Backend>> {
+    fn cpu(&self, program: &Arc<Program>) -> Result<Arc<dyn Backend>> {
         // Held while the backend is made, so that no two threads make one.
         let mut made = self.backend.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(backend) = &*made {
             return Ok(Arc::clone(backend));
         }
-        let backend = cpu::CpuBackend::new(Arc::clone(gguf), Arc::clone(program), self.cpu.clone())?;
+        let backend = cpu::CpuBackend::new(Arc::clone(&self.gguf), Arc::clone(program), self.cpu.clone())?;
         Ok(Arc::clone(made.insert(Arc::new(backend))))
     }
 }

@@ -1,8 +1,8 @@
 //! Rotary position embeddings (Su et al. 2021) with the scalings that GGUF files ask for: linear, YaRN (Peng et al.
 //! 2023) and a factor for each frequency (`rope_freqs`, Llama 3).
 
-use crate::gguf::Metadata;
-use crate::{Error, Result};
+use crate::gguf::{Metadata, show};
+use crate::{Error, Result, memory};
 use std::fmt;
 
 /// Which columns of a head are rotated together.
@@ -78,8 +78,9 @@ impl RopeScaling {
                 beta_slow: positive("scaling.yarn_beta_slow")?.unwrap_or(1.0),
             }),
             other => Err(Error::unsupported(format!(
-                "key {} asks for \"{other}\" scaling; supported are none, linear and yarn",
-                key("scaling.type")
+                "key {} asks for \"{}\" scaling; supported are none, linear and yarn",
+                key("scaling.type"),
+                show(other)
             ))),
         }
     }
@@ -88,21 +89,25 @@ impl RopeScaling {
 impl Rope {
     /// The embedding of the first `columns` columns of each head with base frequency `base`; `factors` divides the
     /// frequency of each pair.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
     pub(crate) fn new(
         style: RopeStyle,
         columns: usize,
         base: f64,
         scaling: RopeScaling,
         factors: Option<&[f32]>,
-    ) -> Self {
+    ) -> Result<Self> {
+        const WHAT: &str = "the frequencies of positions";
         let n = columns as f64;
         let plain = (0..columns / 2).map(|i| {
             let factor = factors.and_then(|f| f.get(i)).map_or(1.0, |&f| f64::from(f));
             base.powf(-2.0 * i as f64 / n) / factor
         });
         let (inv_freq, magnitude) = match scaling {
-            RopeScaling::None => (plain.collect(), 1.0),
-            RopeScaling::Linear { factor } => (plain.map(|f| f / factor).collect(), 1.0),
+            RopeScaling::None => (memory::collected(plain, WHAT)?, 1.0),
+            RopeScaling::Linear { factor } => (memory::collected(plain.map(|f| f / factor), WHAT)?, 1.0),
             RopeScaling::Yarn { factor, original_context, ext_factor, attn_factor, beta_fast, beta_slow } => {
                 // The pair that turns `turns` times over the original context.
                 let pair =
@@ -115,10 +120,10 @@ impl Rope {
                     f / factor * (1.0 - keep) + f * keep
                 });
                 let temperature = if ext_factor != 0.0 && factor > 1.0 { 1.0 + 0.1 * factor.ln() } else { 1.0 };
-                (freqs.collect(), attn_factor * temperature)
+                (memory::collected(freqs, WHAT)?, attn_factor * temperature)
             }
         };
-        Self { style, inv_freq, magnitude }
+        Ok(Self { style, inv_freq, magnitude })
     }
 
     /// Cosines and sines of every pair at `position`, times the magnitude.
@@ -144,7 +149,7 @@ mod tests {
 
     #[test]
     fn plain_frequencies_fall_from_one_to_the_inverse_base() {
-        let rope = Rope::new(RopeStyle::Norm, 64, 10_000.0, RopeScaling::None, None);
+        let rope = Rope::new(RopeStyle::Norm, 64, 10_000.0, RopeScaling::None, None).unwrap();
         assert_eq!(rope.inv_freq.len(), 32);
         assert_eq!(rope.inv_freq[0], 1.0);
         assert!((rope.inv_freq[16] - 0.01).abs() < 1e-12);
@@ -156,8 +161,8 @@ mod tests {
     #[test]
     fn linear_scaling_divides_positions() {
         let factor = RopeScaling::Linear { factor: 4.0 };
-        let scaled = Rope::new(RopeStyle::Neox, 8, 10_000.0, factor, None);
-        let plain = Rope::new(RopeStyle::Neox, 8, 10_000.0, RopeScaling::None, None);
+        let scaled = Rope::new(RopeStyle::Neox, 8, 10_000.0, factor, None).unwrap();
+        let plain = Rope::new(RopeStyle::Neox, 8, 10_000.0, RopeScaling::None, None).unwrap();
         for (s, p) in scaled.inv_freq.iter().zip(&plain.inv_freq) {
             assert!((s * 4.0 - p).abs() < 1e-15);
         }
@@ -173,8 +178,8 @@ mod tests {
             beta_fast: 32.0,
             beta_slow: 1.0,
         };
-        let yarn = Rope::new(RopeStyle::Neox, 128, 10_000.0, scaling, None);
-        let plain = Rope::new(RopeStyle::Neox, 128, 10_000.0, RopeScaling::None, None);
+        let yarn = Rope::new(RopeStyle::Neox, 128, 10_000.0, scaling, None).unwrap();
+        let plain = Rope::new(RopeStyle::Neox, 128, 10_000.0, RopeScaling::None, None).unwrap();
         assert_eq!(yarn.inv_freq[0], plain.inv_freq[0]);
         assert!((yarn.inv_freq[63] * 8.0 / plain.inv_freq[63] - 1.0).abs() < 1e-12);
         assert!((yarn.magnitude - (1.0 + 0.1 * 8f64.ln())).abs() < 1e-12);

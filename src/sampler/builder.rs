@@ -1,9 +1,10 @@
 //! Setting up a sampler.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::Sampler;
-use crate::{Error, Result};
+use crate::{Error, Result, memory};
 
 /// Sets up a [`Sampler`]. What is not set stays as in [`Sampler::default`]; [`build`](Self::build) checks all of it.
 #[derive(Debug, Clone)]
@@ -110,7 +111,7 @@ impl SamplerBuilder {
     /// Checks the settings.
     ///
     /// # Errors
-    /// `InvalidInput` for a setting out of its range, which the message states.
+    /// `InvalidInput` for a setting out of its range, which the message states; `OutOfMemory`.
     pub fn build(self) -> Result<Sampler> {
         let Self { mut sampler, biases } = self;
         let share = 0.0..=1.0;
@@ -135,7 +136,7 @@ impl SamplerBuilder {
                 "the sampler's bias for token {token} is {bias}, but must be finite, or -inf to ban the token"
             )));
         }
-        sampler.biases = biases.into_iter().collect();
+        sampler.biases = Arc::new(memory::collected(biases, "the biases of a sampler")?);
         Ok(sampler)
     }
 }
@@ -177,7 +178,7 @@ mod tests {
     #[test]
     fn biases_add_up_and_a_ban_stays() {
         let sampler = Sampler::builder().logit_bias(7, 1.0).ban(2).logit_bias(7, 0.5).logit_bias(2, 9.0).build();
-        assert_eq!(&*sampler.unwrap().biases, [(2, f32::NEG_INFINITY), (7, 1.5)]);
+        assert_eq!(*sampler.unwrap().biases, [(2, f32::NEG_INFINITY), (7, 1.5)]);
         let overflow = Sampler::builder().logit_bias(1, f32::MAX).logit_bias(1, f32::MAX).build();
         assert!(overflow.is_err());
     }

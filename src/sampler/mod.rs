@@ -38,7 +38,7 @@
 //! use wavelm::sampler::Sampler;
 //!
 //! let sampler = Sampler::builder().temperature(0.7).top_p(0.9).seed(42).build()?;
-//! let mut state = sampler.start(&[1, 15, 7]); // the tokens of the prompt
+//! let mut state = sampler.start(&[1, 15, 7])?; // the tokens of the prompt
 //! let choice = state.sample(&[0.1, 2.5, -1.0, 2.4])?; // the model's logits, one per token of the vocabulary
 //! assert!(choice.token == 1 || choice.token == 3);
 //! # Ok::<(), wavelm::Error>(())
@@ -54,6 +54,7 @@ mod steps;
 #[cfg(test)]
 pub(crate) mod tests;
 
+use crate::Result;
 use std::hash::BuildHasher;
 use std::sync::Arc;
 
@@ -76,7 +77,7 @@ pub struct Sampler {
     presence_penalty: f32,
     penalty_window: usize,
     /// Sorted by token, each of which occurs once; -∞ is a ban.
-    biases: Arc<[(u32, f32)]>,
+    biases: Arc<Vec<(u32, f32)>>,
     top_logprobs: usize,
     seed: Option<u64>,
 }
@@ -93,7 +94,7 @@ impl Default for Sampler {
             frequency_penalty: 0.0,
             presence_penalty: 0.0,
             penalty_window: 64,
-            biases: Arc::new([]),
+            biases: Arc::default(),
             top_logprobs: 0,
             seed: None,
         }
@@ -114,7 +115,10 @@ impl Sampler {
     /// Starts a generation after these tokens, which the penalties look at.
     ///
     /// Without a [seed](SamplerBuilder::seed), a new one is taken from the operating system's randomness.
-    pub fn start(&self, prompt: &[u32]) -> SamplerState {
+    ///
+    /// # Errors
+    /// `OutOfMemory`, where the [window](SamplerBuilder::penalty_window) takes more tokens than there is memory for.
+    pub fn start(&self, prompt: &[u32]) -> Result<SamplerState> {
         // Each RandomState has keys of its own that derive from the system's randomness; the standard library's only
         // way to it.
         let seed = self.seed.unwrap_or_else(|| std::hash::RandomState::new().hash_one(prompt.len()));

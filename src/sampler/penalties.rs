@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use super::Sampler;
+use crate::{Result, memory};
 
 /// How often each token occurs among the last ones of the text.
 #[derive(Debug, Clone, Default)]
@@ -14,14 +15,33 @@ pub(super) struct History {
 
 impl History {
     /// The last `window` tokens of `tokens`, and of what is pushed later.
-    pub(super) fn new(window: usize, tokens: &[u32]) -> Self {
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub(super) fn new(window: usize, tokens: &[u32]) -> Result<Self> {
         let mut history = Self { window, ..Self::default() };
         for &token in tokens.iter().skip(tokens.len().saturating_sub(window)) {
+            history.reserve()?;
             history.push(token);
         }
-        history
+        Ok(history)
     }
 
+    /// Makes room for one more token.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub(super) fn reserve(&mut self) -> Result<()> {
+        const WHAT: &str = "the tokens that penalties look at";
+        if self.window == 0 {
+            return Ok(());
+        }
+        memory::reserve_in_map(&mut self.counts, 1, WHAT)?;
+        let bytes = (self.recent.len() + 1) * size_of::<u32>();
+        self.recent.try_reserve(1).map_err(|_| memory::out_of_memory(WHAT, bytes))
+    }
+
+    /// Takes a token that there is room for.
     pub(super) fn push(&mut self, token: u32) {
         if self.window == 0 {
             return;
@@ -71,13 +91,13 @@ mod tests {
 
     #[test]
     fn only_the_last_tokens_count() {
-        let mut history = History::new(3, &[1, 2, 2, 3]);
+        let mut history = History::new(3, &[1, 2, 2, 3]).unwrap();
         assert_eq!(history.counts, HashMap::from([(2, 2), (3, 1)]));
         history.push(4);
         history.push(4);
         assert_eq!(history.counts, HashMap::from([(3, 1), (4, 2)]));
-        assert_eq!(History::new(100, &[1, 2]).counts.len(), 2);
-        let mut off = History::new(0, &[1, 2]);
+        assert_eq!(History::new(100, &[1, 2]).unwrap().counts.len(), 2);
+        let mut off = History::new(0, &[1, 2]).unwrap();
         off.push(3);
         assert!(off.is_empty());
     }
@@ -85,7 +105,7 @@ mod tests {
     #[test]
     fn penalties_have_their_definitions() {
         let sampler = Sampler::builder().repetition_penalty(2.0).frequency_penalty(0.5).presence_penalty(0.25);
-        let history = History::new(64, &[0, 1, 1, 1, 2, 99]);
+        let history = History::new(64, &[0, 1, 1, 1, 2, 99]).unwrap();
         let mut logits = [4.0, -4.0, 0.0, 7.0];
         history.penalize(&mut logits, &sampler.build().unwrap());
         assert_eq!(logits, [4.0 / 2.0 - 0.75, -4.0 * 2.0 - 1.75, -0.75, 7.0]);

@@ -2,6 +2,7 @@
 
 use super::math::weight;
 use crate::backend::cpu::logits::{self, BLOCK};
+use crate::{Result, memory};
 
 /// A token and its logit as one integer, whose order is the rank: the higher logit first, of equals the lower id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,13 +41,36 @@ const BUCKETS_PER_UNIT: f32 = 64.0;
 /// … and up to a distance of 32, where weights have been 0 for a while.
 const BUCKETS: usize = 2048;
 
-/// The buffers of a [`Ranking`] and what it starts from, kept from token to token.
-#[derive(Debug, Clone, Default)]
+/// The buffers of a [`Ranking`] and what it starts from, kept from token to token. A clone is empty.
+#[derive(Debug, Default)]
 pub(super) struct Buffers {
     /// The largest score of each block, from [`logits::peaks`].
     pub(super) peaks: Vec<f32>,
     ranked: Vec<Candidate>,
+    /// The logits after bias and penalties, where there are any.
+    pub(super) scores: Vec<f32>,
 }
+
+impl Clone for Buffers {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
+impl Buffers {
+    /// Finds the peaks of `logits`, and returns the highest.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub(super) fn find_peaks(&mut self, logits: &[f32]) -> Result<f32> {
+        self.peaks.clear();
+        memory::reserve(&mut self.peaks, logits.len().div_ceil(BLOCK), WHAT)?;
+        Ok(logits::peaks(logits, &mut self.peaks))
+    }
+}
+
+/// What memory is for.
+const WHAT: &str = "the candidates for a token";
 
 /// The candidates among `scores`, which have no +∞. Scores of -∞ and NaN are no candidates.
 pub(super) struct Ranking<'a> {
@@ -68,33 +92,34 @@ impl<'a> Ranking<'a> {
     }
 
     /// The first candidates, sorted: all of them, or [`FIRST`].
-    fn first(&mut self) -> &[Candidate] {
+    fn first(&mut self) -> Result<&[Candidate]> {
         if !self.complete && self.buffers.ranked.is_empty() {
-            self.load(FIRST);
+            self.load(FIRST)?;
         }
-        &self.buffers.ranked
+        Ok(&self.buffers.ranked)
     }
 
     /// The logit of the best candidate, which all weights are relative to; -∞ if there is none.
-    pub(super) fn best(&mut self) -> f32 {
-        self.first().first().map_or(f32::NEG_INFINITY, |candidate| candidate.logit())
+    pub(super) fn best(&mut self) -> Result<f32> {
+        Ok(self.first()?.first().map_or(f32::NEG_INFINITY, |candidate| candidate.logit()))
     }
 
     /// All candidates, sorted.
-    pub(super) fn all(&mut self) -> &[Candidate] {
+    pub(super) fn all(&mut self) -> Result<&[Candidate]> {
         if !self.complete {
-            self.load(self.scores.len());
+            self.load(self.scores.len())?;
         }
-        &self.buffers.ranked
+        Ok(&self.buffers.ranked)
     }
 
     /// Keeps the first `count` candidates.
-    pub(super) fn keep(&mut self, count: usize) {
+    pub(super) fn keep(&mut self, count: usize) -> Result<()> {
         if !self.complete {
-            self.load(count);
+            self.load(count)?;
         }
         self.buffers.ranked.truncate(count);
         self.complete = true;
+        Ok(())
     }
 
     /// Keeps the candidates that rank up to `last`.
@@ -113,47 +138,48 @@ impl<'a> Ranking<'a> {
     }
 
     /// Replaces the candidates by those of them that `keep` accepts, given their rank.
-    pub(super) fn retain(&mut self, mut keep: impl FnMut(usize) -> bool) {
-        self.all();
+    pub(super) fn retain(&mut self, mut keep: impl FnMut(usize) -> bool) -> Result<()> {
+        self.all()?;
         let mut rank = 0;
         self.buffers.ranked.retain(|_| {
             rank += 1;
             keep(rank - 1)
         });
+        Ok(())
     }
 
     /// The sum of the weights of all candidates at a temperature.
-    pub(super) fn total(&mut self, temperature: f32) -> u64 {
-        let best = self.best();
+    pub(super) fn total(&mut self, temperature: f32) -> Result<u64> {
+        let best = self.best()?;
         let weight = |logit: f32| weight((logit - best) / temperature);
         if self.complete {
-            return self.buffers.ranked.iter().map(|candidate| weight(candidate.logit())).sum();
+            return Ok(self.buffers.ranked.iter().map(|candidate| weight(candidate.logit())).sum());
         }
         if self.last == Candidate::LAST {
             let known = self.total.filter(|_| temperature == 1.0);
-            return known.unwrap_or_else(|| logits::total(self.scores, best, temperature, f32::NEG_INFINITY));
+            return Ok(known.unwrap_or_else(|| logits::total(self.scores, best, temperature, f32::NEG_INFINITY)));
         }
         let floor = self.last.logit();
         let behind = self.scores.get((self.last.token() as usize).saturating_add(1)..).unwrap_or_default();
         let equals = behind.iter().filter(|&&score| score == floor).count() as u64;
-        logits::total(self.scores, best, temperature, floor) - equals * weight(floor)
+        Ok(logits::total(self.scores, best, temperature, floor) - equals * weight(floor))
     }
 
     /// The first candidate with which the weights at a temperature, cumulated in rank order, reach `target`; `None` if
     /// all together do not.
-    pub(super) fn find(&mut self, target: u64, temperature: f32) -> Option<Candidate> {
-        let best = self.best();
+    pub(super) fn find(&mut self, target: u64, temperature: f32) -> Result<Option<Candidate>> {
+        let best = self.best()?;
         let distance = |logit: f32| (best - logit) / temperature;
         let mut sum = 0;
         let mut reaches = |candidate: &Candidate| {
             sum += weight(-distance(candidate.logit()));
             sum >= target
         };
-        if let Some(found) = self.first().iter().copied().find(&mut reaches) {
-            return Some(found);
+        if let Some(found) = self.first()?.iter().copied().find(&mut reaches) {
+            return Ok(Some(found));
         }
         if self.complete {
-            return None;
+            return Ok(None);
         }
         // All candidates go by their distance into buckets, whose order is then the order of ranks; only the bucket in
         // which the target is reached needs to be sorted.
@@ -168,19 +194,23 @@ impl<'a> Ranking<'a> {
         let crossing = masses.iter().position(|mass| {
             sum += mass;
             sum >= target
-        })?;
-        sum -= masses.get(crossing)?;
-        let mut crossed = Vec::new();
+        });
+        let Some((crossing, mass)) = crossing.and_then(|crossing| Some((crossing, masses.get(crossing)?))) else {
+            return Ok(None);
+        };
+        sum -= mass;
+        let (mut crossed, mut pushed) = (Vec::new(), Ok(()));
         self.each(|candidate| {
-            if bucket(candidate.logit()) == crossing {
-                crossed.push(candidate);
+            if pushed.is_ok() && bucket(candidate.logit()) == crossing {
+                pushed = memory::push(&mut crossed, candidate, WHAT);
             }
         });
+        pushed?;
         crossed.sort_unstable();
-        crossed.into_iter().find(|candidate| {
+        Ok(crossed.into_iter().find(|candidate| {
             sum += weight(-distance(candidate.logit()));
             sum >= target
-        })
+        }))
     }
 
     /// Calls `visit` with every candidate, in the order of tokens. Not for a `complete` ranking.
@@ -203,19 +233,26 @@ impl<'a> Ranking<'a> {
     }
 
     /// Sorts the first `count` candidates.
-    fn load(&mut self, count: usize) {
+    fn load(&mut self, count: usize) -> Result<()> {
         let mut ranked = std::mem::take(&mut self.buffers.ranked);
         ranked.clear();
         // With the count-th highest peak as the threshold, `count` blocks hold a score that reaches it: what the
         // first `count` candidates have is at least that. Few blocks need to be looked into.
         let last = self.last;
         if 0 < count && count < self.buffers.peaks.len() {
+            memory::reserve(&mut ranked, self.buffers.peaks.len(), WHAT)?;
             ranked.extend(self.buffers.peaks.iter().map(|&peak| Candidate::new(u32::MAX, peak)));
             self.last = last.min(*ranked.select_nth_unstable(count - 1).1);
             ranked.clear();
         }
-        self.each(|candidate| ranked.push(candidate));
+        let mut pushed = Ok(());
+        self.each(|candidate| {
+            if pushed.is_ok() {
+                pushed = memory::push(&mut ranked, candidate, WHAT);
+            }
+        });
         self.last = last;
+        pushed?;
         self.complete = ranked.len() < count || count >= self.scores.len();
         if ranked.len() > count {
             ranked.select_nth_unstable(count);
@@ -223,6 +260,7 @@ impl<'a> Ranking<'a> {
         }
         ranked.sort_unstable();
         self.buffers.ranked = ranked;
+        Ok(())
     }
 }
 
@@ -281,14 +319,14 @@ mod tests {
                     for floor in [f32::NEG_INFINITY, -1.0, 2.0, 1e9] {
                         let expected = naive(&scores, limit, floor);
                         let mut one = ranking(&scores, &mut buffers);
-                        one.keep(limit);
+                        one.keep(limit).unwrap();
                         one.keep_from(floor);
-                        assert!(pairs(one.all()) == expected);
+                        assert!(pairs(one.all().unwrap()) == expected);
                         let mut other = ranking(&scores, &mut buffers);
-                        other.best();
+                        other.best().unwrap();
                         other.keep_from(floor);
-                        other.keep(limit);
-                        assert!(pairs(other.all()) == expected);
+                        other.keep(limit).unwrap();
+                        assert!(pairs(other.all().unwrap()) == expected);
                     }
                 }
             }
@@ -304,15 +342,15 @@ mod tests {
     fn the_total_is_the_same_however_it_is_summed() {
         let scores = flat_scores();
         let mut buffers = Buffers::default();
-        let sorted = ranking(&scores, &mut buffers).all().to_vec();
+        let sorted = ranking(&scores, &mut buffers).all().unwrap().to_vec();
         for last in [Candidate::LAST, sorted[300], sorted[301], sorted[2500], sorted[4999]] {
             for temperature in [1.0, 0.3, 40.0] {
                 let mut ranking = ranking(&scores, &mut buffers);
                 ranking.keep_to(last);
-                let swept = ranking.total(temperature);
+                let swept = ranking.total(temperature).unwrap();
                 assert!(!ranking.complete);
-                ranking.all();
-                assert_eq!(ranking.total(temperature), swept);
+                ranking.all().unwrap();
+                assert_eq!(ranking.total(temperature).unwrap(), swept);
             }
         }
     }
@@ -321,12 +359,12 @@ mod tests {
     fn a_search_finds_what_a_walk_over_all_finds() {
         let scores = flat_scores();
         let mut buffers = Buffers::default();
-        let sorted = ranking(&scores, &mut buffers).all().to_vec();
+        let sorted = ranking(&scores, &mut buffers).all().unwrap().to_vec();
         for last in [Candidate::LAST, sorted[10], sorted[700], sorted[4000]] {
             for temperature in [1.0, 0.1, 3.0, 1e20] {
                 let mut ranking = ranking(&scores, &mut buffers);
                 ranking.keep_to(last);
-                let total = ranking.total(temperature);
+                let total = ranking.total(temperature).unwrap();
                 for part in 0..=64 {
                     let target = (total / 64 * part).max(1);
                     let mut sum = 0;
@@ -334,10 +372,10 @@ mod tests {
                         sum += weight((candidate.logit() - sorted[0].logit()) / temperature);
                         sum >= target
                     });
-                    assert_eq!(ranking.find(target, temperature).as_ref(), expected);
+                    assert_eq!(ranking.find(target, temperature).unwrap().as_ref(), expected);
                 }
-                assert!(ranking.find(total, temperature).is_some_and(|found| found <= last));
-                assert_eq!(ranking.find(total + 1, temperature), None);
+                assert!(ranking.find(total, temperature).unwrap().is_some_and(|found| found <= last));
+                assert_eq!(ranking.find(total + 1, temperature).unwrap(), None);
             }
         }
     }

@@ -8,7 +8,7 @@ use super::philox::uniform;
 use super::ranking::{Buffers, Ranking};
 use super::{Sampler, steps};
 use crate::backend::cpu::logits::{self, BLOCK};
-use crate::{Error, Result};
+use crate::{Error, Result, memory};
 
 /// A chosen token.
 #[derive(Debug, Clone, PartialEq)]
@@ -78,15 +78,13 @@ pub struct SamplerState {
     step: u64,
     history: History,
     buffers: Buffers,
-    /// The logits after bias and penalties, where there are any.
-    scores: Vec<f32>,
 }
 
 impl SamplerState {
-    pub(super) fn new(sampler: Sampler, seed: u64, prompt: &[u32]) -> Self {
+    pub(super) fn new(sampler: Sampler, seed: u64, prompt: &[u32]) -> Result<Self> {
         let window = if sampler.has_penalties() { sampler.penalty_window } else { 0 };
-        let history = History::new(window, prompt);
-        Self { sampler, seed, step: 0, history, buffers: Buffers::default(), scores: Vec::new() }
+        let history = History::new(window, prompt)?;
+        Ok(Self { sampler, seed, step: 0, history, buffers: Buffers::default() })
     }
 
     /// The seed in use: with [`SamplerBuilder::seed`](super::SamplerBuilder::seed) it repeats this generation.
@@ -99,9 +97,10 @@ impl SamplerState {
     ///
     /// # Errors
     /// `InvalidInput` where there is nothing to choose from (no logits, none above -∞, or all of those banned), where
-    /// a bias is for a token without a logit, and for more than 8,388,608 logits. The state is then as it was before.
+    /// a bias is for a token without a logit, and for more than 8,388,608 logits; `OutOfMemory`. The state is then as it was
+    /// before.
     pub fn sample(&mut self, logits: &[f32]) -> Result<Choice> {
-        let Self { sampler, buffers, .. } = self;
+        let Self { sampler, buffers, history, .. } = self;
         if logits.len() > MAX_VOCABULARY {
             return Err(Error::invalid_input(format!(
                 "there are {} logits to sample from, but at most {MAX_VOCABULARY} are possible",
@@ -113,10 +112,11 @@ impl SamplerState {
                 "there are no logits to sample from; run the model on at least one token",
             ));
         }
-        let mut best = logits::peaks(logits, &mut buffers.peaks);
+        history.reserve()?;
+        let mut best = buffers.find_peaks(logits)?;
         let logits = if best == f32::INFINITY {
-            let mut finite = logits.to_vec();
-            best = make_finite(&mut finite, buffers);
+            let mut finite = memory::copied(logits, LOGITS)?;
+            best = make_finite(&mut finite, buffers)?;
             Cow::Owned(finite)
         } else {
             Cow::Borrowed(logits)
@@ -134,8 +134,9 @@ impl SamplerState {
         let mut top_logprobs = Vec::new();
         if sampler.top_logprobs > 0 {
             let mut ranking = Ranking::new(&logits, buffers, None);
-            ranking.keep(sampler.top_logprobs);
-            let top = ranking.all().iter();
+            ranking.keep(sampler.top_logprobs)?;
+            let top = ranking.all()?.iter();
+            memory::reserve_exact(&mut top_logprobs, top.len(), "the most likely tokens")?;
             top_logprobs.extend(top.map(|c| TokenLogprob { token: c.token(), logprob: logprob(c.logit()) }));
         }
 
@@ -153,7 +154,10 @@ impl SamplerState {
 
     /// The next choice, for a device that makes it where the logits are, `vocabulary` of them. `None` where that cannot
     /// be, and [`sample`](Self::sample) does it or says what is wrong.
-    pub(crate) fn request(&self, vocabulary: usize) -> Option<Request<'_>> {
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub(crate) fn request(&self, vocabulary: usize) -> Result<Option<Request<'_>>> {
         let sampler = &self.sampler;
         let top_k = u32::try_from(sampler.top_k).unwrap_or(u32::MAX);
         let is_known = |&(token, _): &(u32, f32)| (token as usize) < vocabulary;
@@ -161,7 +165,10 @@ impl SamplerState {
             && sampler.top_logprobs == 0
             && (sampler.typical >= 1.0 || (1..=MOST_TYPICAL).contains(&sampler.top_k))
             && sampler.biases.iter().all(is_known);
-        is_possible.then(|| Request {
+        if !is_possible {
+            return Ok(None);
+        }
+        Ok(Some(Request {
             seed: self.seed,
             step: self.step,
             log_min_p: if sampler.min_p > 0.0 { ln(f64::from(sampler.min_p)) } else { f64::NEG_INFINITY },
@@ -173,35 +180,53 @@ impl SamplerState {
             frequency_penalty: sampler.frequency_penalty,
             presence_penalty: sampler.presence_penalty,
             biases: &sampler.biases,
-            counts: self.history.counts().collect(),
-        })
+            counts: memory::collected(self.history.counts(), "the tokens that penalties look at")?,
+        }))
     }
 
     /// Takes what a device chose for the last [`request`](Self::request).
-    pub(crate) fn accept(&mut self, drawn: Drawn) -> Choice {
+    ///
+    /// # Errors
+    /// `OutOfMemory`; the state is then as it was before.
+    pub(crate) fn accept(&mut self, drawn: Drawn) -> Result<Choice> {
+        self.history.reserve()?;
         self.count(drawn.token);
         let logprob = (f64::from(drawn.logit) - f64::from(drawn.best) - log_of(drawn.total)) as f32;
-        Choice { token: drawn.token, logprob, top_logprobs: Vec::new() }
+        Ok(Choice { token: drawn.token, logprob, top_logprobs: Vec::new() })
     }
 
     /// All steps, on logits without +∞, whose peaks are in the buffers. `best` is the highest of them, and `total` the
     /// total of the weights at a temperature of 1.
     fn choose(&mut self, logits: &[f32], best: f32, total: u64) -> Result<u32> {
-        let Self { sampler, buffers, scores, history, .. } = self;
-        let (logits, best, total) = if sampler.biases.is_empty() && history.is_empty() {
-            (logits, best, Some(total))
-        } else {
-            scores.clear();
-            scores.extend_from_slice(logits);
-            add_biases(scores, &sampler.biases)?;
-            history.penalize(scores, sampler);
-            let mut best = logits::peaks(scores, &mut buffers.peaks);
-            if best == f32::INFINITY {
-                // A sum or product of large numbers overflowed.
-                best = make_finite(scores, buffers);
-            }
-            (&scores[..], best, None)
-        };
+        let Self { sampler, buffers, history, .. } = self;
+        if sampler.biases.is_empty() && history.is_empty() {
+            return Self::draw(sampler, logits, best, Some(total), uniform(self.seed, self.step), buffers);
+        }
+        // Kept apart from the other buffers, which change meanwhile.
+        let mut scores = std::mem::take(&mut buffers.scores);
+        scores.clear();
+        memory::extend(&mut scores, logits, LOGITS)?;
+        add_biases(&mut scores, &sampler.biases)?;
+        history.penalize(&mut scores, sampler);
+        let mut best = buffers.find_peaks(&scores)?;
+        if best == f32::INFINITY {
+            // A sum or product of large numbers overflowed.
+            best = make_finite(&mut scores, buffers)?;
+        }
+        let drawn = Self::draw(sampler, &scores, best, None, uniform(self.seed, self.step), buffers);
+        buffers.scores = scores;
+        drawn
+    }
+
+    /// The later steps, on logits of which `best` is the highest, with a random number.
+    fn draw(
+        sampler: &Sampler,
+        logits: &[f32],
+        best: f32,
+        total: Option<u64>,
+        random: u64,
+        buffers: &mut Buffers,
+    ) -> Result<u32> {
         let nothing = || {
             Error::invalid_input(
                 "every token with a logit above -inf is banned by the sampler's biases; allow at least one of them",
@@ -214,11 +239,13 @@ impl SamplerState {
             return first_of(logits, &buffers.peaks, best).ok_or_else(nothing);
         }
         let mut ranking = Ranking::new(logits, buffers, total);
-        steps::narrow(&mut ranking, sampler);
-        let random = uniform(self.seed, self.step);
-        steps::draw(&mut ranking, sampler.temperature, random).map(|drawn| drawn.token()).ok_or_else(nothing)
+        steps::narrow(&mut ranking, sampler)?;
+        steps::draw(&mut ranking, sampler.temperature, random)?.map(|drawn| drawn.token()).ok_or_else(nothing)
     }
 }
+
+/// What memory is for.
+const LOGITS: &str = "a copy of the logits";
 
 /// The logarithm of a sum of weights.
 fn log_of(total: u64) -> f64 {
@@ -226,11 +253,14 @@ fn log_of(total: u64) -> f64 {
 }
 
 /// Replaces +∞ by the largest finite number, and returns that, the highest of the new peaks.
-fn make_finite(logits: &mut [f32], buffers: &mut Buffers) -> f32 {
+///
+/// # Errors
+/// `OutOfMemory`.
+fn make_finite(logits: &mut [f32], buffers: &mut Buffers) -> Result<f32> {
     for logit in logits.iter_mut().filter(|logit| **logit == f32::INFINITY) {
         *logit = f32::MAX;
     }
-    logits::peaks(logits, &mut buffers.peaks)
+    buffers.find_peaks(logits)
 }
 
 /// Adds each bias to its token's logit.

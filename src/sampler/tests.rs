@@ -71,11 +71,11 @@ fn by_the_steps(scores: &[f32], sampler: &Sampler) -> Distribution {
     let mut buffers = Buffers::default();
     logits::peaks(scores, &mut buffers.peaks);
     let mut ranking = Ranking::new(scores, &mut buffers, None);
-    steps::narrow(&mut ranking, sampler);
-    let best = ranking.best();
-    let total = ranking.total(sampler.temperature) as f64;
+    steps::narrow(&mut ranking, sampler).unwrap();
+    let best = ranking.best().unwrap();
+    let total = ranking.total(sampler.temperature).unwrap() as f64;
     let probability = |logit: f32| weight((logit - best) / sampler.temperature) as f64 / total;
-    ranking.all().iter().map(|c| (c.token(), probability(c.logit()))).collect()
+    ranking.all().unwrap().iter().map(|c| (c.token(), probability(c.logit()))).collect()
 }
 
 #[track_caller]
@@ -163,7 +163,7 @@ fn a_draw_inverts_the_cumulated_distribution() {
             let mut buffers = Buffers::default();
             logits::peaks(&scores, &mut buffers.peaks);
             let mut ranking = Ranking::new(&scores, &mut buffers, None);
-            assert_eq!(steps::draw(&mut ranking, temperature, random).unwrap().token(), expected, "{u}");
+            assert_eq!(steps::draw(&mut ranking, temperature, random).unwrap().unwrap().token(), expected, "{u}");
         }
     }
 }
@@ -175,6 +175,6 @@ fn a_draw_is_exact_at_the_boundary() {
     logits::peaks(&scores, &mut buffers.peaks);
     for (random, token) in [(0, 0), ((1 << 63) - 1, 0), (1 << 63, 1), (u64::MAX, 1)] {
         let mut ranking = Ranking::new(&scores, &mut buffers, None);
-        assert_eq!(steps::draw(&mut ranking, 1.0, random).unwrap().token(), token);
+        assert_eq!(steps::draw(&mut ranking, 1.0, random).unwrap().unwrap().token(), token);
     }
 }

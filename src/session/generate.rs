@@ -1,10 +1,10 @@
 //! [`Generation`]: the stream of what a model says.
 
 use super::{Prompt, Session};
-use crate::Result;
 use crate::backend::Logits;
 use crate::sampler::{Choice, Sampler, SamplerState, TokenLogprob};
 use crate::tokenizer::{Decoder, TokenId};
+use crate::{Result, memory};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -87,7 +87,7 @@ pub struct Generation<'s> {
 impl<'s> Generation<'s> {
     pub(super) fn start(session: &'s mut Session, prompt: &Prompt, sampler: &Sampler) -> Result<Self> {
         let began = Instant::now();
-        let state = sampler.start(prompt.tokens());
+        let state = sampler.start(prompt.tokens())?;
         let decoder = session.model.tokenizer().decoder_after(prompt.tokens());
         let (logits, reused_tokens) = session.set_context(prompt.tokens())?;
         let prompt_time = began.elapsed();
@@ -146,14 +146,14 @@ impl<'s> Generation<'s> {
     pub fn text(&mut self) -> Result<String> {
         let mut text = String::new();
         for piece in self {
-            text.push_str(piece?.text());
+            memory::push_text(&mut text, piece?.text(), TEXT)?;
         }
         Ok(text)
     }
 
     fn step(&mut self) -> Result<Option<Piece>> {
         if self.left == 0 {
-            return Ok(self.finish(StopReason::MaxTokens));
+            return self.finish(StopReason::MaxTokens);
         }
         if let Some(token) = self.pending.take() {
             self.logits = Some(self.session.push(token, &self.state)?);
@@ -167,7 +167,7 @@ impl<'s> Generation<'s> {
         loop {
             let Some(mut logits) = self.logits.take() else { return Ok(None) };
             match logits.sample(&mut [&mut self.state]).pop() {
-                Some(Ok(choice)) => return Ok(self.accept(choice)),
+                Some(Ok(choice)) => return self.accept(choice),
                 // The logits are lost with their device.
                 Some(Err(e)) => self.logits = Some(self.session.repeat_last(e)?),
                 None => return Ok(None),
@@ -176,18 +176,18 @@ impl<'s> Generation<'s> {
     }
 
     /// Takes the drawn token.
-    fn accept(&mut self, choice: Choice) -> Option<Piece> {
+    fn accept(&mut self, choice: Choice) -> Result<Option<Piece>> {
         if self.session.model.tokenizer().is_end_of_generation(choice.token) {
             return self.finish(StopReason::EndOfGeneration);
         }
         self.left -= 1;
         self.pending = Some(choice.token);
         self.stats.generated_tokens += 1;
-        let (text, stopped) = self.stop.push(self.decoder.push(choice.token));
+        let (text, stopped) = self.stop.push(self.decoder.push(choice.token)?)?;
         if stopped {
             self.reason = Some(StopReason::StopText);
         }
-        Some(Piece { text, choice: Some(choice) })
+        Ok(Some(Piece { text, choice: Some(choice) }))
     }
 
     /// The end of a step that began then.
@@ -197,20 +197,23 @@ impl<'s> Generation<'s> {
     }
 
     /// Ends the generation; where text was held back, a last piece brings it.
-    fn finish(&mut self, reason: StopReason) -> Option<Piece> {
+    fn finish(&mut self, reason: StopReason) -> Result<Option<Piece>> {
         self.reason = Some(reason);
-        let (mut text, stopped) = self.stop.push(self.decoder.flush());
+        let (mut text, stopped) = self.stop.push(self.decoder.flush())?;
         if stopped {
             self.reason = Some(StopReason::StopText);
         } else {
-            text.push_str(&self.stop.take());
+            memory::push_text(&mut text, self.stop.held(), TEXT)?;
         }
-        (!text.is_empty()).then_some(Piece { text, choice: None })
+        Ok((!text.is_empty()).then_some(Piece { text, choice: None }))
     }
 }
 
 /// Advances each generation by one piece: what [`next`](Iterator::next) of each would return, in order. Those of the same
 /// model share one pass, which for many sequences takes little longer than for one.
+///
+/// The lists that it makes take some hundred bytes for each generation; where there is no memory for them, the process ends,
+/// as with all collections.
 ///
 /// ```no_run
 /// # fn main() -> wavelm::Result<()> {
@@ -283,7 +286,7 @@ impl Generation<'_> {
         let finish = |((i, generation), choice): ((usize, &mut Self), Result<Choice>)| {
             generation.pending = None;
             let step = generation.session.check_cancelled().and_then(|()| match choice {
-                Ok(choice) => Ok(generation.accept(choice)),
+                Ok(choice) => generation.accept(choice),
                 Err(e) => {
                     generation.logits = Some(generation.session.repeat_last(e)?);
                     generation.draw()
@@ -310,6 +313,9 @@ impl Iterator for Generation<'_> {
 
 impl std::iter::FusedIterator for Generation<'_> {}
 
+/// What memory is for.
+const TEXT: &str = "the generated text";
+
 /// Looks for the stop texts in a stream, holding back what may be the beginning of one.
 #[derive(Debug, Default)]
 struct StopTexts {
@@ -325,25 +331,30 @@ impl StopTexts {
     }
 
     /// Takes new text; returns what is certain, and whether a stop text was found behind it.
-    fn push(&mut self, text: &str) -> (String, bool) {
-        self.held.push_str(text);
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    fn push(&mut self, text: &str) -> Result<(String, bool)> {
+        memory::push_text(&mut self.held, text, TEXT)?;
         if let Some(at) = self.texts.iter().filter_map(|t| self.held.find(t.as_str())).min() {
             let mut certain = std::mem::take(&mut self.held);
             certain.truncate(at);
-            return (certain, true);
+            return Ok((certain, true));
         }
         let begins_here = |at: &usize| {
             let tail = self.held.get(*at..).unwrap_or_default();
             self.texts.iter().any(|t| t.starts_with(tail))
         };
         let keep_from = self.held.char_indices().map(|(at, _)| at).find(begins_here).unwrap_or(self.held.len());
-        let held = self.held.split_off(keep_from);
-        (std::mem::replace(&mut self.held, held), false)
+        let held = memory::copied_text(self.held.get(keep_from..).unwrap_or_default(), TEXT)?;
+        let mut certain = std::mem::replace(&mut self.held, held);
+        certain.truncate(keep_from);
+        Ok((certain, false))
     }
 
     /// What is held back: no stop text after all.
-    fn take(&mut self) -> String {
-        std::mem::take(&mut self.held)
+    fn held(&self) -> &str {
+        &self.held
     }
 }
 
@@ -356,20 +367,20 @@ mod tests {
         let mut stop = StopTexts::default();
         stop.add("\n\nUser:".into());
         stop.add("END".into());
-        assert_eq!(stop.push("Hi\n"), ("Hi".into(), false));
-        assert_eq!(stop.push("there\n\nUs"), ("\nthere".into(), false));
-        assert_eq!(stop.push("ual"), ("\n\nUsual".into(), false));
-        assert_eq!(stop.push(" E"), (" ".into(), false));
-        assert_eq!(stop.push("Néé"), ("ENéé".into(), false));
-        assert_eq!(stop.push("\n\nUser: x END"), (String::new(), true));
-        assert_eq!(stop.take(), "");
+        assert_eq!(stop.push("Hi\n").unwrap(), ("Hi".into(), false));
+        assert_eq!(stop.push("there\n\nUs").unwrap(), ("\nthere".into(), false));
+        assert_eq!(stop.push("ual").unwrap(), ("\n\nUsual".into(), false));
+        assert_eq!(stop.push(" E").unwrap(), (" ".into(), false));
+        assert_eq!(stop.push("Néé").unwrap(), ("ENéé".into(), false));
+        assert_eq!(stop.push("\n\nUser: x END").unwrap(), (String::new(), true));
+        assert_eq!(stop.held(), "");
     }
 
     #[test]
     fn held_text_is_not_lost() {
         let mut stop = StopTexts::default();
         stop.add("abc".into());
-        assert_eq!(stop.push("xab"), ("x".into(), false));
-        assert_eq!(stop.take(), "ab");
+        assert_eq!(stop.push("xab").unwrap(), ("x".into(), false));
+        assert_eq!(stop.held(), "ab");
     }
 }

@@ -12,7 +12,7 @@ use crate::device::Device;
 use crate::model::Model;
 use crate::sampler::{Sampler, SamplerState};
 use crate::tokenizer::TokenId;
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, memory};
 use std::fmt;
 use std::sync::Arc;
 
@@ -158,19 +158,23 @@ impl Session {
         self.kv.truncate(0);
     }
 
-    /// A second session with the same past. Both share the cache until one of them writes, so this is cheap.
-    pub fn fork(&self) -> Self {
-        Self {
+    /// A second session with the same past. Both share the cache until one of them writes, so this is cheap: tokens and the
+    /// table of the cache's pages are copied.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub fn fork(&self) -> Result<Self> {
+        Ok(Self {
             model: self.model.clone(),
             backend: Arc::clone(&self.backend),
             device: self.device,
-            kv: self.kv.fork(self.cached),
-            tokens: self.tokens.clone(),
+            kv: self.kv.fork(self.cached)?,
+            tokens: memory::copied(&self.tokens, TOKENS)?,
             cached: self.cached,
             context: self.context,
             when_full: self.when_full,
             canceller: Canceller::default(),
-        }
+        })
     }
 
     /// Makes `prompt` the whole context, and generates what follows.
@@ -180,7 +184,7 @@ impl Session {
     ///
     /// # Errors
     /// `InvalidInput` for a prompt without tokens or with unknown ones, `ContextFull` where it does not fit,
-    /// `Cancelled`, and what the device reports. The session then holds what was evaluated so far.
+    /// `Cancelled`, `OutOfMemory`, and what the device reports. The session then holds what was evaluated so far.
     pub fn generate(&mut self, prompt: &Prompt, sampler: &Sampler) -> Result<Generation<'_>> {
         Generation::start(self, prompt, sampler)
     }
@@ -239,7 +243,7 @@ impl Session {
             _ if tokens.len() <= self.context => tokens,
             ContextPolicy::Error => return Err(self.context_full(tokens.len())),
             ContextPolicy::Slide { keep } => {
-                shortened = slide(tokens, keep, self.context);
+                shortened = slide(tokens, &[], keep, self.context)?;
                 &shortened
             }
         };
@@ -260,9 +264,7 @@ impl Session {
         match self.when_full {
             ContextPolicy::Error => Err(self.context_full(self.tokens.len() + 1)),
             ContextPolicy::Slide { keep } => {
-                let mut all = self.tokens.clone();
-                all.push(token);
-                let all = slide(&all, keep, self.context);
+                let all = slide(&self.tokens, &[token], keep, self.context)?;
                 Ok(self.set_context(&all)?.0)
             }
         }
@@ -286,9 +288,8 @@ impl Session {
     /// Evaluates the last token again, after its logits could not be had because of `error`.
     fn repeat_last(&mut self, error: Error) -> Result<Box<dyn Logits>> {
         self.recover(error)?;
-        let last = self.tokens.len().saturating_sub(1);
-        let token = self.tokens.split_off(last);
-        self.extend(&token, &[])
+        let token = self.tokens.pop();
+        self.extend(token.as_slice(), &[])
     }
 
     /// After `error`: moves to where the work can be tried again, or returns it.
@@ -319,9 +320,12 @@ impl Session {
 
     /// One pass of the backend over tokens that follow the evaluated ones.
     fn pass(&mut self, tokens: &[TokenId], wanted: Wanted, draws: &[&SamplerState]) -> Result<Box<dyn Logits>> {
-        let missing = self.tokens.get(self.cached..).unwrap_or_default().to_vec();
-        for chunk in missing.chunks(self.backend.limits().tokens) {
-            self.run(chunk, Wanted::None, &[])?;
+        // Before the pass: what it did could not be taken back.
+        memory::reserve(&mut self.tokens, tokens.len(), TOKENS)?;
+        while let Some(missing) = self.tokens.get(self.cached..).filter(|missing| !missing.is_empty()) {
+            let chunk = missing.get(..self.backend.limits().tokens).unwrap_or(missing);
+            let chunk = memory::copied(chunk, TOKENS)?;
+            self.run(&chunk, Wanted::None, &[])?;
         }
         let logits = self.run(tokens, wanted, draws)?;
         self.tokens.extend_from_slice(tokens);
@@ -362,16 +366,17 @@ impl Session {
     /// logits have a row for each. After an error all are as they were.
     fn pass_of_each(sessions: &mut [(&mut Self, TokenId, &SamplerState)]) -> Result<Box<dyn Logits>> {
         let prepare = |(session, ..): &mut (&mut Self, TokenId, &SamplerState)| {
+            memory::reserve(&mut session.tokens, 1, TOKENS)?;
             session.kv.prepare(session.cached, session.cached + 1)
         };
         let ran = sessions.iter_mut().try_for_each(prepare).and_then(|()| {
             let Some((first, ..)) = sessions.first() else { return Err(Error::invalid_input("there are no sessions")) };
-            let mut spans = Vec::with_capacity(sessions.len());
+            let mut spans = memory::with_room(sessions.len(), "the sessions of a pass")?;
             for (session, token, _) in sessions.iter() {
                 let (tokens, pages) = (std::slice::from_ref(token), session.kv.pages());
                 spans.push(Span { tokens, first_pos: session.cached, pages, wanted: Wanted::Last });
             }
-            let draws: Vec<_> = sessions.iter().map(|(.., state)| *state).collect();
+            let draws = memory::collected(sessions.iter().map(|(.., state)| *state), "the sessions of a pass")?;
             first.backend.run(&Batch { spans: &spans, draws: &draws }, &Canceller::default())
         });
         for (session, token, _) in sessions {
@@ -418,12 +423,23 @@ impl Session {
     }
 }
 
-/// The first `keep` tokens and the newest of the others: as many as leave half of the context that is not kept free.
-fn slide(tokens: &[TokenId], keep: usize, context: usize) -> Vec<TokenId> {
-    let keep = keep.min(tokens.len());
+/// What memory is for.
+const TOKENS: &str = "the tokens of a session";
+
+/// Of tokens and more of them the first `keep` and the newest of the others: as many as leave half of the context that is
+/// not kept free.
+///
+/// # Errors
+/// `OutOfMemory`.
+fn slide(tokens: &[TokenId], more: &[TokenId], keep: usize, context: usize) -> Result<Vec<TokenId>> {
+    let len = tokens.len() + more.len();
+    let keep = keep.min(len);
     let newest = (context.saturating_sub(keep) / 2).max(1);
-    let from = tokens.len().saturating_sub(newest).max(keep);
-    tokens.iter().take(keep).chain(tokens.iter().skip(from)).copied().collect()
+    let from = len.saturating_sub(newest).max(keep);
+    let all = || tokens.iter().chain(more);
+    let mut kept = memory::with_room(keep + len - from, TOKENS)?;
+    kept.extend(all().take(keep).chain(all().skip(from)));
+    Ok(kept)
 }
 
 impl fmt::Debug for Session {
@@ -443,8 +459,9 @@ mod tests {
     #[test]
     fn sliding_keeps_the_start_and_the_newest() {
         let tokens: Vec<TokenId> = (0..10).collect();
-        assert_eq!(slide(&tokens, 2, 8), [0, 1, 7, 8, 9]);
-        assert_eq!(slide(&tokens, 0, 8), [6, 7, 8, 9]);
-        assert_eq!(slide(&tokens, 6, 8), [0, 1, 2, 3, 4, 5, 9]);
+        let slide = |keep| slide(&tokens[..9], &tokens[9..], keep, 8).unwrap();
+        assert_eq!(slide(2), [0, 1, 7, 8, 9]);
+        assert_eq!(slide(0), [6, 7, 8, 9]);
+        assert_eq!(slide(6), [0, 1, 2, 3, 4, 5, 9]);
     }
 }

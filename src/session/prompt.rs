@@ -1,20 +1,21 @@
 //! [`Prompt`]: the tokens of a context.
 
-use crate::Result;
 use crate::chat::RenderedPrompt;
 use crate::tokenizer::{TokenId, Tokenizer};
+use crate::{Result, memory};
 
 /// The tokens that a session's context begins with: a whole conversation, or plain text.
 ///
 /// Made by [`Model::prompt`](crate::Model::prompt), [`Model::chat_prompt`](crate::Model::chat_prompt), or from token
-/// ids.
+/// ids. A clone copies the tokens, and ends the process where there is no memory for it, as all clones do.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Prompt {
     tokens: Vec<TokenId>,
 }
 
 impl Prompt {
-    /// Exactly these tokens.
+    /// Exactly these tokens. Those of a vector are taken as they are; others are copied, which ends the process where there
+    /// is no memory for it.
     pub fn from_tokens(tokens: impl Into<Vec<TokenId>>) -> Self {
         Self { tokens: tokens.into() }
     }
@@ -28,6 +29,7 @@ impl Prompt {
             && let Some(bos) = tokenizer.bos()
             && tokens.first() != Some(&bos)
         {
+            memory::reserve(&mut tokens, 1, "the tokens of a prompt")?;
             tokens.insert(0, bos);
         }
         Ok(Self { tokens })

@@ -4,12 +4,17 @@ use super::index::{NONE, ODD, mix, seed};
 use super::pretokenizer::PreTokenizer;
 use super::vocab::{Spelling, Vocab, missing};
 use super::{TokenId, byte_ids, bytes_of_letters};
-use crate::Result;
 use crate::gguf::Metadata;
+use crate::{Result, memory};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 const MERGES: &str = "tokenizer.ggml.merges";
+
+/// What memory is for.
+const WHAT: &str = "the merges of the tokenizer";
+const TOKENS: &str = "the tokens of a text";
+const WORD: &str = "the pairs of a long word";
 
 pub(super) struct Bpe {
     pre: PreTokenizer,
@@ -35,12 +40,13 @@ struct Merges {
 }
 
 impl Merges {
-    fn with_capacity(count: usize) -> Self {
+    fn with_capacity(count: usize) -> Result<Self> {
         let slots = (count * 3 / 2 + 1).next_power_of_two();
-        Self { list: Vec::with_capacity(count), slots: vec![NONE; slots], seed: seed() }
+        let (list, slots) = (memory::with_room(count, WHAT)?, memory::filled(slots, NONE, WHAT)?);
+        Ok(Self { list, slots, seed: seed() })
     }
 
-    /// Appends a merge, unless one of the same pair comes before it.
+    /// Appends a merge, for which there is room, unless one of the same pair comes before it.
     fn push(&mut self, merge: Merge) {
         let slot = self.find_slot(merge.left, merge.right);
         if let Some(slot @ &mut NONE) = self.slots.get_mut(slot) {
@@ -98,9 +104,9 @@ impl Bpe {
     pub(super) fn new(metadata: &Metadata, vocab: &Vocab, pre: PreTokenizer, merges_needed: bool) -> Result<Self> {
         let spelling = if pre.plain_text { Spelling::LowerBlock } else { Spelling::ByteLetters };
         let merges = match metadata.strings(MERGES)? {
-            Some(list) => read_merges(list.iter(), vocab, spelling),
+            Some(list) => read_merges(list.iter(), vocab, spelling)?,
             None if merges_needed => return Err(missing(MERGES, "merges for its byte-pair encoding")),
-            None => Merges::with_capacity(0),
+            None => Merges::with_capacity(0)?,
         };
         let bytes = match spelling {
             Spelling::ByteLetters => std::array::from_fn(|byte| vocab.find(&[byte as u8])),
@@ -110,15 +116,30 @@ impl Bpe {
     }
 
     /// Appends the tokens of `text`, in which spaces are spaces.
-    pub(super) fn encode(&self, vocab: &Vocab, text: &[u8], scratch: &mut Scratch, out: &mut Vec<TokenId>) {
-        self.pre.split(text, &mut |word| self.encode_word(vocab, word, scratch, out));
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub(super) fn encode(
+        &self,
+        vocab: &Vocab,
+        text: &[u8],
+        scratch: &mut Scratch,
+        out: &mut Vec<TokenId>,
+    ) -> Result<()> {
+        let mut encoded = Ok(());
+        self.pre.split(text, &mut |word| {
+            if encoded.is_ok() {
+                encoded = self.encode_word(vocab, word, scratch, out);
+            }
+        });
+        encoded
     }
 
-    fn encode_word(&self, vocab: &Vocab, word: &[u8], scratch: &mut Scratch, out: &mut Vec<TokenId>) {
+    fn encode_word(&self, vocab: &Vocab, word: &[u8], scratch: &mut Scratch, out: &mut Vec<TokenId>) -> Result<()> {
         let whole = self.pre.ignore_merges || (self.pre.whole_newlines && word.iter().all(|&byte| byte == b'\n'));
         let token = if whole { vocab.find(word) } else { NONE };
         if token != NONE {
-            return out.push(token);
+            return memory::push(out, token, TOKENS);
         }
         if word.len() <= SHORT {
             return self.encode_part(vocab, word, scratch, out);
@@ -128,34 +149,34 @@ impl Bpe {
             // In plain text, symbols are characters.
             let starts_symbol = !self.pre.plain_text || second & 0xC0 != 0x80;
             if starts_symbol && !vocab.joins(first, second) {
-                self.encode_part(vocab, word.get(start..end).unwrap_or_default(), scratch, out);
+                self.encode_part(vocab, word.get(start..end).unwrap_or_default(), scratch, out)?;
                 start = end;
             }
         }
-        self.encode_part(vocab, word.get(start..).unwrap_or_default(), scratch, out);
+        self.encode_part(vocab, word.get(start..).unwrap_or_default(), scratch, out)
     }
 
     /// Encodes a part of a word that no token reaches beyond.
     #[inline]
-    fn encode_part(&self, vocab: &Vocab, part: &[u8], scratch: &mut Scratch, out: &mut Vec<TokenId>) {
+    fn encode_part(&self, vocab: &Vocab, part: &[u8], scratch: &mut Scratch, out: &mut Vec<TokenId>) -> Result<()> {
         if self.pre.plain_text {
             let text = std::str::from_utf8(part).unwrap_or_default();
             let symbols = text
                 .char_indices()
                 .map(|(start, c)| (start, vocab.find(part.get(start..start + c.len_utf8()).unwrap_or_default())));
-            self.merge_long(symbols, scratch);
-            self.emit(part, scratch, out);
+            self.merge_long(symbols, scratch)?;
+            self.emit(part, scratch, out)
         } else if part.len() <= SHORT {
-            self.encode_short(part, out);
+            self.encode_short(part, out)
         } else {
             let tokens = part.iter().map(|&byte| self.bytes.get(usize::from(byte)).copied().unwrap_or(NONE));
-            self.merge_long(tokens.enumerate(), scratch);
-            self.emit(part, scratch, out);
+            self.merge_long(tokens.enumerate(), scratch)?;
+            self.emit(part, scratch, out)
         }
     }
 
     /// For few bytes: searches all pairs for the best one, again and again.
-    fn encode_short(&self, word: &[u8], out: &mut Vec<TokenId>) {
+    fn encode_short(&self, word: &[u8], out: &mut Vec<TokenId>) -> Result<()> {
         let mut tokens = [NONE; SHORT];
         // The rank of each token's merge with the next one.
         let mut ranks = [NONE; SHORT];
@@ -185,11 +206,13 @@ impl Bpe {
                 ranks[best] = self.merges.rank(tokens[best], tokens[best + 1]);
             }
         }
+        memory::reserve(out, count, TOKENS)?;
         out.extend(tokens[..count].iter().filter(|&&token| token != NONE));
+        Ok(())
     }
 
     /// Merges symbols, given as their start and token, with a queue of pairs: n symbols take n log n steps.
-    fn merge_long(&self, symbols: impl Iterator<Item = (usize, u32)>, scratch: &mut Scratch) {
+    fn merge_long(&self, symbols: impl Iterator<Item = (usize, u32)>, scratch: &mut Scratch) -> Result<()> {
         let Scratch { symbols: list, queue } = scratch;
         list.clear();
         queue.clear();
@@ -200,13 +223,13 @@ impl Bpe {
                     last.next = number;
                     let rank = self.merges.rank(last.token, token);
                     if rank != NONE {
-                        queue.push(entry(rank, number - 1));
+                        memory::push_to_heap(queue, entry(rank, number - 1), WORD)?;
                     }
                     number - 1
                 }
                 None => NONE,
             };
-            list.push(Symbol { previous, next: NONE, start: start as u32, token });
+            memory::push(list, Symbol { previous, next: NONE, start: start as u32, token }, WORD)?;
         }
         while let Some(Reverse(pair)) = queue.pop() {
             let left = pair as u32;
@@ -234,34 +257,37 @@ impl Bpe {
                 symbol.previous = left;
                 let rank = self.merges.rank(merge.joined, symbol.token);
                 if rank != NONE {
-                    queue.push(entry(rank, left));
+                    memory::push_to_heap(queue, entry(rank, left), WORD)?;
                 }
             }
             if let Some(symbol) = list.get(previous as usize) {
                 let rank = self.merges.rank(symbol.token, merge.joined);
                 if rank != NONE {
-                    queue.push(entry(rank, previous));
+                    memory::push_to_heap(queue, entry(rank, previous), WORD)?;
                 }
             }
         }
+        Ok(())
     }
 
     /// Appends the tokens of merged symbols; those without a token as their bytes, if these have tokens.
-    fn emit(&self, word: &[u8], scratch: &Scratch, out: &mut Vec<TokenId>) {
+    fn emit(&self, word: &[u8], scratch: &Scratch, out: &mut Vec<TokenId>) -> Result<()> {
         let mut symbol = scratch.symbols.first();
         while let Some(at) = symbol {
             let next = scratch.symbols.get(at.next as usize);
             if at.token != NONE {
-                out.push(at.token);
+                memory::push(out, at.token, TOKENS)?;
             } else if self.pre.plain_text {
                 let end = next.map_or(word.len(), |next| next.start as usize);
                 let bytes = word.get(at.start as usize..end).unwrap_or_default();
                 let bytes = if bytes == b" " { "\u{2581}".as_bytes() } else { bytes };
                 let tokens = bytes.iter().map(|&byte| self.bytes.get(usize::from(byte)).copied().unwrap_or(NONE));
+                memory::reserve(out, bytes.len(), TOKENS)?;
                 out.extend(tokens.filter(|&token| token != NONE));
             }
             symbol = next;
         }
+        Ok(())
     }
 }
 
@@ -269,13 +295,14 @@ fn entry(rank: u32, left: u32) -> Reverse<u64> {
     Reverse(u64::from(rank) << 32 | u64::from(left))
 }
 
-fn read_merges<'a>(list: impl ExactSizeIterator<Item = &'a str>, vocab: &Vocab, spelling: Spelling) -> Merges {
-    let mut merges = Merges::with_capacity(list.len());
+fn read_merges<'a>(list: impl ExactSizeIterator<Item = &'a str>, vocab: &Vocab, spelling: Spelling) -> Result<Merges> {
+    let mut merges = Merges::with_capacity(list.len())?;
     let mut unknown = 0usize;
     let mut bytes = Vec::new();
     let mut joined = NONE;
     for text in list {
         bytes.clear();
+        memory::reserve(&mut bytes, text.len(), WHAT)?;
         // The first character belongs to the left token even where it is a space.
         let first = text.chars().next().map_or(0, char::len_utf8);
         let Some(space) = text.get(first..).and_then(|rest| rest.find(' ')).map(|at| first + at) else {
@@ -300,10 +327,10 @@ fn read_merges<'a>(list: impl ExactSizeIterator<Item = &'a str>, vocab: &Vocab, 
     if unknown > 0 {
         log::warn!("{MERGES} has {unknown} merges of or to something that is no token for text; they are ignored");
     }
-    merges
+    Ok(merges)
 }
 
-/// Appends the bytes that a half of a merge stands for.
+/// Appends the bytes that a half of a merge stands for: no more than it has itself.
 fn spell(text: &str, spelling: Spelling, out: &mut Vec<u8>) -> bool {
     match spelling {
         Spelling::ByteLetters => bytes_of_letters(text, out),

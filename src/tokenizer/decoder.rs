@@ -1,6 +1,7 @@
 //! From tokens back to text, piece by piece.
 
 use super::{TokenId, Tokenizer};
+use crate::{Result, memory};
 
 /// Turns tokens into text one by one, in whole characters only: bytes of a character that is not complete yet wait for
 /// the tokens that complete it.
@@ -14,7 +15,7 @@ use super::{TokenId, Tokenizer};
 /// # let tokens = [1];
 /// let mut decoder = tokenizer.decoder();
 /// for token in tokens {
-///     print!("{}", decoder.push(token));
+///     print!("{}", decoder.push(token)?);
 /// }
 /// println!("{}", decoder.flush());
 /// # Ok(())
@@ -52,9 +53,16 @@ impl Decoder {
 
     /// Takes the next token, and returns what it adds to the text: whole characters, maybe none. A token that the
     /// vocabulary does not have adds nothing.
-    pub fn push(&mut self, token: TokenId) -> &str {
+    ///
+    /// # Errors
+    /// `OutOfMemory`: a file may have tokens of any length. The token is then not taken.
+    pub fn push(&mut self, token: TokenId) -> Result<&str> {
         self.text.clear();
         let mut bytes = self.tokenizer.inner.vocab.rendered(token, self.special);
+        // Each byte may be one that becomes U+FFFD.
+        let most = (self.pending.len() + bytes.len()) * char::REPLACEMENT_CHARACTER.len_utf8();
+        memory::reserve_text(&mut self.text, most, TEXT)?;
+        memory::reserve(&mut self.pending, bytes.len(), TEXT)?;
         if self.strip_space && !bytes.is_empty() {
             self.strip_space = false;
             bytes = bytes.strip_prefix(b" ").unwrap_or(bytes);
@@ -67,7 +75,7 @@ impl Decoder {
             let rest = push_whole(&self.pending, &mut self.text).len();
             self.pending.drain(..self.pending.len() - rest);
         }
-        &self.text
+        Ok(&self.text)
     }
 
     /// Ends the text: returns U+FFFD for a character that was never completed, and nothing otherwise.
@@ -85,6 +93,9 @@ impl Decoder {
         &self.pending
     }
 }
+
+/// What memory is for.
+const TEXT: &str = "the text of a token";
 
 /// Appends the characters of `bytes`, with U+FFFD for what is not UTF-8, and returns what may be the start of a
 /// character at the end.

@@ -1,5 +1,6 @@
 //! Compact storage of many byte strings, and a hash index from their bytes to their numbers.
 
+use crate::{Result, memory};
 use std::hash::{BuildHasher, RandomState};
 
 /// No token.
@@ -13,11 +14,16 @@ pub(super) struct Strings {
 }
 
 impl Strings {
-    pub(super) fn with_capacity(strings: usize, bytes: usize) -> Self {
-        Self { bytes: Vec::with_capacity(bytes), ends: Vec::with_capacity(strings) }
+    /// Room for as many strings of as many bytes in all.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub(super) fn with_capacity(strings: usize, bytes: usize) -> Result<Self> {
+        const WHAT: &str = "the vocabulary";
+        Ok(Self { bytes: memory::with_room(bytes, WHAT)?, ends: memory::with_room(strings, WHAT)? })
     }
 
-    /// Appends a string that `write` makes; the total must stay below 4 GiB.
+    /// Appends a string that `write` makes, for which there is room; the total must stay below 4 GiB.
     pub(super) fn push_with(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         write(&mut self.bytes);
         self.ends.push(self.bytes.len() as u32);
@@ -85,9 +91,12 @@ const EMPTY: u64 = u64::MAX;
 
 impl Index {
     /// A table for up to `capacity` strings.
-    pub(super) fn with_capacity(capacity: usize) -> Self {
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub(super) fn with_capacity(capacity: usize) -> Result<Self> {
         let slots = (capacity.saturating_mul(3) / 2 + 1).next_power_of_two();
-        Self { slots: vec![EMPTY; slots], seed: seed(), longest: 0 }
+        Ok(Self { slots: memory::filled(slots, EMPTY, "an index of the vocabulary")?, seed: seed(), longest: 0 })
     }
 
     /// Adds string `number` of `strings`. It replaces an equal one, whose number is returned; [`NONE`] otherwise.
@@ -134,7 +143,7 @@ mod tests {
     fn finds_what_was_inserted() {
         let mut strings = Strings::default();
         let texts: Vec<String> = (0..3000).map(|i| "xyz".repeat(i % 7) + &i.to_string()).collect();
-        let mut index = Index::with_capacity(texts.len());
+        let mut index = Index::with_capacity(texts.len()).unwrap();
         for (number, text) in texts.iter().enumerate() {
             strings.push_with(|out| out.extend_from_slice(text.as_bytes()));
             assert_eq!(index.insert(&strings, number as u32), NONE);

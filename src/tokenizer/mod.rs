@@ -22,8 +22,8 @@ mod vocab;
 pub use decoder::Decoder;
 pub use vocab::SpecialIds;
 
-use crate::gguf::Metadata;
-use crate::{Error, Result};
+use crate::gguf::{Metadata, show};
+use crate::{Error, Result, memory};
 use index::NONE;
 use pretokenizer::PreTokenizer;
 use special::Fragment;
@@ -97,7 +97,7 @@ impl Default for EncodeOptions {
 /// let gguf = wavelm::gguf::Gguf::open("model.gguf")?;
 /// let tokenizer = Tokenizer::from_metadata(gguf.metadata())?;
 /// let tokens = tokenizer.encode("Hello, world", EncodeOptions::default())?;
-/// assert_eq!(tokenizer.decode(&tokens), "Hello, world");
+/// assert_eq!(tokenizer.decode(&tokens)?, "Hello, world");
 /// # Ok(())
 /// # }
 /// ```
@@ -125,7 +125,7 @@ impl Tokenizer {
     /// # Errors
     /// `InvalidFile` naming the key if something is missing or inconsistent, `Unsupported` for a kind of tokenizer that
     /// this version does not have. An unknown pre-tokenizer is no error: the default one takes its place, with a warning
-    /// in the log.
+    /// in the log. `OutOfMemory` where there is none for the vocabulary and its indexes.
     pub fn from_metadata(metadata: &Metadata) -> Result<Self> {
         const MODEL: &str = "tokenizer.ggml.model";
         let flag =
@@ -160,7 +160,8 @@ impl Tokenizer {
             }
             _ => {
                 return Err(Error::unsupported(format!(
-                    "{MODEL} is \"{name}\": this version has tokenizers for \"gpt2\", \"gemma4\" and \"llama\" only"
+                    "{MODEL} is \"{}\": this version has tokenizers for \"gpt2\", \"gemma4\" and \"llama\" only",
+                    show(name)
                 )));
             }
         };
@@ -180,7 +181,7 @@ impl Tokenizer {
     /// what they cannot spell.
     ///
     /// # Errors
-    /// `InvalidInput` for a text of 4 GiB or more.
+    /// `InvalidInput` for a text of 4 GiB or more; `OutOfMemory`.
     pub fn encode(&self, text: &str, options: EncodeOptions) -> Result<Vec<TokenId>> {
         let everything = 0..text.len();
         let trusted = if options.parse_special { std::slice::from_ref(&everything) } else { &[] };
@@ -192,7 +193,7 @@ impl Tokenizer {
     /// may reach from one into the next.
     ///
     /// # Errors
-    /// `InvalidInput` for a text of 4 GiB or more.
+    /// `InvalidInput` for a text of 4 GiB or more; `OutOfMemory`.
     pub fn encode_parts<'a>(
         &self,
         parts: impl IntoIterator<Item = (&'a str, bool)>,
@@ -202,11 +203,11 @@ impl Tokenizer {
         let mut trusted: Vec<Range<usize>> = Vec::new();
         for (part, parse_special) in parts {
             let start = text.len();
-            text.push_str(part);
+            memory::push_text(&mut text, part, PARTS)?;
             match trusted.last_mut() {
                 _ if !parse_special || part.is_empty() => {}
                 Some(last) if last.end == start => last.end = text.len(),
-                _ => trusted.push(start..text.len()),
+                _ => memory::push(&mut trusted, start..text.len(), PARTS)?,
             }
         }
         self.encode_trusting(&text, &trusted, add_special)
@@ -220,24 +221,26 @@ impl Tokenizer {
             return Err(Error::invalid_input(format!("a text of {} bytes is too long to encode", text.len())));
         }
         // English has about four bytes to a token.
-        let mut out = Vec::with_capacity(text.len() / 4 + 2);
+        let mut out = memory::with_room(text.len() / 4 + 2, TOKENS)?;
         if add_special && self.inner.add_bos {
             out.extend(vocab.ids.bos);
         }
         let before_text = out.len();
-        let fragments = vocab.specials().split(text, trusted);
+        let fragments = vocab.specials().split(text, trusted)?;
         match model {
             Model::Bpe { bpe, plain_text } => {
                 let mut scratch = bpe::Scratch::default();
                 for fragment in fragments {
                     match fragment {
-                        Fragment::Token(token) => out.push(token),
+                        Fragment::Token(token) => memory::push(&mut out, token, TOKENS)?,
                         Fragment::Text(range) => {
                             let part = text.get(range).unwrap_or_default();
                             if *plain_text && part.contains(SPACE) {
-                                bpe.encode(vocab, part.replace(SPACE, " ").as_bytes(), &mut scratch, &mut out);
+                                let mut spaced = String::new();
+                                push_with_spaces(part, &mut spaced)?;
+                                bpe.encode(vocab, spaced.as_bytes(), &mut scratch, &mut out)?;
                             } else {
-                                bpe.encode(vocab, part.as_bytes(), &mut scratch, &mut out);
+                                bpe.encode(vocab, part.as_bytes(), &mut scratch, &mut out)?;
                             }
                         }
                     }
@@ -250,7 +253,7 @@ impl Tokenizer {
                 for fragment in fragments {
                     at_start = match fragment {
                         Fragment::Token(token) => {
-                            out.push(token);
+                            memory::push(&mut out, token, TOKENS)?;
                             true
                         }
                         Fragment::Text(range) => {
@@ -258,13 +261,8 @@ impl Tokenizer {
                             if at_start && self.inner.add_space_prefix {
                                 buffer.push(' ');
                             }
-                            for (i, part) in text.get(range).unwrap_or_default().split(SPACE).enumerate() {
-                                if i > 0 {
-                                    buffer.push(' ');
-                                }
-                                buffer.push_str(part);
-                            }
-                            spm.encode(vocab, &buffer, &mut scratch, &mut out);
+                            push_with_spaces(text.get(range).unwrap_or_default(), &mut buffer)?;
+                            spm.encode(vocab, &buffer, &mut scratch, &mut out)?;
                             false
                         }
                     };
@@ -275,6 +273,7 @@ impl Tokenizer {
             log::warn!("the text begins with the BOS token, which the file has added once more");
         }
         if add_special && self.inner.add_eos {
+            memory::reserve(&mut out, 1, TOKENS)?;
             out.extend(vocab.ids.eos);
         }
         Ok(out)
@@ -282,12 +281,18 @@ impl Tokenizer {
 
     /// The text of tokens, without control tokens and without the space that [`encode`](Self::encode) puts at the
     /// start for some vocabularies. Bytes that are not UTF-8 become U+FFFD.
-    pub fn decode(&self, tokens: &[TokenId]) -> String {
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub fn decode(&self, tokens: &[TokenId]) -> Result<String> {
         decode_all(self.decoder(), tokens)
     }
 
     /// The text of tokens, control tokens included.
-    pub fn decode_with_special(&self, tokens: &[TokenId]) -> String {
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub fn decode_with_special(&self, tokens: &[TokenId]) -> Result<String> {
         decode_all(self.decoder().special(true), tokens)
     }
 
@@ -385,6 +390,11 @@ impl std::fmt::Debug for Tokenizer {
     }
 }
 
+/// What memory is for.
+const TEXT: &str = "the text of tokens";
+const PARTS: &str = "a text in parts";
+const TOKENS: &str = "the tokens of a text";
+
 /// U+2581, SentencePiece's space.
 const SPACE: &str = "\u{2581}";
 
@@ -400,19 +410,33 @@ fn pre_tokenizer(name: &str) -> Result<PreTokenizer> {
             default()
         }
         None => {
+            let name = show(name);
             log::warn!("the pre-tokenizer \"{name}\" is unknown; the default one may split text otherwise");
             default()
         }
     }
 }
 
-fn decode_all(mut decoder: Decoder, tokens: &[TokenId]) -> String {
+fn decode_all(mut decoder: Decoder, tokens: &[TokenId]) -> Result<String> {
     let mut text = String::new();
     for &token in tokens {
-        text.push_str(decoder.push(token));
+        memory::push_text(&mut text, decoder.push(token)?, TEXT)?;
     }
-    text.push_str(decoder.flush());
-    text
+    memory::push_text(&mut text, decoder.flush(), TEXT)?;
+    Ok(text)
+}
+
+/// Appends `text` with spaces where it has [`SPACE`].
+fn push_with_spaces(text: &str, out: &mut String) -> Result<()> {
+    // Spaces are shorter.
+    memory::reserve_text(out, text.len(), TEXT)?;
+    for (i, part) in text.split(SPACE).enumerate() {
+        if i > 0 {
+            out.push(' ');
+        }
+        out.push_str(part);
+    }
+    Ok(())
 }
 
 /// The tokens `<0x00>` to `<0xFF>`, or those of single ASCII characters; [`NONE`] where there is none.

@@ -1,6 +1,7 @@
 //! Finding special tokens in text.
 
 use super::TokenId;
+use crate::{Result, memory};
 use std::ops::Range;
 
 /// A piece of the text to encode.
@@ -42,6 +43,10 @@ struct Node {
 
 const NO_NODE: u32 = u32::MAX;
 
+/// What memory is for.
+const WHAT: &str = "the special tokens";
+const IN_TEXT: &str = "the special tokens of a text";
+
 /// A match that was taken, with the white space around it.
 struct Taken {
     start: usize,
@@ -50,24 +55,26 @@ struct Taken {
 }
 
 impl Trie {
-    pub(super) fn new<'a>(specials: impl IntoIterator<Item = Special<'a>>) -> Self {
+    /// # Errors
+    /// `OutOfMemory`.
+    pub(super) fn new<'a>(specials: impl IntoIterator<Item = Special<'a>>) -> Result<Self> {
         let mut trie = Self::default();
         for special in specials {
             if special.text.is_empty() {
                 continue;
             }
-            trie.insert(&special);
+            trie.insert(&special)?;
             if special.strip_left {
-                trie.strip_left.push(special.id);
+                memory::push(&mut trie.strip_left, special.id, WHAT)?;
             }
             if special.strip_right {
-                trie.strip_right.push(special.id);
+                memory::push(&mut trie.strip_right, special.id, WHAT)?;
             }
         }
-        trie
+        Ok(trie)
     }
 
-    fn insert(&mut self, special: &Special<'_>) {
+    fn insert(&mut self, special: &Special<'_>) -> Result<()> {
         if self.roots.is_empty() {
             self.roots = vec![NO_NODE; 256];
         }
@@ -80,7 +87,8 @@ impl Trie {
             let mut child = self.child(first, byte);
             if child == NO_NODE {
                 child = self.nodes.len() as u32;
-                self.nodes.push(Node { byte, anywhere: false, token: None, first_child: NO_NODE, next_sibling: first });
+                let node = Node { byte, anywhere: false, token: None, first_child: NO_NODE, next_sibling: first };
+                memory::push(&mut self.nodes, node, WHAT)?;
                 match self.nodes.get_mut(at as usize) {
                     Some(node) => node.first_child = child,
                     None => self.roots[usize::from(byte)] = child,
@@ -92,6 +100,7 @@ impl Trie {
             node.token = Some(special.id);
             node.anywhere = special.anywhere;
         }
+        Ok(())
     }
 
     fn child(&self, first: u32, byte: u8) -> u32 {
@@ -131,10 +140,13 @@ impl Trie {
     /// Splits `text` at the special tokens in it. Longer tokens are taken before shorter ones, wherever they are, and
     /// equally long ones from left to right. Control tokens must lie in one of the `trusted` ranges, which are in order
     /// and apart from each other.
-    pub(super) fn split(&self, text: &str, trusted: &[Range<usize>]) -> Vec<Fragment> {
-        let mut taken = self.take(text.as_bytes(), trusted);
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub(super) fn split(&self, text: &str, trusted: &[Range<usize>]) -> Result<Vec<Fragment>> {
+        let mut taken = self.take(text.as_bytes(), trusted)?;
         taken.sort_unstable_by_key(|taken| taken.start);
-        let mut fragments = Vec::with_capacity(2 * taken.len() + 1);
+        let mut fragments = memory::with_room(2 * taken.len() + 1, IN_TEXT)?;
         let mut pos = 0;
         for Taken { start, end, token } in taken {
             if pos < start {
@@ -146,13 +158,13 @@ impl Trie {
         if pos < text.len() {
             fragments.push(Fragment::Text(pos..text.len()));
         }
-        fragments
+        Ok(fragments)
     }
 
-    fn take(&self, text: &[u8], trusted: &[Range<usize>]) -> Vec<Taken> {
+    fn take(&self, text: &[u8], trusted: &[Range<usize>]) -> Result<Vec<Taken>> {
         let mut taken = Vec::new();
         if self.nodes.is_empty() {
-            return taken;
+            return Ok(taken);
         }
         let longest = |start: usize, below: usize| {
             // The first range that ends after the start.
@@ -167,13 +179,13 @@ impl Trie {
             if self.roots.get(usize::from(byte)) != Some(&NO_NODE)
                 && let Some((length, token)) = longest(start, usize::MAX)
             {
-                by_length.entry(length).or_default().push((start, token));
+                memory::push(by_length.entry(length).or_default(), (start, token), IN_TEXT)?;
             }
         }
         if by_length.is_empty() {
-            return taken;
+            return Ok(taken);
         }
-        let mut occupied = vec![false; text.len()];
+        let mut occupied = memory::filled(text.len(), false, IN_TEXT)?;
         let is_free = |occupied: &[bool], at: usize| occupied.get(at) == Some(&false);
         while let Some((length, mut candidates)) = by_length.pop_last() {
             candidates.sort_unstable();
@@ -185,7 +197,7 @@ impl Trie {
                 // space that it took with it is next to it.
                 if !is_free(&occupied, start + length - 1) {
                     if let Some((shorter, token)) = longest(start, length) {
-                        by_length.entry(shorter).or_default().push((start, token));
+                        memory::push(by_length.entry(shorter).or_default(), (start, token), IN_TEXT)?;
                     }
                     continue;
                 }
@@ -204,10 +216,10 @@ impl Trie {
                 if let Some(occupied) = occupied.get_mut(range.start..range.end) {
                     occupied.fill(true);
                 }
-                taken.push(range);
+                memory::push(&mut taken, range, IN_TEXT)?;
             }
         }
-        taken
+        Ok(taken)
     }
 }
 
@@ -228,36 +240,36 @@ mod tests {
             strip_right: text.ends_with("r>"),
         };
         let texts: Vec<&'static str> = texts.iter().map(|text| &*text.to_string().leak()).collect();
-        Trie::new(texts.iter().enumerate().map(special))
+        Trie::new(texts.iter().enumerate().map(special)).unwrap()
     }
 
     #[test]
     fn longer_tokens_go_first() {
-        assert_eq!(trie(&["bcde", "abc"]).split("abcde", ALL), [Text(0..1), Token(0)]);
-        assert_eq!(trie(&["ab", "abc", "c"]).split("abcab", ALL), [Token(1), Token(0)]);
-        assert_eq!(trie(&["ab", "ba"]).split("abab", ALL), [Token(0), Token(0)]);
+        assert_eq!(trie(&["bcde", "abc"]).split("abcde", ALL).unwrap(), [Text(0..1), Token(0)]);
+        assert_eq!(trie(&["ab", "abc", "c"]).split("abcab", ALL).unwrap(), [Token(1), Token(0)]);
+        assert_eq!(trie(&["ab", "ba"]).split("abab", ALL).unwrap(), [Token(0), Token(0)]);
         // "abc" is blocked by the longer "cdef", and "ab" takes its place.
-        assert_eq!(trie(&["abc", "ab", "cdef"]).split("abcdef", ALL), [Token(1), Token(2)]);
-        assert_eq!(trie(&["\n\n", "\n\n\n"]).split("\n\n\n\n\n\n\n\n", ALL), [Token(1), Token(1), Token(0)]);
-        assert_eq!(trie(&[]).split("text", ALL), [Text(0..4)]);
-        assert_eq!(trie(&["a"]).split("", ALL), []);
+        assert_eq!(trie(&["abc", "ab", "cdef"]).split("abcdef", ALL).unwrap(), [Token(1), Token(2)]);
+        assert_eq!(trie(&["\n\n", "\n\n\n"]).split("\n\n\n\n\n\n\n\n", ALL).unwrap(), [Token(1), Token(1), Token(0)]);
+        assert_eq!(trie(&[]).split("text", ALL).unwrap(), [Text(0..4)]);
+        assert_eq!(trie(&["a"]).split("", ALL).unwrap(), []);
     }
 
     #[test]
     fn control_tokens_are_found_in_trusted_text_only() {
         let trie = trie(&["<a>", "any", "any>"]);
         let text = "<a>any<a>any>";
-        assert_eq!(trie.split(text, ALL), [Token(0), Token(1), Token(0), Token(2)]);
-        assert_eq!(trie.split(text, &[]), [Text(0..3), Token(1), Text(6..9), Token(2)]);
-        assert_eq!(trie.split(text, &[0..3, 7..9]), [Token(0), Token(1), Text(6..9), Token(2)]);
-        assert_eq!(trie.split(text, &[0..2, 6..12]), [Text(0..3), Token(1), Token(0), Token(2)]);
+        assert_eq!(trie.split(text, ALL).unwrap(), [Token(0), Token(1), Token(0), Token(2)]);
+        assert_eq!(trie.split(text, &[]).unwrap(), [Text(0..3), Token(1), Text(6..9), Token(2)]);
+        assert_eq!(trie.split(text, &[0..3, 7..9]).unwrap(), [Token(0), Token(1), Text(6..9), Token(2)]);
+        assert_eq!(trie.split(text, &[0..2, 6..12]).unwrap(), [Text(0..3), Token(1), Token(0), Token(2)]);
     }
 
     #[test]
     fn white_space_is_stripped() {
-        assert_eq!(trie(&["<lr>"]).split("a \n<lr>\t b", ALL), [Text(0..1), Token(0), Text(9..10)]);
-        assert_eq!(trie(&["<l>"]).split("a <l> b", ALL), [Text(0..1), Token(0), Text(5..7)]);
-        assert_eq!(trie(&["<r>"]).split("<r> <r> ", ALL), [Token(0), Token(0)]);
+        assert_eq!(trie(&["<lr>"]).split("a \n<lr>\t b", ALL).unwrap(), [Text(0..1), Token(0), Text(9..10)]);
+        assert_eq!(trie(&["<l>"]).split("a <l> b", ALL).unwrap(), [Text(0..1), Token(0), Text(5..7)]);
+        assert_eq!(trie(&["<r>"]).split("<r> <r> ", ALL).unwrap(), [Token(0), Token(0)]);
     }
 
     #[test]

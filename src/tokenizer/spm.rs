@@ -4,10 +4,15 @@
 use super::index::NONE;
 use super::vocab::{SCORES, Vocab, same_length};
 use super::{TokenId, TokenKind, byte_ids};
-use crate::Result;
 use crate::gguf::Metadata;
+use crate::{ErrorKind, Result, memory};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+
+/// What memory is for.
+const WHAT: &str = "the scores of the tokenizer";
+const TOKENS: &str = "the tokens of a text";
+const PAIRS: &str = "the pairs of a text";
 
 pub(super) struct Spm {
     /// Scores as integers that order like them, all above 0; empty if the file has none.
@@ -55,7 +60,7 @@ impl Spm {
         let scores = match scores(metadata)? {
             Some(scores) => {
                 same_length(SCORES, scores.len(), vocab.len())?;
-                scores.into_iter().map(order).collect()
+                memory::collected(scores.into_iter().map(order), WHAT)?
             }
             None => Vec::new(),
         };
@@ -64,20 +69,29 @@ impl Spm {
     }
 
     /// Appends the tokens of `text`, in which spaces are spaces.
-    pub(super) fn encode(&self, vocab: &Vocab, text: &str, scratch: &mut Scratch, out: &mut Vec<TokenId>) {
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub(super) fn encode(
+        &self,
+        vocab: &Vocab,
+        text: &str,
+        scratch: &mut Scratch,
+        out: &mut Vec<TokenId>,
+    ) -> Result<()> {
         let bytes = text.as_bytes();
         let mut start = 0;
         for (end, (&first, &second)) in (1..).zip(bytes.iter().zip(bytes.iter().skip(1))) {
             if !vocab.joins(first, second) && text.is_char_boundary(end) {
-                self.encode_part(vocab, text.get(start..end).unwrap_or_default(), scratch, out);
+                self.encode_part(vocab, text.get(start..end).unwrap_or_default(), scratch, out)?;
                 start = end;
             }
         }
-        self.encode_part(vocab, text.get(start..).unwrap_or_default(), scratch, out);
+        self.encode_part(vocab, text.get(start..).unwrap_or_default(), scratch, out)
     }
 
     /// Encodes a part of the text that no token reaches beyond.
-    fn encode_part(&self, vocab: &Vocab, text: &str, scratch: &mut Scratch, out: &mut Vec<TokenId>) {
+    fn encode_part(&self, vocab: &Vocab, text: &str, scratch: &mut Scratch, out: &mut Vec<TokenId>) -> Result<()> {
         if text.len() <= SHORT {
             return self.encode_short(vocab, text.as_bytes(), out);
         }
@@ -91,8 +105,9 @@ impl Spm {
             }
             let previous = number.checked_sub(1).unwrap_or(NONE);
             let length = c.len_utf8() as u32;
-            symbols.push(Symbol { previous, next: NONE, start: start as u32, length, token: NONE });
-            self.try_pair(vocab, text, symbols, previous, queue);
+            let symbol = Symbol { previous, next: NONE, start: start as u32, length, token: NONE };
+            memory::push(symbols, symbol, PAIRS)?;
+            self.try_pair(vocab, text, symbols, previous, queue)?;
         }
         while let Some(Pair { left: Reverse(left), length, token, .. }) = queue.pop() {
             let Some((left_length, next)) = symbols.get(left as usize).map(|at| (at.length, at.next)) else { continue };
@@ -112,19 +127,20 @@ impl Spm {
                 symbol.next = after;
                 previous = symbol.previous;
             }
-            self.try_pair(vocab, text, symbols, previous, queue);
-            self.try_pair(vocab, text, symbols, left, queue);
+            self.try_pair(vocab, text, symbols, previous, queue)?;
+            self.try_pair(vocab, text, symbols, left, queue)?;
         }
         let mut symbol = symbols.first();
         while let Some(at) = symbol {
             let bytes = text.as_bytes().get(at.start as usize..(at.start + at.length) as usize);
-            self.emit(vocab, bytes.unwrap_or_default(), at.token, out);
+            self.emit(vocab, bytes.unwrap_or_default(), at.token, out)?;
             symbol = symbols.get(at.next as usize);
         }
+        Ok(())
     }
 
     /// For few bytes: searches all pairs for the best one, again and again.
-    fn encode_short(&self, vocab: &Vocab, text: &[u8], out: &mut Vec<TokenId>) {
+    fn encode_short(&self, vocab: &Vocab, text: &[u8], out: &mut Vec<TokenId>) -> Result<()> {
         // Symbol i is from start i to start i + 1; pair i is symbol i and the next one.
         let mut starts = [0; SHORT + 1];
         let mut tokens = [NONE; SHORT];
@@ -169,8 +185,9 @@ impl Spm {
             }
         }
         for (at, &token) in tokens.iter().enumerate().take(count) {
-            self.emit(vocab, text.get(starts[at]..starts[at + 1]).unwrap_or_default(), token, out);
+            self.emit(vocab, text.get(starts[at]..starts[at + 1]).unwrap_or_default(), token, out)?;
         }
+        Ok(())
     }
 
     /// The score of the token that these bytes make, and the token; 0 and [`NONE`] if they make none.
@@ -184,29 +201,39 @@ impl Spm {
 
     /// Queues symbol `left` and the next one, if they make a token.
     #[inline]
-    fn try_pair(&self, vocab: &Vocab, text: &str, symbols: &[Symbol], left: u32, queue: &mut BinaryHeap<Pair>) {
-        let Some(first) = symbols.get(left as usize) else { return };
-        let Some(second) = symbols.get(first.next as usize) else { return };
+    fn try_pair(
+        &self,
+        vocab: &Vocab,
+        text: &str,
+        symbols: &[Symbol],
+        left: u32,
+        queue: &mut BinaryHeap<Pair>,
+    ) -> Result<()> {
+        let Some(first) = symbols.get(left as usize) else { return Ok(()) };
+        let Some(second) = symbols.get(first.next as usize) else { return Ok(()) };
         let length = first.length + second.length;
         let bytes = text.as_bytes().get(first.start as usize..(first.start + length) as usize).unwrap_or_default();
         if let (score @ 1.., token) = self.pair(vocab, bytes) {
-            queue.push(Pair { score, left: Reverse(left), length, token });
+            memory::push_to_heap(queue, Pair { score, left: Reverse(left), length, token }, PAIRS)?;
         }
+        Ok(())
     }
 
     /// Appends a token or, for a character that was not merged, its token, those of its bytes, or the unknown one.
-    fn emit(&self, vocab: &Vocab, bytes: &[u8], token: u32, out: &mut Vec<TokenId>) {
+    fn emit(&self, vocab: &Vocab, bytes: &[u8], token: u32, out: &mut Vec<TokenId>) -> Result<()> {
         let token = if token == NONE { vocab.find(bytes) } else { token };
         if token != NONE {
-            return out.push(token);
+            return memory::push(out, token, TOKENS);
         }
         let bytes = if bytes == b" " { "\u{2581}".as_bytes() } else { bytes };
         let tokens = bytes.iter().map(|&byte| self.bytes.get(usize::from(byte)).copied().unwrap_or(NONE));
+        memory::reserve(out, bytes.len().max(1), TOKENS)?;
         if tokens.clone().any(|token| token == NONE) {
             out.extend(self.unk);
         } else {
             out.extend(tokens);
         }
+        Ok(())
     }
 }
 
@@ -214,8 +241,9 @@ impl Spm {
 fn scores(metadata: &Metadata) -> Result<Option<Vec<f32>>> {
     match metadata.f32s(SCORES) {
         Ok(scores) => Ok(scores),
+        Err(error) if error.kind() == ErrorKind::OutOfMemory => Err(error),
         Err(error) => match metadata.ints(SCORES) {
-            Ok(Some(scores)) => Ok(Some(scores.into_iter().map(|score| score as f32).collect())),
+            Ok(Some(scores)) => memory::collected(scores.into_iter().map(|score| score as f32), WHAT).map(Some),
             _ => Err(error),
         },
     }

@@ -4,7 +4,7 @@ use super::index::{Index, NONE, Strings};
 use super::special::{Special, Trie};
 use super::{TokenId, TokenKind, bytes_of_letters};
 use crate::gguf::{Metadata, StringArray};
-use crate::{Error, Result};
+use crate::{Error, Result, memory};
 
 pub(super) const TOKENS: &str = "tokenizer.ggml.tokens";
 pub(super) const SCORES: &str = "tokenizer.ggml.scores";
@@ -123,7 +123,7 @@ impl Vocab {
             return Err(Error::invalid_file(format!("{TOKENS} is too large: {count} tokens of {bytes} bytes in all")));
         }
 
-        let mut tokens = vec![Token::new(TokenKind::Normal, false); count];
+        let mut tokens = memory::filled(count, Token::new(TokenKind::Normal, false), "the vocabulary")?;
         if let Some(types) = metadata.ints(TOKEN_TYPES)? {
             same_length(TOKEN_TYPES, types.len(), count)?;
             for (token, &number) in tokens.iter_mut().zip(&types) {
@@ -133,9 +133,9 @@ impl Vocab {
 
         let mut vocab = Self {
             texts: list.clone(),
-            pieces: Strings::with_capacity(count, bytes),
+            pieces: Strings::with_capacity(count, bytes)?,
             tokens,
-            index: Index::with_capacity(count),
+            index: Index::with_capacity(count)?,
             inside: BytePairs::new(),
             special: Trie::default(),
             special_list: Vec::new(),
@@ -143,7 +143,7 @@ impl Vocab {
             end_of_generation: Vec::new(),
         };
         vocab.read_ids(metadata)?;
-        vocab.find_roles_by_text(list.iter());
+        vocab.find_roles_by_text(list.iter())?;
         vocab.spell(list.iter(), spelling);
         vocab.collect_specials(metadata)?;
         Ok(vocab)
@@ -188,7 +188,7 @@ impl Vocab {
     }
 
     /// Files rarely say which tokens end a turn, so these are known by their texts.
-    fn find_roles_by_text<'a>(&mut self, texts: impl Iterator<Item = &'a str>) {
+    fn find_roles_by_text<'a>(&mut self, texts: impl Iterator<Item = &'a str>) -> Result<()> {
         // What the file itself says about fill-in-the-middle counts before what texts suggest.
         let mut by_text: [Option<(usize, TokenId)>; ROLES.len()] = Default::default();
         let mut ends = Vec::new();
@@ -205,7 +205,7 @@ impl Vocab {
                 }
             }
             if END_OF_GENERATION.contains(&text) {
-                ends.push(id);
+                memory::push(&mut ends, id, END_TOKENS)?;
             }
             if HARMONY.contains(&text)
                 && let Some(token) = self.tokens.get_mut(id as usize)
@@ -224,7 +224,8 @@ impl Vocab {
             &mut ids.fim_repo,
             &mut ids.fim_separator,
         ];
-        let mut control = ends.clone();
+        let mut control = memory::with_room(ends.len() + ROLES.len(), END_TOKENS)?;
+        control.extend_from_slice(&ends);
         for (role, found) in roles.into_iter().zip(by_text) {
             if role.is_none()
                 && let Some((_, id)) = found
@@ -237,6 +238,7 @@ impl Vocab {
             self.make_control(id);
         }
         let ids = &self.ids;
+        memory::reserve(&mut ends, 6, END_TOKENS)?;
         ends.extend([ids.eos, ids.eot, ids.eom, ids.fim_pad, ids.fim_repo, ids.fim_separator].into_iter().flatten());
         ends.sort_unstable();
         ends.dedup();
@@ -255,6 +257,7 @@ impl Vocab {
             }
         }
         self.end_of_generation = ends;
+        Ok(())
     }
 
     fn make_control(&mut self, id: TokenId) {
@@ -320,13 +323,13 @@ impl Vocab {
 
     fn collect_specials(&mut self, metadata: &Metadata) -> Result<()> {
         let strip = Strip::of(metadata)?;
-        self.special_list =
-            (0..self.len() as u32).filter(|&id| self.kind(id).is_some_and(TokenKind::is_special)).collect();
+        let is_special = |id: &u32| self.kind(*id).is_some_and(TokenKind::is_special);
+        self.special_list = memory::collected((0..self.len() as u32).filter(is_special), "the special tokens")?;
         self.special = Trie::new(self.special_list.iter().map(|&id| {
             let text = self.texts.get(id as usize).unwrap_or_default().as_bytes();
             let anywhere = self.kind(id) == Some(TokenKind::UserDefined);
             Special { text, id, anywhere, strip_left: strip.left(text), strip_right: strip.right(text) }
-        }));
+        }))?;
         Ok(())
     }
 
@@ -439,13 +442,14 @@ enum Strip {
 
 impl Strip {
     fn of(metadata: &Metadata) -> Result<Self> {
-        let name = metadata.str("general.name")?.unwrap_or_default().to_ascii_lowercase();
+        let name = metadata.str("general.name")?.unwrap_or_default();
+        let named = |part: &str| name.as_bytes().windows(part.len()).any(|w| w.eq_ignore_ascii_case(part.as_bytes()));
         let pre = metadata.str("tokenizer.ggml.pre")?.unwrap_or_default();
         Ok(if ["jina-v2-de", "jina-v2-es", "jina-v2-code"].iter().any(|known| pre.contains(known)) {
             Self::LeftOf("<mask>")
-        } else if name.contains("phi-3") || name.contains("phi3") {
+        } else if named("phi-3") || named("phi3") {
             Self::Phi3
-        } else if name.contains("modern-bert") {
+        } else if named("modern-bert") {
             Self::LeftOf("[MASK]")
         } else {
             Self::Nothing
@@ -541,6 +545,9 @@ const END_OF_GENERATION: [&str; 22] = [
 
 /// Control tokens of OpenAI's harmony format that give an answer its structure, and are shown for that.
 const HARMONY: [&str; 4] = ["<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"];
+
+/// What memory is for.
+const END_TOKENS: &str = "the tokens that end an answer";
 
 /// No text of a role is longer.
 const LONGEST_ROLE_TEXT: usize = 32;

@@ -153,7 +153,7 @@ fn check(sim: &Sim, settings: &[Settings], logits: impl Fn(&mut Random) -> Vec<f
     let mut prompt: Vec<u32> = (0..10).map(|_| random.below(vocabulary) as u32).collect();
     prompt.extend([prompt[9], vocabulary as u32 + 3]);
     let seeds: Vec<u64> = (0..count).map(|_| random.bits()).collect();
-    let start = |(s, &seed): (&&Settings, &u64)| s.builder().seed(seed).build().unwrap().start(&prompt);
+    let start = |(s, &seed): (&&Settings, &u64)| s.builder().seed(seed).build().unwrap().start(&prompt).unwrap();
     let mut states: Vec<_> = settings.iter().zip(&seeds).map(start).collect();
     let mut texts: Vec<Vec<u32>> = vec![prompt.clone(); count];
     for step in 0..STEPS {

@@ -26,7 +26,7 @@ fn generated(session: &mut Session, prompt: &[u32], sampler: &Sampler) -> wavelm
 /// What the CPU's sampler draws from the logits that the same session computes, one token after the other.
 fn expected(session: &mut Session, prompt: &[u32], sampler: &Sampler) -> Vec<(u32, f32)> {
     feed(session, prompt);
-    let mut state = sampler.start(prompt);
+    let mut state = sampler.start(prompt).unwrap();
     let (mut next, mut drawn) = (prompt[prompt.len() - 1..].to_vec(), Vec::new());
     while drawn.len() < TOKENS {
         let mut last = Vec::new();
@@ -135,7 +135,7 @@ fn idle_sessions_leave_nothing_queued() {
         session.feed(&Prompt::from_tokens((0..100).collect::<Vec<_>>())).unwrap();
         assert_eq!(driver.queued(), 0);
         // Both write to a page that they share, which copies it.
-        let mut fork = session.fork();
+        let mut fork = session.fork().unwrap();
         for session in [&mut session, &mut fork] {
             let prompt = Prompt::from_tokens((0..101).collect::<Vec<_>>());
             for piece in session.generate(&prompt, &Sampler::default()).unwrap().max_tokens(2) {

@@ -7,12 +7,13 @@ use super::matmul::{self, Input, Matrix, OutPtr, QuantRows, ROW_STEP, STREAM_ROW
 use super::ops;
 use super::plan::{MatMul, RowOp, Step};
 use super::team::{Items, Team};
+use super::weights::Held;
 use super::workspace::{Floats, Member, Workspace};
 use crate::backend::{Batch, Canceller, Wanted};
 use crate::model::Precision;
 use crate::model::program::{AttentionInfo, Buf, RowKind, Weight};
 use crate::tokenizer::TokenId;
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, memory};
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
@@ -34,42 +35,46 @@ pub(super) fn run(
 ) -> Result<()> {
     let (rows, outputs) = (batch.tokens(), batch.outputs());
     workspace.reserve(&backend.program, &backend.plan, rows, outputs, backend.team.threads())?;
-    workspace.place(backend, batch);
+    workspace.place(backend, batch)?;
     if let (Some(given), Some(first)) = (given, workspace.buffers.first_mut()) {
         let place = first.as_mut_slice().get_mut(..given.len());
         place.ok_or_else(|| Error::invalid_input("more rows than tokens were given to a pass"))?.copy_from_slice(given);
     }
 
-    let tokens: Vec<TokenId> = batch.spans.iter().flat_map(|s| s.tokens).copied().collect();
+    let mut tokens: Vec<TokenId> = memory::with_room(rows, WHAT)?;
+    batch.spans.iter().for_each(|span| tokens.extend_from_slice(span.tokens));
     let tables = page_tables(backend, batch)?;
     let mut first_row = 0;
-    let spans: Vec<Span<'_>> = batch
-        .spans
-        .iter()
-        .zip(&tables)
-        .map(|(span, pages)| {
-            let rows = span.tokens.len();
-            first_row += rows;
-            Span { first_row: first_row - rows, rows, first_pos: span.first_pos, pages }
-        })
-        .collect();
+    let spans = batch.spans.iter().zip(&tables).map(|(span, pages)| {
+        let rows = span.tokens.len();
+        first_row += rows;
+        Span { first_row: first_row - rows, rows, first_pos: span.first_pos, pages }
+    });
+    let spans: Vec<Span<'_>> = memory::collected(spans, WHAT)?;
 
+    let held = backend.weights.hold();
     let Workspace { buffers, quant, angles, wanted, members, progress } = workspace;
+    let shared = buffers.iter_mut().map(|b| SharedBuf { start: b.as_mut_ptr(), len: b.as_slice().len() });
     let pass = Pass {
         backend,
+        held: &held,
         rows,
         outputs,
         tokens: &tokens,
-        buffers: buffers.iter_mut().map(|b| SharedBuf { start: b.as_mut_ptr(), len: b.as_slice().len() }).collect(),
+        buffers: memory::collected(shared, WHAT)?,
         quant,
         angles,
         wanted,
         kv: KvPlans::new(backend, &spans)?,
     };
+    for member in &mut *members {
+        let member = member.get_mut().unwrap_or_else(PoisonError::into_inner);
+        pass.kv.attentions.iter().try_for_each(|(_, plan)| member.attention.reserve(plan.scratch_len()))?;
+    }
     let steps = pass.steps()?;
-    let items: Vec<Items> = steps.iter().map(Work::items).collect();
+    let items: Vec<Items> = memory::collected(steps.iter().map(Work::items), WHAT)?;
     let mut next = None;
-    let mut following = vec![None; steps.len()];
+    let mut following = memory::filled(steps.len(), None, WHAT)?;
     for (i, step) in steps.iter().enumerate().rev() {
         following[i] = next;
         if let Work::MatMuls(products) = step
@@ -112,20 +117,17 @@ pub(super) fn run(
     if whole? { Ok(()) } else { Err(Error::new(ErrorKind::Cancelled, "the session was cancelled")) }
 }
 
+/// What memory is for.
+const WHAT: &str = "the plan of a pass";
+
 /// The addresses of each sequence's pages.
 fn page_tables(backend: &CpuBackend, batch: &Batch<'_>) -> Result<Vec<Vec<*mut u8>>> {
-    let table = |pages| {
-        backend
-            .pages
-            .addresses(pages)
-            .ok_or_else(|| Error::new(ErrorKind::Device, "a page of the cache has no memory: a bug in wavelm"))
-    };
-    batch.spans.iter().map(|s| table(s.pages)).collect()
+    memory::try_collected(batch.spans.iter().map(|span| backend.pages.addresses(span.pages)), WHAT)
 }
 
 impl Workspace {
     /// Where the rows of the batch are: angles of their positions, and which rows are wanted.
-    fn place(&mut self, backend: &CpuBackend, batch: &Batch<'_>) {
+    fn place(&mut self, backend: &CpuBackend, batch: &Batch<'_>) -> Result<()> {
         let positions = || batch.spans.iter().flat_map(|s| s.first_pos..s.first_pos + s.tokens.len());
         for (angles, rope) in self.angles.iter_mut().zip(&backend.program.ropes) {
             let pairs = rope.inv_freq.len();
@@ -135,6 +137,7 @@ impl Workspace {
             }
         }
         self.wanted.clear();
+        memory::reserve(&mut self.wanted, batch.outputs(), WHAT)?;
         let mut row = 0;
         for span in batch.spans {
             let n = span.tokens.len();
@@ -145,6 +148,7 @@ impl Workspace {
             }
             row += n;
         }
+        Ok(())
     }
 }
 
@@ -158,6 +162,8 @@ struct SharedBuf {
 /// What a pass reads and writes.
 struct Pass<'a> {
     backend: &'a CpuBackend,
+    /// The file, where weights are read from it.
+    held: &'a Held,
     /// Rows of buffers over tokens, and over outputs.
     rows: usize,
     outputs: usize,
@@ -189,10 +195,10 @@ impl<'a> KvPlans<'a> {
         let mut plans = Self { stores: Vec::new(), attentions: Vec::new(), store_of_layer: Vec::new() };
         for (layout, _) in &backend.layers {
             let known = layouts.iter().position(|l| l == layout);
-            plans.store_of_layer.push(known.unwrap_or(layouts.len()));
+            memory::push(&mut plans.store_of_layer, known.unwrap_or(layouts.len()), WHAT)?;
             if known.is_none() {
-                layouts.push(*layout);
-                plans.stores.push(StorePlan::new(layout, spans)?);
+                memory::push(&mut layouts, *layout, WHAT)?;
+                memory::push(&mut plans.stores, StorePlan::new(layout, spans)?, WHAT)?;
             }
         }
         for step in &backend.plan.steps {
@@ -201,7 +207,7 @@ impl<'a> KvPlans<'a> {
                 && plans.attention(&params(info)).is_none()
             {
                 let params = params(info);
-                plans.attentions.push((params, AttentionPlan::new(&params, layout, spans)?));
+                memory::push(&mut plans.attentions, (params, AttentionPlan::new(&params, layout, spans)?), WHAT)?;
             }
         }
         Ok(plans)
@@ -303,7 +309,7 @@ impl Pass<'_> {
 
     /// Cuts the plan's steps into items.
     fn steps(&self) -> Result<Vec<Work<'_>>> {
-        self.backend.plan.steps.iter().map(|step| self.work(step)).collect()
+        memory::try_collected(self.backend.plan.steps.iter().map(|step| self.work(step)), WHAT)
     }
 
     fn work<'p>(&'p self, step: &'p Step) -> Result<Work<'p>> {
@@ -317,7 +323,7 @@ impl Pass<'_> {
                 Ok(Work::Rows { ops, rows, per_item: rows.div_ceil(parts).clamp(1, ROW_ITEM) })
             }
             Step::MatMuls { kind, products } => {
-                let products = products.iter().map(|p| self.product(p)).collect::<Result<Vec<_>>>()?;
+                let products = memory::try_collected(products.iter().map(|p| self.product(p)), WHAT)?;
                 let rows = self.rows(*kind);
                 let streams = self.backend.precision == Precision::Fast
                     && products.iter().all(|p| matmul::streams(self.backend.isa, &p.matrix, rows));
@@ -343,8 +349,7 @@ impl Pass<'_> {
 
     /// A weight's copy, or else what is in the file.
     fn matrix(&self, weight: Weight) -> Result<Matrix<'_>> {
-        let matrix = super::weights::matrix(&self.backend.gguf, &self.backend.program, weight)?;
-        Ok(self.backend.copies.get(weight, matrix).unwrap_or(matrix))
+        self.backend.weights.matrix(self.held, weight)
     }
 
     fn vector(&self, weight: Weight) -> &[f32] {

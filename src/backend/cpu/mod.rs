@@ -1,6 +1,7 @@
 //! The CPU backend: a team of threads walks the lowered program together.
 
 pub(crate) mod attention;
+mod available;
 pub(crate) mod cores;
 mod exec;
 pub(crate) mod isa;
@@ -21,7 +22,7 @@ use crate::gguf::Gguf;
 use crate::model::Precision;
 use crate::model::program::{Op, Program, RowKind};
 use crate::sampler::{Choice, SamplerState};
-use crate::{Error, ErrorKind, Result, quant};
+use crate::{Error, ErrorKind, Result, memory, quant};
 use isa::Isa;
 use kv::KvLayout;
 use pages::Pages;
@@ -48,9 +49,8 @@ pub(crate) struct CpuOptions {
     pub(crate) isa: Isa,
 }
 
-/// A model on the CPU: weights straight from the mapped file, or copies in another order.
+/// A model on the CPU: weights straight from the file, or in another order.
 pub(crate) struct CpuBackend {
-    gguf: Arc<Gguf>,
     program: Arc<Program>,
     plan: Plan,
     isa: Isa,
@@ -61,8 +61,7 @@ pub(crate) struct CpuBackend {
     layers: Vec<(KvLayout, usize)>,
     pages: Pages,
     pool: Arc<KvPool>,
-    /// Matrices in the form that the kernels are fastest with, if there is memory for it.
-    copies: weights::Copies,
+    weights: weights::Weights,
     /// How long the last pass took that read weights for a few tokens, in nanoseconds; 0 before the first one.
     last_pass: AtomicU64,
     /// Weights that are vectors, as `f32`; empty for matrices.
@@ -75,24 +74,26 @@ impl CpuBackend {
     pub(crate) fn new(gguf: Arc<Gguf>, program: Arc<Program>, options: CpuOptions) -> Result<Self> {
         let team = match options.pool {
             Some(pool) => Team::on_pool(pool),
-            None => Team::new(options.threads.unwrap_or_else(cores::default_threads)).map_err(|e| {
-                Error::new(ErrorKind::Device, "cannot start the threads of the CPU backend").with_source(e)
-            })?,
+            None => {
+                let threads = options.threads.unwrap_or_else(cores::default_threads);
+                Team::new(threads).map_err(|e| cannot_start(threads, e))?
+            }
         };
         let (layers, page_bytes) = layers(&program, options.kv_type)?;
         let pages = Pages::new(page_bytes)?;
         let pool = KvPool::new(Box::new(pages.clone()));
+        const VECTORS: &str = "weights that are vectors";
         let vectors = program.weights.iter().map(|w| {
             let mut values = Vec::new();
             if w.rows == 1 {
-                values.resize(w.columns, 0.0);
+                values = memory::filled(w.columns, 0.0, VECTORS)?;
                 quant::dequantize(w.tensor.tensor_type(), gguf.data(&w.tensor), &mut values)?;
             }
             Ok(values)
         });
-        let vectors = vectors.collect::<Result<Vec<_>>>()?;
-        let plan = Plan::new(&program, options.precision);
-        let copies = weights::Copies::new(&gguf, &program, options.isa, options.precision)?;
+        let vectors = memory::try_collected(vectors, VECTORS)?;
+        let plan = Plan::new(&program, options.precision)?;
+        let weights = weights::Weights::new(gguf, &program, options.isa, options.precision, &team)?;
         Ok(Self {
             plan,
             isa: options.isa,
@@ -102,20 +103,28 @@ impl CpuBackend {
             layers,
             pages,
             pool,
-            copies,
+            weights,
             last_pass: AtomicU64::new(0),
             vectors,
             idle: Arc::default(),
-            gguf,
             program,
         })
     }
 }
 
+/// The error for threads that do not start.
+fn cannot_start(threads: usize, error: rayon::ThreadPoolBuildError) -> Error {
+    let message = format!(
+        "cannot start {threads} threads for the CPU backend: {error}; ask for fewer (LoadOptions::threads), or allow the \
+         process more memory or threads (ulimit -v, ulimit -u)"
+    );
+    Error::new(ErrorKind::Device, message).with_source(error)
+}
+
 /// Where the layers lie in a page, and its size.
 pub(crate) fn layers(program: &Program, kv_type: KvType) -> Result<(Vec<(KvLayout, usize)>, usize)> {
     let mut bytes = 0usize;
-    let mut layers = Vec::with_capacity(program.kv.len());
+    let mut layers = memory::with_room(program.kv.len(), "the layers of the cache")?;
     for shape in &program.kv {
         let layout = KvLayout::for_layer(kv_type, shape.kv_heads, shape.head_dim, shape.value_dim)?;
         layers.push((layout, bytes));
@@ -194,7 +203,7 @@ impl CpuBackend {
         if generates {
             // Half as long again as a pass takes, until all are copied; never before the first one.
             let time = Duration::from_nanos(self.last_pass.load(Ordering::Relaxed) / 2);
-            self.copies.go_on(&self.gguf, &self.program, &self.team, time)?;
+            self.weights.go_on(&self.team, time)?;
         }
         let began = Instant::now();
         let mut workspace = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
@@ -273,7 +282,11 @@ impl Logits for CpuLogits {
 impl Drop for CpuLogits {
     fn drop(&mut self) {
         let workspace = std::mem::take(&mut self.workspace);
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(workspace);
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        // Where there is no memory for the list, the next pass makes a workspace anew.
+        if idle.try_reserve(1).is_ok() {
+            idle.push(workspace);
+        }
     }
 }
 

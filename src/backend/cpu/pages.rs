@@ -1,7 +1,7 @@
 //! The memory behind the cache pages of the CPU.
 
 use crate::backend::kv::{PageId, PageStore};
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, memory};
 use memmap2::MmapMut;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -57,10 +57,16 @@ impl Pages {
         self.pages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The addresses of `pages`; `None` where one is not allocated. They stay valid while the sequence holds them.
-    pub(crate) fn addresses(&self, pages: &[PageId]) -> Option<Vec<*mut u8>> {
+    /// The addresses of `pages`. They stay valid while the sequence holds them.
+    ///
+    /// # Errors
+    /// `OutOfMemory`; `Device` where a page is not allocated.
+    pub(crate) fn addresses(&self, pages: &[PageId]) -> Result<Vec<*mut u8>> {
         let mut all = self.lock();
-        pages.iter().map(|&p| Some(all.get_mut(p as usize)?.as_mut()?.address())).collect()
+        let bug = || Error::new(ErrorKind::Device, "a cache page that is held has no memory: a bug in wavelm");
+        let mut address =
+            |&page: &PageId| all.get_mut(page as usize).and_then(Option::as_mut).map(Page::address).ok_or_else(bug);
+        memory::try_collected(pages.iter().map(&mut address), "the addresses of cache pages")
     }
 }
 
@@ -76,6 +82,8 @@ impl PageStore for Pages {
         let mut all = self.lock();
         let slot = page as usize;
         if all.len() <= slot {
+            let more = slot + 1 - all.len();
+            memory::reserve(&mut all, more, "the table of cache pages")?;
             all.resize_with(slot + 1, || None);
         }
         if let Some(place) = all.get_mut(slot) {
@@ -90,13 +98,11 @@ impl PageStore for Pages {
     }
 
     fn copy(&self, from: PageId, to: PageId) -> Result<()> {
-        let addresses = self.addresses(&[from, to]);
-        let Some([from, to]) = addresses.as_deref() else {
-            return Err(Error::new(ErrorKind::Device, "a cache page that is held has no memory: a bug in wavelm"));
-        };
+        let addresses = self.addresses(&[from, to])?;
+        let [from, to] = *addresses.as_slice() else { return Ok(()) };
         // SAFETY: both pages are allocated with this size, are distinct (one is held, the other was just acquired),
         // and stay so: the caller holds both. Nobody writes to `from`, which is shared, nor knows `to`.
-        unsafe { std::ptr::copy_nonoverlapping(from.cast_const(), *to, self.bytes) }
+        unsafe { std::ptr::copy_nonoverlapping(from.cast_const(), to, self.bytes) }
         Ok(())
     }
 }
@@ -110,7 +116,7 @@ mod tests {
         let pages = Pages::new(100).unwrap();
         pages.allocate(3).unwrap();
         pages.allocate(1).unwrap();
-        assert!(pages.addresses(&[0]).is_none());
+        assert!(pages.addresses(&[0]).is_err());
         let from = pages.addresses(&[3]).unwrap()[0];
         // SAFETY: the page has 100 bytes and nobody else uses it.
         unsafe { from.write_bytes(7, 100) };
@@ -119,7 +125,7 @@ mod tests {
         // SAFETY: as above.
         assert_eq!(unsafe { to.add(99).read() }, 7);
         pages.release(3);
-        assert!(pages.addresses(&[3]).is_none());
+        assert!(pages.addresses(&[3]).is_err());
         assert!(pages.copy(3, 1).is_err());
     }
 

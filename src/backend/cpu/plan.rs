@@ -3,6 +3,7 @@
 use super::matmul::{InputKind, input_kind};
 use crate::model::Precision;
 use crate::model::program::{Activation, AttentionInfo, Buf, Op, Program, RowKind, Weight};
+use crate::{Result, memory};
 use std::collections::HashSet;
 
 /// An operation that computes each row from the same row alone, so that a thread can run a chain of them on its rows.
@@ -101,11 +102,15 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    pub(super) fn new(program: &Program, precision: Precision) -> Self {
+    /// # Errors
+    /// `OutOfMemory`.
+    pub(super) fn new(program: &Program, precision: Precision) -> Result<Self> {
         let mut lowering = Lowering { program, steps: Vec::new(), fresh: HashSet::new() };
-        let mut quantized = vec![false; program.buffers.len()];
+        let mut quantized = memory::filled(program.buffers.len(), false, WHAT)?;
         let mut logits = Buf(0);
         for op in &program.ops {
+            // Before it is known whether there will be a step of its own, or one before it.
+            memory::reserve(&mut lowering.steps, 2, WHAT)?;
             match op.clone() {
                 Op::Embed { table, out } => lowering.row(RowOp::Embed { table, out }, out),
                 Op::Scale { x, by } => lowering.row(RowOp::Scale { x, by }, x),
@@ -135,9 +140,12 @@ impl Plan {
                 Op::Logits { x } => logits = x,
             }
         }
-        Self { steps: lowering.steps, logits, quantized }
+        Ok(Self { steps: lowering.steps, logits, quantized })
     }
 }
+
+/// What memory is for.
+const WHAT: &str = "the steps of the model";
 
 struct Lowering<'a> {
     program: &'a Program,

@@ -1,125 +1,188 @@
-//! Copies of a model's matrices in the order that the kernels read them in, for instruction sets that gain by it.
-//! Copying takes longer than the first token, so it is done little by little between the tokens after it, which take longer
-//! until all are copied. The file stays mapped, but what was copied is given back, so that a process holds each weight once.
+//! A model's matrices: as they lie in its file, or in the order that the kernels are fastest with.
+//!
+//! Those of a mapped file are copied to that order, for instruction sets that gain by it. Copying takes longer than the
+//! first token, so it is done little by little between the tokens after it, which take longer until all are copied. What
+//! was copied is given back, so that a process holds each weight once, and when nothing of the file is needed any more, it
+//! is let go of: what happens to it then does not matter. Files in memory are put in order where they lie, at once.
 
+use super::available::available_memory;
 use super::isa::Isa;
-use super::matmul::{Matrix, ROW_STEP};
+use super::matmul::{self, Matrix, ROW_STEP};
 use super::team::{Items, Progress, Team};
 use crate::gguf::Gguf;
 use crate::model::Precision;
-use crate::model::program::{Op, Program, Weight};
-use crate::{Error, ErrorKind, Result};
+use crate::model::program::{Op, Program, Weight, WeightInfo};
+use crate::{Error, ErrorKind, Result, memory};
 use memmap2::MmapMut;
 use std::ops::Range;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Bytes that a thread copies at a time, about: at most, and at least where a matrix is small.
 const PART: usize = 1 << 19;
 const SMALL_PART: usize = 1 << 16;
 
-/// The matrix of a weight, as it is in the file.
-pub(super) fn matrix<'a>(gguf: &'a Gguf, program: &Program, weight: Weight) -> Result<Matrix<'a>> {
-    let info = program.weights.get(weight.0);
-    let info = info.ok_or_else(|| Error::new(ErrorKind::Device, "a weight is not known: a bug in wavelm"))?;
-    Matrix::new(info.tensor.tensor_type(), gguf.data(&info.tensor), info.rows, info.columns)
-}
-
-/// The matrices of a program that are interleaved, or will be.
-pub(super) struct Copies {
+/// The matrices of a program.
+pub(super) struct Weights {
     isa: Isa,
+    program: Arc<Program>,
+    /// The file, until nothing of it is needed any more.
+    file: Mutex<Option<Arc<Gguf>>>,
+    /// For each weight whether its rows are interleaved where they lie in the file.
+    in_place: Vec<bool>,
     /// For each weight its copy, if it is complete.
-    complete: Vec<OnceLock<MmapMut>>,
-    /// What is still to be copied, the next one last.
-    waiting: Mutex<Vec<Weight>>,
+    copies: Vec<OnceLock<Copy>>,
+    /// What is still to be copied, the next one last; with whether its rows are to be interleaved.
+    waiting: Mutex<Vec<(Weight, bool)>>,
 }
 
-impl Copies {
-    /// Nothing is copied yet; what will be is what the program multiplies with, if there is memory for it or the user wants it.
-    pub(super) fn new(gguf: &Gguf, program: &Program, isa: Isa, precision: Precision) -> Result<Self> {
-        let (mut waiting, mut bytes, wish) = (Vec::new(), 0, wish());
+struct Copy {
+    bytes: MmapMut,
+    is_interleaved: bool,
+}
+
+/// The file as long as a pass may read it.
+pub(super) struct Held(Option<Arc<Gguf>>);
+
+impl Weights {
+    /// The matrices in `gguf`. What the program multiplies with will be copied, if there is memory for it or the user wants
+    /// it; in a file in memory that is nobody else's, it is put in order at once.
+    ///
+    /// # Errors
+    /// `OutOfMemory`; what is wrong with a matrix.
+    pub(super) fn new(
+        mut gguf: Arc<Gguf>,
+        program: &Arc<Program>,
+        isa: Isa,
+        precision: Precision,
+        team: &Team,
+    ) -> Result<Self> {
+        const WHAT: &str = "the list of matrices";
+        // Whether the program uses the weight as a matrix, and gains if its rows are interleaved.
+        let mut uses = memory::filled(program.weights.len(), (false, false), WHAT)?;
         for op in &program.ops {
-            if let Op::MatMul { weight, .. } = op
-                && !waiting.contains(weight)
-            {
-                let matrix = matrix(gguf, program, *weight)?;
-                if matrix.can_interleave(isa) {
-                    waiting.push(*weight);
-                    bytes += matrix.bytes_of(0..matrix.rows()).len() as u64;
+            let (weight, multiplies) = match op {
+                Op::MatMul { weight, .. } => (weight, true),
+                Op::Embed { table, .. } => (table, false),
+                _ => continue,
+            };
+            if let (Some(uses), Some(info)) = (uses.get_mut(weight.0), program.weights.get(weight.0)) {
+                let gains = multiplies && precision == Precision::Fast && of(&gguf, info)?.can_interleave(isa);
+                *uses = (true, uses.1 || gains);
+            }
+        }
+        let (mut waiting, wish, gains) = (Vec::new(), wish(), uses.iter().any(|uses| uses.1));
+        let mut in_place = memory::filled(program.weights.len(), false, WHAT)?;
+        if gguf.is_mapped() {
+            let used = || program.weights.iter().zip(&uses).filter(|(_, uses)| uses.0);
+            let bytes = used().fold(0u64, |sum, (info, _)| sum.saturating_add(info.tensor.size()));
+            if wish.unwrap_or_else(|| gains && fits(bytes, available_memory())) {
+                memory::reserve(&mut waiting, uses.len(), WHAT)?;
+                let used = uses.iter().enumerate().filter(|(_, uses)| uses.0);
+                waiting.extend(used.map(|(i, &(_, gains))| (Weight(i), gains)));
+                // In the program's order, but for the first: the embedding, most often the output matrix as well, comes last.
+                waiting.reverse();
+                let last = waiting.len().min(1);
+                waiting.rotate_right(last);
+            }
+        } else if wish != Some(false)
+            && let Some(own) = Arc::get_mut(&mut gguf)
+        {
+            for ((info, uses), in_place) in program.weights.iter().zip(&uses).zip(&mut in_place) {
+                if uses.1 {
+                    put_in_order(own, info, isa, team)?;
+                    *in_place = true;
                 }
             }
         }
-        waiting.reverse();
-        let wanted = wish.unwrap_or_else(|| fits(bytes, available_memory()));
-        if precision != Precision::Fast || !gguf.is_mapped() || !wanted {
-            waiting.clear();
-        }
-        let complete = program.weights.iter().map(|_| OnceLock::new()).collect();
-        Ok(Self { isa, complete, waiting: Mutex::new(waiting) })
+        let copies = memory::collected(uses.iter().map(|_| OnceLock::new()), WHAT)?;
+        let (program, file) = (Arc::clone(program), Mutex::new(Some(gguf)));
+        Ok(Self { isa, program, file, in_place, copies, waiting: Mutex::new(waiting) })
     }
 
-    /// The copy of a matrix.
-    pub(super) fn get<'a>(&'a self, weight: Weight, of: Matrix<'a>) -> Option<Matrix<'a>> {
-        Some(of.interleaved(self.isa, self.complete.get(weight.0)?.get()?))
+    /// What a pass asks for matrices with.
+    pub(super) fn hold(&self) -> Held {
+        Held(self.file.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    /// A weight's copy, or else what is in the file.
+    pub(super) fn matrix<'a>(&'a self, held: &'a Held, weight: Weight) -> Result<Matrix<'a>> {
+        let bug = || Error::new(ErrorKind::Device, "a weight is not known: a bug in wavelm");
+        let info = self.program.weights.get(weight.0).ok_or_else(bug)?;
+        let (matrix, is_interleaved) = match self.copies.get(weight.0).and_then(OnceLock::get) {
+            Some(copy) => (matrix(info, &copy.bytes)?, copy.is_interleaved),
+            None => (of(held.0.as_deref().ok_or_else(bug)?, info)?, self.in_place.get(weight.0) == Some(&true)),
+        };
+        Ok(if is_interleaved { matrix.written(self.isa) } else { matrix })
     }
 
     /// Copies for about as long as is given, if there is something left to copy that nobody else is copying. A matrix is copied
     /// as a whole, which can take longer: where a token was computed in between, it would read the file's pages again that were
     /// given back, and the process would hold these weights twice.
-    pub(super) fn go_on(&self, gguf: &Gguf, program: &Program, team: &Team, time: Duration) -> Result<()> {
+    pub(super) fn go_on(&self, team: &Team, time: Duration) -> Result<()> {
         let Ok(mut waiting) = self.waiting.try_lock() else { return Ok(()) };
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        let Held(Some(gguf)) = self.hold() else { return Ok(()) };
         let (began, mut copied) = (Instant::now(), false);
         while began.elapsed() < time {
-            let Some(weight) = waiting.pop() else { break };
-            let matrix = matrix(gguf, program, weight)?;
-            let Ok(mut copy) = MmapMut::map_anon(matrix.bytes_of(0..matrix.rows()).len()) else {
-                // The file serves as well.
-                waiting.clear();
-                break;
+            let Some((weight, is_interleaved)) = waiting.pop() else { break };
+            let (Some(info), Some(place)) = (self.program.weights.get(weight.0), self.copies.get(weight.0)) else {
+                continue;
             };
-            self.copy(gguf, program, team, (weight, matrix), &mut copy)?;
-            if let Some(place) = self.complete.get(weight.0) {
-                // There was none, as the weight was waiting.
-                let _ = place.set(copy);
-            }
+            let matrix = of(&gguf, info)?;
+            let Ok(mut bytes) = MmapMut::map_anon(matrix.bytes_of(0..matrix.rows()).len()) else {
+                // The file serves as well, and is kept.
+                waiting.clear();
+                return Ok(());
+            };
+            self.copy(&gguf, team, (info, matrix, is_interleaved), &mut bytes)?;
+            // There was none, as the weight was waiting.
+            let _ = place.set(Copy { bytes, is_interleaved });
             copied = true;
         }
-        if copied { self.give_back(gguf, program) } else { Ok(()) }
+        if waiting.is_empty() {
+            *self.file.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+        if copied {
+            self.give_back(&gguf);
+        }
+        Ok(())
     }
 
     /// Gives back what was copied once more: who reads the rest of a large page, or of what the system maps at a time, gets all
     /// of it, beginnings and ends of neighbours among it.
-    fn give_back(&self, gguf: &Gguf, program: &Program) -> Result<()> {
-        for (i, info) in program.weights.iter().enumerate() {
-            if self.complete.get(i).is_some_and(|copy| copy.get().is_some()) {
-                let matrix = matrix(gguf, program, Weight(i))?;
-                gguf.give_back(&info.tensor, matrix.bytes_of(0..matrix.rows()));
+    fn give_back(&self, gguf: &Gguf) {
+        for (info, copy) in self.program.weights.iter().zip(&self.copies) {
+            if copy.get().is_some() {
+                gguf.give_back(&info.tensor, 0..usize::try_from(info.tensor.size()).unwrap_or(0));
             }
         }
-        Ok(())
     }
 
     /// Copies a matrix, with some parts for each thread.
     fn copy(
         &self,
         gguf: &Gguf,
-        program: &Program,
         team: &Team,
-        (weight, matrix): (Weight, Matrix<'_>),
+        (info, matrix, interleave): (&WeightInfo, Matrix<'_>, bool),
         copy: &mut [u8],
     ) -> Result<()> {
         let row = matrix.bytes_of(0..1).len().max(1);
         let shared = (matrix.rows() * row).div_ceil(2 * team.threads());
         let step = (shared.clamp(SMALL_PART, PART) / row).max(1).next_multiple_of(ROW_STEP);
-        let parts: Vec<_> = copy.chunks_mut(step * row).map(Mutex::new).collect();
+        let parts = memory::collected(copy.chunks_mut(step * row).map(Mutex::new), "the parts of a copy")?;
         let run = |_, _, items: Range<usize>| {
             for item in items {
                 let Some(to) = parts.get(item) else { continue };
                 let rows = item * step..matrix.rows().min((item + 1) * step);
-                matrix.interleave(self.isa, rows.clone(), &mut to.lock().unwrap_or_else(PoisonError::into_inner));
-                if let Some(info) = program.weights.get(weight.0) {
-                    gguf.give_back(&info.tensor, matrix.bytes_of(rows));
+                let mut to = to.lock().unwrap_or_else(PoisonError::into_inner);
+                match interleave {
+                    true => matrix.interleave(self.isa, rows.clone(), &mut to),
+                    false => to.copy_from_slice(matrix.data_of(rows.clone())),
                 }
+                gguf.give_back(&info.tensor, matrix.bytes_of(rows));
             }
         };
         let items = [Items { count: parts.len(), stretches: false }];
@@ -128,31 +191,48 @@ impl Copies {
     }
 }
 
+/// The rows of a matrix that a thread copies at a time.
+fn rows_at_once(row_bytes: usize) -> usize {
+    (PART / row_bytes.max(1)).max(1).next_multiple_of(ROW_STEP)
+}
+
+/// The matrix of a weight, as it is in the file.
+fn of<'a>(gguf: &'a Gguf, info: &WeightInfo) -> Result<Matrix<'a>> {
+    matrix(info, gguf.data(&info.tensor))
+}
+
+fn matrix<'a>(info: &WeightInfo, bytes: &'a [u8]) -> Result<Matrix<'a>> {
+    Matrix::new(info.tensor.tensor_type(), bytes, info.rows, info.columns)
+}
+
+/// Interleaves the rows of a weight where they lie, whose file is in memory.
+fn put_in_order(gguf: &mut Gguf, info: &WeightInfo, isa: Isa, team: &Team) -> Result<()> {
+    const WHAT: &str = "the parts of a matrix";
+    let (ty, row) = (info.tensor.tensor_type(), info.tensor.row_bytes());
+    let room = matmul::interleaved_at_once(isa) * row;
+    let step = rows_at_once(row);
+    let parts = gguf.data_mut(&info.tensor).chunks_mut(step.saturating_mul(row).max(1));
+    let parts = memory::collected(parts.map(Mutex::new), WHAT)?;
+    // Each thread has room for the rows that it works on.
+    let rooms = (0..team.threads()).map(|_| memory::filled(room, 0u8, WHAT).map(Mutex::new));
+    let rooms = memory::try_collected(rooms, WHAT)?;
+    let run = |member: usize, _, items: Range<usize>| {
+        let Some(room) = rooms.get(member) else { return };
+        let mut room = room.lock().unwrap_or_else(PoisonError::into_inner);
+        for part in items.filter_map(|item| parts.get(item)) {
+            let mut part = part.lock().unwrap_or_else(PoisonError::into_inner);
+            matmul::interleave_in_place(isa, ty, row, &mut part, &mut room);
+        }
+    };
+    let items = [Items { count: parts.len(), stretches: false }];
+    team.walk(&mut Progress::default(), &items, &|| false, run, |_, _, _| ())?;
+    Ok(())
+}
+
 /// Whether so many bytes fit the memory that there is, with a quarter to spare: copies, unlike what is mapped, cannot be
 /// dropped where memory becomes scarce. Where the system does not tell, they may not fit.
 fn fits(bytes: u64, available: Option<u64>) -> bool {
     available.is_some_and(|available| bytes.saturating_add(bytes / 4) <= available)
-}
-
-/// The memory that is free or holds what can be read again, and in a container (cgroup 2) no more than its limit.
-#[cfg(target_os = "linux")]
-fn available_memory() -> Option<u64> {
-    let limit = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
-    available_in(&std::fs::read_to_string("/proc/meminfo").ok()?, limit.as_deref())
-}
-
-#[cfg(not(target_os = "linux"))]
-fn available_memory() -> Option<u64> {
-    None // only Linux tells without a system library
-}
-
-/// What `/proc/meminfo` says in kilobytes, and the limit in bytes or "max".
-#[cfg(target_os = "linux")]
-fn available_in(meminfo: &str, limit: Option<&str>) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let available = line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)?;
-    let limit = limit.and_then(|limit| limit.trim().parse().ok());
-    Some(limit.map_or(available, |limit| available.min(limit)))
 }
 
 /// Whether the user wants all that can be copied, or none of it.
@@ -168,18 +248,12 @@ fn wish() -> Option<bool> {
     }
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn copies_need_memory_to_spare() {
-        let info = "MemTotal:       24000000 kB\nMemFree: 100 kB\nMemAvailable:   20000000 kB\n";
-        assert_eq!(available_in(info, None), Some(20_480_000_000));
-        assert_eq!(available_in(info, Some("max\n")), Some(20_480_000_000));
-        assert_eq!(available_in(info, Some("1000000\n")), Some(1_000_000));
-        assert_eq!(available_in("MemTotal: 1 kB", Some("1")), None);
-        assert!(available_memory().is_some_and(|bytes| bytes > 0));
         assert!(fits(800, Some(1000)) && !fits(801, Some(1000)) && !fits(u64::MAX, Some(1000)) && !fits(1, None));
     }
 }

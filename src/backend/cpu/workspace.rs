@@ -4,7 +4,7 @@ use super::matmul::{QuantRows, Scratch};
 use super::plan::Plan;
 use super::team::Progress;
 use crate::model::program::{Program, RowKind};
-use crate::{Error, ErrorKind, Result};
+use crate::{Result, memory};
 use std::sync::Mutex;
 
 /// A growable buffer of `f32`.
@@ -15,9 +15,7 @@ impl Floats {
     /// Makes room for `len` values; those that are there keep theirs.
     pub(super) fn reserve(&mut self, len: usize) -> Result<()> {
         if let Some(more) = len.checked_sub(self.0.len()) {
-            self.0.try_reserve_exact(more).map_err(|e| {
-                Error::new(ErrorKind::OutOfMemory, format!("no memory for a buffer of {len} numbers")).with_source(e)
-            })?;
+            memory::reserve_exact(&mut self.0, more, "a buffer of a pass")?;
             self.0.resize(len, 0.0);
         }
         Ok(())
@@ -37,7 +35,6 @@ impl Floats {
 }
 
 /// What a thread of the team has for itself.
-#[derive(Default)]
 pub(super) struct Member {
     pub(super) matmul: Scratch,
     pub(super) attention: super::attention::AttentionScratch,
@@ -70,8 +67,14 @@ impl Workspace {
         outputs: usize,
         threads: usize,
     ) -> Result<()> {
-        self.buffers.resize_with(program.buffers.len(), Floats::default);
-        self.quant.resize_with(program.buffers.len(), || None);
+        const WHAT: &str = "the list of buffers";
+        let count = program.buffers.len();
+        let more = count.saturating_sub(self.buffers.len());
+        memory::reserve(&mut self.buffers, more, WHAT)?;
+        self.buffers.resize_with(count, Floats::default);
+        let more = count.saturating_sub(self.quant.len());
+        memory::reserve(&mut self.quant, more, WHAT)?;
+        self.quant.resize_with(count, || None);
         for (i, info) in program.buffers.iter().enumerate() {
             let rows = match info.rows {
                 RowKind::Tokens => tokens,
@@ -90,7 +93,10 @@ impl Workspace {
         for (angles, rope) in self.angles.iter_mut().zip(&program.ropes) {
             angles.reserve(tokens * rope.inv_freq.len() * 2)?;
         }
-        self.members.resize_with(threads.max(self.members.len()), Mutex::default);
+        while self.members.len() < threads {
+            let (matmul, attention) = (Scratch::new()?, super::attention::AttentionScratch::default());
+            memory::push(&mut self.members, Mutex::new(Member { matmul, attention, step: None }), WHAT)?;
+        }
         Ok(())
     }
 }

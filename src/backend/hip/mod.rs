@@ -30,7 +30,7 @@ use crate::gguf::{Gguf, TensorType};
 use crate::model::Precision;
 use crate::model::program::{Program, RowKind};
 use crate::sampler::{Choice, Drawn, Request, SamplerState};
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, memory as host_memory};
 use device::Device;
 use exec::Executor;
 use memory::{DeviceBuffer, HostBuffer, Stream};
@@ -207,7 +207,7 @@ impl Backend for HipBackend {
     fn run(&self, batch: &Batch<'_>, cancel: &Canceller) -> Result<Box<dyn Logits>> {
         let outputs = batch.result_rows(&self.program);
         let mut rows = self.rows(outputs)?;
-        let requests = requests(batch.draws.iter().copied(), self.columns);
+        let requests = requests(batch.draws.iter().copied(), self.columns)?;
         let ran = {
             let mut executor = self.executor.lock().unwrap_or_else(PoisonError::into_inner);
             let Rows { memory, draw, .. } = &mut rows;
@@ -289,7 +289,7 @@ impl HipLogits {
         if let Some(drawn) = self.drawn.take() {
             return Ok(drawn);
         }
-        let requests = requests(states.iter().map(|state| &**state), self.columns);
+        let requests = requests(states.iter().map(|state| &**state), self.columns)?;
         let Some(&(last, _)) = requests.last() else { return Ok(Vec::new()) };
         let (executor, sampling) = (Arc::clone(&self.executor), Arc::clone(&self.sampling));
         let Rows { memory, draw, .. } = self.rows(last)?;
@@ -300,8 +300,9 @@ impl HipLogits {
 }
 
 /// What a device can draw, with the rows that it draws from.
-fn requests<'a>(states: impl Iterator<Item = &'a SamplerState>, columns: usize) -> Vec<(usize, Request<'a>)> {
-    states.enumerate().filter_map(|(row, state)| Some((row, state.request(columns)?))).collect()
+fn requests<'a>(states: impl Iterator<Item = &'a SamplerState>, columns: usize) -> Result<Vec<(usize, Request<'a>)>> {
+    let request = |(row, state): (usize, &'a SamplerState)| Ok(state.request(columns)?.map(|request| (row, request)));
+    host_memory::try_collected(states.enumerate().filter_map(|state| request(state).transpose()), "the draws of a pass")
 }
 
 /// What was found for the requests, for each of so many rows.
@@ -365,7 +366,7 @@ impl Logits for HipLogits {
             Err(e) => return states.iter().map(|_| Err(e.repeated())).collect(),
         };
         let choose = |(row, state): (usize, &mut &mut SamplerState)| match drawn.next().flatten() {
-            Some(drawn) => Ok(state.accept(drawn)),
+            Some(drawn) => state.accept(drawn),
             // What is not drawn on the device, the CPU draws; or it says why there is nothing to choose.
             None => state.sample(self.row(row)?),
         };

@@ -59,7 +59,7 @@ pub(super) fn check(
     }
     let began = std::time::Instant::now();
     let mut count = 0;
-    for probe in probes::of(program) {
+    for probe in probes::of(program)? {
         let key = (place.clone(), kv_type, probe.key());
         if found.passed.contains(&key) {
             continue;
@@ -134,9 +134,9 @@ fn sampling_fails(device: &Arc<Device>, modules: &Modules) -> Result<Option<Stri
     ];
     let mut draw = None;
     for (what, sampler) in samplers {
-        let mut state = sampler.start(&[1, 4, 4, 9, 4999]);
+        let mut state = sampler.start(&[1, 4, 4, 9, 4999])?;
         for _ in 0..2 {
-            let request = state.request(VOCABULARY);
+            let request = state.request(VOCABULARY)?;
             let request =
                 request.ok_or_else(|| Error::new(ErrorKind::Device, "a draw is not possible: a bug in wavelm"))?;
             let drawn = sampling.draw(&stream, &memory, &[(0, request)], &mut draw)?;

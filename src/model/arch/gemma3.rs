@@ -6,7 +6,7 @@ use crate::gguf::{Gguf, Value};
 use crate::model::config::Config;
 use crate::model::program::{Activation, Builder, Op, Program};
 use crate::model::rope::{Rope, RopeScaling, RopeStyle};
-use crate::{Error, Result};
+use crate::{Error, Result, memory};
 
 pub(super) fn program(gguf: &Gguf, c: &Config) -> Result<Program> {
     let meta = gguf.metadata();
@@ -24,8 +24,8 @@ pub(super) fn program(gguf: &Gguf, c: &Config) -> Result<Program> {
             "key gemma3.rope.freq_base_swa has the impossible value {local_base}"
         )));
     }
-    let global = b.rope(c.rope(RopeStyle::Neox, None));
-    let local = Rope::new(RopeStyle::Neox, c.rope_columns, f64::from(local_base), RopeScaling::None, None);
+    let global = b.rope(c.rope(RopeStyle::Neox, None)?);
+    let local = Rope::new(RopeStyle::Neox, c.rope_columns, f64::from(local_base), RopeScaling::None, None)?;
     let local = b.rope(local);
 
     let table = b.matrix("token_embd.weight", c.embed, c.vocab)?;
@@ -54,19 +54,21 @@ pub(super) fn program(gguf: &Gguf, c: &Config) -> Result<Program> {
         b.op(Op::Add { x: buf.x, y: buf.y });
     }
     output(&mut b, c, &buf, softcap)?;
-    Ok(b.build(c.vocab))
+    b.build(c.vocab)
 }
 
 /// Which layers have the sliding window: all but every sixth, unless the file gives a period or a list of its own.
 fn sliding_layers(gguf: &Gguf, c: &Config, window: Option<usize>) -> Result<Vec<bool>> {
+    const WHAT: &str = "the list of sliding layers";
     const KEY: &str = "gemma3.attention.sliding_window_pattern";
     if window.is_none() {
-        return Ok(vec![false; c.layers]);
+        return memory::filled(c.layers, false, WHAT);
     }
     let list: Option<Vec<bool>> = match gguf.metadata().get(KEY) {
-        Some(Value::Array(crate::gguf::Array::Bool(list))) => Some(list.clone()),
+        Some(Value::Array(crate::gguf::Array::Bool(list))) => Some(memory::copied(list, WHAT)?),
         Some(Value::Array(_)) => {
-            Some(gguf.metadata().ints(KEY)?.unwrap_or_default().into_iter().map(|v| v != 0).collect())
+            let list = gguf.metadata().ints(KEY)?.unwrap_or_default();
+            Some(memory::collected(list.into_iter().map(|v| v != 0), WHAT)?)
         }
         _ => None,
     };
@@ -77,5 +79,5 @@ fn sliding_layers(gguf: &Gguf, c: &Config, window: Option<usize>) -> Result<Vec<
         return Ok(list);
     }
     let period = gguf.metadata().usize(KEY)?.unwrap_or(6);
-    Ok((0..c.layers).map(|i| period > 0 && i % period < period - 1).collect())
+    memory::collected((0..c.layers).map(|i| period > 0 && i % period < period - 1), WHAT)
 }

@@ -14,7 +14,7 @@ pub(super) fn program(gguf: &Gguf, c: &Config) -> Result<Program> {
     let mut buf = Buffers::new(&mut b, c);
     let scale = c.attention_scale(gguf.metadata())?;
     let factors = b.values("rope_freqs.weight", c.rope_columns / 2)?;
-    let rope = b.rope(c.rope(RopeStyle::Norm, factors.as_deref()));
+    let rope = b.rope(c.rope(RopeStyle::Norm, factors.as_deref())?);
 
     let table = b.matrix("token_embd.weight", c.embed, c.vocab)?;
     b.op(Op::Embed { table, out: buf.x });
@@ -35,5 +35,5 @@ pub(super) fn program(gguf: &Gguf, c: &Config) -> Result<Program> {
         b.op(Op::Add { x: buf.x, y: buf.y });
     }
     output(&mut b, c, &buf, None)?;
-    Ok(b.build(c.vocab))
+    b.build(c.vocab)
 }

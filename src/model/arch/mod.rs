@@ -7,7 +7,7 @@ mod qwen3;
 
 use super::config::Config;
 use super::program::{Activation, AttentionInfo, Buf, Builder, KvShape, Op, Program};
-use crate::gguf::Gguf;
+use crate::gguf::{Gguf, show};
 use crate::{Error, Result};
 
 /// The architectures that [`program`] knows, as `general.architecture` names them.
@@ -29,6 +29,7 @@ pub(crate) fn program(gguf: &Gguf, config: &Config) -> Result<Program> {
 
 /// The error for an architecture that is not among the [`SUPPORTED`].
 pub(crate) fn unsupported(arch: &str) -> Error {
+    let arch = show(arch);
     Error::unsupported(format!(
         "architecture \"{arch}\" (key general.architecture) is not implemented; supported are {}",
         SUPPORTED.join(", ")

@@ -11,7 +11,7 @@ pub(super) fn program(gguf: &Gguf, c: &Config) -> Result<Program> {
     let mut b = Builder::new(gguf, &c.arch);
     let mut buf = Buffers::new(&mut b, c);
     let scale = c.attention_scale(gguf.metadata())?;
-    let rope = b.rope(c.rope(RopeStyle::Neox, None));
+    let rope = b.rope(c.rope(RopeStyle::Neox, None)?);
 
     let table = b.matrix("token_embd.weight", c.embed, c.vocab)?;
     b.op(Op::Embed { table, out: buf.x });
@@ -34,5 +34,5 @@ pub(super) fn program(gguf: &Gguf, c: &Config) -> Result<Program> {
         b.op(Op::Add { x: buf.x, y: buf.y });
     }
     output(&mut b, c, &buf, None)?;
-    Ok(b.build(c.vocab))
+    b.build(c.vocab)
 }

@@ -32,7 +32,7 @@ pub(crate) use reference::matmul_f32;
 
 use super::isa::Isa;
 use crate::gguf::TensorType;
-use crate::{Error, ErrorKind, Result, quant};
+use crate::{Error, ErrorKind, Result, memory, quant};
 use activations::SUM_GROUP;
 use driver::{Activations, LastRows};
 use simd::Simd;
@@ -207,6 +207,14 @@ impl<'a> Matrix<'a> {
         rows.start * self.row_bytes..rows.end * self.row_bytes
     }
 
+    /// The bytes of rows; of interleaved ones, of groups of them.
+    ///
+    /// # Panics
+    /// Where there are no such rows.
+    pub(crate) fn data_of(&self, rows: Range<usize>) -> &'a [u8] {
+        &self.data[self.bytes_of(rows)]
+    }
+
     /// Where a row starts; of interleaved ones, a group of them.
     pub(crate) fn start(&self, row: usize) -> *const u8 {
         debug_assert!(row.is_multiple_of(self.lanes));
@@ -220,16 +228,10 @@ impl<'a> Matrix<'a> {
 
     /// Writes some rows in that form, from a multiple of [`ROW_STEP`] to another; `out` has as many bytes as they.
     pub(crate) fn interleave(&self, isa: Isa, rows: Range<usize>, out: &mut [u8]) {
-        layout::interleave(self.ty, lanes(isa), self.row_bytes, &self.data[self.bytes_of(rows)], out);
+        layout::interleave(self.ty, lanes(isa), self.row_bytes, self.data_of(rows), out);
     }
 
-    /// The matrix whose rows were all [written](Self::interleave) to `data`.
-    pub(crate) fn interleaved(self, isa: Isa, data: &'a [u8]) -> Self {
-        assert!(data.len() == self.data.len(), "{} bytes are not {}", data.len(), self.data.len());
-        Self { data, ..self }.written(isa)
-    }
-
-    /// The matrix, if its bytes were [written](Self::interleave) by that.
+    /// The matrix, if its bytes were [written](Self::interleave) by that, or [interleaved](interleave_in_place).
     pub(crate) fn written(self, isa: Isa) -> Self {
         Self { lanes: lanes(isa), ..self }
     }
@@ -244,6 +246,21 @@ fn lanes(isa: Isa) -> usize {
         Isa::Avx512 => avx512::Avx512::LANES,
         _ => 1,
     }
+}
+
+/// Interleaves rows of `row_bytes` each, groups of [`ROW_STEP`] of them, where they lie. `room` has as many bytes as
+/// [`interleaved_at_once`] rows.
+pub(crate) fn interleave_in_place(isa: Isa, ty: TensorType, row_bytes: usize, rows: &mut [u8], room: &mut [u8]) {
+    let lanes = lanes(isa);
+    for rows in rows.chunks_exact_mut((lanes * row_bytes).max(1)) {
+        room[..rows.len()].copy_from_slice(rows);
+        layout::interleave(ty, lanes, row_bytes, &room[..rows.len()], rows);
+    }
+}
+
+/// Rows that are interleaved with each other: a divisor of [`ROW_STEP`].
+pub(crate) fn interleaved_at_once(isa: Isa) -> usize {
+    lanes(isa)
 }
 
 /// What weights are multiplied with.
@@ -329,22 +346,20 @@ pub(crate) struct Scratch {
     row: Box<[f32]>,
 }
 
-impl Default for Scratch {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Scratch {
     /// Memory for single tokens; see [`reserve`](Self::reserve).
-    pub(crate) fn new() -> Self {
-        Self {
-            tile: Box::new(Tile::ZERO),
-            last_rows: Box::new(LastRows::ZERO),
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub(crate) fn new() -> Result<Self> {
+        const WHAT: &str = "the tile of a matrix product";
+        Ok(Self {
+            tile: memory::boxed(Tile::ZERO, WHAT)?,
+            last_rows: memory::boxed(LastRows::ZERO, WHAT)?,
             corrections: Box::default(),
             corrected: None,
             row: Box::default(),
-        }
+        })
     }
 
     /// Makes room for products of `n` tokens with rows of `cols` columns, and smaller ones. Corrections that are there are kept

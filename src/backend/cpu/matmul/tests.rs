@@ -71,7 +71,7 @@ fn dequantize(w: &Matrix<'_>) -> Vec<f32> {
 fn product(isa: Isa, w: &Matrix<'_>, x: &[f32], rows: Range<usize>, bias: Option<&[f32]>) -> Vec<f32> {
     let n = x.len() / w.cols;
     let mut out = vec![f32::NAN; n * w.rows];
-    let (mut scratch, mut quantized) = (Scratch::new(), QuantRows::new());
+    let (mut scratch, mut quantized) = (Scratch::new().unwrap(), QuantRows::new());
     scratch.reserve(n, w.cols).unwrap();
     // SAFETY: there is one thread.
     unsafe {
@@ -232,7 +232,7 @@ fn reference(w: &Matrix<'_>, x: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
     let n = x.len() / w.cols;
     let mut out = vec![f32::NAN; n * w.rows];
     // SAFETY: there is one thread.
-    unsafe { matmul_f32(w, x, n, 0..w.rows, OutPtr::new(&mut out, w.rows), bias, &mut Scratch::new()) }.unwrap();
+    unsafe { matmul_f32(w, x, n, 0..w.rows, OutPtr::new(&mut out, w.rows), bias, &mut Scratch::new().unwrap()) }.unwrap();
     out
 }
 
@@ -273,7 +273,11 @@ fn interleaving_changes_nothing(isa: Isa) {
                 let (first, last) = copy.split_at_mut(32 * w.row_bytes);
                 w.interleave(isa, 32..rows, last);
                 w.interleave(isa, 0..32, first);
-                let interleaved = w.interleaved(isa, &copy);
+                let mut in_place = data.clone();
+                let room = &mut vec![0; interleaved_at_once(isa) * in_place.len() / rows];
+                interleave_in_place(isa, ty, in_place.len() / rows, &mut in_place, room);
+                assert!(in_place == copy, "{ty:?} in place");
+                let interleaved = Matrix::new(ty, &copy, rows, cols).unwrap().written(isa);
                 let row = random.below(rows as u32) as usize;
                 let weights = |w: &Matrix<'_>| {
                     let mut out = vec![f32::NAN; cols];

@@ -133,7 +133,10 @@ impl Probe {
 }
 
 /// All probes of a program, each once: single operations first, then layers.
-pub(super) fn of(program: &Program) -> Vec<Probe> {
+///
+/// # Errors
+/// `OutOfMemory`.
+pub(super) fn of(program: &Program) -> Result<Vec<Probe>> {
     let mut probes: Vec<Probe> = Vec::new();
     let mut add = |probe: Probe| {
         if probes.iter().all(|p| p.key() != probe.key()) {
@@ -143,8 +146,8 @@ pub(super) fn of(program: &Program) -> Vec<Probe> {
     // The others begin with it.
     add(embed(TensorType::F32, PRODUCT_COLUMNS));
     program.ops.iter().filter_map(|op| single(program, op)).for_each(&mut add);
-    layers(program).into_iter().for_each(&mut add);
-    probes
+    layers(program)?.into_iter().for_each(&mut add);
+    Ok(probes)
 }
 
 /// Writes a program.
@@ -309,23 +312,23 @@ fn fewer_heads(info: &AttentionInfo, kv_heads: usize) -> AttentionInfo {
 }
 
 /// A probe for each kind of layer: with what comes before the first and, for the last, what comes after it.
-fn layers(program: &Program) -> Vec<Probe> {
-    let cuts = program.layer_cuts();
-    let Some(Some(first)) = cuts.first() else { return Vec::new() };
+fn layers(program: &Program) -> Result<Vec<Probe>> {
+    let cuts = program.layer_cuts()?;
+    let Some(Some(first)) = cuts.first() else { return Ok(Vec::new()) };
     let mut probes: Vec<(String, Probe)> = Vec::new();
     for (layer, cut) in cuts.iter().enumerate() {
         let Some(cut) = cut else { continue };
         let end = cuts.get(layer + 1).copied().flatten();
         let (from, to) = (cut.op, end.map_or(program.ops.len(), |end| end.op));
         let ops = [program.ops.get(..first.op), program.ops.get(from..to)].map(Option::unwrap_or_default).concat();
-        let part = program.part(&ops, Some(cut.buf));
+        let part = program.part(&ops, Some(cut.buf))?;
         let types: Vec<TensorType> = part.weights.iter().map(|w| w.tensor.tensor_type()).collect();
         let kind = format!("{:?} {types:?} {:?}", part.ops, part.kv);
         if probes.iter().all(|(other, _)| *other != kind) {
             probes.push((kind, shrunk(part, Name::Layer(layer))));
         }
     }
-    probes.into_iter().map(|(_, probe)| probe).collect()
+    Ok(probes.into_iter().map(|(_, probe)| probe).collect())
 }
 
 /// A program with the same operations over fewer columns.
