@@ -24,7 +24,7 @@
 //!
 //! | | |
 //! |---|---|
-//! | Files | GGUF 2 and 3, split files, memory-mapped |
+//! | Files | GGUF 2 and 3, split files, memory-mapped or read |
 //! | Architectures | `llama` (Llama 2 and 3, Mistral, Yi, SmolLM, …), `qwen2`, `qwen3`, `gemma3` |
 //! | Tensor types | F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K |
 //! | Tokenizers | byte-level BPE and SentencePiece, from the file alone |
@@ -49,13 +49,20 @@
 //! again on the CPU, and its stream goes on with the text that it would have had. [`LoadOptions::on_event`] tells of it,
 //! [`Session::device`] and [`Model::device_report`] say where things run since; [`LoadOptions::rescue`] turns it off.
 //!
+//! # Memory
+//!
+//! Memory whose amount an input decides (a file, a prompt, an option, the length of a context) and that cannot be had is an
+//! error of the kind [`OutOfMemory`](ErrorKind::OutOfMemory), which says what it was for and how much; sessions and models go
+//! on after it. Small pieces of some kilobytes, and what the standard library takes for itself, end the process where there is
+//! no memory at all, as in all Rust programs. So do clones of prompts, metadata and pieces.
+//!
 //! # Environment variables
 //!
 //! | | |
 //! |---|---|
 //! | `WAVELM_THREADS` | threads where [`LoadOptions::threads`] is not called |
 //! | `WAVELM_CPU` | the CPU kernels: `scalar`, `avx2`, `avx512`, `neon`, `dotprod` or `i8mm`, where the processor has them |
-//! | `WAVELM_CPU_WEIGHTS` | `mapped`: weights as they lie in the file; `copied`: to another order, between the first tokens; by default the latter on x86-64 where Linux says that memory suffices |
+//! | `WAVELM_CPU_WEIGHTS` | `mapped`: weights as they lie in the file; `copied`: to another order, between the first tokens; by default the latter on x86-64 where Linux says that memory suffices. Of files in memory ([`LoadOptions::map`]) it decides the order alone |
 //! | `WAVELM_HIP_LIBRARY` | the GPU driver library to load, in place of those that are looked for |
 //! | `WAVELM_HIP_TILE` | the columns of the tiles of products on matrix cores: 16, 32, 64 or 128 |
 //! | `WAVELM_HSACO_DIR` | a folder of GPU kernels (`<family>.<arch>.hsaco` or `.ptx`), taken before the built-in ones |

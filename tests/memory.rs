@@ -1,9 +1,11 @@
-//! The memory that a process needs, by default and with weights copied or mapped: each weight once.
+//! The memory that a process needs, by default and with weights copied, mapped or read: each weight once. And that a file
+//! which is cut short does not matter once it was read or copied.
 #![cfg(target_os = "linux")] // other systems do not tell
 
 mod common;
 
 use common::{Tiny, greedy};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 use wavelm::{Device, Model};
@@ -13,6 +15,15 @@ const BESIDES: u64 = 16 << 20;
 
 /// Names the model for the process that runs it.
 const MODEL: &str = "WAVELM_TEST_MEMORY_MODEL";
+/// Tells it not to map the model.
+const READ: &str = "WAVELM_TEST_MEMORY_READ";
+
+/// The model that the test which runs this names, and its file.
+fn load() -> (Model, String) {
+    let file = std::env::var(MODEL).expect("the model is named by the test that runs this");
+    let map = std::env::var_os(READ).is_none();
+    (Model::options().device(Device::Cpu).threads(2).map(map).load(&file).unwrap(), file)
+}
 
 /// The largest resident memory that a process has had, in bytes; `None` once it has ended.
 fn peak(process: u32) -> Option<u64> {
@@ -24,12 +35,45 @@ fn peak(process: u32) -> Option<u64> {
 #[test]
 #[ignore = "no_weight_is_held_twice runs it in processes of its own"]
 fn runs_a_model() {
-    let file = std::env::var(MODEL).expect("the model is named by the test that runs this");
-    let model = Model::options().device(Device::Cpu).threads(2).load(file).unwrap();
+    let (model, _) = load();
     // By default, weights are copied after the first tokens; all are after so many.
     for _ in 0..4 {
         assert!(!greedy(&mut model.session().unwrap(), &[1], 64).unwrap().is_empty());
     }
+}
+
+#[test]
+#[ignore = "a_file_that_is_cut_short runs it in processes of its own"]
+fn runs_a_model_whose_file_is_cut() {
+    let (model, file) = load();
+    let long: Vec<u32> = (0..200).collect();
+    let run = |prompt: &[u32]| greedy(&mut model.session().unwrap(), prompt, 64).unwrap();
+    let expected = (run(&[1]), run(&long));
+    // Until all weights are copied.
+    (0..4).for_each(|_| drop(run(&[1])));
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    assert!(!maps.contains(&file), "the file is still mapped: {maps}");
+    assert!(model.gguf().tensors().iter().all(|tensor| model.gguf().data(tensor).is_empty()));
+    std::fs::File::options().write(true).open(&file).unwrap().set_len(0).unwrap();
+    assert!((run(&[1]), run(&long)) == expected);
+}
+
+/// Runs one of the tests above with a model, and returns the most memory that it took.
+fn run_with(test: &str, file: &Path, (weights, read): (&str, bool)) -> u64 {
+    let mut run = Command::new(std::env::current_exe().unwrap());
+    run.args(["--exact", test, "--ignored"]).env(MODEL, file).env("WAVELM_CPU_WEIGHTS", weights);
+    if read {
+        run.env(READ, "1");
+    }
+    let mut run = run.stdout(Stdio::piped()).spawn().unwrap();
+    let mut largest = 0;
+    while run.try_wait().unwrap().is_none() {
+        largest = largest.max(peak(run.id()).unwrap_or(0));
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let output = run.wait_with_output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"), "{weights} {read}: {output:?}");
+    largest
 }
 
 #[test]
@@ -39,26 +83,32 @@ fn no_weight_is_held_twice() {
     let file = std::env::temp_dir().join(format!("wavelm-memory-{}.gguf", std::process::id()));
     let bytes = tiny.file();
     std::fs::write(&file, &bytes).unwrap();
-    let cached = 128 * tiny.layers * tiny.kv_heads * tiny.head_dim * 2 * 2;
-    let most = bytes.len() as u64 + cached as u64 + BESIDES;
+    let estimate = |map| Model::options().map(map).context(128).estimate(&file).unwrap();
+    let most = bytes.len() as u64 + estimate(true).kv_cache + BESIDES;
+    assert_eq!(estimate(true), estimate(false));
+    assert!(estimate(true).weights <= bytes.len() as u64 && estimate(true).total() + BESIDES >= most);
     assert!(most < bytes.len() as u64 * 3 / 2, "weights held twice would not be found");
-    for weights in ["", "copied", "mapped"] {
-        let mut run = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "runs_a_model", "--ignored"])
-            .env(MODEL, &file)
-            .env("WAVELM_CPU_WEIGHTS", weights)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut largest = 0;
-        while run.try_wait().unwrap().is_none() {
-            largest = largest.max(peak(run.id()).unwrap_or(0));
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        let output = run.wait_with_output().unwrap();
-        assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"), "{output:?}");
-        assert!(largest > bytes.len() as u64 * 9 / 10, "{weights}: {largest} bytes, for a file of {}", bytes.len());
-        assert!(largest < most, "{weights}: {largest} bytes, at most {most}, for a file of {}", bytes.len());
+    for how in [("", false), ("copied", false), ("mapped", false), ("", true), ("mapped", true)] {
+        let largest = run_with("runs_a_model", &file, how);
+        assert!(largest > bytes.len() as u64 * 9 / 10, "{how:?}: {largest} bytes, for a file of {}", bytes.len());
+        assert!(largest < most, "{how:?}: {largest} bytes, at most {most}, for a file of {}", bytes.len());
+    }
+    std::fs::remove_file(&file).unwrap();
+}
+
+#[test]
+fn a_file_that_is_cut_short() {
+    let file = std::env::temp_dir().join(format!("wavelm-cut-{}.gguf", std::process::id()));
+    // By default weights are copied where that makes them faster and the system tells that there is memory.
+    #[cfg(target_arch = "x86_64")]
+    let is_faster = std::arch::is_x86_feature_detected!("avx2");
+    #[cfg(not(target_arch = "x86_64"))]
+    let is_faster = false;
+    let tells = std::fs::read_to_string("/proc/meminfo").is_ok_and(|info| info.contains("MemAvailable:"));
+    let copies = (is_faster && tells).then_some(("", false));
+    for how in [("copied", false), ("", true), ("mapped", true)].into_iter().chain(copies) {
+        std::fs::write(&file, Tiny { embed: 128, ..Tiny::default() }.file()).unwrap();
+        run_with("runs_a_model_whose_file_is_cut", &file, how);
     }
     std::fs::remove_file(&file).unwrap();
 }

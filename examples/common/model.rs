@@ -15,6 +15,7 @@ Model:
       --gpu-layers N  layers that the GPU runs [default: as many as fit]
   -t, --threads N     threads that compute [default: $WAVELM_THREADS, else one per physical core]
   -c, --ctx N         context length in tokens [default: what the model was trained for]
+      --no-map        read the file into memory instead of mapping it: later changes of it do not matter
       --reference     compute everything in 32-bit floats: slow and exact
   -q, --quiet         nothing on standard error but warnings and errors
   -v, --verbose       more on standard error
@@ -31,6 +32,7 @@ pub struct ModelOptions {
     pub threads: Option<usize>,
     pub context: Option<usize>,
     pub precision: Precision,
+    pub no_map: bool,
     pub quiet: bool,
 }
 
@@ -43,6 +45,7 @@ impl ModelOptions {
             "--gpu-layers" => self.placement = Placement::Layers(cli.parse()?),
             "-t" | "--threads" => self.threads = Some(cli.parse()?),
             "-c" | "--ctx" => self.context = Some(cli.parse()?),
+            "--no-map" => self.no_map = true,
             "--reference" => self.precision = Precision::Reference,
             "-q" | "--quiet" => self.quiet = true,
             "-v" | "--verbose" => log::set_max_level(log::LevelFilter::Info),
@@ -63,7 +66,7 @@ impl ModelOptions {
     pub fn load(&self) -> Outcome<Model> {
         let bar = if self.quiet { ProgressBar::hidden() } else { ProgressBar::new(0) };
         bar.set_style(ProgressStyle::with_template("loading {bar:40} {bytes}/{total_bytes}")?);
-        let options = Model::options().device(self.device).placement(self.placement).precision(self.precision);
+        let options = Model::options().device(self.device).placement(self.placement).precision(self.precision).map(!self.no_map);
         let mut options = options.on_progress({
             let bar = bar.clone();
             move |progress| {

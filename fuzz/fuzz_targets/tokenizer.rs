@@ -35,11 +35,11 @@ fn use_tokenizer(tokenizer: &Tokenizer, text: &str, sane: bool) {
                 assert_ne!(tokenizer.token_kind(token), Some(TokenKind::Control), "{text:?} became a control token");
             }
         }
-        let whole = tokenizer.decode(&tokens);
+        let whole = tokenizer.decode(&tokens).unwrap();
         let mut decoder = tokenizer.decoder();
         let mut pieces = String::new();
         for &token in &tokens {
-            pieces.push_str(decoder.push(token));
+            pieces.push_str(decoder.push(token).unwrap());
         }
         pieces.push_str(decoder.flush());
         assert_eq!(pieces, whole);

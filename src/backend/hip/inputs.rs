@@ -5,7 +5,7 @@ use super::memory::{DeviceBuffer, HostBuffer, Layout, Stream};
 use crate::backend::kv::PAGE_LEN;
 use crate::backend::{Batch, Wanted};
 use crate::model::program::Program;
-use crate::{Error, Result};
+use crate::{Error, Result, memory};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -89,7 +89,7 @@ impl InputMemory {
         let (mut ids, mut positions, mut token_tables, mut wanted) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         // Powers of two, so that passes of the same launches follow each other.
         inputs.table_len = batch.spans.iter().map(|s| s.pages.len()).max().unwrap_or(0).next_power_of_two();
-        let mut table = Vec::with_capacity(inputs.table_len * batch.spans.len());
+        let mut table = memory::with_room(inputs.table_len.saturating_mul(batch.spans.len()), WHAT)?;
         let mut tiles = vec![Vec::new(); tile_sizes.len()];
         for (number, span) in batch.spans.iter().enumerate() {
             let (first, count) = (ids.len(), span.tokens.len());
@@ -135,13 +135,12 @@ impl InputMemory {
         }
         for rope in &program.ropes {
             let pairs = rope.inv_freq.len();
-            let mut angles = vec![0.0f32; inputs.tokens * pairs * 2];
+            let mut angles = memory::filled(inputs.tokens.saturating_mul(pairs * 2), 0.0f32, WHAT)?;
             for (row, &position) in angles.chunks_exact_mut((pairs * 2).max(1)).zip(&positions) {
                 let (cos, sin) = row.split_at_mut(pairs);
                 rope.angles(position as usize, cos, sin);
             }
-            let angles: Vec<u32> = angles.into_iter().map(f32::to_bits).collect();
-            inputs.angles.push(writer.part(&angles)?);
+            inputs.angles.push(writer.part(bytemuck::cast_slice(&angles))?);
         }
         let bytes = writer.layout.bytes();
         if bytes > self.device.bytes() {
@@ -174,6 +173,9 @@ fn narrow(value: usize) -> u32 {
     u32::try_from(value).unwrap_or(u32::MAX)
 }
 
+/// What memory is for.
+const WHAT: &str = "the inputs of a pass";
+
 /// Collects parts of 32-bit words.
 struct Writer {
     layout: Layout,
@@ -184,7 +186,7 @@ impl Writer {
     /// The offset of a new part.
     fn part(&mut self, words: &[u32]) -> Result<u64> {
         let offset = self.layout.part(size_of_val(words))?;
-        self.parts.push((offset, words.to_vec()));
+        memory::push(&mut self.parts, (offset, memory::copied(words, WHAT)?), WHAT)?;
         Ok(offset as u64)
     }
 

@@ -2,6 +2,7 @@
 //! compiler that is there when a program runs.
 
 use super::rtc;
+use crate::memory;
 use std::borrow::Cow;
 use std::env;
 use std::io::{self, Read};
@@ -113,16 +114,32 @@ impl Source<'_> {
     fn load(&self) -> Result<Object, String> {
         let code = match self {
             Self::File(path) => {
-                Cow::Owned(std::fs::read(path).map_err(|e| format!("{} cannot be read: {e}", path.display()))?)
+                Cow::Owned(read(path).map_err(|e| format!("{} cannot be read: {e}", path.display()))?)
             }
             Self::Embedded(embedded) => embedded.unpack()?,
             Self::Compiled(target, family) => Cow::Owned(target.object(family)?),
         };
         // PTX is text, which the driver takes as a C string; machine code begins with the magic number of ELF files.
         let is_text = !code.starts_with(b"\x7fELF") && code.last() != Some(&0);
-        let code = if is_text { Cow::Owned([&code, &b"\0"[..]].concat()) } else { code };
+        let code = if is_text { Cow::Owned(terminated(&code).map_err(|e| e.to_string())?) } else { code };
         Ok(Object { code, origin: self.origin() })
     }
+}
+
+/// The bytes of a file, as far as there is memory.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    // The vector is made to grow by the reader, which reports where it cannot.
+    let mut code = Vec::new();
+    std::fs::File::open(path)?.read_to_end(&mut code)?;
+    Ok(code)
+}
+
+/// Text with a zero at its end.
+fn terminated(text: &[u8]) -> crate::Result<Vec<u8>> {
+    let mut terminated = memory::with_room(text.len() + 1, "kernels as text")?;
+    terminated.extend_from_slice(text);
+    terminated.push(0);
+    Ok(terminated)
 }
 
 /// Whether kernels of an architecture use matrix cores: those of the families matmul_core_*, which no other has.
@@ -155,6 +172,7 @@ fn unpack(archive: &[u8], from: usize, length: usize) -> io::Result<Vec<u8>> {
     let mut reader = lzma_rust2::LzmaReader::new_mem_limit(archive, MOST_MEMORY, None)?;
     io::copy(&mut (&mut reader).take(from as u64), &mut io::sink())?;
     let mut code = Vec::new();
+    code.try_reserve_exact(length)?;
     reader.take(length as u64).read_to_end(&mut code)?;
     if code.len() < length {
         return Err(io::ErrorKind::UnexpectedEof.into());

@@ -4,7 +4,7 @@ use super::device::Device;
 use super::memory::{ALIGN, DeviceBuffer, Event, HostBuffer, Layout, Stream};
 use crate::gguf::{Gguf, TensorType};
 use crate::model::program::Program;
-use crate::{Error, ErrorKind, Result, quant};
+use crate::{Error, ErrorKind, Result, memory as host_memory, quant};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -17,6 +17,9 @@ const MOST_THREADS: usize = 8;
 
 /// Hears how many bytes of the weights are on the device, and of how many; an error of it ends the loading.
 pub(crate) type Tell<'a> = dyn FnMut(u64, u64) -> Result<()> + 'a;
+
+/// What memory of the host is for.
+const WHAT: &str = "the list of weights";
 
 /// How weights are loaded.
 pub(super) struct Loading<'t, 'a> {
@@ -67,7 +70,8 @@ impl Weights {
         program: &Program,
         loading: &mut Loading<'_, '_>,
     ) -> Result<Self> {
-        let (mut layout, mut offsets) = (Layout::default(), Vec::with_capacity(program.weights.len()));
+        let mut offsets = host_memory::with_room(program.weights.len(), WHAT)?;
+        let mut layout = Layout::default();
         let mut parts = Vec::new();
         for weight in &program.weights {
             // What the program computes with may be less compact than the file.
@@ -146,6 +150,7 @@ impl<'a> Part<'a> {
         }
         let blocks = data.len() / block_bytes;
         let per_part = STAGE / staged;
+        host_memory::reserve(parts, blocks.div_ceil(per_part), WHAT)?;
         let part = |(i, data)| Part { ty, in_f32, data, blocks, first: i * per_part, offset };
         parts.extend(data.chunks(per_part * block_bytes).enumerate().map(part));
         Ok(())
