@@ -24,7 +24,7 @@ pub enum ErrorKind {
     ContextFull,
     /// The work was cancelled by the caller.
     Cancelled,
-    /// Memory could not be had.
+    /// Memory could not be had; the text says what it was for, and how much.
     OutOfMemory,
     /// A device is missing, unusable or failed.
     Device,

@@ -237,7 +237,8 @@ impl LoadOptions {
         Model::load_with(&mut self, gguf)
     }
 
-    /// How much memory the model at `path` would take with these options, without loading it.
+    /// How much memory the model at `path` would take with these options, without loading it. Only the header is read, and the
+    /// file mapped for that.
     ///
     /// # Errors
     /// As [`load`](Self::load).

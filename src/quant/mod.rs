@@ -10,7 +10,7 @@ mod k_quants;
 mod simple;
 
 use crate::gguf::TensorType;
-use crate::{Error, Result};
+use crate::{Error, Result, memory};
 use blocks::{
     Block, BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0,
 };
@@ -78,7 +78,8 @@ pub fn dequantize(ty: TensorType, data: &[u8], out: &mut [f32]) -> Result<()> {
 /// there is no error for others, but what they are quantized to is unspecified.
 ///
 /// # Errors
-/// `Unsupported` for a type without a quantizer; `InvalidInput` where the length is not a whole number of blocks.
+/// `Unsupported` for a type without a quantizer; `InvalidInput` where the length is not a whole number of blocks;
+/// `OutOfMemory`.
 pub fn quantize(ty: TensorType, values: &[f32]) -> Result<Vec<u8>> {
     use TensorType::*;
     if is_supported(ty) && !values.len().is_multiple_of(ty.block_len()) {
@@ -89,19 +90,19 @@ pub fn quantize(ty: TensorType, values: &[f32]) -> Result<Vec<u8>> {
         )));
     }
     Ok(match ty {
-        F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        F16 => values.iter().flat_map(|&v| float::f32_to_f16(v).to_le_bytes()).collect(),
-        BF16 => values.iter().flat_map(|&v| float::f32_to_bf16(v).to_le_bytes()).collect(),
-        Q4_0 => to_blocks::<BlockQ4_0, _>(values),
-        Q4_1 => to_blocks::<BlockQ4_1, _>(values),
-        Q5_0 => to_blocks::<BlockQ5_0, _>(values),
-        Q5_1 => to_blocks::<BlockQ5_1, _>(values),
-        Q8_0 => to_blocks::<BlockQ8_0, _>(values),
-        Q2_K => to_blocks::<BlockQ2K, _>(values),
-        Q3_K => to_blocks::<BlockQ3K, _>(values),
-        Q4_K => to_blocks::<BlockQ4K, _>(values),
-        Q5_K => to_blocks::<BlockQ5K, _>(values),
-        Q6_K => to_blocks::<BlockQ6K, _>(values),
+        F32 => to_elements(values, f32::to_le_bytes)?,
+        F16 => to_elements(values, |v| float::f32_to_f16(v).to_le_bytes())?,
+        BF16 => to_elements(values, |v| float::f32_to_bf16(v).to_le_bytes())?,
+        Q4_0 => to_blocks::<BlockQ4_0, _>(values)?,
+        Q4_1 => to_blocks::<BlockQ4_1, _>(values)?,
+        Q5_0 => to_blocks::<BlockQ5_0, _>(values)?,
+        Q5_1 => to_blocks::<BlockQ5_1, _>(values)?,
+        Q8_0 => to_blocks::<BlockQ8_0, _>(values)?,
+        Q2_K => to_blocks::<BlockQ2K, _>(values)?,
+        Q3_K => to_blocks::<BlockQ3K, _>(values)?,
+        Q4_K => to_blocks::<BlockQ4K, _>(values)?,
+        Q5_K => to_blocks::<BlockQ5K, _>(values)?,
+        Q6_K => to_blocks::<BlockQ6K, _>(values)?,
         _ => return Err(unsupported(ty)),
     })
 }
@@ -125,9 +126,20 @@ fn from_blocks<B: Block<N>, const N: usize>(data: &[u8], out: &mut [f32]) {
     }
 }
 
-fn to_blocks<B: Block<N>, const N: usize>(values: &[f32]) -> Vec<u8> {
-    let blocks: Vec<B> = values.as_chunks::<N>().0.iter().map(B::quantize).collect();
-    bytemuck::cast_slice(&blocks).to_vec()
+/// What memory is for.
+const QUANTIZED: &str = "quantized weights";
+
+fn to_elements<const SIZE: usize>(values: &[f32], to_bytes: impl Fn(f32) -> [u8; SIZE]) -> Result<Vec<u8>> {
+    let mut bytes = memory::with_room(values.len().saturating_mul(SIZE), QUANTIZED)?;
+    bytes.extend(values.iter().flat_map(|&value| to_bytes(value)));
+    Ok(bytes)
+}
+
+fn to_blocks<B: Block<N>, const N: usize>(values: &[f32]) -> Result<Vec<u8>> {
+    let blocks = values.as_chunks::<N>().0;
+    let mut bytes = memory::with_room(blocks.len().saturating_mul(size_of::<B>()), QUANTIZED)?;
+    blocks.iter().for_each(|block| bytes.extend_from_slice(bytemuck::bytes_of(&B::quantize(block))));
+    Ok(bytes)
 }
 
 #[cfg(test)]

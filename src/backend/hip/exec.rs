@@ -55,7 +55,7 @@ impl Executor {
         kv_type: KvType,
         loading: &mut Loading<'_, '_>,
     ) -> Result<Self> {
-        let plan = prepare::plan(program, device);
+        let plan = prepare::plan(program, device)?;
         // Before anything is uploaded: without kernels there is no point.
         let kernels = prepare::kernels(program, &plan, kv_type, device, modules)?;
         let mut tile_sizes: Vec<usize> = kernels

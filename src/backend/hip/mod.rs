@@ -78,7 +78,7 @@ fn stored(program: &Arc<Program>, precision: Precision) -> Arc<Program> {
 pub(crate) fn bytes(options: &HipOptions, program: &Arc<Program>, context: usize) -> Result<u64> {
     let (program, kv_type) = (&*stored(program, options.precision), options.kv_type);
     let device = device::open(options.gpu)?;
-    let buffers = prepare::Buffers::new(program, &prepare::plan(program, &device), &device)?.bytes;
+    let buffers = prepare::Buffers::new(program, &prepare::plan(program, &device)?, &device)?.bytes;
     let mut bytes = buffers as u64;
     for weight in &program.weights {
         let ty = if weight.rows == 1 { TensorType::F32 } else { weight.tensor.tensor_type() };

@@ -113,9 +113,7 @@ impl Source<'_> {
 
     fn load(&self) -> Result<Object, String> {
         let code = match self {
-            Self::File(path) => {
-                Cow::Owned(read(path).map_err(|e| format!("{} cannot be read: {e}", path.display()))?)
-            }
+            Self::File(path) => Cow::Owned(read(path).map_err(|e| format!("{} cannot be read: {e}", path.display()))?),
             Self::Embedded(embedded) => embedded.unpack()?,
             Self::Compiled(target, family) => Cow::Owned(target.object(family)?),
         };

@@ -3,6 +3,7 @@
 
 use crate::gguf::TensorType;
 use crate::model::program::{Activation, AttentionInfo, Buf, Op, Program, Weight};
+use crate::{Result, memory};
 use std::collections::HashMap;
 
 /// One or a few launches.
@@ -145,13 +146,18 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    pub(super) fn new(program: &Program, fusing: &Fusing<'_>) -> Self {
+    /// # Errors
+    /// `OutOfMemory`.
+    pub(super) fn new(program: &Program, fusing: &Fusing<'_>) -> Result<Self> {
+        const WHAT: &str = "the steps of the model";
         let mut lowering = Lowering { program, steps: Vec::new(), fresh: HashMap::new() };
-        let mut quantized = vec![false; program.buffers.len()];
+        let mut quantized = memory::filled(program.buffers.len(), false, WHAT)?;
         let mut logits = Buf(0);
         let mut ops = program.ops.as_slice();
         while let Some((op, rest)) = ops.split_first() {
             ops = rest;
+            // An operation makes no more steps.
+            memory::reserve(&mut lowering.steps, 4, WHAT)?;
             match (op.clone(), rest) {
                 (
                     Op::Rope { x: q, rope, .. },
@@ -208,7 +214,7 @@ impl Plan {
                 (Op::Logits { x }, _) => logits = x,
             }
         }
-        Self { steps: lowering.steps, logits, quantized }
+        Ok(Self { steps: lowering.steps, logits, quantized })
     }
 }
 
@@ -420,7 +426,7 @@ mod tests {
     fn a_sum_and_its_norm_are_one_step_where_both_results_survive() {
         let (x, y, h) = (Buf(0), Buf(1), Buf(2));
         let norm = |out| Op::RmsNorm { x, weight: Weight(0), eps: 1e-5, out };
-        let steps = |out| Plan::new(&program(vec![Op::Add { x, y }, norm(out)]), &ALL).steps.len();
+        let steps = |out| Plan::new(&program(vec![Op::Add { x, y }, norm(out)]), &ALL).unwrap().steps.len();
         assert_eq!((steps(h), steps(x), steps(y)), (1, 2, 2));
     }
 
@@ -447,7 +453,7 @@ mod tests {
         use TensorType::{F16, Q4_0, Q4_K, Q6_K};
         let sizes = |types: &[TensorType]| -> Vec<usize> {
             let ops = (0..types.len()).map(|i| product(i, i + 1)).collect();
-            let steps = Plan::new(&with_weights(types, ops), &ALL).steps;
+            let steps = Plan::new(&with_weights(types, ops), &ALL).unwrap().steps;
             let sizes =
                 steps.iter().filter_map(|s| if let Step::MatMul { products, .. } = s { Some(products) } else { None });
             sizes.map(Vec::len).collect()
@@ -469,7 +475,9 @@ mod tests {
             let mut ops = vec![product(attended, 0, y), Op::Add { x: stream, y }, norm];
             ops.extend_from_slice(more);
             ops.extend([product(h, 1, Buf(4)), product(h, 2, Buf(5))]);
-            Plan::new(&with_weights(&[TensorType::Q4_K, ty, TensorType::Q4_K, TensorType::F32], ops), &ALL).steps
+            Plan::new(&with_weights(&[TensorType::Q4_K, ty, TensorType::Q4_K, TensorType::F32], ops), &ALL)
+                .unwrap()
+                .steps
         };
         let deferred = |steps: &[Step]| steps.iter().any(|s| matches!(s, Step::Residual { .. }));
         let fused = ops(TensorType::Q4_K, &[]);
@@ -489,7 +497,7 @@ mod tests {
             let glu = Op::Glu { gate: Buf(1), up: Buf(2), act: Activation::Silu };
             let down = Op::MatMul { x: Buf(1), weight: Weight(2), bias: None, out: Buf(3) };
             let ops = [product(0, 1), product(1, 2), glu].into_iter().chain(more).chain([down]);
-            Plan::new(&with_weights(&[TensorType::Q4_K; 3], ops.collect()), &ALL).steps
+            Plan::new(&with_weights(&[TensorType::Q4_K; 3], ops.collect()), &ALL).unwrap().steps
         };
         let fused = ops(None);
         assert!(matches!(fused[1], Step::GatedMatMul { quantize: true, only_multiplied: true, .. }), "{fused:?}");
@@ -506,14 +514,14 @@ mod tests {
         let rope = |x, rope| Op::Rope { x, rope, head_dim: 8 };
         let store = Op::StoreKv { layer: 0, k, v };
         let turned = |ops: &[Op]| {
-            let steps = Plan::new(&program(ops.to_vec()), &ALL).steps;
+            let steps = Plan::new(&program(ops.to_vec()), &ALL).unwrap().steps;
             matches!(steps.first(), Some(Step::StoreKv { turn: Some(_), .. }))
         };
         let attention = Op::Attention { layer: 0, q, out: Buf(3), info: info() };
         let stores = |layer, more: &[Op]| {
             let mut ops = vec![rope(q, 0), rope(k, 0), Op::StoreKv { layer, k, v }, attention.clone()];
             ops.extend_from_slice(more);
-            let steps = Plan::new(&program(ops), &ALL).steps;
+            let steps = Plan::new(&program(ops), &ALL).unwrap().steps;
             steps.iter().any(|s| matches!(s, Step::Attention { fresh: Some(Fresh { rope: Some(0), .. }), .. }))
         };
         assert!(stores(0, &[]));

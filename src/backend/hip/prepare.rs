@@ -9,7 +9,7 @@ use super::{MOST_OUTPUTS, MOST_TOKENS};
 use crate::backend::KvType;
 use crate::gguf::TensorType;
 use crate::model::program::{Activation, AttentionInfo, Buf, Program, RowKind, Weight};
-use crate::{Error, Result};
+use crate::{Error, Result, memory};
 
 /// Columns that the kernels for few columns come for.
 pub(super) const MATVEC_COLUMNS: [usize; 4] = [1, 2, 4, 8];
@@ -149,7 +149,7 @@ const NORMS_VARIABLE: &str = "WAVELM_HIP_NORMS";
 const GATES_VARIABLE: &str = "WAVELM_HIP_GATES";
 
 /// Lowers a program for a device.
-pub(super) fn plan(program: &Program, device: &Device) -> Plan {
+pub(super) fn plan(program: &Program, device: &Device) -> Result<Plan> {
     let asked = std::env::var(NORMS_VARIABLE).unwrap_or_default();
     // A product that prepares the norm after it has a block for 32 rows: too few of them leave compute units idle. On an
     // H100 (132) 64 blocks gain a tenth, 48 nothing.
@@ -168,7 +168,7 @@ pub(super) fn kernels(
     modules: &Modules,
 ) -> Result<Vec<Kernels>> {
     let finder = Finder { program, kv_type, device, modules };
-    plan.steps.iter().map(|step| finder.step(step)).collect()
+    memory::try_collected(plan.steps.iter().map(|step| finder.step(step)), "the kernels of the model")
 }
 
 struct Finder<'a> {

@@ -3,7 +3,7 @@
 use super::on_isa;
 use super::simd::Simd;
 use crate::backend::cpu::isa::Isa;
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, Result, memory};
 use std::cell::UnsafeCell;
 use std::ops::Range;
 
@@ -107,10 +107,9 @@ impl QuantRows {
 }
 
 fn out_of_memory(rows: usize, cols: usize) -> Error {
-    Error::new(
-        ErrorKind::OutOfMemory,
-        format!("no memory for {rows} rows of {cols} quantized activations: use a smaller batch"),
-    )
+    // Bytes, and for 32 of them a scale and two sums.
+    let bytes = rows.saturating_mul(cols).saturating_add(rows.saturating_mul(cols / GROUP).saturating_mul(12));
+    memory::out_of_memory(format_args!("{rows} rows of {cols} quantized activations"), bytes)
 }
 
 /// Makes a slice at least `len` elements long; what it held is lost if it has to grow.

@@ -32,7 +32,7 @@ pub(crate) use reference::matmul_f32;
 
 use super::isa::Isa;
 use crate::gguf::TensorType;
-use crate::{Error, ErrorKind, Result, memory, quant};
+use crate::{Error, Result, memory, quant};
 use activations::SUM_GROUP;
 use driver::{Activations, LastRows};
 use simd::Simd;
@@ -376,7 +376,10 @@ impl Scratch {
                 }
                 activations::grow(&mut self.corrections, len, || 0).ok()
             })
-            .ok_or_else(|| Error::new(ErrorKind::OutOfMemory, format!("no memory to multiply {n} tokens at a time")))
+            .ok_or_else(|| {
+                let bytes = n.saturating_mul(cols / SUM_GROUP).saturating_mul(size_of::<i32>());
+                memory::out_of_memory(format_args!("products of {n} tokens at a time"), bytes)
+            })
     }
 
     /// To be called before a product whose activations have changed since the last one: what was computed of them alone is
@@ -388,7 +391,7 @@ impl Scratch {
     /// Room for a dequantized row.
     fn row(&mut self, cols: usize) -> Result<&mut [f32]> {
         activations::grow(&mut self.row, cols, || 0.0)
-            .map_err(|()| Error::new(ErrorKind::OutOfMemory, format!("no memory for a row of {cols} columns")))?;
+            .map_err(|()| memory::out_of_memory("a row of weights", cols.saturating_mul(size_of::<f32>())))?;
         Ok(&mut self.row[..cols])
     }
 }
