@@ -1,6 +1,9 @@
 //! Random templates against Python's Jinja: `tests/fixtures/make_jinja_cases.py` writes templates and what Python makes of
 //! them. Both give the same text, or both refuse.
 
+#[path = "common/templates.rs"]
+mod templates;
+
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -16,8 +19,9 @@ fn compare(mut lines: impl Iterator<Item = String>) -> (usize, usize) {
     let head: Json = lines.next().expect("the first line has the variables").parse().unwrap();
     let Some(Json::Object(variables)) = head.get("variables") else { panic!("no variables") };
     let now = UNIX_EPOCH + Duration::from_secs(head["now"].as_u64().unwrap());
-    let options =
-        variables.iter().fold(ChatOptions::new().now(now), |options, (name, value)| options.variable(name, value.clone()));
+    let options = variables
+        .iter()
+        .fold(ChatOptions::new().now(now), |options, (name, value)| options.variable(name, value.clone()));
     let tokens = SpecialTokens::new().bos("<s>").eos("</s>");
     let messages = [Message::user("Hi <there>")];
     let (mut count, mut refused, mut differences) = (0, 0, Vec::new());
@@ -56,21 +60,15 @@ fn sampled_templates_render_as_in_python() {
 /// Cases made now: 10,000 in CI and 1,000 elsewhere. `WAVELM_JINJA_CASES` and `WAVELM_JINJA_SEED` choose others.
 #[test]
 fn fresh_templates_render_as_in_python() {
-    let python = |arguments: &[&str]| {
-        let mut command = Command::new("python3");
-        command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::null());
-        command
-    };
-    let has_jinja = python(&["-c", "import jinja2; assert jinja2.__version__ >= '3.1'"]).status();
-    if !has_jinja.is_ok_and(|status| status.success()) {
-        println!("skipped: python3 with jinja2 3.1 is not there");
+    if !templates::has_jinja() {
         return;
     }
     let default = if std::env::var_os("CI").is_some() { 10_000 } else { 1_000 };
     let wanted = variable("WAVELM_JINJA_CASES").unwrap_or(default);
     let seed = variable("WAVELM_JINJA_SEED").unwrap_or(15).to_string();
     let script = fixtures().join("make_jinja_cases.py").display().to_string();
-    let mut child = python(&[&script, &wanted.to_string(), &seed]).spawn().unwrap();
+    let mut child =
+        Command::new("python3").args([&script, &wanted.to_string(), &seed]).stdout(Stdio::piped()).spawn().unwrap();
     let output = BufReader::new(child.stdout.take().unwrap());
     let (count, refused) = compare(output.lines().map(Result::unwrap));
     assert!(child.wait().unwrap().success());
