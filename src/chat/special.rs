@@ -2,8 +2,10 @@
 
 use crate::Result;
 use crate::gguf::{Metadata, StringArray};
+use crate::tokenizer::may_be_control;
 
-/// `tokenizer.ggml.token_type` of tokens that a tokenizer must not find in plain text.
+/// `tokenizer.ggml.token_type` of text, and of tokens that a tokenizer must not find in plain text.
+const NORMAL: i64 = 1;
 const UNKNOWN: i64 = 2;
 const CONTROL: i64 = 3;
 
@@ -43,7 +45,8 @@ impl SpecialTokens {
         self
     }
 
-    /// The special tokens of a file's vocabulary.
+    /// The special tokens of a file's vocabulary: those that the file calls control tokens, and those that a tokenizer
+    /// knows by their texts, such as `<|im_end|>`, whatever the file calls them.
     ///
     /// # Errors
     ///
@@ -55,13 +58,12 @@ impl SpecialTokens {
             Ok(id.and_then(|id| tokens.get(id as usize)).map(str::to_string))
         };
         let types = metadata.ints("tokenizer.ggml.token_type")?.unwrap_or_default();
-        let is_control = |ty: &i64| matches!(*ty, UNKNOWN | CONTROL);
         Ok(Self {
             bos: named("bos")?,
             eos: named("eos")?,
             unk: named("unknown")?,
             pad: named("padding")?,
-            control: control_texts(tokens, types.iter().map(is_control)),
+            control: control_texts(tokens, &types),
         })
     }
 
@@ -76,6 +78,8 @@ impl SpecialTokens {
     }
 }
 
-fn control_texts(tokens: &StringArray, is_control: impl Iterator<Item = bool>) -> Vec<String> {
-    tokens.iter().zip(is_control).filter(|(_, is_control)| *is_control).map(|(text, _)| text.to_string()).collect()
+fn control_texts(tokens: &StringArray, types: &[i64]) -> Vec<String> {
+    let types = types.iter().copied().chain(std::iter::repeat(NORMAL));
+    let is_control = |(text, ty): &(&str, i64)| matches!(*ty, UNKNOWN | CONTROL) || may_be_control(text);
+    tokens.iter().zip(types).filter(is_control).map(|(text, _)| text.to_string()).collect()
 }

@@ -21,6 +21,7 @@ mod vocab;
 
 pub use decoder::Decoder;
 pub use vocab::SpecialIds;
+pub(crate) use vocab::may_be_control;
 
 use crate::gguf::{Metadata, show};
 use crate::{Error, Result, memory};

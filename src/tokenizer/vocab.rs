@@ -551,3 +551,11 @@ const END_TOKENS: &str = "the tokens that end an answer";
 
 /// No text of a role is longer.
 const LONGEST_ROLE_TEXT: usize = 32;
+
+/// Whether a vocabulary may make a token with this text a control token, whatever kind its file says.
+pub(crate) fn may_be_control(text: &str) -> bool {
+    text.len() <= LONGEST_ROLE_TEXT
+        && (END_OF_GENERATION.contains(&text)
+            || HARMONY.contains(&text)
+            || ROLES.iter().any(|role| role.contains(&text)))
+}
