@@ -41,10 +41,8 @@ impl Random {
     }
 }
 
-/// Letters that no template has.
-const PRIVATE: [&str; 3] = ["qzj", "QZJ", "ⓠⓩ"];
-
-/// Control tokens that only the conversation can spell, with what templates look for around and inside.
+/// Control tokens that only the conversation can spell, since no template writes q, z or ⓠ; with what templates look for
+/// around and inside.
 fn private_tokens() -> Vec<String> {
     let mut tokens: Vec<String> = [
         "<|qzj|>",
@@ -62,6 +60,9 @@ fn private_tokens() -> Vec<String> {
         "<|QZJ|>",
         "zq",
         "<<qzj>>",
+        "<|kqzjv|>",
+        "<|kqzj",
+        "qzjv|>",
         "314159265",
         "qzj 1",
     ]
