@@ -3,6 +3,8 @@
 
 #[path = "hostile/chains.rs"]
 mod chains;
+#[path = "hostile/others.rs"]
+mod others;
 #[path = "hostile/values.rs"]
 mod values;
 

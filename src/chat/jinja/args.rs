@@ -80,3 +80,11 @@ pub(super) fn integer(value: Option<&Value>, what: &str) -> Res<Option<i128>> {
 pub(super) fn flag(value: Option<&Value>, default: bool) -> bool {
     value.map_or(default, Value::is_true)
 }
+
+/// As [`flag`], for an argument that Python takes as a number: whether it was given and is not 0.
+pub(super) fn whole_flag(value: Option<&Value>, what: &str) -> Res<bool> {
+    match value {
+        Some(Value::None(_)) => Err(Fault::invalid(format_args!("'{what}' needs an integer, not 'NoneType'"))),
+        _ => Ok(integer(value, what)?.is_some_and(|number| number != 0)),
+    }
+}

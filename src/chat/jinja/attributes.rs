@@ -119,6 +119,7 @@ fn own_attribute(value: &Value, name: &str) -> Res<Option<Value>> {
         },
         Value::Range(range) => match name {
             "start" => Some(Value::Int(range.start, super::text::By::Template)),
+            "stop" => Some(Value::Int(range.stop, super::text::By::Template)),
             "step" => Some(Value::Int(range.step, super::text::By::Template)),
             _ => None,
         },
@@ -126,10 +127,15 @@ fn own_attribute(value: &Value, name: &str) -> Res<Option<Value>> {
     })
 }
 
-/// The attribute or item that a path like `a.b.0` leads to, as filters take it.
-pub(super) fn path(value: &Value, path: &Value, budget: &Budget) -> Res<Value> {
+/// The attribute or item that a path like `a.b.0` leads to, as filters take it; `default` takes the place of each part
+/// that is missing.
+pub(super) fn path(value: &Value, path: &Value, default: Option<&Value>, budget: &Budget) -> Res<Value> {
+    let or_default = |found: Value| match default {
+        Some(default) if found.is_undefined() => default.clone(),
+        _ => found,
+    };
     let Value::Text(text) = path else {
-        return if path.is_none() { Ok(value.clone()) } else { item(value, path, budget) };
+        return if path.is_none() { Ok(value.clone()) } else { item(value, path, budget).map(or_default) };
     };
     let mut at = value.clone();
     let mut start = 0;
@@ -141,7 +147,7 @@ pub(super) fn path(value: &Value, path: &Value, budget: &Budget) -> Res<Value> {
             Ok(i) if is_number => Value::Int(i, text.by()),
             _ => Value::Text(text.slice(start..end, budget)?),
         };
-        at = item(&at, &index, budget)?;
+        at = or_default(item(&at, &index, budget)?);
         start = end + 1;
     }
     Ok(at)

@@ -6,6 +6,7 @@ use super::fault::{Fault, Res};
 use super::ops;
 use super::parser::LOOP;
 use super::repr;
+use super::strings;
 use super::text::{Builder, Text};
 use super::value::{Kept, List, Range, Tuple, Value};
 use std::cell::{Cell, RefCell};
@@ -381,7 +382,8 @@ impl<'t> Machine<'t> {
             }
             StmtKind::Filter(posts, body) => {
                 let value = self.captured(posts, body)?;
-                self.print(&value)
+                let text = strings::string(value, "a filter block")?;
+                self.out.push_text(&text)
             }
             StmtKind::Macro(def, name) => {
                 let value = self.define_macro(*def)?;

@@ -241,13 +241,17 @@ impl<'t> Machine<'t> {
             *number = match &part {
                 Value::None(_) => None,
                 _ if part.as_int().is_some() => part.as_int(),
-                _ => return value.undefined_fault().map_or_else(|| Ok(Value::hint("a slice needs integers")), Err),
+                _ => {
+                    let fault = value.undefined_fault().or_else(|| part.undefined_fault());
+                    return Err(fault.unwrap_or_else(|| Fault::invalid("slice indices must be integers or none")));
+                }
             };
         }
         if let Some(fault) = value.undefined_fault() {
             return Err(fault);
         }
-        Ok(math::slice(value, numbers, self.env.budget)?.unwrap_or_else(|| Value::hint("the value has no slices")))
+        math::slice(value, numbers, self.env.budget)?
+            .ok_or_else(|| Fault::invalid(format_args!("'{}' object has no slices", value.type_name())))
     }
 
     /// `value.name(arguments)`, without a method as a value in between.

@@ -6,6 +6,9 @@ use std::borrow::Cow;
 
 pub(super) type Res<T> = std::result::Result<T, Fault>;
 
+/// The longest message of an error, in bytes: names and texts of templates have no end.
+const MAX_MESSAGE: usize = 2000;
+
 /// What ends a rendering. Boxed, so that results stay small.
 #[derive(Debug)]
 pub(super) struct Fault(Box<Inner>);
@@ -81,6 +84,7 @@ impl Fault {
     /// The error for a caller.
     pub fn into_error(self) -> Error {
         let Inner { kind, line, message } = *self.0;
+        let message = shortened(message);
         let line = line.map(|line| format!("line {line} of ")).unwrap_or_default();
         let message = match kind {
             Kind::Memory(error) => return error,
@@ -98,4 +102,14 @@ impl From<Error> for Fault {
     fn from(error: Error) -> Self {
         Self::new(Kind::Memory(error), "")
     }
+}
+
+fn shortened(mut message: Cow<'static, str>) -> Cow<'static, str> {
+    if message.len() > MAX_MESSAGE {
+        let end = (0..=MAX_MESSAGE).rev().find(|end| message.is_char_boundary(*end)).unwrap_or(0);
+        let text = message.to_mut();
+        text.truncate(end);
+        text.push('…');
+    }
+    message
 }

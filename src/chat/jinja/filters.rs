@@ -1,6 +1,6 @@
 //! Filters: which there are, and those of sequences. Those of texts are in [`super::text_filters`].
 
-use super::args::{Args, flag, integer, required};
+use super::args::{Args, flag, integer, required, whole_flag};
 use super::ast::MathOp;
 use super::attributes;
 use super::eval::Env;
@@ -91,7 +91,8 @@ pub(super) fn call(env: Env<'_>, name: &str, value: Value, args: Args) -> Res<Va
             let [reverse, case, attribute] = args.bind(name, ["reverse", "case_sensitive", "attribute"])?;
             let items = ops::items(&value, budget)?;
             let keyed = sort_keys(env, items, flag(case.as_ref(), false), attribute.as_ref())?;
-            unkeyed(ops::sort(keyed, flag(reverse.as_ref(), false), budget)?, value.by())
+            let reverse = whole_flag(reverse.as_ref(), name)?;
+            unkeyed(ops::sort_by(keyed, reverse, budget, ops::order_of_keys)?, value.by())
         }
         "dictsort" => dictsort(env, &value, args),
         "unique" => {
@@ -193,11 +194,7 @@ fn join(env: Env<'_>, value: &Value, separator: Option<Value>, attribute: Option
 /// The attribute that a filter's argument names, of an item.
 fn attribute_of(env: Env<'_>, item: Value, attribute: Option<&Value>, default: Option<&Value>) -> Res<Value> {
     let Some(attribute) = attribute.filter(|attribute| !attribute.is_none()) else { return Ok(item) };
-    let found = attributes::path(&item, attribute, env.budget)?;
-    Ok(match default {
-        Some(default) if found.is_undefined() && !default.is_none() => default.clone(),
-        _ => found,
-    })
+    attributes::path(&item, attribute, default.filter(|default| !default.is_none()), env.budget)
 }
 
 /// A text in lower case, where case does not count.
@@ -251,7 +248,7 @@ fn sort_keys(
         env.budget.values(parts.len())?;
         let mut key = memory::with_room(parts.len(), "the keys of a list")?;
         for part in &parts {
-            key.push(without_case(env, attributes::path(&item, part, env.budget)?, is_case_sensitive)?);
+            key.push(without_case(env, attributes::path(&item, part, None, env.budget)?, is_case_sensitive)?);
         }
         all.push((Value::list(key)?, item));
     }
@@ -279,7 +276,7 @@ fn dictsort(env: Env<'_>, value: &Value, args: Args) -> Res<Value> {
         let key = math::item_at(&pair, i128::from(by_value), env.budget)?.unwrap_or(Value::NONE);
         all.push((without_case(env, key, flag(case.as_ref(), false))?, pair));
     }
-    unkeyed(ops::sort(all, flag(reverse.as_ref(), false), env.budget)?, By::Template)
+    unkeyed(ops::sort(all, whole_flag(reverse.as_ref(), "dictsort")?, env.budget)?, By::Template)
 }
 
 fn extreme(env: Env<'_>, value: &Value, is_max: bool, case: bool, attribute: Option<&Value>) -> Res<Value> {

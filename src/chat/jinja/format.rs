@@ -558,7 +558,7 @@ fn format_value(value: &Value, spec: &str, by: By, out: &mut Builder<'_>) -> Res
                         if digits.contains(['.', 'e', 'n', 'i']) { digits } else { digits + ".0" }
                     }
                 },
-                Some('%') => float_digits(f.abs() * 100.0, 'f', layout.precision.unwrap_or(6), false) + "%",
+                Some('%') => float_digits(f.abs() * 100.0, 'f', layout.precision.unwrap_or(6), layout.alternate) + "%",
                 Some(kind @ ('e' | 'E' | 'f' | 'F' | 'g' | 'G' | 'n')) => {
                     let kind = if kind == 'n' { 'g' } else { kind };
                     float_digits(f.abs(), kind, layout.precision.unwrap_or(6), layout.alternate)

@@ -220,8 +220,8 @@ pub(super) fn item_at(value: &Value, index: i128, budget: &Budget) -> Res<Option
     })
 }
 
-/// The places of a slice: the first, the step, and how many.
-fn slice_places(len: usize, parts: [Option<i128>; 3]) -> Res<(i128, i128, usize)> {
+/// The places of a slice: the first, the one that ends it, the step, and how many.
+fn slice_places(len: usize, parts: [Option<i128>; 3]) -> Res<(i128, i128, i128, usize)> {
     let [start, stop, step] = parts;
     let len = len as i128;
     let step = step.unwrap_or(1);
@@ -234,13 +234,13 @@ fn slice_places(len: usize, parts: [Option<i128>; 3]) -> Res<(i128, i128, usize)
     let stop = stop.map_or(if step < 0 { low } else { high }, clamp);
     let distance = if step < 0 { start - stop } else { stop - start };
     let count = if distance <= 0 { 0 } else { (distance - 1) / step.saturating_abs() + 1 };
-    Ok((start, step, usize::try_from(count).unwrap_or(0)))
+    Ok((start, stop, step, usize::try_from(count).unwrap_or(0)))
 }
 
 /// `value[a:b:c]`; `None` where it has no slices.
 pub(super) fn slice(value: &Value, parts: [Option<i128>; 3], budget: &Budget) -> Res<Option<Value>> {
     let Some(len) = ops::len(value) else { return Ok(None) };
-    let (start, step, count) = slice_places(len, parts)?;
+    let (start, stop, step, count) = slice_places(len, parts)?;
     let place = |i: usize| usize::try_from(start + step.saturating_mul(i as i128)).unwrap_or(usize::MAX);
     let pick = |items: &[Value]| -> Res<Vec<Value>> {
         budget.values(count)?;
@@ -250,8 +250,9 @@ pub(super) fn slice(value: &Value, parts: [Option<i128>; 3], budget: &Budget) ->
         Value::List(list) => Value::list_by(pick(&list.items())?, list.by)?,
         Value::Tuple(tuple) => Value::tuple(pick(&tuple.items)?)?,
         Value::Range(range) => {
-            let start = range.step.saturating_mul(start).saturating_add(range.start);
-            let range = Range { start, step: range.step.saturating_mul(step), len: count };
+            let at = |place: i128| range.step.saturating_mul(place).saturating_add(range.start);
+            let (start, stop) = (at(start), at(stop));
+            let range = Range { start, stop, step: range.step.saturating_mul(step), len: count };
             Value::Range(std::rc::Rc::new(range))
         }
         Value::Text(text) => Value::Text(slice_text(text, start, step, count, budget)?),
@@ -307,7 +308,7 @@ pub(super) fn range(parts: &[Value]) -> Res<Value> {
     if len > MAX {
         return Err(Fault::invalid(format_args!("Range too big. The sandbox blocks ranges larger than {MAX}")));
     }
-    Ok(Value::Range(std::rc::Rc::new(Range { start, step, len: len as usize })))
+    Ok(Value::Range(std::rc::Rc::new(Range { start, stop, step, len: len as usize })))
 }
 
 /// An integer that came out of a float.

@@ -1,6 +1,6 @@
 //! Methods of lists, dictionaries, loops and numbers; those of strings are in [`super::strings`].
 
-use super::args::{Args, flag, integer, required};
+use super::args::{Args, integer, required, whole_flag};
 use super::dict::Map;
 use super::eval::Env;
 use super::fault::{Fault, Res};
@@ -96,6 +96,7 @@ fn sequence_method(env: Env<'_>, items: &[Value], name: &str, args: Args) -> Res
     let item = required(item, name)?;
     if name == "count" {
         let mut count = 0;
+        env.budget.items(items.len())?;
         for other in items {
             count += usize::from(ops::is_same(&item, other) || ops::equal(&item, other, env.budget)?);
         }
@@ -170,7 +171,7 @@ fn list_method(env: Env<'_>, list: &Rc<List>, name: &str, args: Args) -> Res<Val
             let items = ops::copied(&list.items(), budget)?;
             budget.values(2 * items.len())?;
             let keyed = items.into_iter().map(|item| (item.clone(), item)).collect();
-            let sorted = ops::sort(keyed, flag(reverse.as_ref(), false), budget)?;
+            let sorted = ops::sort(keyed, whole_flag(reverse.as_ref(), name)?, budget)?;
             let sorted: Vec<Value> = sorted.into_iter().map(|(_, item)| item).collect();
             *list.change(env.kept, budget)? = sorted;
         }
@@ -274,6 +275,7 @@ pub(super) fn fill(map: &mut Map, args: Args, env: Env<'_>) -> Res<()> {
     for from in positional {
         match &from {
             Value::Dict(dict) => map.add_all(&dict.map(), budget)?,
+            Value::Undefined(_) => return Err(from.undefined_fault().unwrap_or_else(|| Fault::undefined(""))),
             _ => {
                 for pair in ops::items(&from, budget)? {
                     let mut pair = ops::items(&pair, budget)?.into_iter();

@@ -50,6 +50,7 @@ fn equal_items(a: &[Value], b: &[Value], depth: u32, budget: &Budget) -> Res<boo
         return Ok(false);
     }
     for (a, b) in a.iter().zip(b) {
+        budget.steps(1)?;
         if !is_same(a, b) && !equal_at(a, b, depth + 1, budget)? {
             return Ok(false);
         }
@@ -64,6 +65,7 @@ fn equal_dicts(a: &Dict, b: &Dict, depth: u32, budget: &Budget) -> Res<bool> {
         return Ok(false);
     }
     for (key, value) in a.iter() {
+        budget.steps(1)?;
         match b.get(key, budget)? {
             Some(other) if is_same(value, other) || equal_at(value, other, depth + 1, budget)? => {}
             _ => return Ok(false),
@@ -138,6 +140,7 @@ fn compare_at(a: &Value, b: &Value, depth: u32, budget: &Budget) -> Res<Option<O
 fn compare_items(a: &[Value], b: &[Value], depth: u32, budget: &Budget) -> Res<Option<Ordering>> {
     check_depth(depth)?;
     for (a, b) in a.iter().zip(b) {
+        budget.steps(1)?;
         if !is_same(a, b) && !equal_at(a, b, depth + 1, budget)? {
             return compare_at(a, b, depth + 1, budget);
         }
@@ -145,8 +148,27 @@ fn compare_items(a: &[Value], b: &[Value], depth: u32, budget: &Budget) -> Res<O
     Ok(Some(a.len().cmp(&b.len())))
 }
 
+/// The order that the filter `sort` goes by. It compares lists of keys, so that keys that are equal need no order.
+pub(super) fn order_of_keys(a: &Value, b: &Value, budget: &Budget) -> Res<Option<Ordering>> {
+    match (a, b) {
+        (Value::Text(_), Value::Text(_)) => compare(a, b, budget),
+        _ if is_same(a, b) || equal(a, b, budget)? => Ok(Some(Ordering::Equal)),
+        _ => compare(a, b, budget),
+    }
+}
+
 /// Sorts by keys, stably. The keys come with the items. Safe where the order is none (NaN).
-pub(super) fn sort(mut items: Vec<(Value, Value)>, reverse: bool, budget: &Budget) -> Res<Vec<(Value, Value)>> {
+pub(super) fn sort(items: Vec<(Value, Value)>, reverse: bool, budget: &Budget) -> Res<Vec<(Value, Value)>> {
+    sort_by(items, reverse, budget, compare)
+}
+
+/// As [`sort`], with an order of its own.
+pub(super) fn sort_by(
+    mut items: Vec<(Value, Value)>,
+    reverse: bool,
+    budget: &Budget,
+    compare: impl Fn(&Value, &Value, &Budget) -> Res<Option<Ordering>>,
+) -> Res<Vec<(Value, Value)>> {
     let len = items.len();
     budget.memory(len.saturating_mul(2 * size_of::<(Value, Value)>()))?;
     let mut width = 1;
@@ -203,6 +225,7 @@ pub(super) fn contains(container: &Value, item: &Value, budget: &Budget) -> Res<
 /// The place of an item.
 pub(super) fn find(items: &[Value], item: &Value, budget: &Budget) -> Res<Option<usize>> {
     for (place, other) in items.iter().enumerate() {
+        budget.steps(1)?;
         if is_same(item, other) || equal(item, other, budget)? {
             return Ok(Some(place));
         }

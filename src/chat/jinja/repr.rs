@@ -83,9 +83,8 @@ fn write_repr(value: &Value, depth: u32, out: &mut Builder<'_>) -> Res<()> {
             out.push_str("])", dict.by)
         }
         Value::Range(range) => {
-            let stop = range.start.saturating_add(range.step.saturating_mul(range.len as i128));
             let step = if range.step == 1 { String::new() } else { format!(", {}", range.step) };
-            out.push_str(&format!("range({}, {stop}{step})", range.start), Template)
+            out.push_str(&format!("range({}, {}{step})", range.start, range.stop), Template)
         }
         Value::Namespace(dict) => {
             out.push_str("<Namespace {", Template)?;

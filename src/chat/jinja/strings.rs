@@ -1,6 +1,6 @@
 //! Methods of strings.
 
-use super::args::{Args, flag, integer, required};
+use super::args::{Args, integer, required, whole_flag};
 use super::eval::Env;
 use super::fault::{Fault, Res};
 use super::format;
@@ -75,7 +75,7 @@ pub(super) fn call(env: Env<'_>, text: &Text, name: &str, args: Args) -> Res<Val
         }
         "splitlines" => {
             let [keep] = args.bind(name, ["keepends"])?;
-            let lines = lines(env, text, flag(keep.as_ref(), false))?;
+            let lines = lines(env, text, whole_flag(keep.as_ref(), name)?)?;
             texts(env, lines)
         }
         "startswith" | "endswith" => {

@@ -78,7 +78,7 @@ pub(super) fn call(env: Env<'_>, name: &str, value: Value, args: Args) -> Res<Va
         }
         "format" => return format_filter(env, &text()?, args),
         "indent" => indent(env, value, args)?,
-        "truncate" => truncate(env, value, args)?,
+        "truncate" => return truncate(env, value, args),
         "wordwrap" => wrap::wordwrap(env, &strings::string(value, name)?, args)?,
         "wordcount" => {
             let [] = args.bind(name, [])?;
@@ -165,6 +165,7 @@ fn indent(env: Env<'_>, value: Value, args: Args) -> Res<Text> {
     let mut margin = Builder::new(env.budget);
     match width {
         Some(Value::Text(text)) => margin.push_text(&text)?,
+        Some(Value::None(_)) => return Err(Fault::invalid("'indent' needs a width")),
         width => {
             let by = width.as_ref().map_or(By::Template, Value::by);
             let width = integer(width.as_ref(), "indent")?.unwrap_or(4);
@@ -192,9 +193,8 @@ fn indent(env: Env<'_>, value: Value, args: Args) -> Res<Text> {
     Ok(out.finish())
 }
 
-fn truncate(env: Env<'_>, value: Value, args: Args) -> Res<Text> {
+fn truncate(env: Env<'_>, value: Value, args: Args) -> Res<Value> {
     let [length, kill, end, leeway] = args.bind("truncate", ["length", "killwords", "end", "leeway"])?;
-    let text = strings::string(value, "truncate")?;
     let end = match end {
         Some(end) => strings::string(end, "truncate")?,
         None => Text::from_string("...".to_string(), By::Template),
@@ -206,17 +206,18 @@ fn truncate(env: Env<'_>, value: Value, args: Args) -> Res<Text> {
             "'truncate' needs a length that its end fits into, and a leeway that is not negative",
         ));
     }
-    env.budget.bytes(text.len())?;
-    if text.chars() as i128 <= length.saturating_add(leeway) {
-        return Ok(text);
+    if super::attributes::length(&value)? as i128 <= length.saturating_add(leeway) {
+        return Ok(value);
     }
+    let text = strings::string(value, "truncate")?;
+    env.budget.bytes(text.len())?;
     let kept = usize::try_from(length - end.chars() as i128).unwrap_or(0);
     let part = text.as_str().get(..text.offset(kept)).unwrap_or_default();
     let part = if flag(kill.as_ref(), false) { part } else { part.rsplit_once(' ').map_or(part, |(before, _)| before) };
     let mut out = Builder::new(env.budget);
     out.push_part(&text, 0..part.len())?;
     out.push_text(&end)?;
-    Ok(out.finish())
+    Ok(Value::Text(out.finish()))
 }
 
 fn filesizeformat(env: Env<'_>, value: &Value, args: Args) -> Res<Text> {
@@ -345,7 +346,8 @@ fn round(value: &Value, args: Args) -> Res<Value> {
                 return Err(Fault::invalid("a number is too large"));
             }
             let whole = if method == "ceil" { scaled.ceil() } else { scaled.floor() };
-            Ok(Value::Float(whole / scale, by))
+            // Python's is an integer then, which has no -0.
+            Ok(Value::Float((whole + 0.0) / scale, by))
         }
         _ => Err(Fault::invalid("method must be common, ceil or floor")),
     }

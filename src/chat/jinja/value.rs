@@ -90,10 +90,11 @@ pub(super) enum View {
     Items,
 }
 
-/// Python's `range`; `len` is counted already.
+/// Python's `range`; `len` is counted already, and `stop` is only shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Range {
     pub start: i128,
+    pub stop: i128,
     pub step: i128,
     pub len: usize,
 }
