@@ -17,7 +17,8 @@ fn sound_and_broken(threads: usize) -> Option<(Model, Model)> {
         Arc::into_inner(broken.0).unwrap();
     let isa = cpu::isa::Isa::best();
     let options = cpu::CpuOptions { threads: Some(threads), pool: None, kv_type, precision: Precision::Fast, isa };
-    let mut backend = cpu::CpuBackend::new(Arc::clone(&gguf), Arc::clone(&program), options).unwrap();
+    let file = Arc::new(Gguf::open(FILE).unwrap());
+    let mut backend = cpu::CpuBackend::new(file, Arc::clone(&program), options).unwrap();
     backend.break_passes_of_many();
     let backend: Arc<dyn Backend> = Arc::new(backend);
     let rescue = None;

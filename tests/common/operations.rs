@@ -45,7 +45,7 @@ pub fn operate(model: &Model, tokens: u32, bytes: &[u8]) {
                 assert_eq!(session.tokens(), all);
             }
             3 if count < MOST => {
-                let fork = session.fork();
+                let fork = session.fork().unwrap();
                 assert_eq!(fork.tokens(), all);
                 sessions.push(fork);
             }

@@ -67,10 +67,6 @@ pub(super) fn run(
         wanted,
         kv: KvPlans::new(backend, &spans)?,
     };
-    for member in &mut *members {
-        let member = member.get_mut().unwrap_or_else(PoisonError::into_inner);
-        pass.kv.attentions.iter().try_for_each(|(_, plan)| member.attention.reserve(plan.scratch_len()))?;
-    }
     let steps = pass.steps()?;
     let items: Vec<Items> = memory::collected(steps.iter().map(Work::items), WHAT)?;
     let mut next = None;

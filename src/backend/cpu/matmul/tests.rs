@@ -232,7 +232,8 @@ fn reference(w: &Matrix<'_>, x: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
     let n = x.len() / w.cols;
     let mut out = vec![f32::NAN; n * w.rows];
     // SAFETY: there is one thread.
-    unsafe { matmul_f32(w, x, n, 0..w.rows, OutPtr::new(&mut out, w.rows), bias, &mut Scratch::new().unwrap()) }.unwrap();
+    unsafe { matmul_f32(w, x, n, 0..w.rows, OutPtr::new(&mut out, w.rows), bias, &mut Scratch::new().unwrap()) }
+        .unwrap();
     out
 }
 
