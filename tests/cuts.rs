@@ -14,7 +14,7 @@ const PASSES: [usize; 8] = [1, 2, 3, 5, 8, 9, 16, 48];
 const CACHES: [KvType; 3] = [KvType::F32, KvType::F16, KvType::Q8_0];
 
 fn options(kv_type: KvType, precision: Precision) -> LoadOptions {
-    Model::options().device(Device::Cpu).threads(2).kv_type(kv_type).precision(precision)
+    Model::options().device(Device::Cpu).threads(1).kv_type(kv_type).precision(precision)
 }
 
 /// The bits of the logits at each of `tokens`, which are evaluated in passes of so many.
@@ -131,7 +131,7 @@ fn behind_a_long_context() {
             ("gemma3", Some(1000), KvType::F16),
         ] {
             let tiny = Tiny { arch, window, heads: 6, embed: 32, feed_forward: 32, context: 5100, ..Tiny::default() };
-            let model = tiny.load(options(kv_type, Precision::Fast));
+            let model = tiny.load(options(kv_type, Precision::Fast).threads(2));
             let past = tokens(7, 5000);
             let mut session = model.session().unwrap();
             session.feed(&Prompt::from_tokens(past.clone())).unwrap();
@@ -249,7 +249,7 @@ fn after_the_cache_was_made_again() {
 fn of_real_models() {
     for file in ["SmolLM2-135M-Instruct.Q4_1.gguf", "gemma-3-270m-Q4_K_M.gguf"] {
         let Some(path) = real_model(file) else { continue };
-        let model = options(KvType::F16, Precision::Fast).load(path).unwrap();
+        let model = options(KvType::F16, Precision::Fast).threads(2).load(path).unwrap();
         let subjects = ["the moon", "cats", "Peru"];
         let prompt = |subject| model.prompt(&format!("Tell me about {subject}.")).unwrap().tokens().to_vec();
         goes_on_alike(&model, &subjects.map(prompt), 32);

@@ -17,7 +17,7 @@ const SPAN_ITEMS: usize = 32;
 
 /// Positions in a segment at least: fewer would not be worth the combination. A power of two and a
 /// multiple of [`PAGE_LEN`].
-const SEGMENT: usize = 4 * PAGE_LEN;
+const SEGMENT: usize = 2 * PAGE_LEN;
 
 /// Segments that are as long as each other, at least: so many of the second half of any context. A
 /// power of two.
@@ -362,7 +362,7 @@ mod tests {
 
     #[test]
     fn segments_cover_all_positions_once_and_grow() {
-        assert_eq!([0, 255, 256, 8191, 16383].map(segment_end), [256, 256, 512, 8192, 16384]);
+        assert_eq!([0, 255, 256, 8191, 16383].map(segment_end), [128, 256, 384, 8192, 16384]);
         assert_eq!([16384, 16896, 131_071, 131_072].map(segment_end), [16896, 17408, 131_072, 135_168]);
         assert_eq!(segment_end(usize::MAX), usize::MAX);
         for positions in [0..0, 5..5, 0..1, 16..256, 100..257, 300..40_000] {
@@ -374,7 +374,7 @@ mod tests {
                 assert!(part.clone().all(|position| segment_end(position) == segment_end(part.start)));
             }
         }
-        assert!(segments(0..1 << 20).count() < 260);
+        assert!(segments(0..1 << 20).count() < 300);
     }
 
     /// Where there are enough positions, an item takes several key-value heads.
