@@ -268,6 +268,19 @@ fn fails_one_by_one() {
             (done, count, again)
         }
     };
+    if scenario == "cold" {
+        // The very first that the process does: what is made once is not there yet.
+        let (done, count) = failing(first, || run(How::Map));
+        println!("{SAYS} count {count}");
+        println!("{SAYS} {}", if done.as_ref().is_ok_and(|_| count < first) { "all" } else { "more" });
+        let expected = run(How::Map).unwrap();
+        match done {
+            Ok(text) => assert_eq!(text, expected),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::OutOfMemory, "{error}"),
+        }
+        println!("{SAYS} done");
+        return;
+    }
     let (expected, count, again) = attempt(0);
     let expected = expected.unwrap();
     assert_eq!(expected, again);
@@ -332,6 +345,27 @@ fn sweep(scenario: &str, path: &Path, step: usize) {
     assert!(errors > 0, "{scenario}: nothing failed");
 }
 
+/// The same for a process that has done nothing yet, and does nothing else.
+fn sweep_cold(path: &Path) {
+    let mut ended = Vec::new();
+    for n in 1.. {
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "fails_one_by_one", "--ignored", "--nocapture", "--test-threads", "1"])
+            .env(TASK, format!("cold {n} 1 {}", path.display()))
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        if !output.status.success() || !said.contains(&format!("{SAYS} done")) {
+            ended.push(format!("{n}: {}", String::from_utf8_lossy(&output.stderr)));
+        }
+        if said.contains(&format!("{SAYS} all")) || ended.len() > 20 {
+            println!("cold: {} allocations", n - 1);
+            break;
+        }
+    }
+    assert!(ended.is_empty(), "allocations whose failure ends a new process:\n{}", ended.join("\n"));
+}
+
 /// A file that is removed when dropped.
 struct Temporary(PathBuf);
 
@@ -352,6 +386,11 @@ impl Drop for Temporary {
 #[test]
 fn a_mapped_model() {
     sweep("mapped", &Temporary::new("mapped", &file(Kind::Bpe)).0, 1);
+}
+
+#[test]
+fn a_process_that_has_just_begun() {
+    sweep_cold(&Temporary::new("cold", &file(Kind::Bpe)).0);
 }
 
 #[test]

@@ -363,8 +363,10 @@ fn results_that_cannot_be_move_the_session_and_change_no_text() {
                 let what = format!("{name}: {} after {good} tokens, rows read: {reads_rows}", WRONG[how]);
                 let (text, met, events) = text_with(how, name, good, reads_rows);
                 assert_eq!(text, expected, "{what}: {events:?}");
-                // Only what runs can go wrong, and what goes wrong is found.
-                assert!(met == 0 || events.len() == 1, "{what}: {met} times, {events:?}");
+                // Only what runs can go wrong, and what goes wrong is found. Without weights nothing is chosen on the
+                // device, and the host chooses from the row, which is right.
+                let is_found = met == 0 || events.len() == 1 || name == "sample_weigh";
+                assert!(is_found, "{what}: {met} times, {events:?}");
                 for event in events {
                     let Event::SessionMoved { reason, .. } = event else { panic!("{event:?}") };
                     assert!(reason.contains("the GPU "), "{what}: {reason}");
@@ -372,7 +374,7 @@ fn results_that_cannot_be_move_the_session_and_change_no_text() {
                 }
             }
         }
-        for (_, name) in wrong.iter().filter(|(_, name)| *name != "matmul") {
+        for (_, name) in wrong.iter().filter(|(_, name)| !["matmul", "sample_weigh"].contains(name)) {
             assert!(found.iter().any(|(found, _)| found == name), "{name} never went wrong: {found:?}");
         }
         assert!(found.len() > 35, "{}", found.len());
@@ -424,7 +426,7 @@ fn without_the_way_out_results_that_cannot_be_are_errors() {
             faults.corrupt(how, name);
             let error = greedy(&mut session, &prompt, 4).unwrap_err();
             assert!(error.kind() == ErrorKind::Device && error.to_string().contains("the GPU "), "{error}");
-            let error = session.logits(&prompt, |_, _| Ok(()));
+            let error = session.logits(&prompt[..2], |_, _| Ok(()));
             assert!(name == "sample_choose" || error.unwrap_err().kind() == ErrorKind::Device, "{name}");
             faults.corrupt(0, "");
             session.clear();

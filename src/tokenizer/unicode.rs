@@ -38,25 +38,39 @@ impl Classes {
         TABLE.get_or_init(Self::build)
     }
 
+    /// Block by block, so that no large piece of memory is asked for.
     fn build() -> Self {
-        let mut flat = vec![OTHER; CODE_POINTS];
-        let mut rest = flat.as_mut_slice();
-        for run in RUNS {
-            let (head, tail) = rest.split_at_mut(usize::from(run >> 3).min(rest.len()));
-            head.fill(1 << (run & 7));
-            rest = tail;
-        }
-        let mut table = Self { ascii: [OTHER; 128], block_of: Vec::new(), blocks: Vec::new() };
-        let mut seen = std::collections::HashMap::new();
-        for block in flat.as_chunks::<BLOCK>().0 {
-            let number = *seen.entry(block).or_insert_with(|| {
-                table.blocks.push(*block);
-                (table.blocks.len() - 1) as u8
+        // A few more than there are.
+        const BLOCKS: usize = 192;
+        let mut table = Self {
+            ascii: [OTHER; 128],
+            block_of: Vec::with_capacity(CODE_POINTS / BLOCK),
+            blocks: Vec::with_capacity(BLOCKS),
+        };
+        let mut runs = RUNS.iter().map(|run| (usize::from(run >> 3), 1 << (run & 7)));
+        let (mut left, mut class) = (0, OTHER);
+        for first in (0..CODE_POINTS).step_by(BLOCK) {
+            let mut block = [OTHER; BLOCK];
+            let mut rest = block.as_mut_slice();
+            while !rest.is_empty() {
+                if left == 0 {
+                    let Some(run) = runs.next() else { break };
+                    (left, class) = run;
+                }
+                let (head, tail) = rest.split_at_mut(left.min(rest.len()));
+                head.fill(class);
+                left -= head.len();
+                rest = tail;
+            }
+            if first == 0 {
+                table.ascii.iter_mut().zip(&block).for_each(|(class, known)| *class = *known);
+            }
+            let known = table.blocks.iter().rposition(|known| *known == block);
+            let number = known.unwrap_or_else(|| {
+                table.blocks.push(block);
+                table.blocks.len() - 1
             });
-            table.block_of.push(number);
-        }
-        for (class, known) in table.ascii.iter_mut().zip(&flat) {
-            *class = *known;
+            table.block_of.push(number as u8);
         }
         table
     }
