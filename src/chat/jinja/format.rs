@@ -25,6 +25,7 @@ struct Layout {
     align: Option<char>,
     /// `+`, `-` or a blank.
     sign: char,
+    has_sign: bool,
     alternate: bool,
     width: usize,
     /// `,` or `_` between thousands.
@@ -34,7 +35,7 @@ struct Layout {
 
 impl Default for Layout {
     fn default() -> Self {
-        Self { fill: ' ', align: None, sign: '-', alternate: false, width: 0, grouping: None, precision: None }
+        Self { fill: ' ', align: None, sign: '-', has_sign: false, alternate: false, width: 0, grouping: None, precision: None }
     }
 }
 
@@ -188,7 +189,11 @@ fn percent_field(value: &Value, kind: char, layout: Layout, by: By, out: &mut Bu
     let with_value = by.with(value.by());
     match kind {
         's' | 'r' | 'a' => {
-            let text = if kind == 's' { repr::text_of(value, budget)? } else { repr::repr_of(value, budget)? };
+            let text = match kind {
+                's' => repr::text_of(value, budget)?,
+                'r' => repr::repr_of(value, budget)?,
+                _ => repr::ascii_of(value, budget)?,
+            };
             pad_text(&text, layout, by, out)
         }
         'c' => {
@@ -419,7 +424,8 @@ impl Braces<'_> {
             let mut chars = after.chars();
             value = match chars.next() {
                 Some('s') => Value::Text(repr::text_of(&value, budget)?),
-                Some('r' | 'a') => Value::Text(repr::repr_of(&value, budget)?),
+                Some('r') => Value::Text(repr::repr_of(&value, budget)?),
+                Some('a') => Value::Text(repr::ascii_of(&value, budget)?),
                 _ => return Err(wrong("unknown conversion specifier")),
             };
             rest = chars.as_str();
@@ -535,11 +541,11 @@ fn format_value(value: &Value, spec: &str, by: By, out: &mut Builder<'_>) -> Res
             if layout.precision.is_some() {
                 return Err(unknown());
             }
-            if matches!(value, Value::Bool(..)) && kind.is_none() {
-                // A bool with a layout is a number for Python.
-            }
             let i = value.as_int().unwrap_or_default();
             if kind == Some('c') {
+                if layout.has_sign || layout.alternate || layout.grouping.is_some() {
+                    return Err(wrong("a character has no sign, no alternate form and no groups"));
+                }
                 let c = u32::try_from(i).ok().and_then(char::from_u32).ok_or_else(unknown)?;
                 let align = layout.align.or(Some('<'));
                 let text = Text::new(c.encode_utf8(&mut [0; 4]), with_value, budget)?;
@@ -586,7 +592,7 @@ fn parse_spec(spec: &str) -> Res<(Layout, Option<char>)> {
         rest = rest.get(1..).unwrap_or_default();
     }
     if let Some(sign) = rest.chars().next().filter(|c| matches!(c, '+' | '-' | ' ')) {
-        layout.sign = sign;
+        (layout.sign, layout.has_sign) = (sign, true);
         rest = rest.get(1..).unwrap_or_default();
     }
     if let Some(after) = rest.strip_prefix('#') {

@@ -41,6 +41,8 @@ pub(super) fn tojson(env: Env<'_>, value: &Value, args: Args) -> Res<Value> {
     let indent = match first_indent.or(indent) {
         None | Some(Value::None(_)) => None,
         Some(Value::Text(margin)) => Some(margin),
+        // It matters only where there is something to indent.
+        Some(_) if value.as_text().is_some() => None,
         Some(width) => {
             let count = width
                 .as_int()

@@ -117,6 +117,9 @@ fn list_method(env: Env<'_>, list: &Rc<List>, name: &str, args: Args) -> Res<Val
     let budget = env.budget;
     match name {
         "count" | "index" => {
+            if name == "count" && args.positional.len() > 1 {
+                return Err(Fault::invalid("'count' takes exactly one argument"));
+            }
             let items = ops::copied(&list.items(), budget)?;
             return sequence_method(env, &items, name, args);
         }

@@ -25,6 +25,24 @@ pub(super) fn repr_of(value: &Value, budget: &Budget) -> Res<Text> {
     Ok(out.finish())
 }
 
+/// Python's `ascii(value)`: `repr(value)` with escapes for all that is not ASCII.
+pub(super) fn ascii_of(value: &Value, budget: &Budget) -> Res<Text> {
+    let text = repr_of(value, budget)?;
+    if text.as_str().is_ascii() {
+        return Ok(text);
+    }
+    let mut out = Builder::new(budget);
+    for (_, c, by) in text.marked_chars() {
+        match u32::from(c) {
+            0..0x80 => out.push(c, by)?,
+            code @ 0x80..0x100 => out.push_str(&format!("\\x{code:02x}"), by)?,
+            code @ 0x100..0x1_0000 => out.push_str(&format!("\\u{code:04x}"), by)?,
+            code => out.push_str(&format!("\\U{code:08x}"), by)?,
+        }
+    }
+    Ok(out.finish())
+}
+
 /// Writes `str(value)`.
 pub(super) fn write_str(value: &Value, out: &mut Builder<'_>) -> Res<()> {
     match value {

@@ -204,7 +204,8 @@ impl<'s> Parser<'s> {
         }
         let mut all = vec![first];
         while self.skip_op(",")? {
-            if self.at_tuple_end(ends) || self.is_op("=") {
+            // Only in brackets may a comma end the names, as in Jinja.
+            if self.is_op(")") {
                 break;
             }
             let next = self.one_target(attributes)?;

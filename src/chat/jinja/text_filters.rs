@@ -199,7 +199,10 @@ fn truncate(env: Env<'_>, value: Value, args: Args) -> Res<Value> {
         Some(end) => strings::string(end, "truncate")?,
         None => Text::from_string("...".to_string(), By::Template),
     };
-    let length = integer(length.as_ref(), "truncate")?.unwrap_or(255);
+    let length = match length {
+        Some(Value::None(_)) => return Err(Fault::invalid("'truncate' needs a length")),
+        length => integer(length.as_ref(), "truncate")?.unwrap_or(255),
+    };
     let leeway = integer(leeway.as_ref(), "truncate")?.unwrap_or(5);
     if length < end.chars() as i128 || leeway < 0 {
         return Err(Fault::invalid(
@@ -230,7 +233,7 @@ fn filesizeformat(env: Env<'_>, value: &Value, args: Args) -> Res<Text> {
     let text = if bytes == 1.0 {
         "1 Byte".to_string()
     } else if bytes < base {
-        format!("{} Bytes", bytes.trunc())
+        format!("{} Bytes", bytes.trunc() + 0.0)
     } else {
         let mut unit = base;
         let mut name = "";
@@ -291,7 +294,8 @@ fn parse_int(text: &str, base: u32) -> Option<Result<i128, ()>> {
 fn int(_env: Env<'_>, value: &Value, args: Args) -> Res<Value> {
     let [default, base] = args.bind("int", ["default", "base"])?;
     let by = value.by();
-    let base = integer(base.as_ref(), "int")?.unwrap_or(10);
+    // What is no base fits no text.
+    let base = base.map_or(10, |base| base.as_int().unwrap_or(-1));
     if let Some(fault) = value.undefined_fault() {
         return Err(fault);
     }
@@ -325,8 +329,15 @@ fn float(value: &Value, args: Args) -> Res<Value> {
 fn round(value: &Value, args: Args) -> Res<Value> {
     let by = by_all(value, &args);
     let [precision, method] = args.bind("round", ["precision", "method"])?;
-    let precision = integer(precision.as_ref(), "round")?.unwrap_or(0).clamp(-400, 400);
+    let is_whole = precision.as_ref().is_some_and(Value::is_none);
     let method = method.map(|method| strings::string(method, "round")).transpose()?;
+    let is_common = method.as_ref().is_none_or(|method| method.as_str() == "common");
+    let exponent = match &precision {
+        Some(Value::Float(f, _)) if !is_common => *f,
+        Some(Value::None(_)) if !is_common => return Err(Fault::invalid("'round' needs a precision")),
+        _ => integer(precision.as_ref(), "round")?.unwrap_or(0).clamp(-400, 400) as f64,
+    };
+    let precision = exponent as i128;
     let number = || {
         value.as_float().ok_or_else(|| {
             value
@@ -337,10 +348,13 @@ fn round(value: &Value, args: Args) -> Res<Value> {
     match method.as_ref().map_or("common", Text::as_str) {
         "common" => match value.as_int() {
             Some(i) => round_int(i, precision).map(|i| Value::Int(i, by)),
+            // Without a precision, Python's rounding gives an integer.
+            None if is_whole => math::int_of_float(number()?.round_ties_even(), by)
+                .ok_or_else(|| Fault::invalid("a number is too large")),
             None => Ok(Value::Float(round_float(number()?, precision), by)),
         },
         method @ ("ceil" | "floor") => {
-            let scale = 10f64.powi(precision as i32);
+            let scale = if exponent.fract() == 0.0 { 10f64.powi(precision as i32) } else { 10f64.powf(exponent) };
             let scaled = number()? * scale;
             if !scaled.is_finite() {
                 return Err(Fault::invalid("a number is too large"));

@@ -6,6 +6,7 @@ use super::fault::{Fault, Res};
 use super::repr;
 use super::strings;
 use super::text::{Builder, By, Text};
+use super::value::Value;
 use crate::memory;
 use std::ops::Range;
 
@@ -19,7 +20,13 @@ struct Style {
 pub(super) fn wordwrap(env: Env<'_>, text: &Text, args: Args) -> Res<Text> {
     let [width, break_words, newline, break_hyphens] =
         args.bind("wordwrap", ["width", "break_long_words", "wrapstring", "break_on_hyphens"])?;
-    let width = integer(width.as_ref(), "wordwrap")?.unwrap_or(79);
+    if text.is_empty() {
+        return Ok(text.clone());
+    }
+    let width = match width {
+        Some(Value::None(_)) => return Err(Fault::invalid("'wordwrap' needs a width")),
+        width => integer(width.as_ref(), "wordwrap")?.unwrap_or(79),
+    };
     let newline = match newline {
         Some(newline) if !newline.is_none() => repr::text_of(&newline, env.budget)?,
         _ => Text::from_string("\n".to_string(), By::Template),
