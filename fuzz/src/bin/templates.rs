@@ -5,8 +5,9 @@
 //! ```
 //!
 //! Templates are made of those in `tests/fixtures/chat` by cutting, joining and changing them, and by a small grammar.
-//! Every execution runs on a stack of 2 MB. The input of an execution that fails or takes more than 2 seconds is written to
-//! `fuzz-failure-SEED.bin`; a process that aborts leaves its input in `fuzz-last-SEED.bin`.
+//! All executions run on a stack of 2 MB. The input of one that fails or takes more than 2 seconds is written to
+//! `fuzz-failure-SEED-NUMBER.bin`. Each execution has a seed of its own, made of SEED and its number, so that one that
+//! aborts the process is found by running fewer of them.
 
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -357,6 +358,12 @@ fn input(random: &mut Random, corpus: &[String], out: &mut Vec<u8>) -> bool {
     is_template
 }
 
+/// How long this thread has had a processor; on other systems than Linux how long it has run.
+fn busy(began: Instant) -> Duration {
+    let spent = |text: String| Some(Duration::from_nanos(text.split(' ').next()?.parse().ok()?));
+    std::fs::read_to_string("/proc/thread-self/schedstat").ok().and_then(spent).unwrap_or_else(|| began.elapsed())
+}
+
 fn main() {
     let arguments: Vec<u64> = std::env::args().skip(1).map(|text| text.parse().expect("a number")).collect();
     let (seed, count) = (arguments.first().copied().unwrap_or(1), arguments.get(1).copied().unwrap_or(1_000_000));
@@ -369,12 +376,18 @@ fn main() {
             // Each execution can be made again from its own seed.
             let mut random = Random(seed.wrapping_mul(0x1_0000_0000).wrapping_add(i));
             let is_template = input(&mut random, &corpus, &mut bytes);
-            // SAFETY-free way to know the input of an abort: the seed and the number, at intervals and on failure.
-            let started = Instant::now();
-            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let run = || {
                 if is_template { wavelm_fuzz::template_render(&bytes) } else { wavelm_fuzz::messages(&bytes) }
-            }));
-            let took = started.elapsed();
+            };
+            let started = Instant::now();
+            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
+            let mut took = started.elapsed();
+            if took > LIMIT && result.is_ok() {
+                // Other programs may have had the processor.
+                let started = busy(began);
+                run();
+                took = busy(began).saturating_sub(started);
+            }
             slowest = slowest.max(took);
             if result.is_err() || took > LIMIT {
                 let kind = if is_template { "template_render" } else { "messages" };

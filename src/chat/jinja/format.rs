@@ -35,7 +35,16 @@ struct Layout {
 
 impl Default for Layout {
     fn default() -> Self {
-        Self { fill: ' ', align: None, sign: '-', has_sign: false, alternate: false, width: 0, grouping: None, precision: None }
+        Self {
+            fill: ' ',
+            align: None,
+            sign: '-',
+            has_sign: false,
+            alternate: false,
+            width: 0,
+            grouping: None,
+            precision: None,
+        }
     }
 }
 
