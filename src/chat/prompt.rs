@@ -56,7 +56,7 @@ impl RenderedPrompt {
             }
             Ok(())
         };
-        let (meant, spelled) = control.occurrences(rendered)?;
+        let Occurrences { meant, spelled } = control.occurrences(rendered)?;
         if spelled.is_empty() {
             push(0..text.len(), true)?;
             return Ok(Self { segments });
@@ -119,9 +119,8 @@ impl ControlTokens {
         })
     }
 
-    /// The tokens that the template wrote, as far as the tokenizer will find them (start and end of each), and those
-    /// that the caller spelled or helped to spell, by their starts.
-    fn occurrences(&self, rendered: &Rendered) -> Result<(BTreeMap<usize, usize>, Vec<Range<usize>>)> {
+    /// Where control tokens stand in a text.
+    fn occurrences(&self, rendered: &Rendered) -> Result<Occurrences> {
         let bytes = rendered.text.as_bytes();
         let mut candidates = Vec::new();
         let mut spelled: Vec<Range<usize>> = Vec::new();
@@ -143,7 +142,7 @@ impl ControlTokens {
             }
         }
         if spelled.is_empty() {
-            return Ok((BTreeMap::new(), spelled));
+            return Ok(Occurrences { meant: BTreeMap::new(), spelled });
         }
         // A tokenizer takes longer special tokens first, and those of one length from left to right.
         candidates.sort_by_key(|range| (std::cmp::Reverse(range.len()), range.start));
@@ -154,8 +153,17 @@ impl ControlTokens {
                 meant.insert(range.start, range.end);
             }
         }
-        Ok((meant, spelled))
+        Ok(Occurrences { meant, spelled })
     }
+}
+
+/// Where control tokens stand in a text.
+struct Occurrences {
+    /// Those that the template wrote, as far as the tokenizer will find them: the start and end of each. Not counted
+    /// where no other ones stand.
+    meant: BTreeMap<usize, usize>,
+    /// Those that the caller spelled or helped to spell, by their starts.
+    spelled: Vec<Range<usize>>,
 }
 
 #[cfg(test)]

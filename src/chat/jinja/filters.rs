@@ -232,7 +232,13 @@ fn sort_keys(
     let Some(Value::Text(attributes)) =
         attribute.filter(|attribute| attribute.as_str().is_some_and(|text| text.contains(',')))
     else {
-        return keyed(env, items, is_case_sensitive, attribute, None);
+        let mut all = keyed(env, items, is_case_sensitive, attribute, None)?;
+        // Keys of a list of one are only ordered where they differ.
+        env.budget.values(2 * all.len())?;
+        for (key, _) in &mut all {
+            *key = Value::list(vec![std::mem::replace(key, Value::NONE)])?;
+        }
+        return Ok(all);
     };
     let mut parts = Vec::new();
     let mut start = 0;

@@ -181,8 +181,8 @@ impl Fields<'_> {
     fn check_all_used(&self) -> Res<()> {
         let is_rest = match self.values {
             Value::Tuple(tuple) => self.next < tuple.items.len(),
-            // Python takes any of these for a mapping.
-            Value::List(_) | Value::Undefined(_) => self.next == 0 && matches!(self.values, Value::Undefined(_)),
+            // Python takes these for mappings.
+            Value::List(_) | Value::Undefined(_) | Value::Range(_) => false,
             _ => self.next == 0 && !self.is_mapping,
         };
         if is_rest { Err(wrong("not all arguments converted during string formatting")) } else { Ok(()) }
@@ -363,7 +363,7 @@ fn grouped(digits: &str, layout: Layout, before: usize) -> String {
     let group = |whole: &str| -> String {
         let mut out = String::new();
         for (i, c) in whole.chars().enumerate() {
-            if i > 0 && (whole.len() - i) % 3 == 0 {
+            if i > 0 && (whole.len() - i).is_multiple_of(3) {
                 out.push(mark);
             }
             out.push(c);
