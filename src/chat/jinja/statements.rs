@@ -115,7 +115,7 @@ impl<'s> Parser<'s> {
                     if !targets.is_empty() {
                         self.expect_op(",")?;
                     }
-                    let target = self.target(false, &[])?;
+                    let target = self.target(false)?;
                     self.expect_op("=")?;
                     let value = self.expression(true)?;
                     push(&mut targets, (target, value))?;
@@ -167,7 +167,7 @@ impl<'s> Parser<'s> {
 
     fn for_tag(&mut self, tags: &mut Tags) -> Res<StmtKind> {
         let assignments = self.loop_assignments;
-        let target = self.target(false, &["in"])?;
+        let target = self.target(false)?;
         if !self.skip_name("in")? {
             return self.unexpected("'in'");
         }
@@ -187,7 +187,7 @@ impl<'s> Parser<'s> {
     }
 
     fn set_tag(&mut self, tags: &mut Tags) -> Res<StmtKind> {
-        let target = self.target(true, &[])?;
+        let target = self.target(true)?;
         if self.skip_op("=")? {
             return Ok(StmtKind::Set(target, self.tuple(true, &[])?));
         }
@@ -197,7 +197,7 @@ impl<'s> Parser<'s> {
     }
 
     /// A name, or names with commas; with `attributes` those of namespaces too.
-    fn target(&mut self, attributes: bool, ends: &[&str]) -> Res<Target> {
+    fn target(&mut self, attributes: bool) -> Res<Target> {
         let first = self.one_target(attributes)?;
         if !self.is_op(",") {
             return Ok(first);
@@ -217,7 +217,7 @@ impl<'s> Parser<'s> {
     fn one_target(&mut self, attributes: bool) -> Res<Target> {
         if self.skip_op("(")? {
             self.enter()?;
-            let target = self.target(attributes, &[])?;
+            let target = self.target(attributes)?;
             self.leave();
             self.expect_op(")")?;
             return Ok(target);
