@@ -109,11 +109,11 @@ fn a_moved_session_goes_on_as_one_of_the_cpu_does() {
     simulated("a_moved_session_goes_on_as_one_of_the_cpu_does", &[], || {
         let faults = Faults::new();
         let tiny = Tiny { ty: TensorType::Q4_K, embed: 256, head_dim: 64, feed_forward: 256, ..Tiny::default() };
-        let prompt = tokens(1, 70);
+        let prompt = tokens(1, 20);
         for kv_type in [KvType::F16, KvType::Q8_0] {
             let options = |device| Model::options().threads(1).device(device).kv_type(kv_type);
             let cpu = tiny.load(options(Device::Cpu));
-            for k in [0, 1, 2, 5, 9] {
+            for k in [0, 1, 5] {
                 let (model, sampler) = (tiny.load(options(Device::Auto)), Sampler::greedy());
                 let mut session = model.session().unwrap();
                 assert_eq!(session.device(), Device::Hip(0), "{}", model.device_report());
@@ -121,7 +121,7 @@ fn a_moved_session_goes_on_as_one_of_the_cpu_does() {
                     faults.lose(LAUNCH, 1);
                 }
                 let stream = session.generate(&Prompt::from_tokens(prompt.clone()), &sampler).unwrap();
-                let mut stream = stream.max_tokens(12);
+                let mut stream = stream.max_tokens(8);
                 let mut next = || stream.next().map(|piece| piece.unwrap()).and_then(|p| p.token().zip(p.logprob()));
                 let given: Vec<_> = (0..k).map_while(|_| next()).map(|(token, _)| token).collect();
                 faults.lose(LAUNCH, 1);
@@ -131,7 +131,7 @@ fn a_moved_session_goes_on_as_one_of_the_cpu_does() {
                 assert!(given.len() == k && stream.session().device() == Device::Cpu && !rest.is_empty());
                 let context = Prompt::from_tokens([&prompt[..], &given].concat());
                 let mut fresh = cpu.session().unwrap();
-                let pieces = fresh.generate(&context, &sampler).unwrap().max_tokens(12 - k).map(|piece| piece.unwrap());
+                let pieces = fresh.generate(&context, &sampler).unwrap().max_tokens(8 - k).map(|piece| piece.unwrap());
                 let expected: Vec<_> = pieces.filter_map(|p| p.token().zip(p.logprob().map(f32::to_bits))).collect();
                 assert_eq!(rest, expected, "{kv_type:?}, after {k} tokens");
             }
