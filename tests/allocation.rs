@@ -264,7 +264,10 @@ fn fails_one_by_one() {
                 }
                 scenario => failing(n, || whole(scenario)),
             };
-            let again = if n == 0 || done.is_err() { whole(scenario).unwrap() } else { done.as_ref().unwrap().clone() };
+            let again = match &done {
+                Ok(text) if n > 0 => text.clone(),
+                _ => whole(scenario).unwrap(),
+            };
             (done, count, again)
         }
     };
@@ -332,7 +335,7 @@ fn sweep(scenario: &str, path: &Path, step: usize) {
             panic!("{scenario} does not run at all: {output:?}");
         };
         let stderr = String::from_utf8_lossy(&output.stderr);
-        let why = stderr.lines().filter(|line| !line.is_empty()).last().unwrap_or_default().to_owned();
+        let why = stderr.lines().rfind(|line| !line.is_empty()).unwrap_or_default().to_owned();
         ended.push(format!(
             "{last} ({:?}): {why} {}",
             output.status,
