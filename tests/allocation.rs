@@ -233,7 +233,9 @@ fn fails_one_by_one() {
     let chat = |model: Model| {
         let messages: Vec<Message> = (0..200).flat_map(|_| [Message::user(short), Message::assistant("yes")]).collect();
         let prompt = model.chat_prompt(&[messages, vec![Message::user("?")]].concat())?;
-        Ok(format!("{:?}", prompt.tokens()))
+        // A number that tells prompts apart, since a long text would take memory of the test's own.
+        let hash = prompt.tokens().iter().fold(0u64, |hash, &token| hash.wrapping_mul(31).wrapping_add(token.into()));
+        Ok(format!("{} {hash}", prompt.len()))
     };
     let whole = |scenario: &str| match scenario {
         "mapped" => run(How::Map),
@@ -418,7 +420,6 @@ fn a_tiny_model_with_a_long_context() {
 }
 
 #[test]
-#[ignore = "the template engine asks for memory that it must have"]
 fn chat_prompts() {
     sweep("chat", &Temporary::new("chat", &file(Kind::Bpe)).0, 1);
 }
