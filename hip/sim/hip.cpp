@@ -4,7 +4,7 @@
 // "wavelm simulator\n", and all modules have all kernels. Device memory is memory of the host, each allocation between
 // guards; what a kernel writes outside of all allocations, and what is not freed, shows at the next call that checks it.
 //
-// Faults: WAVELM_SIM_FAIL="<what>:<n>" makes the n-th call (from 1) fail that allocates, copies, launches a kernel,
+// Faults: WAVELM_SIM_FAIL="<what>:<n>" makes the n-th call (from 1) fail that allocates, copies or fills, launches a kernel,
 // loads a module or waits: what is alloc, copy, launch, module or sync. With a + at the end the device is lost there:
 // every later call fails too. wavelm_sim_fail and wavelm_sim_lose do the same while a program runs, and
 // wavelm_sim_calls tells how often each was called. WAVELM_SIM_DEVICES is the number of devices (default 1),
@@ -390,7 +390,7 @@ int hipMemcpyDtoDAsync(void *to, void *from, size_t n, void *stream) { return co
 
 int hipMemsetD32Async(void *to, int word, size_t count, void *stream) {
   std::lock_guard<std::mutex> lock(state().lock);
-  if (state().fails(LAUNCH)) return LAUNCH_FAILURE;
+  if (state().fails(COPY)) return LAUNCH_FAILURE;
   if (!is_inside(static_cast<char *>(to), count * sizeof word)) {
     fprintf(stderr, "simulator: %zu words that are filled are not inside of an allocation\n", count);
     return INVALID_VALUE;
