@@ -58,8 +58,8 @@ fn talk(model: &Model, mut after: impl FnMut(&str)) -> Result<Vec<u32>> {
     if std::env::var_os(emulator::ARCH).is_some() {
         return Ok(text);
     }
-    let mut fork = session.fork();
-    text.extend(greedy(&mut fork?, &tokens(2, 1200), 2)?);
+    let mut fork = session.fork()?;
+    text.extend(greedy(&mut fork, &tokens(2, 1200), 2)?);
     after("long");
     Ok(text)
 }

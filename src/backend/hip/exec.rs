@@ -3,6 +3,7 @@
 use super::device::Device;
 use super::graph::{Graphs, Key};
 use super::inputs::{InputMemory, Inputs};
+use super::kv;
 use super::memory::{DeviceBuffer, Stream};
 use super::modules::Modules;
 use super::pass::Pass;
@@ -10,7 +11,6 @@ use super::plan::Plan;
 use super::prepare::{self, Buffers, Kernels};
 use super::weights::{Loading, Weights};
 use super::{MOST_OUTPUTS, MOST_TOKENS};
-use crate::backend::cpu;
 use crate::backend::{Batch, Canceller, KvType, Span};
 use crate::gguf::Gguf;
 use crate::model::program::{Op, Program};
@@ -64,7 +64,7 @@ impl Executor {
             .collect();
         tile_sizes.sort_unstable();
         tile_sizes.dedup();
-        let (layers, page_bytes) = cpu::layers(program, kv_type)?;
+        let (layers, page_bytes) = kv::layers(program, kv_type)?;
         let buffers = Buffers::new(program, &plan, device)?;
         let stream = Stream::new(device)?;
         let memory = DeviceBuffer::new(device, buffers.bytes, "buffers of a pass")?;
@@ -74,7 +74,7 @@ impl Executor {
             memory,
             inputs,
             weights,
-            layers: layers.into_iter().map(|(_, offset)| offset).collect(),
+            layers,
             page_bytes,
             graphs: Graphs::new(device),
             last_pass: Default::default(),

@@ -15,6 +15,7 @@ mod graph;
 pub(crate) mod health;
 mod hints;
 mod inputs;
+mod kv;
 mod machine;
 mod memory;
 mod modules;
@@ -99,7 +100,7 @@ pub(crate) fn bytes(options: &HipOptions, program: &Arc<Program>, context: usize
         RowKind::Tokens => result.columns.saturating_mul(MOST_TOKENS * 4),
         RowKind::Outputs => result.columns.saturating_mul(MOST_OUTPUTS * 4),
     });
-    let (_, page_bytes) = super::cpu::layers(program, kv_type)?;
+    let (_, page_bytes) = kv::layers(program, kv_type)?;
     // The pages double when they are full, and are copied from half as many.
     let pages = context.div_ceil(PAGE_LEN).next_power_of_two().max(pool::FIRST_PAGES);
     let cache = (page_bytes as u64).saturating_mul(pages as u64);

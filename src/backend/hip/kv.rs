@@ -1,0 +1,60 @@
+//! Where the keys and values of each layer lie in a page of the cache on a GPU: the host's side of hip/kv.h.
+//!
+//! Keys are rows there, padded as values are. On the CPU they are transposed in groups, which its kernels need to add in
+//! one order for few and for many queries.
+
+use crate::backend::KvType;
+use crate::backend::kv::PAGE_LEN;
+use crate::model::program::Program;
+use crate::{Error, ErrorKind, Result, memory};
+
+/// Bytes that the place of each head is a multiple of.
+const ALIGN: usize = 64;
+/// Numbers that share a scale, where there are scales.
+const BLOCK: usize = 32;
+
+/// The offset of each layer in a page, and the size of a page.
+///
+/// # Errors
+/// `OutOfMemory` where a page would not fit the address space.
+pub(super) fn layers(program: &Program, kv_type: KvType) -> Result<(Vec<usize>, usize)> {
+    let too_large = || Error::new(ErrorKind::OutOfMemory, "a page of the cache would not fit the address space");
+    let mut offsets = memory::with_room(program.kv.len(), "the layers of the cache")?;
+    let mut bytes = 0usize;
+    for shape in &program.kv {
+        offsets.push(bytes);
+        let layer = || {
+            let head = head_bytes(kv_type, shape.head_dim)?.checked_add(head_bytes(kv_type, shape.value_dim)?)?;
+            bytes.checked_add(head.checked_mul(shape.kv_heads)?)
+        };
+        bytes = layer().ok_or_else(too_large)?;
+    }
+    Ok((offsets, bytes))
+}
+
+/// Bytes of one head's keys or values in a page.
+fn head_bytes(kv_type: KvType, dim: usize) -> Option<usize> {
+    let row = match kv_type {
+        KvType::F32 => dim.checked_next_multiple_of(16)?.checked_mul(4)?,
+        KvType::F16 => dim.checked_next_multiple_of(16)?.checked_mul(2)?,
+        KvType::Q8_0 => {
+            let padded = dim.checked_next_multiple_of(BLOCK)?;
+            padded.checked_add(padded / BLOCK * 2)?
+        }
+    };
+    row.checked_mul(PAGE_LEN)?.checked_next_multiple_of(ALIGN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_padded() {
+        assert_eq!(head_bytes(KvType::F32, 16), Some(64 * 64));
+        assert_eq!(head_bytes(KvType::F16, 24), Some(64 * 64));
+        assert_eq!(head_bytes(KvType::Q8_0, 16), Some(34 * 64));
+        assert_eq!(head_bytes(KvType::Q8_0, 33), Some(68 * 64));
+        assert_eq!(head_bytes(KvType::F32, usize::MAX), None);
+    }
+}
