@@ -12,6 +12,10 @@
 // wavelm_sim_downloaded tells how many bytes came to the host, wavelm_sim_queued
 // what nobody has waited for.
 //
+// WAVELM_SIM_HANG="<what>:<n>" makes the device hang from the n-th call on: no work is done any more, no event becomes
+// ready, and a call that waits for the device never returns. Nor does the n-th call itself where it allocates or loads a
+// module.
+//
 // WAVELM_SIM_CORRUPT is the beginning of the names of kernels that compute wrongly: every number that such a kernel
 // changes becomes a quarter larger, or something else where it is no float. wavelm_sim_corrupt sets the name and what goes
 // wrong while a program runs, and wavelm_sim_corrupted tells how often it did. "graph", "to_device", "to_host" and "fill" are
@@ -28,6 +32,8 @@
 #include <set>
 #include <string>
 #include <vector>
+
+#include <unistd.h>
 
 extern "C" int wavelm_sim_launch(const char *name, unsigned int grid_x, unsigned int grid_y, unsigned int grid_z,
                                  unsigned int threads, void **arguments, unsigned int count, char *message,
@@ -56,6 +62,9 @@ struct State {
   int failing = -1;
   unsigned long fail_at = 0;
   bool loses = false, lost = false;
+  int hanging = -1;
+  unsigned long hang_at = 0;
+  bool hangs = false;
   std::map<char *, size_t> memory;
   size_t used = 0, limit = size_t(1) << 30;
   unsigned long downloaded = 0;
@@ -77,14 +86,21 @@ struct State {
     if (const char *text = getenv("WAVELM_SIM_DEVICES")) devices = atoi(text);
     if (const char *text = getenv("WAVELM_SIM_CORRUPT")) corrupt = text;
     if (const char *text = getenv("WAVELM_SIM_MEMORY")) limit = strtoull(text, nullptr, 10);
-    if (const char *text = getenv("WAVELM_SIM_FAIL"))
-      for (int i = 0; i < WHATS; i++)
-        if (size_t length = strlen(NAMES[i]); !strncmp(text, NAMES[i], length) && text[length] == ':') {
-          failing = i;
-          char *end;
-          fail_at = strtoul(text + length + 1, &end, 10);
-          loses = *end == '+';
-        }
+    if (const char *end = parse("WAVELM_SIM_FAIL", failing, fail_at)) loses = *end == '+';
+    parse("WAVELM_SIM_HANG", hanging, hang_at);
+  }
+
+  // Reads "<what>:<n>"; what follows, or null where there is none.
+  static const char *parse(const char *variable, int &what, unsigned long &n) {
+    const char *text = getenv(variable);
+    for (int i = 0; text && i < WHATS; i++)
+      if (size_t length = strlen(NAMES[i]); !strncmp(text, NAMES[i], length) && text[length] == ':') {
+        what = i;
+        char *end;
+        n = strtoul(text + length + 1, &end, 10);
+        return end;
+      }
+    return nullptr;
   }
 
   void set(int what, unsigned long n, bool with_all_later) {
@@ -96,6 +112,7 @@ struct State {
   bool fails(What what) {
     bool now = ++calls[what] == fail_at && failing == what;
     lost |= now && loses;
+    hangs |= calls[what] == hang_at && hanging == what;
     return now || lost;
   }
 
@@ -116,6 +133,25 @@ struct State {
 State &state() {
   static State *state = new State; // outlives what is freed at exit
   return *state;
+}
+
+// What a call does that waits for a device which hangs. Nobody may wait for it; who does so for minutes ends the process.
+void block_if(bool hangs) {
+  if (!hangs) return;
+  sleep(240);
+  fprintf(stderr, "simulator: somebody waits for a device that hangs\n");
+  _exit(97);
+}
+
+bool hangs() {
+  std::lock_guard<std::mutex> lock(state().lock);
+  return state().hangs;
+}
+
+// Whether the device hangs since the call of this kind that was counted last.
+bool hangs_here(What what) {
+  std::lock_guard<std::mutex> lock(state().lock);
+  return state().hangs && state().hanging == what && state().calls[what] == state().hang_at;
 }
 
 // Whether this many bytes from here on are part of an allocation.
@@ -144,6 +180,7 @@ int copy(void *to, const void *from, size_t bytes, const void *device_part, cons
     }
   }
   bool to_host = !is_inside(static_cast<char *>(to), bytes);
+  if (state().hangs) return SUCCESS;
   if (!state().skips(to_host ? "to_host" : device_part == to ? "to_device" : "on_device")) memmove(to, from, bytes);
   state().queued[stream]++;
   if (to_host) state().downloaded += bytes;
@@ -228,6 +265,7 @@ void call_host(void *stream) {
 int wait(void *event) {
   std::lock_guard<std::mutex> lock(state().lock);
   if (state().fails(SYNC)) return LAUNCH_FAILURE;
+  if (state().hangs) return NOT_READY;
   call_host(state().recorded[event]);
   state().queued.erase(state().recorded[event]);
   return SUCCESS;
@@ -339,8 +377,12 @@ int hipMemGetInfo(size_t *free, size_t *total) {
 }
 
 int hipMalloc(void **memory, size_t bytes) {
+  {
+    std::lock_guard<std::mutex> lock(state().lock);
+    if (state().fails(ALLOC)) return state().lost ? LAUNCH_FAILURE : OUT_OF_MEMORY;
+  }
+  block_if(hangs_here(ALLOC));
   std::lock_guard<std::mutex> lock(state().lock);
-  if (state().fails(ALLOC)) return state().lost ? LAUNCH_FAILURE : OUT_OF_MEMORY;
   if (bytes > state().limit - state().used) return OUT_OF_MEMORY;
   char *start = static_cast<char *>(aligned_alloc(GUARD, (bytes + 3 * GUARD - 1) / GUARD * GUARD));
   if (!start) return OUT_OF_MEMORY;
@@ -354,6 +396,7 @@ int hipMalloc(void **memory, size_t bytes) {
 }
 
 int hipFree(void *memory) {
+  block_if(hangs());
   std::lock_guard<std::mutex> lock(state().lock);
   auto found = state().memory.find(static_cast<char *>(memory));
   if (found == state().memory.end()) return INVALID_VALUE;
@@ -371,11 +414,13 @@ int hipHostMalloc(void **memory, size_t bytes, unsigned int) {
     if (state().fails(ALLOC)) return state().lost ? LAUNCH_FAILURE : OUT_OF_MEMORY;
     state().handles++;
   }
+  block_if(hangs_here(ALLOC));
   *memory = aligned_alloc(GUARD, (bytes + GUARD - 1) / GUARD * GUARD);
   return *memory ? SUCCESS : OUT_OF_MEMORY;
 }
 
 int hipHostFree(void *memory) {
+  block_if(hangs());
   std::lock_guard<std::mutex> lock(state().lock);
   state().handles--;
   free(memory);
@@ -395,6 +440,7 @@ int hipMemsetD32Async(void *to, int word, size_t count, void *stream) {
     fprintf(stderr, "simulator: %zu words that are filled are not inside of an allocation\n", count);
     return INVALID_VALUE;
   }
+  if (state().hangs) return SUCCESS;
   state().queued[stream]++;
   if (state().skips("fill")) return SUCCESS;
   for (size_t i = 0; i < count; i++) memcpy(static_cast<char *>(to) + i * sizeof word, &word, sizeof word);
@@ -406,11 +452,15 @@ int hipModuleLoadData(void **module, const void *code) {
     std::lock_guard<std::mutex> lock(state().lock);
     if (state().fails(MODULE)) return OUT_OF_MEMORY;
   }
+  block_if(hangs_here(MODULE));
   if (memcmp(code, CODE, sizeof CODE - 1)) return INVALID_IMAGE;
   return make_handle(module);
 }
 
-int hipModuleUnload(void *module) { return free_handle(module); }
+int hipModuleUnload(void *module) {
+  block_if(hangs());
+  return free_handle(module);
+}
 
 int hipModuleGetFunction(void **function, void *, const char *name) {
   for (unsigned int i = 0; const char *kernel = wavelm_sim_kernel(i); i++) {
@@ -431,6 +481,7 @@ int hipModuleLaunchKernel(void *function, unsigned int x, unsigned int y, unsign
   {
     std::lock_guard<std::mutex> lock(state().lock);
     if (state().fails(LAUNCH)) return LAUNCH_FAILURE;
+    if (state().hangs) return SUCCESS;
     auto capture = captures.find(stream);
     if (capture != captures.end()) {
       capture->second.push_back(launch);
@@ -468,6 +519,7 @@ int hipGraphLaunch(void *made, void *stream) {
   {
     std::lock_guard<std::mutex> lock(state().lock);
     if (state().fails(LAUNCH)) return LAUNCH_FAILURE;
+    if (state().hangs) return SUCCESS;
     state().queued[stream]++;
     if (state().skips("graph")) return SUCCESS;
   }
@@ -486,9 +538,13 @@ int hipGraphDestroy(void *graph) {
 int hipGraphExecDestroy(void *made) { return hipGraphDestroy(made); }
 
 int hipStreamCreateWithFlags(void **stream, unsigned int) { return make_handle(stream); }
-int hipStreamDestroy(void *stream) { return free_handle(stream); }
+int hipStreamDestroy(void *stream) {
+  block_if(hangs());
+  return free_handle(stream);
+}
 
 int hipStreamSynchronize(void *stream) {
+  block_if(hangs());
   std::lock_guard<std::mutex> lock(state().lock);
   call_host(stream);
   state().queued.erase(stream);
@@ -527,7 +583,10 @@ int hipEventQuery(void *event) {
   return wait(event);
 }
 
-int hipEventSynchronize(void *event) { return wait(event); }
+int hipEventSynchronize(void *event) {
+  block_if(hangs());
+  return wait(event);
+}
 
 int hipEventRecord(void *event, void *stream) {
   std::lock_guard<std::mutex> lock(state().lock);

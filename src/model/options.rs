@@ -13,6 +13,7 @@ use std::fmt;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// How exactly the forward pass is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -98,6 +99,7 @@ pub struct LoadOptions {
     rescue: bool,
     map: bool,
     on_event: Option<OnEvent>,
+    device_timeout: Duration,
 }
 
 impl LoadOptions {
@@ -114,6 +116,7 @@ impl LoadOptions {
             rescue: true,
             map: true,
             on_event: None,
+            device_timeout: hip::health::PATIENCE,
         }
     }
 
@@ -215,6 +218,17 @@ impl LoadOptions {
         self
     }
 
+    /// How long a GPU may leave a question unanswered before it is given up: it then gets no further call, its memory is
+    /// leaked, since it may still write there, and sessions [go on](Self::rescue) on the CPU. Work that is expected to take
+    /// long is waited for longer, twenty times that. The self-test of a device, before a model is loaded, has a third of
+    /// this time for all of its waits together. Default: 30 seconds.
+    ///
+    /// Nothing ends a kernel that hangs, and a driver waits for one without end.
+    pub fn device_timeout(mut self, time: Duration) -> Self {
+        self.device_timeout = time;
+        self
+    }
+
     /// Loads the model at `path`; of a split model, any part.
     ///
     /// # Errors
@@ -264,6 +278,9 @@ impl LoadOptions {
         }
         if let (Device::Hip(gpu), Placement::Layers(0)) = (self.device, self.placement) {
             return Err(Error::invalid_input(format!("0 layers were asked for on hip:{gpu}; use the device cpu")));
+        }
+        if self.device_timeout.is_zero() {
+            return Err(Error::invalid_input("a device timeout of 0 was asked for: every device would be given up"));
         }
         if self.context == Some(0) {
             return Err(Error::invalid_input("a context of 0 tokens was asked for; use at least 1"));
@@ -325,7 +342,13 @@ impl LoadOptions {
             let load = Load {
                 gguf: &gguf,
                 program,
-                hip: hip::HipOptions { gpu, kv_type, precision: self.precision, threads },
+                hip: hip::HipOptions {
+                    gpu,
+                    kv_type,
+                    precision: self.precision,
+                    threads,
+                    patience: self.device_timeout,
+                },
                 cpu: self.cpu_options(),
                 context: self.context.unwrap_or(config.context.min(ROOM)),
             };

@@ -1,6 +1,7 @@
 //! How fast a device copies within its memory: what the bytes that kernels read in a second are compared with.
 
 use super::device;
+use super::health::PATIENCE;
 use super::memory::{DeviceBuffer, Event, Stream};
 use crate::{Error, ErrorKind, Result};
 
@@ -17,7 +18,7 @@ const ROUNDS: usize = 7;
 /// # Errors
 /// `OutOfMemory` where too little memory is free for copies that caches do not help, and `Device`.
 pub(crate) fn copy_bandwidth(gpu: usize) -> Result<f64> {
-    let device = device::open(gpu)?;
+    let device = device::open(gpu, PATIENCE)?;
     let driver = device.driver()?;
     driver.timing()?;
     let free = driver.free_memory()?;

@@ -1,12 +1,14 @@
 //! Finding GPUs, and opening one.
 
 use super::driver::{Attempt, Attribute, Driver, Handle, LIBRARY_VARIABLE, drivers};
+use super::health::{self, Health, PATIENCE, Patience};
 use super::objects;
 use crate::device::GpuInfo;
 use crate::{Error, ErrorKind, Result};
 use std::ffi::c_int;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Makes each launch wait for the one before it where it is `off`: to compare.
 const OVERLAP_VARIABLE: &str = "WAVELM_HIP_OVERLAP";
@@ -25,17 +27,22 @@ pub(crate) struct Found {
 /// knows an AMD GPU, those that the kernel knows follow with the reason, or one that stands for all.
 pub(crate) fn find() -> Vec<Found> {
     let found = places().into_iter().map(|place| match place {
-        Place::Device(driver, index) => describe(&driver, index),
+        Place::Device(driver, index) => describe(driver, index),
         Place::Without(name, reason) => Found { name, unusable: Some(reason), info: None },
     });
     found.collect()
 }
 
-/// Opens GPU number `index` of those that [`find`] lists.
-pub(super) fn open(index: usize) -> Result<Arc<Device>> {
+/// Opens GPU number `index` of those that [`find`] lists. Who waits for it does so for `patience`, or longer where the work
+/// is expected to take long.
+pub(super) fn open(index: usize, patience: Duration) -> Result<Arc<Device>> {
     let missing = || Error::new(ErrorKind::Device, "this machine has no such GPU, or no driver for it");
     match places().into_iter().nth(index).ok_or_else(missing)? {
-        Place::Device(driver, index) => Device::open(&driver, index),
+        Place::Device(driver, index) => {
+            let of_thread = Arc::clone(&driver);
+            let opened = health::in_time(patience, move || Device::open(&of_thread, index, patience));
+            opened.unwrap_or_else(|| Err(driver.health(index).lose(no_answer(&driver, patience))))
+        }
         Place::Without(_, reason) => Err(Error::new(ErrorKind::Device, reason)),
     }
 }
@@ -63,7 +70,7 @@ fn places() -> Vec<Place> {
         (0..count).map(move |index| Place::Device(Arc::clone(&driver), index))
     };
     match &drivers.hip {
-        Some(driver) => match driver.start() {
+        Some(driver) => match start(driver) {
             Ok(0) => without.extend(without_library(format!("{} finds no device{}", driver.name(), kfd_hint()))),
             Ok(count) => places.extend(devices(driver, count)),
             Err(e) => without.extend(without_library(format!("{e}{}", kfd_hint()))),
@@ -73,7 +80,7 @@ fn places() -> Vec<Place> {
         None => without.extend(without_library(format!("{}{}", no_library(&drivers.attempts), kfd_hint()))),
     }
     if let Some(driver) = &drivers.cuda {
-        match driver.start() {
+        match start(driver) {
             Ok(count) => places.extend(devices(driver, count)),
             Err(e) => without.push(Place::Without("NVIDIA GPU".to_owned(), e.to_string())),
         }
@@ -83,11 +90,25 @@ fn places() -> Vec<Place> {
     places
 }
 
+/// Starts a driver and counts its devices. One that does not answer is not asked again.
+fn start(driver: &Arc<Driver>) -> Result<usize> {
+    driver.own_health().check()?;
+    let of_thread = Arc::clone(driver);
+    let started = health::in_time(PATIENCE, move || of_thread.start());
+    started.unwrap_or_else(|| Err(driver.own_health().lose(no_answer(driver, PATIENCE))))
+}
+
+fn no_answer(driver: &Driver, patience: Duration) -> String {
+    format!("{} did not answer for {patience:.1?}", driver.name())
+}
+
 /// An open GPU.
 pub(super) struct Device {
     driver: Arc<Driver>,
     number: c_int,
     context: Handle,
+    health: Arc<Health>,
+    patience: Patience,
     pub(super) name: String,
     pub(super) arch: String,
     /// Lanes of a wave: 32 or 64.
@@ -104,7 +125,9 @@ unsafe impl Send for Device {}
 unsafe impl Sync for Device {}
 
 impl Device {
-    fn open(driver: &Arc<Driver>, index: usize) -> Result<Arc<Self>> {
+    fn open(driver: &Arc<Driver>, index: usize, patience: Duration) -> Result<Arc<Self>> {
+        let health = driver.health(index);
+        health.check()?;
         let number = driver.device(index)?;
         let narrow = |value: usize| u32::try_from(value).unwrap_or(0);
         let device = Self {
@@ -116,6 +139,8 @@ impl Device {
             overlaps: driver.has_overlap() && std::env::var_os(OVERLAP_VARIABLE).is_none_or(|v| v != "off"),
             driver: Arc::clone(driver),
             number,
+            health,
+            patience: Patience::new(patience),
         };
         if device.wave != 32 && device.wave != 64 {
             return Err(Error::new(ErrorKind::Device, format!("its waves have {} lanes, not 32 or 64", device.wave)));
@@ -128,26 +153,64 @@ impl Device {
         self.driver.graphs().is_some()
     }
 
+    /// The same device with the shorter patience of its self-test.
+    pub(super) fn for_self_test(&self) -> Arc<Self> {
+        let Self { driver, number, context, health, patience, name, arch, wave, units, overlaps } = self;
+        Arc::new(Self {
+            driver: Arc::clone(driver),
+            health: Arc::clone(health),
+            patience: patience.short(),
+            name: name.clone(),
+            arch: arch.clone(),
+            number: *number,
+            context: *context,
+            wave: *wave,
+            units: *units,
+            overlaps: *overlaps,
+        })
+    }
+
+    /// Whether it still answers.
+    pub(super) fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// How long work may take that is expected to take so long.
+    pub(super) fn patience(&self, expected: Duration) -> Duration {
+        self.patience.limit(expected)
+    }
+
+    /// Counts a time that somebody waited.
+    pub(super) fn spend(&self, time: Duration) {
+        self.patience.spend(time);
+    }
+
     /// The driver, with this device bound to the calling thread.
     ///
     /// # Errors
-    /// `Device`, where the driver cannot, and in a forked process, which must not call it: not even to free something.
+    /// `Device`, where the driver cannot, and in a forked process, which must not call it: not even to free something. Also
+    /// where the device is lost: it gets no further call.
     pub(super) fn driver(&self) -> Result<&Driver> {
         if drivers().are_lost() {
             return Err(Error::new(ErrorKind::Device, FORKED));
         }
+        self.health.check()?;
         self.driver.bind(self.number, self.context)?;
         Ok(&self.driver)
     }
 }
 
-fn describe(driver: &Driver, index: usize) -> Found {
-    match info(driver, index) {
-        Ok(found) => found,
-        Err(e) => {
-            Found { name: format!("GPU {index} of {}", driver.name()), unusable: Some(e.to_string()), info: None }
-        }
-    }
+fn describe(driver: Arc<Driver>, index: usize) -> Found {
+    let health = driver.health(index);
+    let of_thread = Arc::clone(&driver);
+    let asked = health.check().and_then(|()| {
+        let found = health::in_time(PATIENCE, move || info(&of_thread, index));
+        found.unwrap_or_else(|| Err(health.lose(no_answer(&driver, PATIENCE))))
+    });
+    asked.unwrap_or_else(|e| {
+        let name = format!("GPU {index} of {}", driver.name());
+        Found { name, unusable: Some(e.to_string()), info: None }
+    })
 }
 
 fn info(driver: &Driver, index: usize) -> Result<Found> {

@@ -7,6 +7,7 @@
 #[cfg(feature = "link-hip")]
 mod link;
 
+use super::health::Health;
 use crate::{Error, ErrorKind, Result};
 use fill::FillFunctions;
 use graph::GraphFunctions;
@@ -15,7 +16,7 @@ use overlap::OverlapFunctions;
 use std::env;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use timing::TimingFunctions;
 
 /// Names the one library to load, in place of all others.
@@ -101,7 +102,6 @@ table! {
         destroy_event(Handle) = "hipEventDestroy" | "cuEventDestroy_v2";
         record_event(Handle, Handle) = "hipEventRecord" | "cuEventRecord";
         query_event(Handle) = "hipEventQuery" | "cuEventQuery";
-        synchronize_event(Handle) = "hipEventSynchronize" | "cuEventSynchronize";
     }
 }
 
@@ -153,6 +153,9 @@ pub(super) struct Driver {
     fill: Option<FillFunctions>,
     /// How it was found.
     name: String,
+    /// Whether it starts, and whether its devices answer.
+    own_health: Health,
+    health: Mutex<Vec<Arc<Health>>>,
     /// Never unloaded: the drivers' threads and exit handlers do not survive that. `None` where it is linked.
     _library: std::mem::ManuallyDrop<Option<Library>>,
 }
@@ -262,7 +265,8 @@ impl Driver {
         let overlap = OverlapFunctions::find(&library).ok().filter(|_| matches!(vendor, Vendor::Cuda(_)));
         let fill = FillFunctions::find(&library).inspect_err(|e| log::debug!("{name}: cannot fill memory: {e}")).ok();
         let _library = std::mem::ManuallyDrop::new(Some(library));
-        Ok(Self { functions, vendor, graphs, timing, overlap, fill, name, _library })
+        let (own_health, health) = Default::default();
+        Ok(Self { functions, vendor, graphs, timing, overlap, fill, name, own_health, health, _library })
     }
 
     #[cfg(feature = "link-hip")]
@@ -275,8 +279,24 @@ impl Driver {
             overlap: None,
             fill: Some(link::fill_functions()),
             name: "the linked libamdhip64".to_owned(),
+            own_health: Health::default(),
+            health: Mutex::default(),
             _library: std::mem::ManuallyDrop::new(None),
         }
+    }
+
+    /// Whether the driver as a whole answers.
+    pub(super) fn own_health(&self) -> &Health {
+        &self.own_health
+    }
+
+    /// Whether device number `index` answers: all that use it share what is known.
+    pub(super) fn health(&self, index: usize) -> Arc<Health> {
+        let mut known = self.health.lock().unwrap_or_else(PoisonError::into_inner);
+        while known.len() <= index {
+            known.push(Arc::default());
+        }
+        known.get(index).map_or_else(Arc::default, Arc::clone)
     }
 
     pub(super) fn is_hip(&self) -> bool {

@@ -11,9 +11,9 @@ use super::plan::Plan;
 use super::prepare::{self, Buffers, Kernels};
 use super::weights::{Loading, Weights};
 use super::{MOST_OUTPUTS, MOST_TOKENS};
-use crate::backend::{Batch, Canceller, KvType};
+use crate::backend::{Batch, Canceller, KvType, Span};
 use crate::gguf::Gguf;
-use crate::model::program::Program;
+use crate::model::program::{Op, Program};
 use crate::{Error, ErrorKind, Result};
 use std::cell::Cell;
 use std::sync::Arc;
@@ -125,10 +125,13 @@ impl Executor {
         if logits.bytes() < self.result_len(batch) * 4 {
             return Err(Error::new(ErrorKind::Device, "the logits have too little memory: a bug in wavelm"));
         }
+        // Nobody touches the memory that a lost device may still read and write.
+        self.device.driver()?;
         let queued = self.queue(batch, pages, logits, cancel).and_then(|()| then(&self.stream));
         let (began, (tokens, time)) = (Instant::now(), self.last_pass);
         // In any case: what is queued reads and writes memory that the caller may now free or use.
-        let waited = self.stream.wait_about(if tokens == batch.tokens() { time } else { Duration::ZERO });
+        let time = if tokens == batch.tokens() { time } else { Duration::ZERO };
+        let waited = self.stream.wait_about(time, self.slowest(batch));
         self.last_pass = (batch.tokens(), began.elapsed());
         queued.and(waited)
     }
@@ -136,6 +139,21 @@ impl Executor {
     /// How many numbers the result of a pass has.
     fn result_len(&self, batch: &Batch<'_>) -> usize {
         batch.result_rows(&self.program) * self.program.result().map_or(0, |buffer| buffer.columns)
+    }
+
+    /// What a pass may take on a device that is as slow as any.
+    fn slowest(&self, batch: &Batch<'_>) -> Duration {
+        /// A tenth of what a compute unit of the slowest devices does in a second.
+        const OPERATIONS: f64 = 2e10;
+        let weights: f64 = self.program.weights.iter().map(|w| w.rows as f64 * w.columns as f64).sum();
+        let attended = |span: &Span<'_>| span.tokens.len() as f64 * (span.first_pos + span.tokens.len()) as f64;
+        let attended: f64 = batch.spans.iter().map(attended).sum();
+        let columns = self.program.ops.iter().map(|op| match op {
+            Op::Attention { info, .. } => info.heads as f64 * (info.head_dim + info.value_dim) as f64,
+            _ => 0.0,
+        });
+        let operations = 2.0 * (weights * batch.tokens() as f64 + columns.sum::<f64>() * attended);
+        Duration::try_from_secs_f64(operations / OPERATIONS / f64::from(self.device.units)).unwrap_or_default()
     }
 
     fn queue(

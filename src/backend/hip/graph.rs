@@ -3,7 +3,7 @@
 use super::device::Device;
 use super::driver::{DevicePtr, Handle};
 use super::inputs::Inputs;
-use super::memory::Stream;
+use super::memory::{Sent, Stream, end};
 use crate::{Error, ErrorKind, Result};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -133,11 +133,11 @@ impl Graph {
 
 impl Drop for Graph {
     fn drop(&mut self) {
-        let Ok(driver) = self.device.driver() else { return };
-        let Some(graphs) = driver.graphs() else { return };
+        let executable = Sent::new(self.executable);
         // SAFETY: it is destroyed only here. Each pass is waited for, so it does not run.
-        if let Err(e) = unsafe { graphs.destroy_executable(self.executable) } {
-            log::warn!("{e}");
-        }
+        end(&self.device, "ending a graph", move |driver| match driver.graphs() {
+            Some(graphs) => unsafe { graphs.destroy_executable(executable.get()) },
+            None => Ok(()),
+        });
     }
 }

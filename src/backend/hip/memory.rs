@@ -2,11 +2,12 @@
 
 use super::device::Device;
 use super::driver::{DevicePtr, Driver, Handle};
+use super::health::{self, Pace, guarded};
 use super::timer::Timer;
 use crate::{Error, ErrorKind, Result};
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Every part of a buffer that is handed to kernels starts at a multiple of this: enough for all vector loads.
 pub(super) const ALIGN: usize = 256;
@@ -37,11 +38,11 @@ impl DeviceBuffer {
     /// # Errors
     /// `OutOfMemory`, naming `what` it is for.
     pub(super) fn new(device: &Arc<Device>, bytes: usize, what: &str) -> Result<Self> {
-        let driver = device.driver()?;
-        let start = driver.allocate(bytes.max(1)).map_err(|e| match e.kind() {
+        let allocated = guarded(device, "allocating memory", move |driver| driver.allocate(bytes.max(1)));
+        let start = allocated.map_err(|e| match e.kind() {
             ErrorKind::OutOfMemory => {
-                let free =
-                    driver.free_memory().map_or(String::new(), |free| format!(" of which {} MiB are free", free >> 20));
+                let free = device.driver().and_then(Driver::free_memory);
+                let free = free.map_or(String::new(), |free| format!(" of which {} MiB are free", free >> 20));
                 let wanted = (bytes >> 20).max(1);
                 let text = format!("{what} of {wanted} MiB do not fit the memory of {}{free}", device.name);
                 Error::new(ErrorKind::OutOfMemory, text)
@@ -62,12 +63,37 @@ impl DeviceBuffer {
 
 impl Drop for DeviceBuffer {
     fn drop(&mut self) {
+        let start = self.start;
         // SAFETY: the memory came from `allocate` and is freed only here. Whoever queues work on it waits for that
-        // before the buffer is dropped.
-        let freed = self.device.driver().and_then(|driver| unsafe { driver.free(self.start) });
-        if let Err(e) = freed {
-            log::warn!("{e}");
-        }
+        // before the buffer is dropped; where that wait failed, the device is lost, and this leaks.
+        end(&self.device, "freeing memory", move |driver| unsafe { driver.free(start) });
+    }
+}
+
+/// Gives something back to the driver. What a lost device may still use is leaked.
+pub(super) fn end(device: &Arc<Device>, what: &str, call: impl FnOnce(&Driver) -> Result<()> + Send + 'static) {
+    if device.health().is_lost() {
+        return;
+    }
+    if let Err(e) = guarded(device, what, call) {
+        log::warn!("{e}");
+    }
+}
+
+/// A pointer or handle on its way to the thread that makes a call with it.
+#[derive(Clone, Copy)]
+pub(super) struct Sent<T>(T);
+
+// SAFETY: what is sent is a name to the driver, whose functions any thread may call with it.
+unsafe impl<T> Send for Sent<*mut T> {}
+
+impl<T: Copy> Sent<T> {
+    pub(super) fn new(value: T) -> Self {
+        Self(value)
+    }
+
+    pub(super) fn get(self) -> T {
+        self.0
     }
 }
 
@@ -84,7 +110,8 @@ unsafe impl Send for HostBuffer {}
 impl HostBuffer {
     pub(super) fn new(device: &Arc<Device>, bytes: usize) -> Result<Self> {
         let bytes = bytes.max(1);
-        let start: *mut u8 = device.driver()?.allocate_host(bytes)?.cast();
+        let allocate = move |driver: &Driver| driver.allocate_host(bytes).map(Sent);
+        let start: *mut u8 = guarded(device, "allocating pinned memory", allocate)?.get().cast();
         if start.is_null() {
             return Err(Error::new(ErrorKind::OutOfMemory, "the driver has no pinned memory left"));
         }
@@ -107,11 +134,10 @@ impl HostBuffer {
 
 impl Drop for HostBuffer {
     fn drop(&mut self) {
-        // SAFETY: the memory came from `allocate_host` and is freed only here; whoever queues a copy waits for it.
-        let freed = self.device.driver().and_then(|driver| unsafe { driver.free_host(self.start.cast()) });
-        if let Err(e) = freed {
-            log::warn!("{e}");
-        }
+        let start = Sent(self.start);
+        // SAFETY: the memory came from `allocate_host` and is freed only here; whoever queues a copy waits for it, and
+        // where that wait failed, the device is lost, and this leaks.
+        end(&self.device, "freeing pinned memory", move |driver| unsafe { driver.free_host(start.get().cast()) });
     }
 }
 
@@ -131,8 +157,8 @@ unsafe impl Sync for Stream {}
 
 impl Stream {
     pub(super) fn new(device: &Arc<Device>) -> Result<Self> {
-        let driver = device.driver()?;
-        let (stream, event) = (driver.create_stream()?, std::ptr::null_mut());
+        let stream = guarded(device, "creating a stream", |driver| driver.create_stream().map(Sent))?.get();
+        let (driver, event) = (device.driver()?, std::ptr::null_mut());
         let mut new = Self { device: Arc::clone(device), stream, event, timer: None };
         new.event = driver.create_event(false)?;
         Ok(new)
@@ -270,73 +296,63 @@ impl Stream {
     /// Waits until all queued work is done.
     ///
     /// # Errors
-    /// `Device`, where any of it failed.
+    /// `Device`, where any of it failed, or takes so long that the device is lost.
     pub(super) fn wait(&self) -> Result<()> {
-        self.wait_about(Duration::ZERO)
+        self.wait_about(Duration::ZERO, Duration::ZERO)
     }
 
-    /// The same, for work that takes about this `time`: as for unknown times, a little of it is waited for awake.
+    /// The same, for work that takes about this `time`: as for unknown times, a little of it is waited for awake. `slowest`
+    /// is what it may well take.
+    ///
+    /// A driver wakes who sleeps 50 microseconds late or more, which is much of the time that a token takes. So this sleeps
+    /// for most of the time, and then asks for the rest, in which other threads may have the processor.
     ///
     /// # Errors
     /// As [`wait`](Self::wait).
-    pub(super) fn wait_about(&self, time: Duration) -> Result<()> {
+    pub(super) fn wait_about(&self, time: Duration, slowest: Duration) -> Result<()> {
         let driver = self.device.driver()?;
-        // SAFETY: stream and event exist as long as `self`.
-        let recorded = || unsafe { driver.record_event(self.event, self.stream) };
-        // SAFETY: as above.
-        let slept = || unsafe { driver.synchronize_event(self.event) };
-        let waited = match &self.timer {
+        let expected = time.max(slowest);
+        let pace = match &self.timer {
             Some(timer) => {
                 timer.release();
-                recorded().and_then(|()| slept())
+                Pace { expected, ..Pace::default() }
             }
-            None => recorded().and_then(|()| if self.is_done_about(driver, time)? { Ok(()) } else { slept() }),
+            None => {
+                let (asleep, awake_until) = asleep_and_awake(time);
+                Pace { asleep, awake_until, expected }
+            }
         };
+        // SAFETY: stream and event exist as long as `self`.
+        let waited = unsafe { driver.record_event(self.event, self.stream) }.and_then(|()| {
+            // SAFETY: as above.
+            health::wait(&self.device, pace, |driver| unsafe { driver.query_event(self.event) })
+        });
         let waited = waited.or_else(|e| {
             // What is queued may still run, with buffers that the caller drops after an error.
-            // SAFETY: as above.
-            unsafe { driver.synchronize_stream(self.stream) }.and(Err(e))
+            if !self.device.health().is_lost() {
+                let stream = Sent(self.stream);
+                // SAFETY: the stream is destroyed only after this returned, or never, where the device is lost.
+                let wait = move |driver: &Driver| unsafe { driver.synchronize_stream(stream.get()) };
+                guarded(&self.device, "waiting after an error", wait).ok();
+            }
+            Err(e)
         });
         match &self.timer {
             Some(timer) => timer.collect(waited),
             None => waited,
         }
     }
-
-    /// Whether the work before the event is done after about this time.
-    ///
-    /// A driver wakes who sleeps 50 microseconds late or more, which is much of the time that a token takes. So this sleeps
-    /// for most of the time, and then asks for the rest, in which other threads may have the processor.
-    fn is_done_about(&self, driver: &Driver, time: Duration) -> Result<bool> {
-        let (began, (asleep, end)) = (Instant::now(), asleep_and_awake(time));
-        if !asleep.is_zero() {
-            std::thread::sleep(asleep);
-        }
-        loop {
-            // SAFETY: the event exists as long as `self`.
-            if unsafe { driver.query_event(self.event) }? {
-                return Ok(true);
-            }
-            if began.elapsed() >= end {
-                return Ok(false);
-            }
-            std::thread::yield_now();
-        }
-    }
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        let Ok(driver) = self.device.driver() else { return };
+        let (stream, event) = (Sent(self.stream), Sent(self.event));
         // SAFETY: stream and event came from the driver and are destroyed only here, after their work is done.
-        let ended = unsafe {
-            let waited = driver.synchronize_stream(self.stream);
-            let event = if self.event.is_null() { Ok(()) } else { driver.destroy_event(self.event) };
-            waited.and(event).and(driver.destroy_stream(self.stream))
-        };
-        if let Err(e) = ended {
-            log::warn!("{e}");
-        }
+        end(&self.device, "ending a stream", move |driver| unsafe {
+            let waited = driver.synchronize_stream(stream.get());
+            let event = if event.get().is_null() { Ok(()) } else { driver.destroy_event(event.get()) };
+            waited.and(event).and(driver.destroy_stream(stream.get()))
+        });
     }
 }
 
@@ -372,23 +388,21 @@ impl Event {
         unsafe { self.device.driver()?.record_event(self.event, stream.stream) }
     }
 
-    /// Sleeps until the work before it is done.
+    /// Waits until the work before it is done.
     ///
     /// # Errors
-    /// `Device`, where any of it failed.
+    /// As [`Stream::wait`].
     pub(super) fn wait(&self) -> Result<()> {
         // SAFETY: the event exists.
-        unsafe { self.device.driver()?.synchronize_event(self.event) }
+        health::wait(&self.device, Pace::default(), |driver| unsafe { driver.query_event(self.event) })
     }
 }
 
 impl Drop for Event {
     fn drop(&mut self) {
+        let event = Sent(self.event);
         // SAFETY: the event came from the driver and is destroyed only here.
-        let ended = self.device.driver().and_then(|driver| unsafe { driver.destroy_event(self.event) });
-        if let Err(e) = ended {
-            log::warn!("{e}");
-        }
+        end(&self.device, "ending an event", move |driver| unsafe { driver.destroy_event(event.get()) });
     }
 }
 

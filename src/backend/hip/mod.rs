@@ -10,6 +10,7 @@ pub(crate) mod device;
 mod driver;
 mod exec;
 mod graph;
+pub(crate) mod health;
 mod inputs;
 mod kv;
 mod memory;
@@ -39,6 +40,7 @@ use modules::Modules;
 use pool::Pages;
 use sampling::{DrawMemory, Sampling};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use weights::Loading;
 pub(crate) use weights::Tell;
 
@@ -55,11 +57,13 @@ pub(crate) struct HipOptions {
     pub(crate) precision: Precision,
     /// Threads that read the weights.
     pub(crate) threads: usize,
+    /// How long one waits for the GPU at least before it is given up.
+    pub(crate) patience: Duration,
 }
 
 /// Bytes of a GPU's memory that nobody uses.
 pub(crate) fn free_memory(gpu: usize) -> Result<u64> {
-    device::open(gpu)?.driver()?.free_memory()
+    device::open(gpu, health::PATIENCE)?.driver()?.free_memory()
 }
 
 /// A program as it runs on a GPU: for [`Precision::Reference`] its weights are `f32`.
@@ -78,7 +82,7 @@ fn stored(program: &Arc<Program>, precision: Precision) -> Arc<Program> {
 /// `Unsupported` for a tensor type without kernels.
 pub(crate) fn bytes(options: &HipOptions, program: &Arc<Program>, context: usize) -> Result<u64> {
     let (program, kv_type) = (&*stored(program, options.precision), options.kv_type);
-    let device = device::open(options.gpu)?;
+    let device = device::open(options.gpu, options.patience)?;
     let buffers = prepare::Buffers::new(program, &prepare::plan(program, &device)?, &device)?.bytes;
     let mut bytes = buffers as u64;
     for weight in &program.weights {
@@ -123,8 +127,8 @@ impl HipBackend {
     /// `tell`.
     pub(crate) fn new(gguf: &Gguf, program: &Arc<Program>, options: &HipOptions, tell: &mut Tell<'_>) -> Result<Self> {
         let program = stored(program, options.precision);
-        let device = device::open(options.gpu)?;
-        let modules = Modules::new(&device);
+        let device = device::open(options.gpu, options.patience)?;
+        let modules = Arc::new(Modules::new(&device));
         selftest::check(options.gpu, &device, &modules, &program, options.kv_type)?;
         let mut loading = Loading { threads: options.threads, tell };
         let executor = Executor::new(&device, &modules, gguf, &program, options.kv_type, &mut loading)?;

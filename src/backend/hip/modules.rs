@@ -1,10 +1,12 @@
 //! The kernel cache: a module for each family of kernels, loaded when the first of its kernels is asked for.
 
 use super::device::Device;
-use super::driver::{Handle, overlap};
-use super::memory::Stream;
+use super::driver::{Driver, Handle, overlap};
+use super::health::guarded;
+use super::memory::{Sent, Stream, end};
 use super::objects;
 use crate::{Error, ErrorKind, Result};
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::ffi::{CString, c_void};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,6 +23,7 @@ struct Module {
     module: Handle,
     /// The kernels that wait for the launches before them on their own.
     waiting: HashSet<String>,
+    _code: Arc<Cow<'static, [u8]>>,
 }
 
 // SAFETY: the handle is a name that any thread may use.
@@ -30,11 +33,9 @@ unsafe impl Sync for Module {}
 
 impl Drop for Module {
     fn drop(&mut self) {
+        let module = Sent::new(self.module);
         // SAFETY: the module is unloaded only here; every kernel of it holds it, so none is used any more.
-        let unloaded = self.device.driver().and_then(|driver| unsafe { driver.unload_module(self.module) });
-        if let Err(e) = unloaded {
-            log::warn!("{e}");
-        }
+        end(&self.device, "unloading a module", move |driver| unsafe { driver.unload_module(module.get()) });
     }
 }
 
@@ -78,18 +79,23 @@ impl Modules {
         if let Some(module) = loaded.get(family) {
             return Ok(Arc::clone(module));
         }
-        let object =
-            objects::find(family, &self.device.arch).map_err(|reason| Error::new(ErrorKind::Device, reason))?;
+        let object = self.device.health().on_host(|| objects::find(family, &self.device.arch));
+        let object = object.map_err(|reason| Error::new(ErrorKind::Device, reason))?;
+        let code = Arc::new(object.code);
+        let of_call = Arc::clone(&code);
         // SAFETY: the code is embedded and checked when it was, or the user's, who vouches for it.
-        let module = unsafe { self.device.driver()?.load_module(&object.code) }.map_err(|e| {
+        let load = move |driver: &Driver| unsafe { driver.load_module(&of_call) }.map(Sent::new);
+        let module = guarded(&self.device, "loading a module", load).map_err(|e| {
             Error::new(e.kind(), format!("the {family} kernels ({}) cannot be used: {e}", object.origin)).with_source(e)
         })?;
+        let module = module.get();
         log::debug!("{}: {family} kernels, {}", self.device.name, object.origin);
         let waiting = match self.device.overlaps {
-            true => overlap::waiting_kernels(&object.code).into_iter().map(str::to_owned).collect(),
+            true => overlap::waiting_kernels(&code).into_iter().map(str::to_owned).collect(),
             false => HashSet::new(),
         };
-        let module = Arc::new(Module { device: Arc::clone(&self.device), module, waiting });
+        // Debuggers and some runtimes read the code later, where it was.
+        let module = Arc::new(Module { device: Arc::clone(&self.device), module, waiting, _code: code });
         loaded.insert(family, Arc::clone(&module));
         Ok(module)
     }

@@ -160,6 +160,8 @@ impl Sampling {
         if requests.iter().any(|&(row, _)| (row + 1).saturating_mul(vocabulary) > logits.bytes() / 4) {
             return Err(Error::invalid_input("a token is to be drawn from logits that are not there"));
         }
+        // Nobody touches the memory that a lost device may still read and write.
+        self.device.driver()?;
         let (rows, edits) = inputs(requests)?;
         let (peaks, spans) = (vocabulary.div_ceil(PEAK), vocabulary.div_ceil(WEIGH_SPAN));
         let mut layout = Layout::default();

@@ -13,7 +13,7 @@ use super::memory::{DeviceBuffer, HostBuffer, Stream};
 use super::modules::Modules;
 use super::sampling::Sampling;
 use super::weights::Loading;
-use super::{HipBackend, objects};
+use super::{HipBackend, health, objects};
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::kv::KvSequence;
 use crate::backend::{Backend, Batch, Canceller, KvType, Span, Wanted};
@@ -28,60 +28,92 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// A GPU by its number, and where its kernels come from.
 type Place = (usize, String);
+/// What a device passes once.
+type Key = (KvType, String);
 
-/// What was found in this process.
+/// What was found of a place in this process.
 #[derive(Default)]
 struct Found {
-    passed: HashSet<(Place, KvType, String)>,
-    failed: HashMap<Place, String>,
+    passed: HashSet<Key>,
+    failed: Option<String>,
 }
 
-static FOUND: Mutex<Option<Found>> = Mutex::new(None);
+static FOUND: Mutex<Option<HashMap<Place, Arc<Mutex<Found>>>>> = Mutex::new(None);
+
+/// What sampling is called among the probes.
+const SAMPLING: &str = "sampling";
 
 /// Compares every kernel that `program` needs with the CPU, if that was not done before.
 ///
 /// # Errors
-/// `Device` where one differs, with its name and by how much; also what the device reports meanwhile.
+/// `Device` where one differs, with its name and by how much, or where the device does not answer; also what the device
+/// reports meanwhile.
 pub(super) fn check(
     gpu: usize,
     device: &Arc<Device>,
-    modules: &Modules,
+    modules: &Arc<Modules>,
     program: &Program,
     kv_type: KvType,
 ) -> Result<()> {
     let place = (gpu, objects::origin(&device.arch).unwrap_or_default());
-    // Held meanwhile: who loads a model on the same device waits for the result instead of testing too.
-    let mut found = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
-    let found = found.get_or_insert_default();
+    let found = {
+        let mut all = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(all.get_or_insert_default().entry(place).or_default())
+    };
+    // Held meanwhile: who loads a model on the same device waits for the result instead of testing too. Other devices are
+    // not held up.
+    let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
     let failure = |reason: &String| Error::new(ErrorKind::Device, format!("hip:{gpu} failed its self-test: {reason}"));
-    if let Some(reason) = found.failed.get(&place) {
+    if let Some(reason) = &found.failed {
         return Err(failure(reason));
     }
+    let is_new = |key: &Key| !found.passed.contains(key);
+    let probes = probes::of(program)?.into_iter().map(|probe| ((kv_type, probe.key()), probe));
+    let probes: Vec<_> = probes.filter(|(key, _)| is_new(key)).collect();
+    let samples = is_new(&(kv_type, SAMPLING.to_owned()));
+    if probes.is_empty() && !samples {
+        return Ok(());
+    }
     let began = std::time::Instant::now();
-    let mut count = 0;
-    for probe in probes::of(program)? {
-        let key = (place.clone(), kv_type, probe.key());
-        if found.passed.contains(&key) {
-            continue;
-        }
-        if let Some(reason) = probe_fails(&probe, device, modules, kv_type)? {
-            return Err(failure(found.failed.entry(place).or_insert(reason)));
-        }
-        found.passed.insert(key);
-        count += 1;
+    let test = Test { probes, samples, kv_type, device: device.for_self_test(), modules: Arc::clone(modules) };
+    let (passed, ended) = health::watched(&Arc::clone(&test.device), "its self-test", move || Ok(test.run()))?;
+    let count = passed.len();
+    found.passed.extend(passed);
+    if let Some(reason) = ended? {
+        return Err(failure(found.failed.insert(reason)));
     }
-    let key = (place.clone(), kv_type, "sampling".to_owned());
-    if !found.passed.contains(&key) {
-        if let Some(reason) = sampling_fails(device, modules)? {
-            return Err(failure(found.failed.entry(place).or_insert(reason)));
-        }
-        found.passed.insert(key);
-        count += 1;
-    }
-    if count > 0 {
-        log::debug!("hip:{gpu}: self-test of {count} probes in {:?}", began.elapsed());
-    }
+    log::debug!("hip:{gpu}: self-test of {count} probes in {:?}", began.elapsed());
     Ok(())
+}
+
+/// What is to be tested.
+struct Test {
+    probes: Vec<(Key, Probe)>,
+    samples: bool,
+    kv_type: KvType,
+    device: Arc<Device>,
+    modules: Arc<Modules>,
+}
+
+impl Test {
+    /// What the device passed, and why it failed, if it did.
+    fn run(self) -> (Vec<Key>, Result<Option<String>>) {
+        let Self { probes, samples, kv_type, device, modules } = self;
+        let mut passed = Vec::new();
+        for (key, probe) in probes {
+            match probe_fails(&probe, &device, &modules, kv_type) {
+                Ok(None) => passed.push(key),
+                failed => return (passed, failed),
+            }
+        }
+        if samples {
+            match sampling_fails(&device, &modules) {
+                Ok(None) => passed.push((kv_type, SAMPLING.to_owned())),
+                failed => return (passed, failed),
+            }
+        }
+        (passed, Ok(None))
+    }
 }
 
 /// Why the device fails a probe, if it does.

@@ -84,7 +84,6 @@ pub(super) fn functions() -> Functions {
         destroy_event: hipEventDestroy(hip::hipEvent_t);
         record_event: hipEventRecord(hip::hipEvent_t, hip::hipStream_t);
         query_event: hipEventQuery(hip::hipEvent_t);
-        synchronize_event: hipEventSynchronize(hip::hipEvent_t);
     })
 }
 

@@ -76,13 +76,4 @@ impl Driver {
             status => self.check(status, "the GPU failed").map(|()| true),
         }
     }
-
-    /// Sleeps until the stream's work before the event is done.
-    ///
-    /// # Safety
-    /// The event exists.
-    pub(in super::super) unsafe fn synchronize_event(&self, event: Handle) -> Result<()> {
-        // SAFETY: the caller's promise.
-        self.check(unsafe { (self.functions.synchronize_event)(event) }, "the GPU failed")
-    }
 }
