@@ -105,6 +105,35 @@ pub struct GpuInfo {
     pub kernels: Option<String>,
 }
 
+impl GpuInfo {
+    /// Groups of 64 lanes. What AMD's library counts from gfx10 on are pairs of them.
+    fn groups(&self) -> f64 {
+        let pairs = ["gfx10", "gfx11", "gfx12", "sm_"].iter().any(|family| self.arch.starts_with(family));
+        f64::from(self.compute_units) * if pairs { 2.0 } else { 1.0 }
+    }
+}
+
+impl DeviceInfo {
+    /// What GPUs are ordered by: lanes, and memory, whose bandwidth grows with its size.
+    fn speed(&self) -> f64 {
+        self.gpu.as_ref().map_or(0.0, |gpu| gpu.groups() * gpu.memory as f64)
+    }
+
+    /// Why the device is left alone where nobody asks for it: it is integrated, and there is one that `has_own` memory, or it
+    /// is so small that the processor, which reads the same memory, computes faster.
+    fn is_slow(&self, has_own: bool) -> Option<String> {
+        /// 512 lanes.
+        const FEWEST: f64 = 8.0;
+        let gpu = self.gpu.as_ref().filter(|gpu| gpu.integrated)?;
+        if has_own {
+            return Some("it is integrated, and there is a GPU of its own; ask for it to use it".to_owned());
+        }
+        let lanes = gpu.groups() * 64.0;
+        let reason = || format!("it is integrated and has {lanes} lanes, fewer than pay off; ask for it to use it");
+        (gpu.groups() < FEWEST).then(reason)
+    }
+}
+
 /// Everything on this machine that could run a model, usable or not; the CPU comes last.
 pub fn devices() -> Vec<DeviceInfo> {
     let gpus = hip::device::find().into_iter().enumerate();
@@ -130,33 +159,55 @@ pub struct DeviceReport {
     refused: Vec<DeviceInfo>,
     /// What the chosen one runs, where that is not all.
     placement: Option<String>,
+    /// Why there are no GPUs, where somebody looked for them.
+    no_gpus: Option<String>,
 }
 
 impl DeviceReport {
     pub(crate) fn choose(wanted: Device) -> Result<Self> {
         // Whoever asks for the CPU should not wait for a driver to start, nor hold its memory.
-        Self::choose_from(wanted, if wanted == Device::Cpu { vec![processor()] } else { devices() })
+        if wanted == Device::Cpu {
+            return Self::choose_from(wanted, vec![processor()], None);
+        }
+        let devices = devices();
+        let no_gpus = if devices.len() == 1 { hip::device::why_none() } else { None };
+        Self::choose_from(wanted, devices, no_gpus)
     }
 
-    fn choose_from(wanted: Device, devices: Vec<DeviceInfo>) -> Result<Self> {
+    fn choose_from(wanted: Device, devices: Vec<DeviceInfo>, no_gpus: Option<String>) -> Result<Self> {
         let (mut usable, mut refused): (Vec<_>, Vec<_>) = devices.into_iter().partition(|d| d.unusable.is_none());
-        let is_integrated = |d: &DeviceInfo| d.gpu.as_ref().is_some_and(|gpu| gpu.integrated);
-        if wanted == Device::Auto && usable.iter().any(|d| d.gpu.is_some() && !is_integrated(d)) {
-            let (slow, rest): (Vec<_>, Vec<_>) = usable.into_iter().partition(is_integrated);
-            let reason = || Some("it is integrated, and there is a GPU of its own; ask for it to use it".to_owned());
-            refused.extend(slow.into_iter().map(|d| DeviceInfo { unusable: reason(), ..d }));
+        if wanted == Device::Auto {
+            let has_own = usable.iter().any(|d| d.gpu.as_ref().is_some_and(|gpu| !gpu.integrated));
+            let (slow, rest): (Vec<_>, Vec<_>) = usable.into_iter().partition(|d| d.is_slow(has_own).is_some());
+            refused.extend(slow.into_iter().map(|d| DeviceInfo { unusable: d.is_slow(has_own), ..d }));
             usable = rest;
+            // The first of those that are alike. The processor has no speed here, and stays last.
+            usable.sort_by(|a, b| b.speed().total_cmp(&a.speed()));
         }
         usable.retain(|d| wanted == Device::Auto || d.device == wanted);
         if usable.is_empty() {
-            let reason = refused.iter().find(|d| d.device == wanted).and_then(|d| d.unusable.clone());
+            let reason = refused.iter().find(|d| d.device == wanted).and_then(|d| d.unusable.clone()).or(no_gpus);
             return Err(unusable(
                 wanted,
                 reason.as_deref().unwrap_or("this machine has no such device, or no driver for it"),
             ));
         }
         let chosen = usable.remove(0);
-        Ok(Self { chosen, others: usable, refused, placement: None })
+        Ok(Self { chosen, others: usable, refused, placement: None, no_gpus })
+    }
+
+    /// The CPU, because no GPU may be used.
+    ///
+    /// # Errors
+    /// `error`, where the caller asked for a GPU.
+    pub(crate) fn without_gpus(wanted: Device, error: Error) -> Result<Self> {
+        if wanted != Device::Auto {
+            return Err(error);
+        }
+        log::warn!("no GPU is used: {error}");
+        let (device, name) = (Device::Hip(0), "all GPUs".to_owned());
+        let refused = vec![DeviceInfo { device, name, unusable: Some(error.to_string()), gpu: None }];
+        Ok(Self { chosen: processor(), others: Vec::new(), refused, placement: None, no_gpus: None })
     }
 
     /// Puts the chosen device aside because of `error`, and chooses the next one.
@@ -177,7 +228,7 @@ impl DeviceReport {
     pub(crate) fn failed(&self, reason: &str) -> Self {
         let mut refused = self.refused.clone();
         refused.push(DeviceInfo { unusable: Some(format!("it failed in use: {reason}")), ..self.chosen.clone() });
-        Self { chosen: processor(), others: Vec::new(), refused, placement: None }
+        Self { chosen: processor(), others: Vec::new(), refused, placement: None, no_gpus: None }
     }
 
     pub(crate) fn with_placement(self, placement: Option<String>) -> Self {
@@ -212,6 +263,9 @@ impl fmt::Display for DeviceReport {
             let reason = d.unusable.as_deref().unwrap_or("not chosen").split([';', '(']).next().unwrap_or_default();
             write!(f, "; not on {} ({}): {}", d.device, d.name, reason.trim())?;
         }
+        if let Some(reason) = &self.no_gpus {
+            write!(f, "; no GPU: {}", reason.split([';', '(']).next().unwrap_or_default().trim())?;
+        }
         Ok(())
     }
 }
@@ -228,7 +282,7 @@ mod tests {
         let gpu = integrated.map(|integrated| GpuInfo {
             arch: "gfx1100".to_owned(),
             wave_size: 32,
-            compute_units: 4,
+            compute_units: 8,
             memory: 1 << 30,
             integrated,
             library: String::new(),
@@ -242,24 +296,73 @@ mod tests {
     fn an_integrated_gpu_is_used_alone_or_when_asked_for() {
         let both =
             vec![device(Device::Hip(0), Some(true)), device(Device::Hip(1), Some(false)), device(Device::Cpu, None)];
-        let report = DeviceReport::choose_from(Device::Auto, both.clone()).unwrap();
+        let report = DeviceReport::choose_from(Device::Auto, both.clone(), None).unwrap();
         assert_eq!(report.device(), Device::Hip(1));
         assert!(report.refused()[0].unusable.as_ref().unwrap().contains("integrated"));
-        assert_eq!(DeviceReport::choose_from(Device::Hip(0), both.clone()).unwrap().device(), Device::Hip(0));
+        assert_eq!(DeviceReport::choose_from(Device::Hip(0), both.clone(), None).unwrap().device(), Device::Hip(0));
         let alone = [both[0].clone(), both[2].clone()].to_vec();
-        assert_eq!(DeviceReport::choose_from(Device::Auto, alone).unwrap().device(), Device::Hip(0));
+        assert_eq!(DeviceReport::choose_from(Device::Auto, alone, None).unwrap().device(), Device::Hip(0));
+    }
+
+    #[test]
+    fn the_fastest_gpu_comes_first_and_the_smallest_ones_make_way_for_the_processor() {
+        let gpu = |i, arch: &str, units, gib: u64, integrated| {
+            let mut info = device(Device::Hip(i), Some(integrated));
+            let gpu = info.gpu.as_mut().unwrap();
+            (gpu.arch, gpu.compute_units, gpu.memory) = (arch.to_owned(), units, gib << 30);
+            info
+        };
+        let choose = |mut gpus: Vec<DeviceInfo>| {
+            gpus.push(device(Device::Cpu, None));
+            DeviceReport::choose_from(Device::Auto, gpus, None).unwrap()
+        };
+        // An RX 7900 XTX behind the graphics of a Ryzen, an RX 6400 and an old Vega.
+        let small = gpu(0, "gfx1036", 1, 32, true);
+        let many = vec![
+            small.clone(),
+            gpu(1, "gfx1034", 6, 4, false),
+            gpu(2, "gfx900", 64, 8, false),
+            gpu(3, "gfx1100", 48, 24, false),
+        ];
+        let mut report = choose(many);
+        let mut order = vec![report.device()];
+        while report.refuse(Error::new(ErrorKind::Device, "x")).is_ok() {
+            order.push(report.device());
+        }
+        assert_eq!(order, [3, 2, 1].map(Device::Hip).into_iter().chain([Device::Cpu]).collect::<Vec<_>>());
+        let report = choose(vec![small.clone()]);
+        assert_eq!(report.device(), Device::Cpu);
+        assert!(report.to_string().contains("not on hip:0 (): it is integrated and has 128 lanes"), "{report}");
+        let asked = DeviceReport::choose_from(Device::Hip(0), vec![small, device(Device::Cpu, None)], None).unwrap();
+        assert_eq!(asked.device(), Device::Hip(0));
+        // A Radeon 780M, and Strix Halo.
+        assert_eq!(choose(vec![gpu(0, "gfx1103", 6, 16, true)]).device(), Device::Hip(0));
+        assert_eq!(
+            choose(vec![gpu(0, "gfx1103", 6, 16, true), gpu(1, "gfx1151", 20, 96, true)]).device(),
+            Device::Hip(1)
+        );
+    }
+
+    #[test]
+    fn where_there_are_no_gpus_the_reason_is_said() {
+        let none = || Some("no GPU driver library was found (tried a, b)".to_owned());
+        let cpu = || vec![device(Device::Cpu, None)];
+        let report = DeviceReport::choose_from(Device::Auto, cpu(), none()).unwrap();
+        assert!(report.to_string().ends_with("; no GPU: no GPU driver library was found"), "{report}");
+        let error = DeviceReport::choose_from(Device::Hip(0), cpu(), none()).unwrap_err();
+        assert!(error.to_string().contains("was found (tried a, b)"), "{error}");
     }
 
     #[test]
     fn a_device_that_fails_makes_way_for_the_next_unless_it_was_asked_for() {
         let both = vec![device(Device::Hip(0), Some(false)), device(Device::Cpu, None)];
         let full = || Error::new(ErrorKind::OutOfMemory, "weights do not fit");
-        let mut report = DeviceReport::choose_from(Device::Auto, both.clone()).unwrap();
+        let mut report = DeviceReport::choose_from(Device::Auto, both.clone(), None).unwrap();
         report.refuse(full()).unwrap();
         assert_eq!(report.device(), Device::Cpu);
         assert!(report.to_string().contains("not on hip:0 (): weights do not fit"), "{report}");
         assert_eq!(report.refuse(full()).unwrap_err().kind(), ErrorKind::OutOfMemory);
-        let mut asked = DeviceReport::choose_from(Device::Hip(0), both).unwrap();
+        let mut asked = DeviceReport::choose_from(Device::Hip(0), both, None).unwrap();
         assert!(asked.refuse(full()).is_err());
     }
 

@@ -89,6 +89,6 @@ pub use backend::profile::KernelTime;
 pub use chat::Message;
 pub use device::{Device, DeviceInfo, DeviceReport, GpuInfo, devices};
 pub use error::{Error, ErrorKind, Result};
-pub use model::{Event, LoadOptions, MemoryEstimate, Model, Placement, Precision, Progress};
+pub use model::{Event, LoadOptions, MemoryEstimate, Model, Placement, Precision, Progress, probe_child_entry};
 pub use sampler::Sampler;
 pub use session::{ContextPolicy, Generation, Piece, Prompt, Session, SessionOptions, Stats, StopReason, next_of_each};

@@ -12,6 +12,8 @@ pub type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 
 /// Runs an example. `help` is its help text, in parts.
 pub fn run(help: &'static [&'static str], main: fn(&mut Cli) -> Outcome) -> ExitCode {
+    // A process that tries out a GPU's driver goes no further.
+    wavelm::probe_child_entry();
     if log::set_logger(&Logger).is_ok() {
         log::set_max_level(log::LevelFilter::Warn);
     }

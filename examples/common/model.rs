@@ -68,7 +68,7 @@ impl ModelOptions {
         bar.set_style(ProgressStyle::with_template("loading {bar:40} {bytes}/{total_bytes}")?);
         let options =
             Model::options().device(self.device).placement(self.placement).precision(self.precision).map(!self.no_map);
-        let mut options = options.on_progress({
+        let mut options = options.probe_in_child(true).on_progress({
             let bar = bar.clone();
             move |progress| {
                 bar.set_length(progress.total_bytes);

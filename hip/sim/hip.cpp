@@ -8,13 +8,16 @@
 // loads a module or waits: what is alloc, copy, launch, module or sync. With a + at the end the device is lost there:
 // every later call fails too. wavelm_sim_fail and wavelm_sim_lose do the same while a program runs, and
 // wavelm_sim_calls tells how often each was called. WAVELM_SIM_DEVICES is the number of devices (default 1),
-// WAVELM_SIM_MEMORY the bytes of memory (default 1 GiB); wavelm_sim_memory changes them.
+// WAVELM_SIM_MEMORY the bytes of memory (default 1 GiB); wavelm_sim_memory changes them. WAVELM_SIM_ARCH is the architecture
+// (default gfxsim).
 // wavelm_sim_downloaded tells how many bytes came to the host, wavelm_sim_queued
 // what nobody has waited for.
 //
 // WAVELM_SIM_HANG="<what>:<n>" makes the device hang from the n-th call on: no work is done any more, no event becomes
 // ready, and a call that waits for the device never returns. Nor does the n-th call itself where it allocates or loads a
 // module.
+//
+// WAVELM_SIM_CRASH="<what>:<n>" ends the process at the n-th call, as a driver does that crashes.
 //
 // WAVELM_SIM_CORRUPT is the beginning of the names of kernels that compute wrongly: every number that such a kernel
 // changes becomes a quarter larger, or something else where it is no float. wavelm_sim_corrupt sets the name and what goes
@@ -62,8 +65,8 @@ struct State {
   int failing = -1;
   unsigned long fail_at = 0;
   bool loses = false, lost = false;
-  int hanging = -1;
-  unsigned long hang_at = 0;
+  int hanging = -1, crashing = -1;
+  unsigned long hang_at = 0, crash_at = 0;
   bool hangs = false;
   std::map<char *, size_t> memory;
   size_t used = 0, limit = size_t(1) << 30;
@@ -88,6 +91,7 @@ struct State {
     if (const char *text = getenv("WAVELM_SIM_MEMORY")) limit = strtoull(text, nullptr, 10);
     if (const char *end = parse("WAVELM_SIM_FAIL", failing, fail_at)) loses = *end == '+';
     parse("WAVELM_SIM_HANG", hanging, hang_at);
+    parse("WAVELM_SIM_CRASH", crashing, crash_at);
   }
 
   // Reads "<what>:<n>"; what follows, or null where there is none.
@@ -113,6 +117,7 @@ struct State {
     bool now = ++calls[what] == fail_at && failing == what;
     lost |= now && loses;
     hangs |= calls[what] == hang_at && hanging == what;
+    if (calls[what] == crash_at && crashing == what) abort();
     return now || lost;
   }
 
@@ -287,6 +292,13 @@ void wavelm_sim_lose(int what, unsigned long n) {
   state().set(what, n, true);
 }
 
+// Makes the device hang from the n-th call from now on, as WAVELM_SIM_HANG. There is no way back.
+void wavelm_sim_hang(int what, unsigned long n) {
+  std::lock_guard<std::mutex> lock(state().lock);
+  state().set(what, 0, false);
+  state().hanging = what, state().hang_at = n;
+}
+
 // Sets the bytes of memory, but not below what is used.
 void wavelm_sim_memory(size_t bytes) {
   std::lock_guard<std::mutex> lock(state().lock);
@@ -360,7 +372,8 @@ int hipDeviceGetAttribute(int *value, int attribute, int) {
 
 // The name is where the structure of HIP 6 has it.
 int hipGetDevicePropertiesR0600(void *properties, int) {
-  memcpy(static_cast<char *>(properties) + 1160, "gfxsim:sramecc+", 16);
+  const char *name = getenv("WAVELM_SIM_ARCH");
+  snprintf(static_cast<char *>(properties) + 1160, 64, "%s:sramecc+", name ? name : "gfxsim");
   return SUCCESS;
 }
 

@@ -22,7 +22,8 @@ struct Program {
     std::string target = "none";
     for (int i = 0; i < options; i++)
       if (!strncmp(option[i], "--offload-arch=", 15)) target = option[i] + 15;
-    if (target != "gfxsim") return fail("error: unknown target " + target);
+    const char *known = getenv("WAVELM_SIM_ARCH");
+    if (target != (known ? known : "gfxsim")) return fail("error: unknown target " + target);
     if (const char *word = getenv("WAVELM_SIM_RTC_FAIL"); word && *word && name.rfind(word, 0) == 0)
       return fail(name + ":1:1: error: simulated");
     for (size_t at = source.find("#include \""); at != std::string::npos; at = source.find("#include \"", at + 1)) {

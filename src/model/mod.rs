@@ -5,12 +5,14 @@ mod config;
 pub(crate) mod cut;
 mod options;
 mod placement;
+mod probe;
 pub(crate) mod program;
 mod rescue;
 pub(crate) mod rope;
 
 pub use options::{LoadOptions, MemoryEstimate, Precision, Progress};
 pub use placement::Placement;
+pub use probe::probe_child_entry;
 pub use rescue::Event;
 
 use crate::backend::{Backend, KernelTime, cpu};

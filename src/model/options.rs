@@ -2,6 +2,7 @@
 
 use super::config::Config;
 use super::placement::{Load, Placement};
+use super::probe::Request;
 use super::program::Program;
 use super::rescue::{Event, OnEvent, Rescue};
 use super::{Model, arch};
@@ -100,6 +101,7 @@ pub struct LoadOptions {
     map: bool,
     on_event: Option<OnEvent>,
     device_timeout: Duration,
+    pub(super) probe_in_child: bool,
 }
 
 impl LoadOptions {
@@ -117,6 +119,7 @@ impl LoadOptions {
             map: true,
             on_event: None,
             device_timeout: hip::health::PATIENCE,
+            probe_in_child: false,
         }
     }
 
@@ -335,8 +338,14 @@ impl LoadOptions {
     ) -> Result<(Arc<dyn Backend>, DeviceReport, Option<Rescue>)> {
         const ROOM: usize = 4096;
         let device = if self.placement == Placement::Layers(0) { Device::Cpu } else { self.device };
-        let mut report = DeviceReport::choose(device)?;
-        let (gguf, kv_type) = (Arc::new(gguf), self.effective_kv_type());
+        let kv_type = self.effective_kv_type();
+        let request = Request { device, precision: self.precision, kv_type, patience: self.device_timeout };
+        let probed = if self.probe_in_child && device != Device::Cpu { request.probe(&gguf) } else { Ok(()) };
+        let mut report = match probed {
+            Ok(()) => DeviceReport::choose(device)?,
+            Err(e) => DeviceReport::without_gpus(device, e)?,
+        };
+        let gguf = Arc::new(gguf);
         while let Device::Hip(gpu) = report.device() {
             let threads = self.threads.unwrap_or_else(cpu::cores::default_threads);
             let load = Load {

@@ -2,6 +2,7 @@
 
 #![allow(dead_code)] // each test binary uses a part
 
+pub mod emulator;
 pub mod simulator;
 
 use std::io::Write;

@@ -26,7 +26,7 @@ pub fn libraries() -> &'static [(u32, PathBuf)] {
     })
 }
 
-fn compiler() -> Option<String> {
+pub fn compiler() -> Option<String> {
     let named = std::env::var("CXX").ok();
     let candidates = named.into_iter().chain(["c++", "g++", "clang++"].map(String::from));
     candidates.into_iter().find(|c| Command::new(c).arg("--version").output().is_ok_and(|o| o.status.success()))
@@ -87,7 +87,7 @@ pub fn simulated(test: &str, variables: &[(&str, &str)], body: impl FnOnce()) {
 }
 
 /// A folder of what the simulator takes for code objects.
-fn objects() -> &'static Path {
+pub fn objects() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("hip-simulator-objects");
@@ -129,6 +129,12 @@ impl Faults {
     pub fn lose(&self, kind: usize, n: u64) {
         // SAFETY: as above.
         unsafe { self.0.get::<extern "C" fn(i32, u64)>(b"wavelm_sim_lose").unwrap()(kind as i32, n) }
+    }
+
+    /// Makes the device hang from the `n`-th call of this kind on, for good.
+    pub fn hang(&self, kind: usize, n: u64) {
+        // SAFETY: as above.
+        unsafe { self.0.get::<extern "C" fn(i32, u64)>(b"wavelm_sim_hang").unwrap()(kind as i32, n) }
     }
 
     /// Sets the memory of the device: to what is used now where that is more.

@@ -30,6 +30,15 @@ pub(super) struct Recipe {
 impl Recipe {
     /// `name` is for people: family and architecture.
     pub(super) fn new<'a>(name: &str, parts: impl IntoIterator<Item = &'a str>) -> Self {
+        Self::named(name, "hsaco", parts)
+    }
+
+    /// That of what is known of a machine.
+    pub(super) fn of_probe<'a>(parts: impl IntoIterator<Item = &'a str>) -> Self {
+        Self::named("probe", "txt", parts)
+    }
+
+    fn named<'a>(name: &str, extension: &str, parts: impl IntoIterator<Item = &'a str>) -> Self {
         let mut hash = Hash::new();
         for part in parts {
             // The lengths keep two lists of parts apart that are the same when they are joined.
@@ -38,7 +47,7 @@ impl Recipe {
         }
         let hash = hash.finalize();
         let short: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-        Self { hash, name: format!("{name}.{short}.hsaco") }
+        Self { hash, name: format!("{name}.{short}.{extension}") }
     }
 }
 
@@ -88,14 +97,19 @@ impl CodeCache {
         Ok(Self { folder })
     }
 
+    /// The file of a recipe.
+    pub(super) fn path(&self, recipe: &Recipe) -> PathBuf {
+        self.folder.join(&recipe.name)
+    }
+
     /// The code of a recipe, unless there is none that can be believed.
     pub(super) fn get(&self, recipe: &Recipe) -> Option<Vec<u8>> {
-        let path = self.folder.join(&recipe.name);
+        let path = self.path(recipe);
         match read(&path, recipe) {
             Ok(code) => Some(code),
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
             Err(e) => {
-                log::warn!("{} is not used, and its kernels are compiled again: {e}", path.display());
+                log::warn!("{} is not used, but made again: {e}", path.display());
                 None
             }
         }

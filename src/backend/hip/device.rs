@@ -2,7 +2,7 @@
 
 use super::driver::{Attempt, Attribute, Driver, Handle, LIBRARY_VARIABLE, drivers};
 use super::health::{self, Health, PATIENCE, Patience};
-use super::objects;
+use super::{hints, objects};
 use crate::device::GpuInfo;
 use crate::{Error, ErrorKind, Result};
 use std::ffi::c_int;
@@ -24,9 +24,9 @@ pub(crate) struct Found {
 }
 
 /// All GPUs, in the order of their numbers: those of AMD's library first, then those of NVIDIA's. Where no library
-/// knows an AMD GPU, those that the kernel knows follow with the reason, or one that stands for all.
+/// knows an AMD GPU, those that the kernel knows follow with the reason.
 pub(crate) fn find() -> Vec<Found> {
-    let found = places().into_iter().map(|place| match place {
+    let found = places().0.into_iter().map(|place| match place {
         Place::Device(driver, index) => describe(driver, index),
         Place::Without(name, reason) => Found { name, unusable: Some(reason), info: None },
     });
@@ -36,8 +36,12 @@ pub(crate) fn find() -> Vec<Found> {
 /// Opens GPU number `index` of those that [`find`] lists. Who waits for it does so for `patience`, or longer where the work
 /// is expected to take long.
 pub(super) fn open(index: usize, patience: Duration) -> Result<Arc<Device>> {
-    let missing = || Error::new(ErrorKind::Device, "this machine has no such GPU, or no driver for it");
-    match places().into_iter().nth(index).ok_or_else(missing)? {
+    let (places, why_none) = places();
+    let missing = || {
+        let text = why_none.unwrap_or_else(|| "this machine has no such GPU, or no driver for it".to_owned());
+        Error::new(ErrorKind::Device, text)
+    };
+    match places.into_iter().nth(index).ok_or_else(missing)? {
         Place::Device(driver, index) => {
             let of_thread = Arc::clone(&driver);
             let opened = health::in_time(patience, move || Device::open(&of_thread, index, patience));
@@ -45,6 +49,11 @@ pub(super) fn open(index: usize, patience: Duration) -> Result<Arc<Device>> {
         }
         Place::Without(_, reason) => Err(Error::new(ErrorKind::Device, reason)),
     }
+}
+
+/// Why there is no GPU, where there is none.
+pub(crate) fn why_none() -> Option<String> {
+    places().1
 }
 
 /// What has a number.
@@ -59,43 +68,54 @@ enum Place {
 const FORKED: &str = "this process was forked from one that used the GPU's driver, which does not survive that; load models \
                       after the fork alone";
 
-fn places() -> Vec<Place> {
+/// All GPUs, and where there are none, why no library has one.
+fn places() -> (Vec<Place>, Option<String>) {
     let drivers = drivers();
     if drivers.are_lost() {
-        return vec![Place::Without("GPU".to_owned(), FORKED.to_owned())];
+        return (vec![Place::Without("GPU".to_owned(), FORKED.to_owned())], None);
     }
-    let (mut places, mut without) = (Vec::new(), Vec::new());
+    let (mut places, mut without, mut why) = (Vec::new(), Vec::new(), None);
     let devices = |driver: &Arc<Driver>, count| {
         let driver = Arc::clone(driver);
         (0..count).map(move |index| Place::Device(Arc::clone(&driver), index))
     };
+    let mut known = |reason: String| {
+        without.extend(kernel_gpus().into_iter().map(|name| Place::Without(name, reason.clone())));
+        why = Some(reason);
+    };
     match &drivers.hip {
         Some(driver) => match start(driver) {
-            Ok(0) => without.extend(without_library(format!("{} finds no device{}", driver.name(), kfd_hint()))),
+            Ok(0) => known(format!("{} finds no device{}", driver.name(), hints::of_system())),
             Ok(count) => places.extend(devices(driver, count)),
-            Err(e) => without.extend(without_library(format!("{e}{}", kfd_hint()))),
+            Err(e) => known(format!("{e}{}", hints::of_system())),
         },
         // Who has an NVIDIA GPU alone need not read about AMD's library.
         None if drivers.cuda.is_some() && kernel_gpus().is_empty() => {}
-        None => without.extend(without_library(format!("{}{}", no_library(&drivers.attempts), kfd_hint()))),
+        None => known(format!("{}{}", no_library(&drivers.attempts), hints::of_system())),
     }
     if let Some(driver) = &drivers.cuda {
         match start(driver) {
             Ok(count) => places.extend(devices(driver, count)),
-            Err(e) => without.push(Place::Without("NVIDIA GPU".to_owned(), e.to_string())),
+            Err(e) => why = Some(e.to_string()),
         }
     }
     // Last, so that they take no number from a GPU that works.
     places.extend(without);
-    places
+    let why = why.filter(|_| places.is_empty());
+    (places, why)
 }
 
 /// Starts a driver and counts its devices. One that does not answer is not asked again.
-fn start(driver: &Arc<Driver>) -> Result<usize> {
+pub(super) fn start(driver: &Arc<Driver>) -> Result<usize> {
     driver.own_health().check()?;
     let of_thread = Arc::clone(driver);
     let started = health::in_time(PATIENCE, move || of_thread.start());
-    started.unwrap_or_else(|| Err(driver.own_health().lose(no_answer(driver, PATIENCE))))
+    let count = started.unwrap_or_else(|| Err(driver.own_health().lose(no_answer(driver, PATIENCE))))?;
+    #[cfg(target_os = "linux")]
+    if count > 0 && driver.is_hip() {
+        super::faults::watch();
+    }
+    Ok(count)
 }
 
 fn no_answer(driver: &Driver, patience: Duration) -> String {
@@ -224,7 +244,7 @@ fn info(driver: &Driver, index: usize) -> Result<Found> {
         wave_size: narrow(driver.attribute(Attribute::WaveSize, number)?),
         compute_units: narrow(driver.attribute(Attribute::Units, number)?),
         memory: driver.total_memory(number)?,
-        integrated: driver.attribute(Attribute::Integrated, number)? != 0,
+        integrated: driver.attribute(Attribute::Integrated, number)? != 0 || is_integrated(&arch),
         library: driver.name().to_owned(),
         version: driver.version(),
         kernels: kernels.as_ref().ok().cloned(),
@@ -233,13 +253,13 @@ fn info(driver: &Driver, index: usize) -> Result<Found> {
     Ok(Found { name, unusable: kernels.err(), info: Some(info) })
 }
 
-/// The AMD GPUs that no library knows, with the reason.
-fn without_library(reason: String) -> impl Iterator<Item = Place> {
-    let mut names = kernel_gpus();
-    if names.is_empty() {
-        names.push("AMD GPU".to_owned());
-    }
-    names.into_iter().map(move |name| Place::Without(name, reason.clone()))
+/// Whether GPUs of an architecture are parts of processors: what HIP says only from version 6.2 on.
+fn is_integrated(arch: &str) -> bool {
+    const PARTS: [&str; 12] = [
+        "gfx902", "gfx909", "gfx90c", "gfx1013", "gfx1033", "gfx1035", "gfx1036", "gfx1103", "gfx1150", "gfx1151",
+        "gfx1152", "gfx1153",
+    ];
+    PARTS.contains(&arch)
 }
 
 /// Why no library was loaded: those that are there but do not load by their reasons, the others by name.
@@ -254,29 +274,8 @@ fn no_library(attempts: &[Attempt]) -> String {
     format!("no GPU driver library was found (set {LIBRARY_VARIABLE} if there is one; tried {})", names.join(", "))
 }
 
-/// What the kernel's side says where a library finds nothing.
-fn kfd_hint() -> &'static str {
-    if !cfg!(target_os = "linux") {
-        return "";
-    }
-    kfd_hint_of(std::fs::OpenOptions::new().read(true).write(true).open("/dev/kfd").map(drop))
-}
-
-fn kfd_hint_of(opened: std::io::Result<()>) -> &'static str {
-    match opened {
-        Ok(()) => "",
-        Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {
-            "; this user may not open /dev/kfd: add it to the groups render and video"
-        }
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            "; /dev/kfd does not exist: there is no AMD GPU, or its kernel driver (amdgpu) is not loaded"
-        }
-        Err(_) => "; /dev/kfd cannot be opened",
-    }
-}
-
 /// AMD GPUs that the kernel driver knows: each node of its topology with compute units is one.
-fn kernel_gpus() -> Vec<String> {
+pub(super) fn kernel_gpus() -> Vec<String> {
     let Ok(nodes) = std::fs::read_dir("/sys/class/kfd/kfd/topology/nodes") else { return Vec::new() };
     let mut numbers: Vec<u32> = nodes.filter_map(|n| n.ok()?.file_name().to_str()?.parse().ok()).collect();
     numbers.sort_unstable();
@@ -300,15 +299,6 @@ mod tests {
 
     fn attempt(library: &str, reason: &str) -> Attempt {
         Attempt { library: library.to_owned(), reason: reason.to_owned() }
-    }
-
-    #[test]
-    fn a_missing_kfd_and_a_denied_one_have_different_reasons() {
-        use std::io::ErrorKind::{NotFound, PermissionDenied, ResourceBusy};
-        let hints = [NotFound, PermissionDenied, ResourceBusy].map(|kind| kfd_hint_of(Err(kind.into())));
-        let [missing, denied, other] = hints;
-        assert!(missing.contains("does not exist") && denied.contains("may not open") && other.contains("cannot be"));
-        assert_eq!(kfd_hint_of(Ok(())), "");
     }
 
     #[test]

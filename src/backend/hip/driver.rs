@@ -68,6 +68,7 @@ macro_rules! table {
 mod fill;
 mod graph;
 pub(super) mod overlap;
+pub(super) mod places;
 mod streams;
 pub(super) mod timing;
 
@@ -196,14 +197,27 @@ pub(super) fn drivers() -> &'static Drivers {
     DRIVERS.get_or_init(|| {
         let mut attempts = Vec::new();
         let mut load = |candidates: Vec<PathBuf>| {
-            candidates.into_iter().find_map(|path| match Driver::load(&path) {
-                Ok(driver) => Some(Arc::new(driver)),
-                Err(reason) => {
-                    log::debug!("{}: {reason}", path.display());
-                    attempts.push(Attempt { library: path.display().to_string(), reason });
-                    None
-                }
-            })
+            let mut without_device = None;
+            for path in candidates {
+                let reason = match Driver::load(&path).map(Arc::new) {
+                    Ok(driver) => match super::device::start(&driver) {
+                        Ok(1..) => return Some(driver),
+                        // An older or newer one may know the GPU.
+                        Ok(0) => {
+                            without_device.get_or_insert(driver);
+                            "it finds no device".to_owned()
+                        }
+                        Err(e) => {
+                            without_device.get_or_insert(driver);
+                            e.to_string()
+                        }
+                    },
+                    Err(reason) => reason,
+                };
+                log::debug!("{}: {reason}", path.display());
+                attempts.push(Attempt { library: path.display().to_string(), reason });
+            }
+            without_device
         };
         let (hip, cuda) = match env::var_os(LIBRARY_VARIABLE).filter(|v| !v.is_empty()) {
             Some(path) => match load(vec![path.into()]) {
@@ -220,29 +234,13 @@ pub(super) fn drivers() -> &'static Drivers {
 }
 
 /// Where AMD's library may be where it is not linked.
-#[cfg_attr(feature = "link-hip", allow(dead_code))]
-fn hip_candidates() -> Vec<PathBuf> {
-    rocm_libraries(
-        &["amdhip64_7.dll", "amdhip64_6.dll", "amdhip64.dll"].map(String::from),
-        &["libamdhip64.so.7", "libamdhip64.so.6", "libamdhip64.so.5", "libamdhip64.so"].map(String::from),
-    )
+pub(super) fn hip_candidates() -> Vec<PathBuf> {
+    let windows: Vec<String> = (5..=10).rev().map(|n| format!("amdhip64_{n}.dll")).collect();
+    let windows = [windows, vec!["amdhip64.dll".to_owned()]].concat();
+    places::candidates(&places::Names { unix: "libamdhip64.so", oldest: 5, plain: true, windows: &windows })
 }
 
-/// Where a library of ROCm may be: in the folders of an installation that is pointed to, else where the system looks.
-pub(super) fn rocm_libraries(windows: &[String], unix: &[String]) -> Vec<PathBuf> {
-    let (folder, names) = if cfg!(windows) { ("bin", windows) } else { ("lib", unix) };
-    let roots = ["ROCM_PATH", "HIP_PATH"].into_iter().filter_map(env::var_os).filter(|v| !v.is_empty());
-    let mut candidates: Vec<PathBuf> =
-        roots.flat_map(|root| names.iter().map(move |name| Path::new(&root).join(folder).join(name))).collect();
-    candidates.extend(names.iter().map(PathBuf::from));
-    if cfg!(unix) {
-        // Where ROCm installs itself, which the system's loader need not know.
-        candidates.extend(names.iter().map(|name| Path::new("/opt/rocm/lib").join(name)));
-    }
-    candidates
-}
-
-fn cuda_candidates() -> Vec<PathBuf> {
+pub(super) fn cuda_candidates() -> Vec<PathBuf> {
     let names: &[&str] = if cfg!(windows) { &["nvcuda.dll"] } else { &["libcuda.so.1", "libcuda.so"] };
     names.iter().map(PathBuf::from).collect()
 }
@@ -294,7 +292,7 @@ impl Driver {
     pub(super) fn health(&self, index: usize) -> Arc<Health> {
         let mut known = self.health.lock().unwrap_or_else(PoisonError::into_inner);
         while known.len() <= index {
-            known.push(Arc::default());
+            known.push(Arc::new(Health::new(self.is_hip())));
         }
         known.get(index).map_or_else(Arc::default, Arc::clone)
     }

@@ -8,8 +8,8 @@
 use super::device::Device;
 use super::driver::Driver;
 use crate::{Error, ErrorKind, Result};
-use std::cell::Cell;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -35,18 +35,48 @@ const LONGEST: Duration = Duration::from_millis(2);
 pub(super) struct Health {
     /// Why it is given up.
     lost: OnceLock<String>,
-    /// Calls so far, to see whether a thread gets on.
+    /// Whether ROCm tells of its faults.
+    is_amd: bool,
+}
+
+/// What is seen of a thread that somebody watches.
+#[derive(Default)]
+struct Watched {
+    /// Calls so far: it gets on.
     calls: AtomicU64,
-    /// Threads that compute on the host for as long as they like.
-    on_host: AtomicUsize,
+    /// Whether it computes on the host, for as long as it likes.
+    is_on_host: AtomicBool,
 }
 
 thread_local! {
-    /// Whether somebody watches this thread: its calls need no threads of their own.
-    static IS_WATCHED: Cell<bool> = const { Cell::new(false) };
+    /// Who watches this thread. Its calls then need no threads of their own.
+    static WATCHED: RefCell<Option<Arc<Watched>>> = const { RefCell::new(None) };
+}
+
+fn is_watched() -> bool {
+    WATCHED.with_borrow(Option::is_some)
+}
+
+/// Calls `f`, which uses the host alone and may take long.
+pub(super) fn on_host<T>(f: impl FnOnce() -> T) -> T {
+    let set = |is_on_host| {
+        WATCHED.with_borrow(|watched| {
+            if let Some(watched) = watched {
+                watched.is_on_host.store(is_on_host, Ordering::Relaxed);
+            }
+        });
+    };
+    set(true);
+    let done = f();
+    set(false);
+    done
 }
 
 impl Health {
+    pub(super) fn new(is_amd: bool) -> Self {
+        Self { is_amd, ..Self::default() }
+    }
+
     pub(super) fn is_lost(&self) -> bool {
         self.lost.get().is_some()
     }
@@ -54,11 +84,25 @@ impl Health {
     /// # Errors
     /// `Device` where the device is lost.
     pub(super) fn check(&self) -> Result<()> {
-        self.calls.fetch_add(1, Ordering::Relaxed);
+        WATCHED.with_borrow(|watched| {
+            if let Some(watched) = watched {
+                watched.calls.fetch_add(1, Ordering::Relaxed);
+            }
+        });
         match self.lost.get() {
-            None => Ok(()),
+            None => self.fault().map_or(Ok(()), |fault| Err(self.lose(fault))),
             Some(reason) => Err(Error::new(ErrorKind::Device, reason.clone())),
         }
+    }
+
+    #[cfg(target_os = "linux")]
+    fn fault(&self) -> Option<String> {
+        super::faults::taken().filter(|_| self.is_amd)
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn fault(&self) -> Option<String> {
+        None
     }
 
     /// Gives the device up; the error says why, or why it was given up before.
@@ -68,19 +112,6 @@ impl Health {
             reason
         });
         Error::new(ErrorKind::Device, reason.clone())
-    }
-
-    /// Calls `f`, which uses the host alone and may take long.
-    pub(super) fn on_host<T>(&self, f: impl FnOnce() -> T) -> T {
-        struct Ended<'a>(&'a AtomicUsize);
-        impl Drop for Ended<'_> {
-            fn drop(&mut self) {
-                self.0.fetch_sub(1, Ordering::Relaxed);
-            }
-        }
-        self.on_host.fetch_add(1, Ordering::Relaxed);
-        let _ended = Ended(&self.on_host);
-        f()
     }
 }
 
@@ -157,13 +188,13 @@ pub(super) fn guarded<T: Send + 'static>(
         let device = Arc::clone(device);
         move || call(device.driver()?)
     };
-    if IS_WATCHED.get() {
+    if is_watched() {
         return bound();
     }
     let health = device.health();
     health.check()?;
     let limit = device.patience(Duration::ZERO);
-    let still_waits = |clock: &mut Clock| clock.elapsed() < limit && !health.is_lost();
+    let still_waits = |clock: &mut Clock| clock.elapsed() < limit && health.check().is_ok();
     match on_a_thread(bound, still_waits) {
         Some(called) => called,
         None => Err(health.lose(format!("{} did not answer for {limit:.1?} ({what})", device.name))),
@@ -182,20 +213,22 @@ pub(super) fn watched<T: Send + 'static>(
 ) -> Result<T> {
     let health = device.health();
     let limit = device.patience(Duration::ZERO);
+    let watched = Arc::new(Watched::default());
     let (mut calls, mut quiet_since, mut lost_at) = (0, Duration::ZERO, None);
     let still_waits = |clock: &mut Clock| {
-        let (now, elapsed) = (health.calls.load(Ordering::Relaxed), clock.elapsed());
-        if now != calls || health.on_host.load(Ordering::Relaxed) > 0 {
+        let (now, elapsed) = (watched.calls.load(Ordering::Relaxed), clock.elapsed());
+        if now != calls || watched.is_on_host.load(Ordering::Relaxed) {
             (calls, quiet_since) = (now, elapsed);
         }
         // It then ends at its next call, if there is one.
-        let graced = !health.is_lost() || elapsed - *lost_at.get_or_insert(elapsed) < GRACE;
+        let graced = health.check().is_ok() || elapsed - *lost_at.get_or_insert(elapsed) < GRACE;
         graced && elapsed - quiet_since < limit
     };
+    let of_thread = Arc::clone(&watched);
     let marked = move || {
-        IS_WATCHED.set(true);
+        WATCHED.set(Some(of_thread));
         let done = work();
-        IS_WATCHED.set(false);
+        WATCHED.set(None);
         done
     };
     match on_a_thread(marked, still_waits) {
@@ -206,7 +239,7 @@ pub(super) fn watched<T: Send + 'static>(
 
 /// What `start` returns, which starts a driver or looks for devices; `None` where it does not return.
 pub(super) fn in_time<T: Send + 'static>(limit: Duration, start: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    if IS_WATCHED.get() {
+    if is_watched() {
         return Some(start());
     }
     on_a_thread(move || Ok(start()), |clock: &mut Clock| clock.elapsed() < limit).and_then(Result::ok)

@@ -2,6 +2,8 @@
 
 use super::device::Device;
 use super::driver::{DevicePtr, Driver, Handle};
+#[cfg(target_os = "linux")]
+use super::faults::Work;
 use super::health::{self, Pace, guarded};
 use super::timer::Timer;
 use crate::{Error, ErrorKind, Result};
@@ -148,6 +150,8 @@ pub(super) struct Stream {
     event: Handle,
     /// Times each kernel, where that is asked for.
     timer: Option<Timer>,
+    #[cfg(target_os = "linux")]
+    work: Work,
 }
 
 // SAFETY: the handles are names that any thread may use.
@@ -159,7 +163,14 @@ impl Stream {
     pub(super) fn new(device: &Arc<Device>) -> Result<Self> {
         let stream = guarded(device, "creating a stream", |driver| driver.create_stream().map(Sent))?.get();
         let (driver, event) = (device.driver()?, std::ptr::null_mut());
-        let mut new = Self { device: Arc::clone(device), stream, event, timer: None };
+        let mut new = Self {
+            device: Arc::clone(device),
+            stream,
+            event,
+            timer: None,
+            #[cfg(target_os = "linux")]
+            work: Work::default(),
+        };
         new.event = driver.create_event(false)?;
         Ok(new)
     }
@@ -187,8 +198,16 @@ impl Stream {
         self.timer.as_ref()
     }
 
+    /// To queue work with, which is to be waited for.
     pub(super) fn handle(&self) -> Handle {
+        #[cfg(target_os = "linux")]
+        self.work.begins();
         self.stream
+    }
+
+    fn has_no_work(&self) {
+        #[cfg(target_os = "linux")]
+        self.work.ends();
     }
 
     /// Queues a copy of the first `bytes` bytes of `from`.
@@ -231,7 +250,7 @@ impl Stream {
         }
         let start = from.start.wrapping_add(range.start);
         // SAFETY: both parts are inside of their buffers; the rest is the caller's promise.
-        unsafe { self.device.driver()?.copy_to_device(to.start + offset as u64, start, range.len(), self.stream) }
+        unsafe { self.device.driver()?.copy_to_device(to.start + offset as u64, start, range.len(), self.handle()) }
     }
 
     /// Queues filling the first `words` words of four bytes, if the driver can do that.
@@ -277,7 +296,7 @@ impl Stream {
             return Err(Error::new(ErrorKind::Device, "a copy exceeds its buffer: a bug in wavelm"));
         }
         // SAFETY: both parts are inside of their buffers; the rest is the caller's promise.
-        unsafe { self.device.driver()?.copy_to_host(to.start, from.start + offset as u64, bytes, self.stream) }
+        unsafe { self.device.driver()?.copy_to_host(to.start, from.start + offset as u64, bytes, self.handle()) }
     }
 
     /// Copies between parts of device memory and waits for it.
@@ -289,7 +308,7 @@ impl Stream {
         }
         let (to, from) = (to.0.start + to.1 as u64, from.0.start + from.1 as u64);
         // SAFETY: both parts are inside of their buffers, which nobody frees before the wait is over.
-        let queued = unsafe { self.device.driver()?.copy_on_device(to, from, bytes, self.stream) };
+        let queued = unsafe { self.device.driver()?.copy_on_device(to, from, bytes, self.handle()) };
         queued.and(self.wait())
     }
 
@@ -337,6 +356,7 @@ impl Stream {
             }
             Err(e)
         });
+        self.has_no_work();
         match &self.timer {
             Some(timer) => timer.collect(waited),
             None => waited,

@@ -9,10 +9,14 @@ mod code_cache;
 pub(crate) mod device;
 mod driver;
 mod exec;
+#[cfg(target_os = "linux")]
+mod faults;
 mod graph;
 pub(crate) mod health;
+mod hints;
 mod inputs;
 mod kv;
+mod machine;
 mod memory;
 mod modules;
 mod objects;
@@ -35,6 +39,7 @@ use crate::sampler::{Choice, Drawn, Request, SamplerState};
 use crate::{Error, ErrorKind, Result, memory as host_memory};
 use device::Device;
 use exec::Executor;
+pub(crate) use machine::machine;
 use memory::{DeviceBuffer, HostBuffer, Stream};
 use modules::Modules;
 use pool::Pages;
@@ -100,6 +105,17 @@ pub(crate) fn bytes(options: &HipOptions, program: &Arc<Program>, context: usize
     let pages = context.div_ceil(PAGE_LEN).next_power_of_two().max(pool::FIRST_PAGES);
     let cache = (page_bytes as u64).saturating_mul(pages as u64);
     Ok(bytes.saturating_add(result as u64).saturating_add(cache).saturating_add(cache / 2))
+}
+
+/// Compares the kernels that a program needs on a GPU with the CPU's.
+///
+/// # Errors
+/// As [`HipBackend::new`].
+pub(crate) fn self_test(options: &HipOptions, program: &Arc<Program>) -> Result<()> {
+    let program = stored(program, options.precision);
+    let device = device::open(options.gpu, options.patience)?;
+    let modules = Arc::new(Modules::new(&device));
+    selftest::check(options.gpu, &device, &modules, &program, options.kv_type)
 }
 
 /// A model on a GPU.

@@ -2,11 +2,10 @@
 
 use super::device::Device;
 use super::driver::{Driver, Handle, overlap};
-use super::health::guarded;
+use super::health::{self, guarded};
 use super::memory::{Sent, Stream, end};
-use super::objects;
+use super::objects::{self, Object};
 use crate::{Error, ErrorKind, Result};
-use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::ffi::{CString, c_void};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,7 +22,7 @@ struct Module {
     module: Handle,
     /// The kernels that wait for the launches before them on their own.
     waiting: HashSet<String>,
-    _code: Arc<Cow<'static, [u8]>>,
+    _object: Arc<Object>,
 }
 
 // SAFETY: the handle is a name that any thread may use.
@@ -79,25 +78,56 @@ impl Modules {
         if let Some(module) = loaded.get(family) {
             return Ok(Arc::clone(module));
         }
-        let object = self.device.health().on_host(|| objects::find(family, &self.device.arch));
-        let object = object.map_err(|reason| Error::new(ErrorKind::Device, reason))?;
-        let code = Arc::new(object.code);
-        let of_call = Arc::clone(&code);
-        // SAFETY: the code is embedded and checked when it was, or the user's, who vouches for it.
-        let load = move |driver: &Driver| unsafe { driver.load_module(&of_call) }.map(Sent::new);
-        let module = guarded(&self.device, "loading a module", load).map_err(|e| {
-            Error::new(e.kind(), format!("the {family} kernels ({}) cannot be used: {e}", object.origin)).with_source(e)
-        })?;
-        let module = module.get();
+        let (module, object) = self.load(family)?;
         log::debug!("{}: {family} kernels, {}", self.device.name, object.origin);
         let waiting = match self.device.overlaps {
-            true => overlap::waiting_kernels(&code).into_iter().map(str::to_owned).collect(),
+            true => overlap::waiting_kernels(&object.code).into_iter().map(str::to_owned).collect(),
             false => HashSet::new(),
         };
         // Debuggers and some runtimes read the code later, where it was.
-        let module = Arc::new(Module { device: Arc::clone(&self.device), module, waiting, _code: code });
+        let module = Arc::new(Module { device: Arc::clone(&self.device), module, waiting, _object: object });
         loaded.insert(family, Arc::clone(&module));
         Ok(module)
+    }
+}
+
+impl Modules {
+    /// Loads the first object of a family that the driver takes.
+    fn load(&self, family: &'static str) -> Result<(Handle, Arc<Object>)> {
+        let device = &self.device;
+        let mut objects = health::on_host(|| objects::find(family, &device.arch))
+            .map_err(|reason| Error::new(ErrorKind::Device, reason))?;
+        let mut refused: Option<Error> = None;
+        while let Some(object) = health::on_host(|| objects.next()) {
+            let object = match (object, refused) {
+                (Ok(object), before) => {
+                    refused = before;
+                    Arc::new(object)
+                }
+                // The driver's reason says more than that there is nothing else.
+                (Err(reason), Some(before)) => {
+                    log::debug!("{}: no other {family} kernels: {reason}", device.name);
+                    return Err(before);
+                }
+                (Err(reason), None) => return Err(Error::new(ErrorKind::Device, reason)),
+            };
+            let of_call = Arc::clone(&object);
+            // SAFETY: the code is embedded and checked when it was, or the user's, who vouches for it.
+            let load = move |driver: &Driver| unsafe { driver.load_module(&of_call.code) }.map(Sent::new);
+            let e = match guarded(device, "loading a module", load) {
+                Ok(module) => return Ok((module.get(), object)),
+                Err(e) => e,
+            };
+            let origin = &object.origin;
+            let text = format!("the {family} kernels ({origin}) cannot be used: {e}");
+            let error = Error::new(e.kind(), text).with_source(e);
+            if error.kind() != ErrorKind::Device || device.health().is_lost() {
+                return Err(error);
+            }
+            log::info!("{}: {error}", device.name);
+            refused.get_or_insert(error);
+        }
+        Err(refused.unwrap_or_else(|| Error::new(ErrorKind::Device, format!("there are no {family} kernels"))))
     }
 }
 

@@ -55,20 +55,39 @@ pub(super) fn origin(arch: &str) -> Result<String, String> {
     source(PROBE, arch).map(|source| source.origin())
 }
 
-/// The kernels of a family for an architecture.
+/// The kernels of a family for an architecture, best first: a driver may refuse what an older one does not know.
 ///
 /// # Errors
 /// Why there are none.
-pub(super) fn find(family: &str, arch: &str) -> Result<Object, String> {
-    source(family, arch)?.load()
+pub(super) fn find<'a>(
+    family: &'a str,
+    arch: &str,
+) -> Result<impl Iterator<Item = Result<Object, String>> + use<'a>, String> {
+    let folder = folder();
+    let mut found = locate(folder.as_deref(), EMBEDDED, family, arch).peekable();
+    let none = found.peek().is_none().then(|| missing(folder.as_deref(), EMBEDDED, family, arch));
+    let arch = arch.to_owned();
+    // Looked for only where all else is refused: to start a compiler takes its time.
+    let mut compiled =
+        std::iter::once_with(move || rtc::Target::new(&arch).map(|t| Source::Compiled(t, family))).peekable();
+    if let Some(reason) = none
+        && let Some(Err(e)) = compiled.peek()
+    {
+        return Err(format!("{reason}; {e}"));
+    }
+    Ok(found.map(Ok).chain(compiled).map(|source| source?.load()))
+}
+
+fn folder() -> Option<PathBuf> {
+    env::var_os(FOLDER_VARIABLE).filter(|v| !v.is_empty()).map(PathBuf::from)
 }
 
 fn source<'a>(family: &'a str, arch: &str) -> Result<Source<'a>, String> {
-    let folder = env::var_os(FOLDER_VARIABLE).filter(|v| !v.is_empty()).map(PathBuf::from);
-    locate(folder.as_deref(), EMBEDDED, family, arch).or_else(|reason| match rtc::Target::new(arch) {
-        Ok(target) => Ok(Source::Compiled(target, family)),
-        Err(e) => Err(format!("{reason}; {e}")),
-    })
+    let folder = folder();
+    let located = locate(folder.as_deref(), EMBEDDED, family, arch).next();
+    located
+        .map_or_else(|| rtc::Target::new(arch).map(|target| Source::Compiled(target, family)), Ok)
+        .map_err(|e| format!("{}; {e}", missing(folder.as_deref(), EMBEDDED, family, arch)))
 }
 
 /// Where an object is.
@@ -79,17 +98,25 @@ enum Source<'a> {
     Compiled(rtc::Target, &'a str),
 }
 
-fn locate<'a>(folder: Option<&Path>, embedded: &'a [Embedded], family: &str, arch: &str) -> Result<Source<'a>, String> {
+/// Files and embedded objects, best first.
+fn locate<'a>(
+    folder: Option<&Path>,
+    embedded: &'a [Embedded],
+    family: &'a str,
+    arch: &str,
+) -> impl Iterator<Item = Source<'a>> + use<'a> {
     let targets = targets(arch);
+    let mut files = Vec::new();
     if let Some(folder) = folder {
-        let files = targets.iter().flat_map(|t| ["hsaco", "ptx"].map(|e| folder.join(format!("{family}.{t}.{e}"))));
-        if let Some(path) = files.into_iter().find(|path| path.exists()) {
-            return Ok(Source::File(path));
-        }
+        let paths = targets.iter().flat_map(|t| ["hsaco", "ptx"].map(|e| folder.join(format!("{family}.{t}.{e}"))));
+        files.extend(paths.filter(|path| path.exists()).map(Source::File));
     }
-    if let Some(found) = targets.iter().find_map(|t| embedded.iter().find(|e| e.family == family && e.target == t)) {
-        return Ok(Source::Embedded(found));
-    }
+    let of_target = move |t: String| embedded.iter().find(|e| e.family == family && e.target == t);
+    files.into_iter().chain(targets.into_iter().filter_map(of_target).map(Source::Embedded))
+}
+
+/// Why there are none.
+fn missing(folder: Option<&Path>, embedded: &[Embedded], family: &str, arch: &str) -> String {
     let elsewhere = match folder {
         Some(folder) => format!("{} ({FOLDER_VARIABLE}) has none either", folder.display()),
         None => format!("{FOLDER_VARIABLE} names no folder with others"),
@@ -98,7 +125,7 @@ fn locate<'a>(folder: Option<&Path>, embedded: &'a [Embedded], family: &str, arc
     known.sort_unstable();
     known.dedup();
     let known = if known.is_empty() { "no kernels at all".to_owned() } else { format!("only {}", known.join(", ")) };
-    Err(format!("there are no {family} kernels for {arch}: this build of wavelm has {known}, and {elsewhere}"))
+    format!("there are no {family} kernels for {arch}: this build of wavelm has {known}, and {elsewhere}")
 }
 
 impl Source<'_> {
@@ -220,17 +247,19 @@ mod tests {
     ];
 
     fn load(folder: Option<&Path>, embedded: &[Embedded], family: &str, arch: &str) -> Result<Object, String> {
-        locate(folder, embedded, family, arch)?.load()
+        let first = locate(folder, embedded, family, arch).next();
+        first.ok_or_else(|| missing(folder, embedded, family, arch))?.load()
     }
 
     #[test]
     fn the_exact_object_comes_before_the_generic_one() {
-        let origin = |arch| locate(None, SOME, "matvec", arch).map(|source| source.origin());
-        assert_eq!(origin("gfx1100").unwrap(), "embedded for gfx1100");
-        assert_eq!(origin("gfx1102").unwrap(), "embedded for gfx11-generic");
-        assert_eq!(origin("sm_90").unwrap(), "embedded for sm_80");
+        let origins = |arch| locate(None, SOME, "matvec", arch).map(|source| source.origin()).collect::<Vec<_>>();
+        assert_eq!(origins("gfx1100"), ["embedded for gfx1100", "embedded for gfx11-generic"]);
+        assert_eq!(origins("gfx1102"), ["embedded for gfx11-generic"]);
+        assert_eq!(origins("sm_90"), ["embedded for sm_80"]);
         for unknown in ["gfx1250", "gfx1030", "sm_75", ""] {
-            let reason = origin(unknown).unwrap_err();
+            assert!(origins(unknown).is_empty());
+            let reason = missing(None, SOME, "matvec", unknown);
             assert!(reason.contains("gfx11-generic") && reason.contains(FOLDER_VARIABLE), "{reason}");
         }
     }

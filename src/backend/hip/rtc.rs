@@ -8,7 +8,8 @@
 //! What was compiled is kept in the user's cache folder ([`CodeCache`]).
 
 use super::code_cache::{CodeCache, Recipe};
-use super::driver::{Handle, Status, innermost, rocm_libraries, table};
+use super::driver::places::{self, Names};
+use super::driver::{Handle, Status, innermost, table};
 use libloading::Library;
 use std::collections::HashMap;
 use std::env;
@@ -54,10 +55,9 @@ fn compiler() -> Result<&'static Compiler, String> {
         let candidates = match env::var_os(LIBRARY_VARIABLE).filter(|v| !v.is_empty()) {
             Some(path) => vec![path.into()],
             None => {
-                let windows =
-                    ["7", "6"].into_iter().flat_map(|v| (0..6).rev().map(move |m| format!("hiprtc0{v}0{m}.dll")));
-                let unix = ["libhiprtc.so.7", "libhiprtc.so.6"].map(String::from);
-                rocm_libraries(&windows.collect::<Vec<_>>(), &unix)
+                let windows = (6..=8).rev().flat_map(|v| (0..6).rev().map(move |m| format!("hiprtc0{v}0{m}.dll")));
+                let windows: Vec<String> = windows.collect();
+                places::candidates(&Names { unix: "libhiprtc.so", oldest: 6, plain: false, windows: &windows })
             }
         };
         let mut reasons = Vec::new();

@@ -1,0 +1,119 @@
+//! Faults of an AMD GPU that its runtime ends the process for, unless somebody takes them: page faults, illegal
+//! instructions, resets.
+//!
+//! ROCm's HSA runtime, which HIP is built on, tells handlers of such an event, and aborts where none of them takes it. The one
+//! here does while work of this library is on a device: whoever waits then sees the flag, and the device is lost.
+//! Events at other times are left to the rest of the program. From ROCm 7 on HIP itself does not abort, and its calls
+//! return errors.
+
+use super::driver::Status;
+use libloading::os::unix::{Library, RTLD_LAZY};
+use std::ffi::c_void;
+use std::mem::ManuallyDrop;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+/// Streams with work that nobody has waited for.
+static BUSY: AtomicUsize = AtomicUsize::new(0);
+/// Whether an event was taken, what it was, and where.
+static TAKEN: AtomicBool = AtomicBool::new(false);
+static KIND: AtomicUsize = AtomicUsize::new(0);
+static ADDRESS: AtomicU64 = AtomicU64::new(0);
+
+/// `HSA_STATUS_SUCCESS`: the event was taken. Anything else leaves it to other handlers.
+const SUCCESS: Status = 0;
+/// `HSA_STATUS_ERROR`
+const NOT_TAKEN: Status = 0x1000;
+
+/// `hsa_amd_event_t`, as far as all events have it.
+#[repr(C)]
+struct SystemEvent {
+    /// `HSA_AMD_GPU_MEMORY_FAULT_EVENT`, `HSA_AMD_GPU_HW_EXCEPTION_EVENT`, `HSA_AMD_GPU_MEMORY_ERROR_EVENT`
+    kind: u32,
+    agent: u64,
+    /// Of a memory fault or error.
+    address: u64,
+}
+
+type Handler = unsafe extern "C" fn(*const SystemEvent, *mut c_void) -> Status;
+type Register = unsafe extern "C" fn(Handler, *mut c_void) -> Status;
+
+/// Takes events from now on, where the process has HSA's runtime: to be called after HIP has started, which loads it.
+pub(super) fn watch() {
+    static WATCHING: OnceLock<Result<(), String>> = OnceLock::new();
+    WATCHING.get_or_init(|| {
+        let watching = register();
+        match &watching {
+            Ok(()) => log::debug!("faults of AMD GPUs are reported to wavelm"),
+            Err(reason) => log::debug!("a fault of an AMD GPU may end the process: {reason}"),
+        }
+        watching
+    });
+}
+
+fn register() -> Result<(), String> {
+    // SAFETY: nothing is loaded by this, so that no constructors run.
+    let library = unsafe { Library::open(Some("libhsa-runtime64.so.1"), RTLD_LAZY | libc::RTLD_NOLOAD) };
+    let library = ManuallyDrop::new(library.map_err(|_| "libhsa-runtime64 is not loaded".to_owned())?);
+    // SAFETY: the function has this signature, by the documented interface of the library.
+    let register = unsafe { library.get::<Register>(b"hsa_amd_register_system_event_handler") };
+    let register = register.map_err(|_| "its libhsa-runtime64 has no handlers of system events".to_owned())?;
+    // SAFETY: the handler may be called from any thread for as long as the process lives, and takes no data.
+    match unsafe { register(on_event, std::ptr::null_mut()) } {
+        SUCCESS => Ok(()),
+        failed => Err(format!("libhsa-runtime64 refuses a handler of system events with the status {failed}")),
+    }
+}
+
+/// What the runtime calls, on a thread of its own.
+///
+/// # Safety
+/// The event is one of the runtime's, or null.
+unsafe extern "C" fn on_event(event: *const SystemEvent, _: *mut c_void) -> Status {
+    // SAFETY: the caller's promise; all kinds of events have an agent and 8 bytes behind it.
+    let Some(event) = (unsafe { event.as_ref() }) else { return NOT_TAKEN };
+    if event.kind > 2 || BUSY.load(Ordering::SeqCst) == 0 {
+        return NOT_TAKEN;
+    }
+    KIND.store(event.kind as usize, Ordering::SeqCst);
+    ADDRESS.store(event.address, Ordering::SeqCst);
+    TAKEN.store(true, Ordering::SeqCst);
+    SUCCESS
+}
+
+/// The event that was taken, if there was one. HIP is of no use in the process since.
+pub(super) fn taken() -> Option<String> {
+    if !TAKEN.load(Ordering::Relaxed) {
+        return None;
+    }
+    let address = ADDRESS.load(Ordering::SeqCst);
+    Some(match KIND.load(Ordering::SeqCst) {
+        0 => format!("an AMD GPU reported a memory fault at address {address:#x}"),
+        1 => "an AMD GPU reported a hardware exception".to_owned(),
+        _ => format!("an AMD GPU reported a memory error at address {address:#x}"),
+    })
+}
+
+/// Whether a stream has work that nobody has waited for.
+#[derive(Default)]
+pub(super) struct Work(AtomicBool);
+
+impl Work {
+    pub(super) fn begins(&self) {
+        if !self.0.swap(true, Ordering::SeqCst) {
+            BUSY.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    pub(super) fn ends(&self) {
+        if self.0.swap(false, Ordering::SeqCst) {
+            BUSY.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        self.ends();
+    }
+}
