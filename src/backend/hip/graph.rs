@@ -134,8 +134,8 @@ impl Graph {
 impl Drop for Graph {
     fn drop(&mut self) {
         let executable = Sent::new(self.executable);
-        // SAFETY: it is destroyed only here. Each pass is waited for, so it does not run.
         end(&self.device, "ending a graph", move |driver| match driver.graphs() {
+            // SAFETY: it is destroyed only here. Each pass is waited for, so it does not run.
             Some(graphs) => unsafe { graphs.destroy_executable(executable.get()) },
             None => Ok(()),
         });

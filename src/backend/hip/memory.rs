@@ -346,7 +346,7 @@ impl Stream {
             // SAFETY: as above.
             health::wait(&self.device, pace, |driver| unsafe { driver.query_event(self.event) })
         });
-        let waited = waited.or_else(|e| {
+        let waited = waited.inspect_err(|_| {
             // What is queued may still run, with buffers that the caller drops after an error.
             if !self.device.health().is_lost() {
                 let stream = Sent(self.stream);
@@ -354,7 +354,6 @@ impl Stream {
                 let wait = move |driver: &Driver| unsafe { driver.synchronize_stream(stream.get()) };
                 guarded(&self.device, "waiting after an error", wait).ok();
             }
-            Err(e)
         });
         self.has_no_work();
         match &self.timer {
