@@ -277,7 +277,9 @@ impl<'t> Machine<'t> {
                     drop(vars);
                     drop(old);
                 } else {
-                    self.env.budget.memory(2 * size_of::<(Name, Value)>())?;
+                    if vars.len() == vars.capacity() {
+                        self.env.budget.memory((vars.len() + 4) * 2 * size_of::<(Name, Value)>())?;
+                    }
                     crate::memory::push(&mut vars, (name, value), "the variables of a chat template")?;
                 }
             }
@@ -295,6 +297,15 @@ impl<'t> Machine<'t> {
         self.env.budget.memory(96)?;
         let scope = Scope { vars: RefCell::default(), parent, is_kept: Cell::new(false) };
         Ok(self.scope.replace(Rc::new(scope)))
+    }
+
+    /// Begins the scope of the next item of a loop inside of `outer`: that of the last one where nothing refers to it.
+    fn next_scope(&mut self, outer: &Option<Rc<Scope>>, is_first: bool) -> Res<()> {
+        match self.scope.as_mut().filter(|_| !is_first).and_then(Rc::get_mut) {
+            Some(scope) => scope.vars.get_mut().clear(),
+            None => drop(self.begin_scope(outer.clone())?),
+        }
+        Ok(())
     }
 
     /// The scope here, kept until the rendering ends: what is in it may refer to it.
@@ -474,9 +485,10 @@ impl<'t> Machine<'t> {
         let state = Rc::new(LoopState { items, index, depth0, nesting, recursive, changed });
         // As in Jinja, the other block also follows a loop that no item went through to the end.
         let mut is_done = false;
+        let mut is_first = true;
         while let Some(item) = state.item(state.index.get()) {
             self.env.budget.steps(1)?;
-            self.begin_scope(outer.clone())?;
+            self.next_scope(&outer, std::mem::take(&mut is_first))?;
             if def.uses_loop {
                 self.assign(LOOP, Value::Loop(state.clone()))?;
             }
@@ -508,8 +520,8 @@ impl<'t> Machine<'t> {
         let Some(test) = &def.test else { return Ok(Items::Values(values)) };
         let outer = self.scope.clone();
         let mut passed = Vec::new();
-        for item in values {
-            self.begin_scope(outer.clone())?;
+        for (i, item) in values.into_iter().enumerate() {
+            self.next_scope(&outer, i == 0)?;
             self.assign_target(&def.target, item.clone())?;
             if self.eval(test)?.is_true() {
                 crate::memory::push(&mut passed, item, "the items of a loop")?;

@@ -19,6 +19,7 @@ mod format;
 mod globals;
 mod html;
 mod json;
+mod layout;
 mod lexer;
 mod math;
 mod methods;

@@ -8,7 +8,7 @@ use super::text::{Builder, By, Text, is_space};
 use super::value::Value;
 use super::{format, html, math, repr, strings, wrap};
 
-pub(super) const NAMES: [&str; 35] = [
+pub(super) const NAMES: [&str; 29] = [
     "abs",
     "capitalize",
     "center",
@@ -35,15 +35,9 @@ pub(super) const NAMES: [&str; 35] = [
     "truncate",
     "upper",
     "urlencode",
-    "urlize",
     "wordcount",
     "wordwrap",
     "xmlattr",
-    "ltrim",
-    "rtrim",
-    "casefold",
-    "strip",
-    "split",
 ];
 
 /// Applies a filter.
