@@ -58,8 +58,7 @@ fn talk(model: &Model, mut after: impl FnMut(&str)) -> Result<Vec<u32>> {
     if std::env::var_os(emulator::ARCH).is_some() {
         return Ok(text);
     }
-    let mut fork = session.fork();
-    text.extend(greedy(&mut fork?, &tokens(2, 1200), 2)?);
+    text.extend(greedy(&mut session.fork()?, &tokens(2, 1200), 2)?);
     after("long");
     Ok(text)
 }
