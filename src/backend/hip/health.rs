@@ -184,6 +184,19 @@ pub(super) fn guarded<T: Send + 'static>(
     what: &str,
     call: impl FnOnce(&Driver) -> Result<T> + Send + 'static,
 ) -> Result<T> {
+    guarded_for(device, what, Duration::ZERO, call)
+}
+
+/// The same for calls that are expected to take some time.
+///
+/// # Errors
+/// As for [`guarded`].
+pub(super) fn guarded_for<T: Send + 'static>(
+    device: &Arc<Device>,
+    what: &str,
+    expected: Duration,
+    call: impl FnOnce(&Driver) -> Result<T> + Send + 'static,
+) -> Result<T> {
     let bound = {
         let device = Arc::clone(device);
         move || call(device.driver()?)
@@ -193,7 +206,7 @@ pub(super) fn guarded<T: Send + 'static>(
     }
     let health = device.health();
     health.check()?;
-    let limit = device.patience(Duration::ZERO);
+    let limit = device.patience(expected);
     let still_waits = |clock: &mut Clock| clock.elapsed() < limit && health.check().is_ok();
     match on_a_thread(bound, still_waits) {
         Some(called) => called,

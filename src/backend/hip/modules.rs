@@ -2,13 +2,17 @@
 
 use super::device::Device;
 use super::driver::{Driver, Handle, overlap};
-use super::health::{self, guarded};
+use super::health::{self, guarded, guarded_for};
 use super::memory::{Sent, Stream, end};
 use super::objects::{self, Object};
 use crate::{Error, ErrorKind, Result};
 use std::collections::{HashMap, HashSet};
 use std::ffi::{CString, c_void};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// What a driver may well take to compile a family.
+const COMPILING: Duration = Duration::from_secs(15);
 
 /// The kernels of a device.
 pub(super) struct Modules {
@@ -114,7 +118,12 @@ impl Modules {
             let of_call = Arc::clone(&object);
             // SAFETY: the code is embedded and checked when it was, or the user's, who vouches for it.
             let load = move |driver: &Driver| unsafe { driver.load_module(&of_call.code) }.map(Sent::new);
-            let e = match guarded(device, "loading a module", load) {
+            // A driver compiles PTX, which takes the processor as long as it takes.
+            let called = match device.arch.starts_with("sm_") {
+                true => health::on_host(|| guarded_for(device, "loading a module", COMPILING, load)),
+                false => guarded(device, "loading a module", load),
+            };
+            let e = match called {
                 Ok(module) => return Ok((module.get(), object)),
                 Err(e) => e,
             };
