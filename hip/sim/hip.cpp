@@ -19,6 +19,16 @@
 //
 // WAVELM_SIM_CRASH="<what>:<n>" ends the process at the n-th call, as a driver does that crashes.
 //
+// WAVELM_SIM_STALE=1 makes every second launch of a graph and all later ones do nothing.
+//
+// wavelm_sim_capture says whether another thread captures a graph: calls that a capture in the global mode forbids then
+// fail with 900, and end it, unless their thread has said that it has nothing to do with it.
+//
+// wavelm_sim_damage_copies flips a bit of what a copy brings to the device, wavelm_sim_damage one in every so many bytes of all
+// memory of the device. WAVELM_SIM_INTEGRATED=1 makes the device a part of the processor.
+//
+// WAVELM_SIM_SPILL is the number of bytes of the device's own memory: copies from what is allocated beyond it are slow.
+//
 // WAVELM_SIM_CORRUPT is the beginning of the names of kernels that compute wrongly: every number that such a kernel
 // changes becomes a quarter larger, or something else where it is no float. wavelm_sim_corrupt sets the name and what goes
 // wrong while a program runs, and wavelm_sim_corrupted tells how often it did. "graph", "to_device", "to_host" and "fill" are
@@ -34,6 +44,7 @@
 #include <mutex>
 #include <set>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include <unistd.h>
@@ -68,7 +79,14 @@ struct State {
   int hanging = -1, crashing = -1;
   unsigned long hang_at = 0, crash_at = 0;
   bool hangs = false;
+  // Whether another thread captures, whether a call ended that, and calls that fail beside it in any case.
+  bool captures = false, ended_capture = false;
+  unsigned long beside = 0;
+  bool stale = getenv("WAVELM_SIM_STALE");
   std::map<char *, size_t> memory;
+  std::set<char *> slow;
+  size_t own = ~size_t(0);
+  unsigned long damaged_copy = 0, copies_to_device = 0;
   size_t used = 0, limit = size_t(1) << 30;
   unsigned long downloaded = 0;
   // What was queued on each stream since it was waited for, and the stream that each event was recorded in last.
@@ -89,6 +107,7 @@ struct State {
     if (const char *text = getenv("WAVELM_SIM_DEVICES")) devices = atoi(text);
     if (const char *text = getenv("WAVELM_SIM_CORRUPT")) corrupt = text;
     if (const char *text = getenv("WAVELM_SIM_MEMORY")) limit = strtoull(text, nullptr, 10);
+    if (const char *text = getenv("WAVELM_SIM_SPILL")) own = strtoull(text, nullptr, 10);
     if (const char *end = parse("WAVELM_SIM_FAIL", failing, fail_at)) loses = *end == '+';
     parse("WAVELM_SIM_HANG", hanging, hang_at);
     parse("WAVELM_SIM_CRASH", crashing, crash_at);
@@ -148,6 +167,16 @@ void block_if(bool hangs) {
   _exit(97);
 }
 
+thread_local unsigned int mode = 0; // of captures: global
+
+// Whether a call fails, and ends it, because another thread captures.
+bool meets_capture() {
+  std::lock_guard<std::mutex> lock(state().lock);
+  if (!state().captures || mode == 2) return false;
+  state().ended_capture = true;
+  return true;
+}
+
 bool hangs() {
   std::lock_guard<std::mutex> lock(state().lock);
   return state().hangs;
@@ -187,6 +216,12 @@ int copy(void *to, const void *from, size_t bytes, const void *device_part, cons
   bool to_host = !is_inside(static_cast<char *>(to), bytes);
   if (state().hangs) return SUCCESS;
   if (!state().skips(to_host ? "to_host" : device_part == to ? "to_device" : "on_device")) memmove(to, from, bytes);
+  if (is_inside(static_cast<char *>(to), bytes) && bytes && !other_device_part &&
+      ++state().copies_to_device == state().damaged_copy)
+    static_cast<char *>(to)[bytes / 2] ^= 4;
+  for (char *start : state().slow)
+    if (other_device_part && is_inside(start, 1) && from >= start && from < start + state().memory[start])
+      std::this_thread::sleep_for(std::chrono::milliseconds(200));
   state().queued[stream]++;
   if (to_host) state().downloaded += bytes;
   return SUCCESS;
@@ -238,7 +273,9 @@ struct Launch {
   unsigned int grid[3], threads;
   std::vector<unsigned long long> arguments;
 };
-typedef std::vector<Launch> Graph;
+struct Graph : std::vector<Launch> {
+  int launched = 0;
+};
 
 // The graphs that streams are captured into.
 std::map<void *, Graph> captures;
@@ -297,6 +334,45 @@ void wavelm_sim_hang(int what, unsigned long n) {
   std::lock_guard<std::mutex> lock(state().lock);
   state().set(what, 0, false);
   state().hanging = what, state().hang_at = n;
+}
+
+// Damages the n-th copy to the device from now on, if it is to; how many there were since the last call.
+unsigned long wavelm_sim_damage_copies(unsigned long n, int damages) {
+  std::lock_guard<std::mutex> lock(state().lock);
+  unsigned long before = state().copies_to_device;
+  state().copies_to_device = 0;
+  state().damaged_copy = damages ? n : 0;
+  return before;
+}
+
+unsigned long wavelm_sim_copies_to_device() {
+  std::lock_guard<std::mutex> lock(state().lock);
+  return state().copies_to_device;
+}
+
+// Flips a bit in every so many bytes of all memory of the device.
+void wavelm_sim_damage(size_t every) {
+  std::lock_guard<std::mutex> lock(state().lock);
+  for (auto &[start, bytes] : state().memory)
+    for (size_t at = 0; at < bytes; at += every) start[at] ^= 1;
+}
+
+// Whether another thread captures a graph; whether a call ended that.
+bool wavelm_sim_capture(bool captures) {
+  std::lock_guard<std::mutex> lock(state().lock);
+  state().captures = captures;
+  return state().ended_capture;
+}
+
+// Makes the next n launches fail beside a capture.
+void wavelm_sim_beside(unsigned long n) {
+  std::lock_guard<std::mutex> lock(state().lock);
+  state().beside = n;
+}
+
+int hipThreadExchangeStreamCaptureMode(unsigned int *exchanged) {
+  std::swap(mode, *exchanged);
+  return SUCCESS;
 }
 
 // Sets the bytes of memory, but not below what is used.
@@ -363,7 +439,7 @@ int hipDeviceGetName(char *name, int length, int) {
 
 int hipDeviceGetAttribute(int *value, int attribute, int) {
   switch (attribute) {
-  case 16: *value = 0; return SUCCESS;    // integrated
+  case 16: *value = getenv("WAVELM_SIM_INTEGRATED") != nullptr; return SUCCESS; // integrated
   case 63: *value = 2; return SUCCESS;    // compute units
   case 87: *value = WAVE; return SUCCESS; // lanes of a wave
   }
@@ -390,6 +466,7 @@ int hipMemGetInfo(size_t *free, size_t *total) {
 }
 
 int hipMalloc(void **memory, size_t bytes) {
+  if (meets_capture()) return 900;
   {
     std::lock_guard<std::mutex> lock(state().lock);
     if (state().fails(ALLOC)) return state().lost ? LAUNCH_FAILURE : OUT_OF_MEMORY;
@@ -404,11 +481,13 @@ int hipMalloc(void **memory, size_t bytes) {
   memset(start, 0x7f, bytes); // numbers that are not plausible
   state().memory[start] = bytes;
   state().used += bytes;
+  if (state().used > state().own) state().slow.insert(start);
   *memory = start;
   return SUCCESS;
 }
 
 int hipFree(void *memory) {
+  if (meets_capture()) return 900;
   block_if(hangs());
   std::lock_guard<std::mutex> lock(state().lock);
   auto found = state().memory.find(static_cast<char *>(memory));
@@ -417,6 +496,7 @@ int hipFree(void *memory) {
   if (!intact) fprintf(stderr, "simulator: something was written next to an allocation\n");
   state().used -= found->second;
   free(found->first - GUARD);
+  state().slow.erase(found->first);
   state().memory.erase(found);
   return intact ? state().status() : LAUNCH_FAILURE;
 }
@@ -494,6 +574,7 @@ int hipModuleLaunchKernel(void *function, unsigned int x, unsigned int y, unsign
   {
     std::lock_guard<std::mutex> lock(state().lock);
     if (state().fails(LAUNCH)) return LAUNCH_FAILURE;
+    if (state().beside) return state().beside--, 900;
     if (state().hangs) return SUCCESS;
     auto capture = captures.find(stream);
     if (capture != captures.end()) {
@@ -536,6 +617,7 @@ int hipGraphLaunch(void *made, void *stream) {
     state().queued[stream]++;
     if (state().skips("graph")) return SUCCESS;
   }
+  if (static_cast<Graph *>(made)->launched++ && state().stale) return SUCCESS;
   for (const Launch &launch : *static_cast<Graph *>(made))
     if (int failed = run(launch)) return failed;
   return SUCCESS;
@@ -557,6 +639,7 @@ int hipStreamDestroy(void *stream) {
 }
 
 int hipStreamSynchronize(void *stream) {
+  if (meets_capture()) return 900;
   block_if(hangs());
   std::lock_guard<std::mutex> lock(state().lock);
   call_host(stream);
@@ -589,6 +672,7 @@ int hipEventDestroy(void *event) {
 
 // Work is always done, but nobody may rely on that.
 int hipEventQuery(void *event) {
+  if (meets_capture()) return 900;
   {
     std::lock_guard<std::mutex> lock(state().lock);
     if (state().asked.insert(event).second) return NOT_READY;

@@ -102,6 +102,8 @@ pub struct LoadOptions {
     on_event: Option<OnEvent>,
     device_timeout: Duration,
     pub(super) probe_in_child: bool,
+    copy_threads: Option<usize>,
+    verify: bool,
 }
 
 impl LoadOptions {
@@ -120,6 +122,8 @@ impl LoadOptions {
             on_event: None,
             device_timeout: hip::health::PATIENCE,
             probe_in_child: false,
+            copy_threads: None,
+            verify: false,
         }
     }
 
@@ -221,6 +225,22 @@ impl LoadOptions {
         self
     }
 
+    /// How many threads copy weights to a GPU at a time, eight at most. Default: [`threads`](Self::threads). One is slower, and a
+    /// way out where a driver loses copies that run beside each other.
+    pub fn copy_threads(mut self, threads: usize) -> Self {
+        self.copy_threads = Some(threads);
+        self
+    }
+
+    /// Whether all weights are read back from a GPU once they are there, and compared with what was sent: what lies in damaged
+    /// memory, or was lost on the way, is an error of the device. Takes about as long as sending them. Default: off.
+    ///
+    /// In either case a part of the weights is looked at again now and then while the model runs.
+    pub fn verify(mut self, on: bool) -> Self {
+        self.verify = on;
+        self
+    }
+
     /// How long a GPU may leave a question unanswered before it is given up: it then gets no further call, its memory is
     /// leaked, since it may still write there, and sessions [go on](Self::rescue) on the CPU. Work that is expected to take
     /// long is waited for longer, twenty times that. The self-test of a device, before a model is loaded, has a third of
@@ -281,6 +301,9 @@ impl LoadOptions {
         }
         if let (Device::Hip(gpu), Placement::Layers(0)) = (self.device, self.placement) {
             return Err(Error::invalid_input(format!("0 layers were asked for on hip:{gpu}; use the device cpu")));
+        }
+        if self.copy_threads == Some(0) {
+            return Err(Error::invalid_input("0 threads were asked for to copy; use at least 1"));
         }
         if self.device_timeout.is_zero() {
             return Err(Error::invalid_input("a device timeout of 0 was asked for: every device would be given up"));
@@ -347,7 +370,7 @@ impl LoadOptions {
         };
         let gguf = Arc::new(gguf);
         while let Device::Hip(gpu) = report.device() {
-            let threads = self.threads.unwrap_or_else(cpu::cores::default_threads);
+            let threads = self.copy_threads.or(self.threads).unwrap_or_else(cpu::cores::default_threads);
             let load = Load {
                 gguf: &gguf,
                 program,
@@ -357,6 +380,8 @@ impl LoadOptions {
                     precision: self.precision,
                     threads,
                     patience: self.device_timeout,
+                    verify: self.verify,
+                    refuses_spill: self.placement == Placement::Automatic,
                 },
                 cpu: self.cpu_options(),
                 context: self.context.unwrap_or(config.context.min(ROOM)),

@@ -96,9 +96,12 @@ impl Request {
         let config = Config::read(&gguf)?;
         let program = Arc::new(arch::program(&gguf, &config)?);
         let mut report = DeviceReport::choose(self.device)?;
+        let Self { kv_type, precision, patience, .. } = *self;
+        let (verify, refuses_spill) = (false, false);
+        let options =
+            |gpu| HipOptions { gpu, kv_type, precision, threads: 1, patience, verify, refuses_spill };
         while let Device::Hip(gpu) = report.device() {
-            let Self { kv_type, precision, patience, .. } = *self;
-            match hip::self_test(&HipOptions { gpu, kv_type, precision, threads: 1, patience }, &program) {
+            match hip::self_test(&options(gpu), &program) {
                 Ok(()) => break,
                 Err(e) => report.refuse(e)?,
             }

@@ -1,7 +1,7 @@
 //! What becomes of the sessions of a device that fails while it is in use: they go on on the CPU.
 
 use super::program::Program;
-use crate::backend::{Backend, cpu};
+use crate::backend::{Backend, cpu, hip};
 use crate::device::{Device, DeviceReport};
 use crate::gguf::Gguf;
 use crate::{Error, ErrorKind, Result};
@@ -95,7 +95,8 @@ impl Rescue {
                 return None;
             }
         };
-        if error.kind() == ErrorKind::Device {
+        // What passes by itself moves the session alone.
+        if error.kind() == ErrorKind::Device && !hip::is_transient(error) {
             self.lost.get_or_init(|| {
                 let reason = error.to_string();
                 Lost { report: report.failed(&reason), reason, backend: Arc::clone(&backend) }

@@ -137,6 +137,36 @@ impl Faults {
         unsafe { self.0.get::<extern "C" fn(i32, u64)>(b"wavelm_sim_hang").unwrap()(kind as i32, n) }
     }
 
+    /// Damages the `n`-th copy to the device from now on, if it `damages`.
+    pub fn damage_copies(&self, n: u64, damages: i32) {
+        // SAFETY: as above.
+        unsafe { self.0.get::<extern "C" fn(u64, i32) -> u64>(b"wavelm_sim_damage_copies").unwrap()(n, damages) };
+    }
+
+    /// Copies to the device since then.
+    pub fn copies_to_device(&self) -> u64 {
+        // SAFETY: as above.
+        unsafe { self.0.get::<extern "C" fn() -> u64>(b"wavelm_sim_copies_to_device").unwrap()() }
+    }
+
+    /// Flips a bit in every so many bytes of all memory of the device.
+    pub fn damage(&self, every: usize) {
+        // SAFETY: as above.
+        unsafe { self.0.get::<extern "C" fn(usize)>(b"wavelm_sim_damage").unwrap()(every) }
+    }
+
+    /// Whether another thread captures a graph; returns whether a call ended that.
+    pub fn capture(&self, captures: bool) -> bool {
+        // SAFETY: as above.
+        unsafe { self.0.get::<extern "C" fn(bool) -> bool>(b"wavelm_sim_capture").unwrap()(captures) }
+    }
+
+    /// Makes the next `n` launches fail beside a capture.
+    pub fn beside(&self, n: u64) {
+        // SAFETY: as above.
+        unsafe { self.0.get::<extern "C" fn(u64)>(b"wavelm_sim_beside").unwrap()(n) }
+    }
+
     /// Sets the memory of the device: to what is used now where that is more.
     pub fn memory(&self, bytes: usize) {
         // SAFETY: as above.

@@ -3,12 +3,12 @@
 
 /// What is left of memory in bytes; `None` where the system does not tell.
 #[cfg(target_os = "linux")]
-pub(super) fn available_memory() -> Option<u64> {
+pub(crate) fn available_memory() -> Option<u64> {
     linux::available_in(std::path::Path::new("/"))
 }
 
 #[cfg(not(target_os = "linux"))]
-pub(super) fn available_memory() -> Option<u64> {
+pub(crate) fn available_memory() -> Option<u64> {
     None // only Linux tells without a system library
 }
 

@@ -1,7 +1,7 @@
 //! The CPU backend: a team of threads walks the lowered program together.
 
 pub(crate) mod attention;
-mod available;
+pub(crate) mod available;
 pub(crate) mod cores;
 mod exec;
 pub(crate) mod isa;

@@ -1,9 +1,11 @@
 //! How fast a device copies within its memory: what the bytes that kernels read in a second are compared with.
 
-use super::device;
+use super::device::{self, Device};
 use super::health::PATIENCE;
 use super::memory::{DeviceBuffer, Event, Stream};
 use crate::{Error, ErrorKind, Result};
+use std::sync::Arc;
+use std::time::Instant;
 
 /// Bytes of a copy, where a quarter of the free memory is as much, and the fewest that say something: less fits caches.
 const MOST: u64 = 1 << 30;
@@ -13,6 +15,70 @@ const LEAST: u64 = 32 << 20;
 const COPIES: usize = 4;
 const ROUNDS: usize = 7;
 
+/// Bytes that are read to see whether memory is slow, and chunks that are too small for that.
+const SAMPLE: usize = 32 << 20;
+const SMALL: usize = 16 << 20;
+/// How much slower is slow: the bus to the system's memory is more than ten times slower than a card's own.
+const SLOW: f64 = 4.0;
+
+/// Whether weights lie in the device's own memory: some systems give a device that is full the system's, in silence, which is ten
+/// times slower or more.
+pub(super) struct Spill {
+    device: Arc<Device>,
+    /// Memory that is the device's own.
+    from: DeviceBuffer,
+    to: DeviceBuffer,
+}
+
+impl Spill {
+    /// To be made before the weights get memory. `None` where there is nothing to find out: all memory is the system's, the
+    /// chunks of these sizes are small, or there is no room.
+    pub(super) fn new(device: &Arc<Device>, chunks: &[usize]) -> Option<Self> {
+        let bytes = SAMPLE.min(chunks.iter().copied().max()?);
+        if device.integrated || bytes < SMALL {
+            return None;
+        }
+        let buffer = || DeviceBuffer::new(device, bytes, "a copy to measure");
+        let (from, to) = (buffer().ok()?, buffer().ok()?);
+        Some(Self { device: Arc::clone(device), from, to })
+    }
+
+    /// Compares copies from the ends of the chunks with others.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, where a chunk is slow and `refuses`; what the driver reports.
+    pub(super) fn check(self, stream: &Stream, chunks: &[DeviceBuffer], refuses: bool) -> Result<()> {
+        let own = self.time(stream, &self.from, self.to.bytes())?;
+        for chunk in chunks.iter().filter(|chunk| chunk.bytes() >= SMALL) {
+            let bytes = chunk.bytes().min(self.to.bytes());
+            let slower = self.time(stream, chunk, bytes)? / own * (self.to.bytes() as f64 / bytes as f64);
+            if slower < SLOW {
+                continue;
+            }
+            let name = &self.device.name;
+            let text = format!("{name} reads weights {slower:.0} times slower than other memory: it is full, and uses the system's");
+            if refuses {
+                return Err(Error::new(ErrorKind::OutOfMemory, text));
+            }
+            log::warn!("{text}");
+            break;
+        }
+        Ok(())
+    }
+
+    /// Seconds for the last bytes of a buffer: the least of some tries, as others may use the device.
+    fn time(&self, stream: &Stream, from: &DeviceBuffer, bytes: usize) -> Result<f64> {
+        const TRIES: usize = 4;
+        let mut least = f64::INFINITY;
+        for _ in 0..TRIES {
+            let began = Instant::now();
+            stream.copy((&self.to, 0), (from, from.bytes() - bytes), bytes)?;
+            least = least.min(began.elapsed().as_secs_f64());
+        }
+        Ok(least.max(1e-9))
+    }
+}
+
 /// Bytes that are read and written in a second by copies within the memory of a GPU: the median of some rounds.
 ///
 /// # Errors
@@ -21,7 +87,7 @@ pub(crate) fn copy_bandwidth(gpu: usize) -> Result<f64> {
     let device = device::open(gpu, PATIENCE)?;
     let driver = device.driver()?;
     driver.timing()?;
-    let free = driver.free_memory()?;
+    let (free, _) = driver.memory()?;
     let wanted = (free / 4).min(MOST);
     if wanted < LEAST {
         return Err(Error::new(

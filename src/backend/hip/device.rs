@@ -8,6 +8,7 @@ use crate::{Error, ErrorKind, Result};
 use std::ffi::c_int;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Makes each launch wait for the one before it where it is `off`: to compare.
@@ -137,6 +138,8 @@ pub(super) struct Device {
     pub(super) units: u32,
     /// Whether launches may begin while those before them still run.
     pub(super) overlaps: bool,
+    /// Whether it takes the processor's memory.
+    pub(super) integrated: bool,
 }
 
 // SAFETY: the context is a name for the device that any thread may use.
@@ -149,11 +152,16 @@ impl Device {
         let health = driver.health(index);
         health.check()?;
         let number = driver.device(index)?;
+        let context = driver.context(number)?;
+        driver.bind(number, context)?;
+        driver.wait_asleep();
         let narrow = |value: usize| u32::try_from(value).unwrap_or(0);
+        let arch = driver.arch(number)?;
         let device = Self {
-            context: driver.context(number)?,
+            context,
+            integrated: driver.attribute(Attribute::Integrated, number)? != 0 || is_integrated(&arch),
             name: driver.device_name(number)?,
-            arch: driver.arch(number)?,
+            arch,
             wave: narrow(driver.attribute(Attribute::WaveSize, number)?),
             units: narrow(driver.attribute(Attribute::Units, number)?).max(1),
             overlaps: driver.has_overlap() && std::env::var_os(OVERLAP_VARIABLE).is_none_or(|v| v != "off"),
@@ -170,12 +178,12 @@ impl Device {
 
     /// Whether the driver can capture passes.
     pub(super) fn has_graphs(&self) -> bool {
-        self.driver.graphs().is_some()
+        self.driver.graphs().is_some() && !self.health.is_without_graphs.load(Ordering::Relaxed)
     }
 
     /// The same device with the shorter patience of its self-test.
     pub(super) fn for_self_test(&self) -> Arc<Self> {
-        let Self { driver, number, context, health, patience, name, arch, wave, units, overlaps } = self;
+        let Self { driver, number, context, health, patience, name, arch, wave, units, overlaps, integrated } = self;
         Arc::new(Self {
             driver: Arc::clone(driver),
             health: Arc::clone(health),
@@ -187,7 +195,13 @@ impl Device {
             wave: *wave,
             units: *units,
             overlaps: *overlaps,
+            integrated: *integrated,
         })
+    }
+
+    /// Where it is on the bus, for one of AMD.
+    pub(super) fn bus_id(&self) -> Option<String> {
+        self.driver.bus_id(self.number)
     }
 
     /// Whether it still answers.

@@ -12,6 +12,7 @@ use crate::{Error, ErrorKind, Result};
 use fill::FillFunctions;
 use graph::GraphFunctions;
 use libloading::Library;
+use neighbours::{BesideCapture, BusFunctions, CaptureFunctions, FlagFunctions, OF_CAPTURES};
 use overlap::OverlapFunctions;
 use std::env;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
@@ -67,6 +68,7 @@ macro_rules! table {
 
 mod fill;
 mod graph;
+pub(crate) mod neighbours;
 pub(super) mod overlap;
 pub(super) mod places;
 mod streams;
@@ -152,6 +154,9 @@ pub(super) struct Driver {
     timing: Option<TimingFunctions>,
     overlap: Option<OverlapFunctions>,
     fill: Option<FillFunctions>,
+    capture: Option<CaptureFunctions>,
+    flags: Option<FlagFunctions>,
+    bus: Option<BusFunctions>,
     /// How it was found.
     name: String,
     /// Whether it starts, and whether its devices answer.
@@ -263,8 +268,24 @@ impl Driver {
         let overlap = OverlapFunctions::find(&library).ok().filter(|_| matches!(vendor, Vendor::Cuda(_)));
         let fill = FillFunctions::find(&library).inspect_err(|e| log::debug!("{name}: cannot fill memory: {e}")).ok();
         let _library = std::mem::ManuallyDrop::new(Some(library));
+        let (capture, flags) = (CaptureFunctions::find(&library).ok(), FlagFunctions::find(&library).ok());
+        let bus = BusFunctions::find(&library).ok();
         let (own_health, health) = Default::default();
-        Ok(Self { functions, vendor, graphs, timing, overlap, fill, name, own_health, health, _library })
+        Ok(Self {
+            functions,
+            vendor,
+            graphs,
+            timing,
+            overlap,
+            fill,
+            capture,
+            flags,
+            bus,
+            name,
+            own_health,
+            health,
+            _library,
+        })
     }
 
     #[cfg(feature = "link-hip")]
@@ -276,6 +297,9 @@ impl Driver {
             timing: Some(link::timing_functions()),
             overlap: None,
             fill: Some(link::fill_functions()),
+            capture: None,
+            flags: None,
+            bus: None,
             name: "the linked libamdhip64".to_owned(),
             own_health: Health::default(),
             health: Mutex::default(),
@@ -336,7 +360,10 @@ impl Driver {
         match status {
             0 => Ok(()),
             OUT_OF_MEMORY => Err(Error::new(ErrorKind::OutOfMemory, format!("{what}: the device is out of memory"))),
-            _ => Err(Error::new(ErrorKind::Device, format!("{what}: {} reports error {status}", self.name))),
+            _ => {
+                let error = Error::new(ErrorKind::Device, format!("{what}: {} reports error {status}", self.name));
+                Err(if OF_CAPTURES.contains(&status) { error.with_source(BesideCapture) } else { error })
+            }
         }
     }
 
@@ -462,13 +489,13 @@ impl Driver {
         Ok(total as u64)
     }
 
-    /// Free memory of the bound device, in bytes.
-    pub(super) fn free_memory(&self) -> Result<u64> {
+    /// Free memory of the bound device and all of it, in bytes.
+    pub(super) fn memory(&self) -> Result<(u64, u64)> {
         let (mut free, mut total) = (0, 0);
         // SAFETY: the numbers are written to variables that live.
         let status = unsafe { (self.functions.memory_info)(&mut free, &mut total) };
         self.check(status, "cannot read how much memory is free")?;
-        Ok(free as u64)
+        Ok((free as u64, total as u64))
     }
 }
 

@@ -10,7 +10,7 @@ use super::pass::Pass;
 use super::plan::Plan;
 use super::prepare::{self, Buffers, Kernels};
 use super::weights::{Loading, Weights};
-use super::{MOST_OUTPUTS, MOST_TOKENS};
+use super::{MOST_OUTPUTS, MOST_TOKENS, is_transient};
 use crate::backend::{Batch, Canceller, KvType, Span};
 use crate::gguf::Gguf;
 use crate::model::program::{Op, Program};
@@ -113,8 +113,10 @@ impl Executor {
         pages: &DeviceBuffer,
         logits: &DeviceBuffer,
         cancel: &Canceller,
-        then: impl FnOnce(&Stream) -> Result<()>,
+        mut then: impl FnMut(&Stream) -> Result<()>,
     ) -> Result<()> {
+        /// How often a pass is queued that meets captures of other threads, with twice as long a pause each time.
+        const TRIES: u32 = 8;
         if batch.tokens() > MOST_TOKENS || batch.outputs() > MOST_OUTPUTS {
             return Err(Error::invalid_input(format!("a pass takes {MOST_TOKENS} tokens, not {}", batch.tokens())));
         }
@@ -127,13 +129,24 @@ impl Executor {
         }
         // Nobody touches the memory that a lost device may still read and write.
         self.device.driver()?;
-        let queued = self.queue(batch, pages, logits, cancel).and_then(|()| then(&self.stream));
+        let mut queued = self.queue(batch, pages, logits, cancel).and_then(|()| then(&self.stream));
+        for again in 0..TRIES {
+            match &queued {
+                Err(e) if is_transient(e) && !cancel.is_cancelled() => log::debug!("{}: {e}", self.device.name),
+                _ => break,
+            }
+            // What was queued writes the same again.
+            self.stream.wait()?;
+            std::thread::sleep(Duration::from_millis(1 << again));
+            queued = self.queue(batch, pages, logits, cancel).and_then(|()| then(&self.stream));
+        }
         let (began, (tokens, time)) = (Instant::now(), self.last_pass);
         // In any case: what is queued reads and writes memory that the caller may now free or use.
         let time = if tokens == batch.tokens() { time } else { Duration::ZERO };
         let waited = self.stream.wait_about(time, self.slowest(batch));
         self.last_pass = (batch.tokens(), began.elapsed());
-        queued.and(waited)
+        queued.and(waited)?;
+        self.weights.look(&self.stream)
     }
 
     /// How many numbers the result of a pass has.
@@ -185,7 +198,7 @@ impl Executor {
                 self.graphs.keep(key, graph);
                 launched
             }
-            Err(e) if e.kind() == ErrorKind::Cancelled => Err(e),
+            Err(e) if e.kind() == ErrorKind::Cancelled || is_transient(&e) => Err(e),
             Err(e) => {
                 log::warn!("{}: passes are not captured in graphs any more: {e}", self.device.name);
                 self.graphs.turn_off();

@@ -37,6 +37,8 @@ pub(super) struct Health {
     lost: OnceLock<String>,
     /// Whether ROCm tells of its faults.
     is_amd: bool,
+    /// Whether passes may be captured: not where graphs were found to compute something else.
+    pub(super) is_without_graphs: AtomicBool,
 }
 
 /// What is seen of a thread that somebody watches.
@@ -151,6 +153,7 @@ pub(super) struct Pace {
 /// Those of `is_done`; `Device` where the device is lost, or takes too long and is lost from now on.
 pub(super) fn wait(device: &Device, pace: Pace, mut is_done: impl FnMut(&Driver) -> Result<bool>) -> Result<()> {
     let driver = device.driver()?;
+    let _relaxed = driver.relaxed();
     let mut clock = Clock::start();
     if !pace.asleep.is_zero() {
         std::thread::sleep(pace.asleep);
@@ -199,7 +202,11 @@ pub(super) fn guarded_for<T: Send + 'static>(
 ) -> Result<T> {
     let bound = {
         let device = Arc::clone(device);
-        move || call(device.driver()?)
+        move || {
+            let driver = device.driver()?;
+            let _relaxed = driver.relaxed();
+            call(driver)
+        }
     };
     if is_watched() {
         return bound();

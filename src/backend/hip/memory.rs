@@ -43,8 +43,8 @@ impl DeviceBuffer {
         let allocated = guarded(device, "allocating memory", move |driver| driver.allocate(bytes.max(1)));
         let start = allocated.map_err(|e| match e.kind() {
             ErrorKind::OutOfMemory => {
-                let free = device.driver().and_then(Driver::free_memory);
-                let free = free.map_or(String::new(), |free| format!(" of which {} MiB are free", free >> 20));
+                let free = device.driver().and_then(Driver::memory);
+                let free = free.map_or(String::new(), |(free, _)| format!(" of which {} MiB are free", free >> 20));
                 let wanted = (bytes >> 20).max(1);
                 let text = format!("{what} of {wanted} MiB do not fit the memory of {}{free}", device.name);
                 Error::new(ErrorKind::OutOfMemory, text)
@@ -146,7 +146,8 @@ impl Drop for HostBuffer {
 /// A queue of work on a device, and the event that its end is waited for with.
 pub(super) struct Stream {
     device: Arc<Device>,
-    stream: Handle,
+    /// Where others queue too that [share](Self::sharing) it.
+    queue: Arc<Queue>,
     event: Handle,
     /// Times each kernel, where that is asked for.
     timer: Option<Timer>,
@@ -162,16 +163,26 @@ unsafe impl Sync for Stream {}
 impl Stream {
     pub(super) fn new(device: &Arc<Device>) -> Result<Self> {
         let stream = guarded(device, "creating a stream", |driver| driver.create_stream().map(Sent))?.get();
-        let (driver, event) = (device.driver()?, std::ptr::null_mut());
+        Self::on(Arc::new(Queue { device: Arc::clone(device), stream }))
+    }
+
+    /// One that queues its work in the same queue of the device, and waits for all that is there. GPUs of AMD were seen to be
+    /// busy for ever where there are several queues.
+    pub(super) fn sharing(other: &Self) -> Result<Self> {
+        Self::on(Arc::clone(&other.queue))
+    }
+
+    fn on(queue: Arc<Queue>) -> Result<Self> {
+        let device = Arc::clone(&queue.device);
         let mut new = Self {
-            device: Arc::clone(device),
-            stream,
-            event,
+            queue,
+            event: std::ptr::null_mut(),
             timer: None,
             #[cfg(target_os = "linux")]
             work: Work::default(),
+            device: Arc::clone(&device),
         };
-        new.event = driver.create_event(false)?;
+        new.event = device.driver()?.create_event(false)?;
         Ok(new)
     }
 
@@ -202,7 +213,7 @@ impl Stream {
     pub(super) fn handle(&self) -> Handle {
         #[cfg(target_os = "linux")]
         self.work.begins();
-        self.stream
+        self.queue.stream
     }
 
     fn has_no_work(&self) {
@@ -342,14 +353,14 @@ impl Stream {
             }
         };
         // SAFETY: stream and event exist as long as `self`.
-        let waited = unsafe { driver.record_event(self.event, self.stream) }.and_then(|()| {
+        let waited = unsafe { driver.record_event(self.event, self.queue.stream) }.and_then(|()| {
             // SAFETY: as above.
             health::wait(&self.device, pace, |driver| unsafe { driver.query_event(self.event) })
         });
         let waited = waited.inspect_err(|_| {
             // What is queued may still run, with buffers that the caller drops after an error.
             if !self.device.health().is_lost() {
-                let stream = Sent(self.stream);
+                let stream = Sent(self.queue.stream);
                 // SAFETY: the stream is destroyed only after this returned, or never, where the device is lost.
                 let wait = move |driver: &Driver| unsafe { driver.synchronize_stream(stream.get()) };
                 guarded(&self.device, "waiting after an error", wait).ok();
@@ -365,13 +376,32 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        let (stream, event) = (Sent(self.stream), Sent(self.event));
-        // SAFETY: stream and event came from the driver and are destroyed only here, after their work is done.
-        end(&self.device, "ending a stream", move |driver| unsafe {
+        let (stream, event) = (Sent(self.queue.stream), Sent(self.event));
+        // SAFETY: the event came from the driver and is destroyed only here, after the work is done; the queue exists.
+        end(&self.device, "ending work", move |driver| unsafe {
             let waited = driver.synchronize_stream(stream.get());
             let event = if event.get().is_null() { Ok(()) } else { driver.destroy_event(event.get()) };
-            waited.and(event).and(driver.destroy_stream(stream.get()))
+            waited.and(event)
         });
+    }
+}
+
+/// A stream of the driver.
+struct Queue {
+    device: Arc<Device>,
+    stream: Handle,
+}
+
+// SAFETY: the handle is a name that any thread may use.
+unsafe impl Send for Queue {}
+// SAFETY: as above.
+unsafe impl Sync for Queue {}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        let stream = Sent(self.stream);
+        // SAFETY: the stream came from the driver and is destroyed only here; each user waited for its work.
+        end(&self.device, "ending a stream", move |driver| unsafe { driver.destroy_stream(stream.get()) });
     }
 }
 
@@ -404,7 +434,7 @@ impl Event {
     /// Makes it the place after all that is queued now.
     pub(super) fn record(&self, stream: &Stream) -> Result<()> {
         // SAFETY: both exist.
-        unsafe { self.device.driver()?.record_event(self.event, stream.stream) }
+        unsafe { self.device.driver()?.record_event(self.event, stream.queue.stream) }
     }
 
     /// Waits until the work before it is done.

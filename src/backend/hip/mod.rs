@@ -24,10 +24,12 @@ mod pass;
 mod plan;
 mod pool;
 mod prepare;
+mod room;
 mod rtc;
 mod sampling;
 mod selftest;
 mod timer;
+mod verify;
 mod weights;
 
 use super::kv::{KvPool, PAGE_LEN, PageStore};
@@ -39,6 +41,7 @@ use crate::sampler::{Choice, Drawn, Request, SamplerState};
 use crate::{Error, ErrorKind, Result, memory as host_memory};
 use device::Device;
 use exec::Executor;
+pub(crate) use driver::neighbours::is_transient;
 pub(crate) use machine::machine;
 use memory::{DeviceBuffer, HostBuffer, Stream};
 use modules::Modules;
@@ -64,11 +67,15 @@ pub(crate) struct HipOptions {
     pub(crate) threads: usize,
     /// How long one waits for the GPU at least before it is given up.
     pub(crate) patience: Duration,
+    /// Whether the weights are read back and compared.
+    pub(crate) verify: bool,
+    /// Whether weights may not lie in slower memory than the GPU's own.
+    pub(crate) refuses_spill: bool,
 }
 
-/// Bytes of a GPU's memory that nobody uses.
+/// Bytes of a GPU's memory that a model may take.
 pub(crate) fn free_memory(gpu: usize) -> Result<u64> {
-    device::open(gpu, health::PATIENCE)?.driver()?.free_memory()
+    room::usable(&*device::open(gpu, health::PATIENCE)?)
 }
 
 /// A program as it runs on a GPU: for [`Precision::Reference`] its weights are `f32`.
@@ -146,7 +153,8 @@ impl HipBackend {
         let device = device::open(options.gpu, options.patience)?;
         let modules = Arc::new(Modules::new(&device));
         selftest::check(options.gpu, &device, &modules, &program, options.kv_type)?;
-        let mut loading = Loading { threads: options.threads, tell };
+        let (verify, refuses_spill) = (options.verify, options.refuses_spill);
+        let mut loading = Loading { threads: options.threads, tell, verify, refuses_spill };
         let executor = Executor::new(&device, &modules, gguf, &program, options.kv_type, &mut loading)?;
         Self::with_executor(&device, &modules, program, options.kv_type, executor)
     }
@@ -175,7 +183,7 @@ impl HipBackend {
         let columns = program.result().map_or(0, |buffer| buffer.columns);
         let tested = !executor.tests;
         let sampling = Arc::new(Sampling::new(device, modules, columns)?);
-        let pages = Pages::new(device, executor.page_bytes())?;
+        let pages = Pages::new(device, executor.stream(), executor.page_bytes())?;
         Ok(Self {
             kv_type,
             weight_bytes: executor.weight_bytes(),

@@ -191,7 +191,7 @@ impl Kernel {
         let mut launch = || {
             // SAFETY: the caller's promise; the function is one of a loaded module, and waits where it overlaps.
             unsafe { driver.launch(self.function, grid, self.threads, stream.handle(), &mut pointers, overlaps) }
-                .map_err(|e| Error::new(e.kind(), format!("kernel {}: {e}", self.name)))
+                .map_err(|e| Error::new(e.kind(), format!("kernel {}: {e}", self.name)).with_source(e))
         };
         match stream.timer() {
             None => launch(),

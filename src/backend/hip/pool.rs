@@ -16,7 +16,7 @@ pub(super) struct Pages(Arc<Mutex<State>>);
 
 struct State {
     device: Arc<Device>,
-    /// For copies; passes have a stream of their own, and are waited for before the memory changes.
+    /// For copies, in the queue of the passes, which are waited for before the memory changes.
     stream: Stream,
     memory: DeviceBuffer,
     page_bytes: usize,
@@ -24,9 +24,9 @@ struct State {
 }
 
 impl Pages {
-    pub(super) fn new(device: &Arc<Device>, page_bytes: usize) -> Result<Self> {
+    pub(super) fn new(device: &Arc<Device>, passes: &Stream, page_bytes: usize) -> Result<Self> {
         let memory = DeviceBuffer::new(device, FIRST_PAGES.saturating_mul(page_bytes), "cache pages")?;
-        let stream = Stream::new(device)?;
+        let stream = Stream::sharing(passes)?;
         let state = State { device: Arc::clone(device), stream, memory, page_bytes, capacity: FIRST_PAGES };
         Ok(Self(Arc::new(Mutex::new(state))))
     }

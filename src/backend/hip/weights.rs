@@ -1,17 +1,21 @@
 //! Weights in device memory: matrices in the planar layout that hip/quant.h describes, vectors as `f32`.
 
+use super::bandwidth::Spill;
 use super::device::Device;
 use super::memory::{ALIGN, DeviceBuffer, Event, HostBuffer, Layout, Stream};
-use crate::gguf::{Gguf, TensorType};
+use super::verify::{self, Canary, Place};
+use crate::gguf::{Gguf, TensorInfo, TensorType};
 use crate::model::program::Program;
 use crate::{Error, ErrorKind, Result, memory as host_memory, quant};
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::ScopedJoinHandle;
 
 /// Bytes of a pinned buffer, of which each thread has two.
 const STAGE: usize = 4 << 20;
+/// Bytes of an allocation at most, unless a single weight has more: some systems take larger ones from slower memory.
+const CHUNK: usize = 1 << 30;
 /// Threads that read: more are faster than the bus.
 const MOST_THREADS: usize = 8;
 
@@ -26,6 +30,10 @@ pub(super) struct Loading<'t, 'a> {
     /// Threads that read, the calling one included.
     pub(super) threads: usize,
     pub(super) tell: &'t mut Tell<'a>,
+    /// Whether all weights are read back and compared.
+    pub(super) verify: bool,
+    /// Whether it is an error where the weights lie in slower memory than that of the device.
+    pub(super) refuses_spill: bool,
 }
 
 /// The fields of a block in the order of their planes, each as (offset in the file's block, length).
@@ -52,9 +60,29 @@ fn planes(ty: TensorType) -> Option<Planes> {
 
 /// All weights of a program on a device.
 pub(super) struct Weights {
-    memory: DeviceBuffer,
-    /// Where each weight of the program starts.
-    offsets: Vec<usize>,
+    chunks: Vec<DeviceBuffer>,
+    /// The chunk of each weight of the program, and where it starts there.
+    places: Vec<(usize, usize)>,
+    canary: Canary,
+}
+
+/// Cuts memory into chunks for weights.
+#[derive(Default)]
+struct Chunks(Vec<Layout>);
+
+impl Chunks {
+    /// The chunk of a new part, and its place there.
+    fn part(&mut self, bytes: usize) -> Result<(usize, usize)> {
+        let has_room = |chunk: &Layout| chunk.bytes() == 0 || chunk.bytes().saturating_add(bytes) <= CHUNK;
+        if !self.0.last().is_some_and(has_room) {
+            self.0.push(Layout::default());
+        }
+        let last = self.0.len().saturating_sub(1);
+        match self.0.last_mut() {
+            Some(chunk) => Ok((last, chunk.part(bytes)?)),
+            None => Ok((0, 0)),
+        }
+    }
 }
 
 impl Weights {
@@ -70,8 +98,8 @@ impl Weights {
         program: &Program,
         loading: &mut Loading<'_, '_>,
     ) -> Result<Self> {
-        let mut offsets = host_memory::with_room(program.weights.len(), WHAT)?;
-        let mut layout = Layout::default();
+        let mut places = host_memory::with_room(program.weights.len(), WHAT)?;
+        let mut layout = Chunks::default();
         let mut parts = Vec::new();
         for weight in &program.weights {
             // What the program computes with may be less compact than the file.
@@ -82,19 +110,28 @@ impl Weights {
             let bytes = elements.and_then(|n| planar_bytes(stored, n)).ok_or_else(|| {
                 Error::unsupported(format!("tensor {name} has the type {ty:?}, which no GPU kernel reads"))
             })?;
-            let offset = layout.part(bytes)?;
-            offsets.push(offset);
-            Part::cut(ty, stored != ty || weight.rows == 1, gguf.data(&weight.tensor), offset, &mut parts)?;
+            let place = layout.part(bytes)?;
+            places.push(place);
+            let in_f32 = stored != ty || weight.rows == 1;
+            Part::cut(ty, in_f32, (&weight.tensor, gguf.data(&weight.tensor)), place, &mut parts)?;
         }
-        let memory = DeviceBuffer::new(device, layout.bytes(), "weights")?;
+        // Before the weights, so that it lies in memory of the device if anything does.
+        let spill = Spill::new(device, &layout.0.iter().map(Layout::bytes).collect::<Vec<_>>());
+        let chunks = layout.0.iter().map(|chunk| DeviceBuffer::new(device, chunk.bytes(), "weights"));
+        let chunks = chunks.collect::<Result<Vec<_>>>()?;
         let threads = loading.threads.clamp(1, MOST_THREADS).min(parts.len().max(1));
         let mut stages: Vec<[Stage; 2]> =
             (0..threads).map(|_| Ok([Stage::new(device)?, Stage::new(device)?])).collect::<Result<_>>()?;
         let _guard = WaitInPanic(stream);
         let shared = Shared {
             stream,
-            memory: &memory,
+            chunks: &chunks,
             parts: &parts,
+            // What the process maps is counted a second time where the device takes the system's memory.
+            gives_back: device.integrated.then_some(gguf),
+            verify: loading.verify,
+            every: if loading.verify { 1 } else { parts.len().div_ceil(verify::FEW).max(1) },
+            sums: Mutex::default(),
             next: AtomicUsize::new(0),
             done: AtomicU64::new(0),
             is_stopped: AtomicBool::new(false),
@@ -104,18 +141,31 @@ impl Weights {
         let waited = stream.wait();
         queued.and(waited)?;
         drop(stages);
-        Ok(Self { memory, offsets })
+        let sums = shared.sums.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if let Some(spill) = spill {
+            spill.check(stream, &chunks, loading.refuses_spill)?;
+        }
+        let canary = Canary::new(device, stream, &chunks, sums, loading.verify)?;
+        Ok(Self { chunks, places, canary })
     }
 
     /// The address of weight number `index`.
     pub(super) fn address(&self, index: usize) -> Result<u64> {
-        let offset = self.offsets.get(index);
-        let offset = offset.ok_or_else(|| Error::new(ErrorKind::Device, "a weight is not known: a bug in wavelm"))?;
-        Ok(self.memory.start() + *offset as u64)
+        let place = self.places.get(index).and_then(|(chunk, at)| Some((self.chunks.get(*chunk)?, *at)));
+        let (chunk, at) = place.ok_or_else(|| Error::new(ErrorKind::Device, "a weight is not known: a bug in wavelm"))?;
+        Ok(chunk.start() + at as u64)
     }
 
     pub(super) fn bytes(&self) -> usize {
-        self.memory.bytes()
+        self.chunks.iter().map(DeviceBuffer::bytes).sum()
+    }
+
+    /// Looks now and then whether the weights are still what they were: to be called after each pass.
+    ///
+    /// # Errors
+    /// `Device`, where they are not.
+    pub(super) fn look(&mut self, stream: &Stream) -> Result<()> {
+        self.canary.look(stream, &self.chunks)
     }
 }
 
@@ -132,17 +182,25 @@ struct Part<'a> {
     ty: TensorType,
     /// Whether it is copied as `f32`, not in planes.
     in_f32: bool,
+    tensor: &'a TensorInfo,
     data: &'a [u8],
     /// Blocks of the whole tensor, and those before this part.
     blocks: usize,
     first: usize,
-    /// Where the tensor starts on the device.
+    /// The chunk of the tensor on the device, and where it starts there.
+    chunk: usize,
     offset: usize,
 }
 
 impl<'a> Part<'a> {
-    /// Cuts a tensor.
-    fn cut(ty: TensorType, in_f32: bool, data: &'a [u8], offset: usize, parts: &mut Vec<Self>) -> Result<()> {
+    /// Cuts a tensor with these bytes.
+    fn cut(
+        ty: TensorType,
+        in_f32: bool,
+        (tensor, data): (&'a TensorInfo, &'a [u8]),
+        (chunk, offset): (usize, usize),
+        parts: &mut Vec<Self>,
+    ) -> Result<()> {
         let block_bytes = ty.block_bytes();
         let staged = if in_f32 { ty.block_len() * 4 } else { block_bytes };
         if !quant::is_supported(ty) || staged > STAGE {
@@ -151,7 +209,7 @@ impl<'a> Part<'a> {
         let blocks = data.len() / block_bytes;
         let per_part = STAGE / staged;
         host_memory::reserve(parts, blocks.div_ceil(per_part), WHAT)?;
-        let part = |(i, data)| Part { ty, in_f32, data, blocks, first: i * per_part, offset };
+        let part = |(i, data)| Part { ty, in_f32, tensor, data, blocks, first: i * per_part, chunk, offset };
         parts.extend(data.chunks(per_part * block_bytes).enumerate().map(part));
         Ok(())
     }
@@ -212,8 +270,14 @@ impl Drop for WaitInPanic<'_> {
 /// What the threads of an upload share.
 struct Shared<'a> {
     stream: &'a Stream,
-    memory: &'a DeviceBuffer,
+    chunks: &'a [DeviceBuffer],
     parts: &'a [Part<'a>],
+    /// Whose mapped pages are given back once they were read.
+    gives_back: Option<&'a Gguf>,
+    /// Whether all is to be summed, or the beginning of every so many parts.
+    verify: bool,
+    every: usize,
+    sums: Mutex<Vec<Place>>,
     /// The next part that nobody has.
     next: AtomicUsize,
     /// Bytes of the file that are on the device.
@@ -267,14 +331,25 @@ impl Shared<'_> {
         // One is filled while the other is copied.
         let mut turn = 0;
         while !self.is_stopped.load(Ordering::Relaxed) {
-            let Some(part) = self.parts.get(self.next.fetch_add(1, Ordering::Relaxed)) else { break };
+            let number = self.next.fetch_add(1, Ordering::Relaxed);
+            let Some(part) = self.parts.get(number) else { break };
             let [a, b] = &mut *stages;
             let stage = if turn % 2 == 0 { a } else { b };
             self.finish(stage)?;
             after()?;
+            let chunk = self.chunks.get(part.chunk).ok_or_else(|| {
+                Error::new(ErrorKind::Device, "a weight has no memory: a bug in wavelm")
+            })?;
             for (place, range) in part.fill(stage.buffer.as_mut_slice())? {
+                if number.is_multiple_of(self.every) {
+                    self.keep_sums(part.chunk, place, stage.buffer.as_slice().get(range.clone()).unwrap_or_default());
+                }
                 // SAFETY: the stage is filled again only after its event, and `upload` waits before it is dropped.
-                unsafe { self.stream.upload_range(self.memory, place, &stage.buffer, range) }?;
+                unsafe { self.stream.upload_range(chunk, place, &stage.buffer, range) }?;
+            }
+            if let Some(gguf) = self.gives_back {
+                let from = part.first * part.ty.block_bytes();
+                gguf.give_back(part.tensor, from..from + part.data.len());
             }
             stage.copied.record(self.stream)?;
             stage.under_way = part.data.len() as u64;
@@ -285,6 +360,19 @@ impl Shared<'_> {
             after()?;
         }
         Ok(())
+    }
+
+    /// Keeps the sums of what is copied to a place, or of its beginning.
+    fn keep_sums(&self, chunk: usize, at: usize, bytes: &[u8]) {
+        let parts = bytes.chunks(verify::LENGTH).enumerate().map(|(i, part)| Place {
+            chunk,
+            at: at + i * verify::LENGTH,
+            length: part.len(),
+            sum: verify::sum(part),
+        });
+        let most = if self.verify { usize::MAX } else { 1 };
+        let parts: Vec<Place> = parts.take(most).collect();
+        self.sums.lock().unwrap_or_else(PoisonError::into_inner).extend(parts);
     }
 
     /// Waits for the copy of a stage.
@@ -350,6 +438,21 @@ mod tests {
         TensorType::Q6_K,
     ];
 
+    /// A file with some tensor.
+    fn gguf() -> Gguf {
+        let writer = crate::gguf::GgufWriter::new().tensor("x", TensorType::F32, &[1], vec![0; 4]);
+        Gguf::from_bytes(writer.to_bytes().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn chunks_have_whole_weights_and_at_most_a_gibibyte() {
+        let mut chunks = Chunks::default();
+        let places: Vec<_> = [1, CHUNK / 2, CHUNK / 2, 300, CHUNK * 2, 5].map(|n| chunks.part(n).unwrap()).into();
+        assert_eq!(places, [(0, 0), (0, 256), (1, 0), (1, CHUNK / 2), (2, 0), (3, 0)]);
+        assert_eq!(chunks.0.iter().map(Layout::bytes).collect::<Vec<_>>()[2], CHUNK * 2);
+        assert_eq!(chunks.part(usize::MAX).unwrap_err().kind(), ErrorKind::OutOfMemory);
+    }
+
     #[test]
     fn planes_are_a_permutation_of_every_block() {
         for ty in ALL {
@@ -369,7 +472,8 @@ mod tests {
             let (block_bytes, blocks) = (ty.block_bytes(), 2 * (STAGE / ty.block_bytes()) + 3);
             let data: Vec<u8> = (0..blocks * block_bytes).map(|i| (i ^ i >> 8 ^ i >> 16) as u8).collect();
             let mut parts = Vec::new();
-            Part::cut(ty, false, &data, ALIGN, &mut parts).unwrap();
+            let gguf = gguf();
+            Part::cut(ty, false, (&gguf.tensors()[0], &data), (0, ALIGN), &mut parts).unwrap();
             assert_eq!(parts.len(), 3);
             let mut device = vec![0; ALIGN + planar_bytes(ty, blocks * ty.block_len()).unwrap()];
             let mut stage = vec![0; STAGE];
@@ -393,7 +497,8 @@ mod tests {
     fn long_vectors_are_cut_too() {
         let values: Vec<f32> = (0..STAGE / 4 + 5).map(|i| i as f32).collect();
         let mut parts = Vec::new();
-        Part::cut(TensorType::F32, true, bytemuck::cast_slice(&values), 0, &mut parts).unwrap();
+        let gguf = gguf();
+        Part::cut(TensorType::F32, true, (&gguf.tensors()[0], bytemuck::cast_slice(&values)), (0, 0), &mut parts).unwrap();
         let mut stage = vec![0f32; STAGE / 4];
         let mut ends = Vec::new();
         for part in &parts {

@@ -1,5 +1,6 @@
 //! The driver's functions for graphs, which old versions do not have.
 
+use super::neighbours::{BesideCapture, OF_CAPTURES};
 use super::{Handle, Status};
 use crate::{Error, ErrorKind, Result};
 use libloading::Library;
@@ -21,7 +22,8 @@ fn check(status: Status, what: &str) -> Result<()> {
     if status == 0 {
         return Ok(());
     }
-    Err(Error::new(ErrorKind::Device, format!("{what}: the driver reports error {status}")))
+    let error = Error::new(ErrorKind::Device, format!("{what}: the driver reports error {status}"));
+    Err(if OF_CAPTURES.contains(&status) { error.with_source(BesideCapture) } else { error })
 }
 
 /// The calls only pass on what they are given, so their promises are the callers'.

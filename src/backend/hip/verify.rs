@@ -1,0 +1,120 @@
+//! Whether the weights on a device are what was sent: a sum of each part is kept, and compared with what comes back.
+
+use super::device::Device;
+use super::memory::{DeviceBuffer, HostBuffer, Stream};
+use crate::{Error, ErrorKind, Result};
+use std::sync::Arc;
+
+/// Passes after which a place is looked at: what it takes is not to be seen in their time.
+const EVERY: usize = 64;
+/// Bytes of a place at most.
+pub(super) const LENGTH: usize = 64 << 10;
+/// Places that are kept where not all of the weights are to be verified.
+pub(super) const FEW: usize = 64;
+
+/// A place among the weights, and the sum of its bytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    pub(super) chunk: usize,
+    pub(super) at: usize,
+    pub(super) length: usize,
+    pub(super) sum: u64,
+}
+
+/// A sum that each single bit changes, in four independent parts, which are fast.
+pub(super) fn sum(bytes: &[u8]) -> u64 {
+    const PRIME: u64 = 0x9e37_79b9_7f4a_7c15;
+    let step = |sum: u64, word: u64| (sum ^ word).wrapping_mul(PRIME).rotate_left(29);
+    let mut sums = [1, 2, 3, 4];
+    let (blocks, rest) = bytes.as_chunks::<32>();
+    for block in blocks {
+        for (sum, word) in sums.iter_mut().zip(block.as_chunks::<8>().0) {
+            *sum = step(*sum, u64::from_le_bytes(*word));
+        }
+    }
+    let all = sums.into_iter().fold(bytes.len() as u64, step);
+    rest.iter().fold(all, |sum, &byte| step(sum, u64::from(byte)))
+}
+
+/// Compares a place with what is there now.
+fn compare(device: &Device, stream: &Stream, weights: &[DeviceBuffer], place: &Place, host: &mut HostBuffer) -> Result<()> {
+    let bug = || Error::new(ErrorKind::Device, "a place to verify is not among the weights: a bug in wavelm");
+    let Place { chunk, at, length, sum: expected } = *place;
+    stream.download(weights.get(chunk).ok_or_else(bug)?, at, host, length)?;
+    if sum(host.as_slice().get(..length).ok_or_else(bug)?) == expected {
+        return Ok(());
+    }
+    let text = format!("the memory of {} is damaged: {length} bytes of the weights are not what was sent", device.name);
+    Err(Error::new(ErrorKind::Device, text))
+}
+
+/// Looks at the weights while they are used.
+pub(super) struct Canary {
+    device: Arc<Device>,
+    places: Vec<Place>,
+    /// The next one, and passes since the last one.
+    next: usize,
+    passes: usize,
+    host: HostBuffer,
+}
+
+impl Canary {
+    /// Compares all places with what is there now, if that is asked for; later one after the other.
+    ///
+    /// # Errors
+    /// `Device`, where they differ, and what the driver reports.
+    pub(super) fn new(
+        device: &Arc<Device>,
+        stream: &Stream,
+        weights: &[DeviceBuffer],
+        places: Vec<Place>,
+        all_now: bool,
+    ) -> Result<Self> {
+        let mut host = HostBuffer::new(device, LENGTH)?;
+        if all_now {
+            let began = std::time::Instant::now();
+            places.iter().try_for_each(|place| compare(device, stream, weights, place, &mut host))?;
+            let bytes: usize = places.iter().map(|place| place.length).sum();
+            log::debug!("{}: {} MiB of weights verified in {:?}", device.name, bytes >> 20, began.elapsed());
+        }
+        Ok(Self { device: Arc::clone(device), places, next: 0, passes: 0, host })
+    }
+
+    /// Counts a pass, and looks at a place after some of them.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub(super) fn look(&mut self, stream: &Stream, weights: &[DeviceBuffer]) -> Result<()> {
+        self.passes += 1;
+        if self.passes < EVERY {
+            return Ok(());
+        }
+        self.passes = 0;
+        let Some(place) = self.places.get(self.next % self.places.len().max(1)) else { return Ok(()) };
+        self.next = self.next.wrapping_add(1);
+        compare(&self.device, stream, weights, place, &mut self.host)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_bit_and_each_exchange_changes_the_sum() {
+        let bytes: Vec<u8> = (0..101).map(|i| (i * 7) as u8).collect();
+        let whole = sum(&bytes);
+        for bit in 0..bytes.len() * 8 {
+            let mut damaged = bytes.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert_ne!(sum(&damaged), whole, "bit {bit}");
+        }
+        for other in [&bytes[..100], &bytes[1..], &[bytes.as_slice(), &[0]].concat()] {
+            assert_ne!(sum(other), whole);
+        }
+        let mut exchanged = bytes.clone();
+        exchanged.swap(8, 16);
+        assert_ne!(sum(&exchanged), whole);
+        assert_ne!(sum(&[]), sum(&[0]));
+    }
+}
