@@ -98,8 +98,7 @@ impl Request {
         let mut report = DeviceReport::choose(self.device)?;
         let Self { kv_type, precision, patience, .. } = *self;
         let (verify, refuses_spill) = (false, false);
-        let options =
-            |gpu| HipOptions { gpu, kv_type, precision, threads: 1, patience, verify, refuses_spill };
+        let options = |gpu| HipOptions { gpu, kv_type, precision, threads: 1, patience, verify, refuses_spill };
         while let Device::Hip(gpu) = report.device() {
             match hip::self_test(&options(gpu), &program) {
                 Ok(()) => break,

@@ -56,7 +56,9 @@ impl Spill {
                 continue;
             }
             let name = &self.device.name;
-            let text = format!("{name} reads weights {slower:.0} times slower than other memory: it is full, and uses the system's");
+            let text = format!(
+                "{name} reads weights {slower:.0} times slower than other memory: it is full, and uses the system's"
+            );
             if refuses {
                 return Err(Error::new(ErrorKind::OutOfMemory, text));
             }

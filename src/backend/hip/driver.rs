@@ -267,9 +267,9 @@ impl Driver {
         let timing = TimingFunctions::find(&library).inspect_err(|e| log::debug!("{name}: no times: {e}")).ok();
         let overlap = OverlapFunctions::find(&library).ok().filter(|_| matches!(vendor, Vendor::Cuda(_)));
         let fill = FillFunctions::find(&library).inspect_err(|e| log::debug!("{name}: cannot fill memory: {e}")).ok();
-        let _library = std::mem::ManuallyDrop::new(Some(library));
         let (capture, flags) = (CaptureFunctions::find(&library).ok(), FlagFunctions::find(&library).ok());
         let bus = BusFunctions::find(&library).ok();
+        let _library = std::mem::ManuallyDrop::new(Some(library));
         let (own_health, health) = Default::default();
         Ok(Self {
             functions,

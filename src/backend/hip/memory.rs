@@ -277,7 +277,7 @@ impl Stream {
         }
         match self.device.driver()?.fill() {
             // SAFETY: so many are inside of the buffer; the rest is the caller's promise.
-            Some(fill) if words > 0 => unsafe { fill.words(to.start, word, words, self.stream) },
+            Some(fill) if words > 0 => unsafe { fill.words(to.start, word, words, self.handle()) },
             _ => Ok(()),
         }
     }

@@ -88,7 +88,9 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("wavelm-room-{}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
         assert_eq!(regions(&folder), None);
-        for (name, value) in [("vram_total", "512\n"), ("vram_used", "100\n"), ("gtt_total", "4096\n"), ("gtt_used", "5000\n")] {
+        for (name, value) in
+            [("vram_total", "512\n"), ("vram_used", "100\n"), ("gtt_total", "4096\n"), ("gtt_used", "5000\n")]
+        {
             fs::write(folder.join(format!("mem_info_{name}")), value).unwrap();
         }
         assert_eq!(regions(&folder), Some(Regions { own: 412, shared: 0 }));

@@ -134,7 +134,9 @@ fn probe_fails_in_both_ways(
     is_without.store(true, Ordering::Relaxed);
     let failed = probe_fails(probe, device, modules, kv_type)?;
     match failed {
-        None => log::warn!("{}: passes are not captured in graphs, which compute something else: {reason}", device.name),
+        None => {
+            log::warn!("{}: passes are not captured in graphs, which compute something else: {reason}", device.name)
+        }
         Some(_) => is_without.store(false, Ordering::Relaxed),
     }
     Ok(failed)

@@ -37,7 +37,13 @@ pub(super) fn sum(bytes: &[u8]) -> u64 {
 }
 
 /// Compares a place with what is there now.
-fn compare(device: &Device, stream: &Stream, weights: &[DeviceBuffer], place: &Place, host: &mut HostBuffer) -> Result<()> {
+fn compare(
+    device: &Device,
+    stream: &Stream,
+    weights: &[DeviceBuffer],
+    place: &Place,
+    host: &mut HostBuffer,
+) -> Result<()> {
     let bug = || Error::new(ErrorKind::Device, "a place to verify is not among the weights: a bug in wavelm");
     let Place { chunk, at, length, sum: expected } = *place;
     stream.download(weights.get(chunk).ok_or_else(bug)?, at, host, length)?;

@@ -8,8 +8,8 @@ use crate::gguf::{Gguf, TensorInfo, TensorType};
 use crate::model::program::Program;
 use crate::{Error, ErrorKind, Result, memory as host_memory, quant};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::ScopedJoinHandle;
 
 /// Bytes of a pinned buffer, of which each thread has two.
@@ -152,7 +152,8 @@ impl Weights {
     /// The address of weight number `index`.
     pub(super) fn address(&self, index: usize) -> Result<u64> {
         let place = self.places.get(index).and_then(|(chunk, at)| Some((self.chunks.get(*chunk)?, *at)));
-        let (chunk, at) = place.ok_or_else(|| Error::new(ErrorKind::Device, "a weight is not known: a bug in wavelm"))?;
+        let (chunk, at) =
+            place.ok_or_else(|| Error::new(ErrorKind::Device, "a weight is not known: a bug in wavelm"))?;
         Ok(chunk.start() + at as u64)
     }
 
@@ -337,9 +338,10 @@ impl Shared<'_> {
             let stage = if turn % 2 == 0 { a } else { b };
             self.finish(stage)?;
             after()?;
-            let chunk = self.chunks.get(part.chunk).ok_or_else(|| {
-                Error::new(ErrorKind::Device, "a weight has no memory: a bug in wavelm")
-            })?;
+            let chunk = self
+                .chunks
+                .get(part.chunk)
+                .ok_or_else(|| Error::new(ErrorKind::Device, "a weight has no memory: a bug in wavelm"))?;
             for (place, range) in part.fill(stage.buffer.as_mut_slice())? {
                 if number.is_multiple_of(self.every) {
                     self.keep_sums(part.chunk, place, stage.buffer.as_slice().get(range.clone()).unwrap_or_default());
@@ -498,7 +500,8 @@ mod tests {
         let values: Vec<f32> = (0..STAGE / 4 + 5).map(|i| i as f32).collect();
         let mut parts = Vec::new();
         let gguf = gguf();
-        Part::cut(TensorType::F32, true, (&gguf.tensors()[0], bytemuck::cast_slice(&values)), (0, 0), &mut parts).unwrap();
+        Part::cut(TensorType::F32, true, (&gguf.tensors()[0], bytemuck::cast_slice(&values)), (0, 0), &mut parts)
+            .unwrap();
         let mut stage = vec![0f32; STAGE / 4];
         let mut ends = Vec::new();
         for part in &parts {
