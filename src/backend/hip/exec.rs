@@ -37,6 +37,8 @@ pub(super) struct Executor {
     graphs: Graphs,
     /// How many tokens the last pass had, and how long it took: so will the next one of as many.
     last_pass: (usize, Duration),
+    /// How many passes there were.
+    passes: usize,
     /// Whether kernels are chosen so that all of them are tested, not for speed.
     pub(super) tests: bool,
     // The stream comes before the memory that its work uses: it is waited for when it is dropped.
@@ -78,6 +80,7 @@ impl Executor {
             page_bytes,
             graphs: Graphs::new(device),
             last_pass: Default::default(),
+            passes: 0,
             tests: false,
             stream,
             buffers,
@@ -99,6 +102,10 @@ impl Executor {
 
     pub(super) fn weight_bytes(&self) -> usize {
         self.weights.bytes()
+    }
+
+    pub(super) fn passes(&self) -> usize {
+        self.passes
     }
 
     pub(super) fn stream(&self) -> &Stream {
@@ -145,6 +152,7 @@ impl Executor {
         let time = if tokens == batch.tokens() { time } else { Duration::ZERO };
         let waited = self.stream.wait_about(time, self.slowest(batch));
         self.last_pass = (batch.tokens(), began.elapsed());
+        self.passes = self.passes.wrapping_add(1);
         queued.and(waited)?;
         self.weights.look(&self.stream)
     }
