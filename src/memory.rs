@@ -2,7 +2,11 @@
 //! here, so that memory that cannot be had is an error of the kind [`OutOfMemory`](ErrorKind::OutOfMemory) and never
 //! ends the process.
 
+mod available;
+
 use crate::{Error, ErrorKind, Result};
+pub(crate) use available::available_memory;
+use memmap2::MmapMut;
 use std::alloc::Layout;
 use std::collections::{BinaryHeap, HashMap};
 use std::fmt::Display;
@@ -14,6 +18,38 @@ pub(crate) fn out_of_memory(what: impl Display, bytes: usize) -> Error {
     Error::new(ErrorKind::OutOfMemory, format!("no memory for {what}: {bytes} bytes cannot be had"))
 }
 
+/// Compares a large amount with what the control groups of this process leave: Linux grants all that is asked for, and ends the
+/// process when it uses more than that.
+///
+/// # Errors
+/// `OutOfMemory`.
+fn check(bytes: usize, what: impl Display) -> Result<()> {
+    /// Less is not worth asking for: the answer takes some 50 microseconds.
+    const LARGE: usize = 1 << 20;
+    /// What is left for all that is smaller.
+    const SPARE: u64 = 4 << 20;
+    if bytes < LARGE {
+        return Ok(());
+    }
+    match available::left_by_groups() {
+        Some(left) if left < (bytes as u64).saturating_add(SPARE) => {
+            let text =
+                format!("no memory for {what}: {bytes} bytes do not fit the {left} that the control group leaves");
+            Err(Error::new(ErrorKind::OutOfMemory, text))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Zeros in pages of their own.
+///
+/// # Errors
+/// `OutOfMemory`.
+pub(crate) fn mapped(bytes: usize, what: impl Display) -> Result<MmapMut> {
+    check(bytes, &what)?;
+    MmapMut::map_anon(bytes).map_err(|error| out_of_memory(what, bytes).with_source(error))
+}
+
 /// Makes room for `more` values behind those of `values`, and for more than that, so that pushing one by one takes
 /// linear time.
 ///
@@ -21,12 +57,18 @@ pub(crate) fn out_of_memory(what: impl Display, bytes: usize) -> Error {
 /// `OutOfMemory`; `values` is as before.
 pub(crate) fn reserve<T>(values: &mut Vec<T>, more: usize, what: impl Display) -> Result<()> {
     let len = values.len();
+    if more > values.capacity() - len {
+        check(bytes_of::<T>(more), &what)?;
+    }
     values.try_reserve(more).map_err(|_| out_of_memory(what, bytes_of::<T>(len.saturating_add(more))))
 }
 
 /// As [`reserve`], without spare room.
 pub(crate) fn reserve_exact<T>(values: &mut Vec<T>, more: usize, what: impl Display) -> Result<()> {
     let len = values.len();
+    if more > values.capacity() - len {
+        check(bytes_of::<T>(more), &what)?;
+    }
     values.try_reserve_exact(more).map_err(|_| out_of_memory(what, bytes_of::<T>(len.saturating_add(more))))
 }
 
@@ -36,6 +78,9 @@ pub(crate) fn reserve_exact<T>(values: &mut Vec<T>, more: usize, what: impl Disp
 /// `OutOfMemory`; `text` is as before.
 pub(crate) fn reserve_text(text: &mut String, more: usize, what: impl Display) -> Result<()> {
     let len = text.len();
+    if more > text.capacity() - len {
+        check(more, &what)?;
+    }
     text.try_reserve(more).map_err(|_| out_of_memory(what, len.saturating_add(more)))
 }
 

@@ -54,7 +54,7 @@ impl Storage {
     pub fn read(path: &Path, reading: &mut Reading<'_>) -> Result<Self> {
         let Some((mut file, bytes)) = open(path)? else { return Self::from_vec(Vec::new()) };
         let len = usize::try_from(bytes).map_err(|_| memory::out_of_memory("the file", usize::MAX))?;
-        let mut map = MmapMut::map_anon(len).map_err(|error| no_memory("read", bytes, error))?;
+        let mut map = memory::mapped(len, "the file").map_err(|error| no_memory("read", bytes, error))?;
         for part in map.chunks_mut(STEP) {
             file.read_exact(part).map_err(|error| match error.kind() {
                 io::ErrorKind::UnexpectedEof => {
@@ -148,10 +148,10 @@ fn open(path: &Path) -> Result<Option<(File, u64)>> {
     Ok((bytes > 0).then_some((file, bytes)))
 }
 
-fn no_memory(what: &str, bytes: u64, error: io::Error) -> Error {
+fn no_memory(what: &str, bytes: u64, error: impl std::error::Error + Send + Sync + 'static) -> Error {
     let message = format!(
-        "no memory to {what} the file: {bytes} bytes cannot be had; allow the process more (ulimit -v), or use a smaller \
-         model"
+        "no memory to {what} the file: {bytes} bytes cannot be had; allow the process more (ulimit -v, the limit of its \
+         container), or use a smaller model"
     );
     Error::new(ErrorKind::OutOfMemory, message).with_source(error)
 }

@@ -1,7 +1,6 @@
 //! The CPU backend: a team of threads walks the lowered program together.
 
 pub(crate) mod attention;
-pub(crate) mod available;
 pub(crate) mod cores;
 mod exec;
 pub(crate) mod isa;

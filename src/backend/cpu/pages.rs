@@ -26,12 +26,13 @@ struct Page {
 impl Page {
     /// Zeros. A layer of the model reads some hundred kilobytes of each cache page, so that small pages of memory would need an
     /// address translation every few kilobytes, which caches have forgotten by the next token: large ones are asked for.
-    fn new(bytes: usize) -> std::io::Result<Self> {
+    fn new(bytes: usize) -> Result<Self> {
+        const WHAT: &str = "a cache page";
         if bytes < LARGE {
-            return Ok(Self { map: MmapMut::map_anon(bytes)?, start: 0 });
+            return Ok(Self { map: memory::mapped(bytes, WHAT)?, start: 0 });
         }
         // What is mapped besides, so that it can start where a large page does, is never touched.
-        let map = MmapMut::map_anon(bytes.saturating_add(LARGE))?;
+        let map = memory::mapped(bytes.saturating_add(LARGE), WHAT)?;
         let start = map.as_ptr().align_offset(LARGE).min(LARGE);
         // No harm is done where there are none.
         #[cfg(target_os = "linux")]

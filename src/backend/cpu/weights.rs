@@ -5,11 +5,11 @@
 //! was copied is given back, so that a process holds each weight once, and when nothing of the file is needed any more, it
 //! is let go of: what happens to it then does not matter. Files in memory are put in order where they lie, at once.
 
-use super::available::available_memory;
 use super::isa::Isa;
 use super::matmul::{self, Matrix, ROW_STEP};
 use super::team::{Items, Progress, Team};
 use crate::gguf::Gguf;
+use crate::memory::available_memory;
 use crate::model::Precision;
 use crate::model::program::{Op, Program, Weight, WeightInfo};
 use crate::{Error, ErrorKind, Result, memory};
@@ -132,7 +132,7 @@ impl Weights {
                 continue;
             };
             let matrix = of(&gguf, info)?;
-            let Ok(mut bytes) = MmapMut::map_anon(matrix.bytes_of(0..matrix.rows()).len()) else {
+            let Ok(mut bytes) = memory::mapped(matrix.bytes_of(0..matrix.rows()).len(), "a copy of a matrix") else {
                 // The file serves as well, and is kept.
                 waiting.clear();
                 return Ok(());

@@ -6,7 +6,7 @@
 
 use super::device::Device;
 use crate::Result;
-use crate::backend::cpu::available::available_memory;
+use crate::memory::available_memory;
 use std::fs;
 use std::path::Path;
 

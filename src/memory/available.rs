@@ -12,6 +12,24 @@ pub(crate) fn available_memory() -> Option<u64> {
     None // only Linux tells without a system library
 }
 
+/// What the limits of this process's control groups leave in bytes; `None` where there are none. Linux ends a process that
+/// uses more.
+#[cfg(target_os = "linux")]
+pub(super) fn left_by_groups() -> Option<u64> {
+    use std::sync::OnceLock;
+    /// More than any machine has: version 1 says so where there is no limit.
+    const UNLIMITED: u64 = 1 << 60;
+    // Most processes have no limits, and never ask again.
+    static HAS_LIMITS: OnceLock<bool> = OnceLock::new();
+    let left = || linux::cgroups(std::path::Path::new("/")).filter(|&left| left < UNLIMITED);
+    if *HAS_LIMITS.get_or_init(|| left().is_some()) { left() } else { None }
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn left_by_groups() -> Option<u64> {
+    None
+}
+
 #[cfg(target_os = "linux")]
 mod linux {
     use std::path::{Component, Path, PathBuf};
@@ -71,7 +89,7 @@ mod linux {
     };
 
     /// What the control groups of this process leave.
-    fn cgroups(root: &Path) -> Option<u64> {
+    pub(super) fn cgroups(root: &Path) -> Option<u64> {
         let (groups, mounts) = (read(root, "proc/self/cgroup")?, read(root, "proc/self/mountinfo")?);
         let left = |kind: &Kind| {
             let path = groups.lines().find_map(|line| kind.path(line))?;
