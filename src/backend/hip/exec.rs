@@ -184,14 +184,15 @@ impl Executor {
         logits: &DeviceBuffer,
         cancel: &Canceller,
     ) -> Result<()> {
-        // SAFETY: every pass waits for the stream at its end, also where it fails.
+        // What a pass does not write is then seen when it is read, or drawn from: also where a whole graph does nothing. First,
+        // so that the device does it while the inputs are gathered.
+        // SAFETY: every pass waits for the stream at its end, also where it fails, and the caller has the logits for itself.
+        unsafe { self.stream.fill(logits, UNWRITTEN.to_bits(), self.result_len(batch)) }?;
+        // SAFETY: as above.
         let inputs = unsafe {
             let counters = self.buffers.counters;
             self.inputs.upload(&self.device, &self.stream, &self.program, batch, &self.tile_sizes, counters)
         }?;
-        // What a pass does not write is then seen when it is read, or drawn from: also where a whole graph does nothing.
-        // SAFETY: as above, and the caller has the logits for itself.
-        unsafe { self.stream.fill(logits, UNWRITTEN.to_bits(), self.result_len(batch)) }?;
         let key = Key::new(&inputs, pages.start(), logits.start());
         // Events between the launches would be part of the graph.
         let key = key.filter(|_| self.stream.timer().is_none());
