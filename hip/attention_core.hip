@@ -233,9 +233,9 @@ DEVICE void attend_core(const f32 *q, const u8 *pool, const u32 *table, const u3
 #endif
 #define STAMP(name, type, n)                                                                                           \
   CORE_KERNEL(attend_core_##name##_##n,                                                                                \
-                    (const f32 *q, const u8 *pool, const u32 *table, const u32 *token_tables, const u32 *positions,    \
-                     const u32 *tiles, f32 *out, u32 heads, u32 kv_heads, u32 k_dim, u32 v_dim, f32 scale,             \
-                     f32 softcap, u32 window, u32 table_len, u64 layer_offset, u64 page_bytes)) {                      \
+              (const f32 *q, const u8 *pool, const u32 *table, const u32 *token_tables, const u32 *positions,          \
+               const u32 *tiles, f32 *out, u32 heads, u32 kv_heads, u32 k_dim, u32 v_dim, f32 scale,                   \
+               f32 softcap, u32 window, u32 table_len, u64 layer_offset, u64 page_bytes)) {                            \
     attend_core<type, n>(q, pool, table, token_tables, positions, tiles, out, {heads, kv_heads, k_dim, v_dim}, scale,  \
                          softcap, window, table_len, layer_offset, page_bytes);                                        \
   }

@@ -534,30 +534,30 @@ DEVICE void matvec_floats(const u8 *w, const f32 *x, f32 *out, const f32 *bias, 
 #endif
 #define THREE(name, format, other, n, blocks)                                                                          \
   FOR_BLOCKS(matvec_three_##name##_##n, MATVEC_THREADS, blocks,                                                        \
-                    (const u8 *w0, const u8 *w1, const u8 *w2, const i8 *q, const u32 *groups, f32 *out0, f32 *out1,   \
-                     f32 *out2, const f32 *bias0, const f32 *bias1, const f32 *bias2, u32 rows0, u32 rows1, u32 rows2, \
-                     u32 columns, u32 count, const f32 *squares, f32 eps)) {                                           \
+             (const u8 *w0, const u8 *w1, const u8 *w2, const i8 *q, const u32 *groups, f32 *out0, f32 *out1,          \
+              f32 *out2, const f32 *bias0, const f32 *bias1, const f32 *bias2, u32 rows0, u32 rows1, u32 rows2,        \
+              u32 columns, u32 count, const f32 *squares, f32 eps)) {                                                  \
     Columns x = {q, groups, columns, count, squares, eps};                                                             \
     matvec_three<format, other, n>(w0, w1, w2, x, out0, out1, out2, bias0, bias1, bias2, rows0, rows1, rows2);         \
   }
 #define STAMP_N(name, format, n)                                                                                       \
   FOR_BLOCKS(matvec_##name##_##n, MATVEC_THREADS, (BLOCKS<format, n>),                                                 \
-                    (const u8 *w, const i8 *q, const u32 *groups, f32 *out, const f32 *bias, const f32 *residual,      \
-                     u32 rows, u32 columns, u32 count, const f32 *squares, f32 eps)) {                                 \
+             (const u8 *w, const i8 *q, const u32 *groups, f32 *out, const f32 *bias, const f32 *residual,             \
+              u32 rows, u32 columns, u32 count, const f32 *squares, f32 eps)) {                                        \
     Columns x = {q, groups, columns, count, squares, eps};                                                             \
     let_next_begin();                                                                                                  \
     matvec_quantized<format, n>(w, x, out, bias, residual, row_of_wave(0), rows);                                      \
   }                                                                                                                    \
   THREE(name, format, format, n, (BLOCKS<format, n>))                                                                  \
   FOR_BLOCKS(matvec_glu_##name##_##n, GLU_THREADS, (GLU_BLOCKS<format, n>),                                            \
-                    (const u8 *gate, const u8 *up, const i8 *q, const u32 *groups, f32 *out, i8 *out_q,                \
-                     u32 *out_groups, u32 gelu, u32 rows, u32 columns, u32 count, const f32 *squares, f32 eps)) {      \
+             (const u8 *gate, const u8 *up, const i8 *q, const u32 *groups, f32 *out, i8 *out_q,                       \
+              u32 *out_groups, u32 gelu, u32 rows, u32 columns, u32 count, const f32 *squares, f32 eps)) {             \
     Columns x = {q, groups, columns, count, squares, eps};                                                             \
     matvec_glu<format, n>(gate, up, x, out, out_q, out_groups, gelu, rows);                                            \
   }                                                                                                                    \
   FOR_BLOCKS(matvec_residual_##name##_##n, RESIDUAL_THREADS(n), 1,                                                     \
-         (const u8 *w, const i8 *q, const u32 *groups, f32 *x, const f32 *bias, const f32 *norm, i8 *out_q,            \
-          u32 *out_groups, f32 *squares, u32 rows, u32 columns, u32 count)) {                                          \
+             (const u8 *w, const i8 *q, const u32 *groups, f32 *x, const f32 *bias, const f32 *norm, i8 *out_q,        \
+              u32 *out_groups, f32 *squares, u32 rows, u32 columns, u32 count)) {                                      \
     Columns columns_of_x = {q, groups, columns, count, nullptr, 0.0f};                                                 \
     matvec_residual<format, n, RESIDUAL_THREADS(n) / WAVE>(w, columns_of_x, x, bias, norm, out_q, out_groups, squares, \
                                                            rows);                                                      \
