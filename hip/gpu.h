@@ -108,9 +108,10 @@ typedef u32 u32_alias __attribute__((may_alias));
 #define KERNEL_FOR_WAVES(name, threads, waves, parameters)                                                             \
   extern "C" __attribute__((global, amdgpu_flat_work_group_size(threads, threads),                                     \
                             amdgpu_waves_per_eu(waves, waves))) void name parameters
-// As few as there are where each has all the registers that it may have.
+// As few as there are where each has all the registers that it may have. Of 1536, which are given out by 24, six waves
+// would have 240 each.
 #define KERNEL_FOR_BLOCKS(name, threads, blocks, parameters)                                                           \
-  KERNEL_FOR_WAVES(name, threads, REGISTERS / 256, parameters)
+  KERNEL_FOR_WAVES(name, threads, (REGISTERS == 1536 ? 5 : REGISTERS / 256), parameters)
 #else
 #define KERNEL(name, threads, parameters)                                                                              \
   extern "C" __attribute__((global, launch_bounds(threads))) void name parameters
