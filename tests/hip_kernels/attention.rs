@@ -554,7 +554,9 @@ fn weights_far_below_the_largest_count_where_subnormal_halves_are_zeros() {
                 assert_near(&out, &expected, &[0.2], 4e-3, &format!("wave {}, {kernel}, {splits} splits", sim.wave));
             }
             let kernel = format!("attend_core_{name}_64");
-            let out = sim.flushing(|| attend_prompt(sim, &cache, &kernel, 64, &q, &tokens, &[0..tokens.len()]));
+            let all = 0..tokens.len();
+            let ranges = std::slice::from_ref(&all);
+            let out = sim.flushing(|| attend_prompt(sim, &cache, &kernel, 64, &q, &tokens, ranges));
             assert_near(&out, &expected, &[0.2], 4e-3, &format!("wave {}, {kernel}", sim.wave));
         }
     }
