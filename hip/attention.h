@@ -25,6 +25,18 @@ struct Scoring {
   MEMBER f32 finish(f32 dot) const { return cap > 0.0f ? cap * tanh_fast(dot) : dot; }
 };
 
+// What a weight of the softmax is measured from on its way to matrix cores, as a half: exp2(score - base). The largest
+// is 2^14, so that weights are normal halves down to 2^-28 of it. Those below are lost on gfx90a, whose matrix cores take
+// subnormal halves for zeros, and thousands of them weigh. Sums of weights are as much larger, which divides out.
+// NVIDIA's GPUs read all halves; their weights stay at 1 and below.
+DEVICE f32 weight_base(f32 highest) {
+#if GPU_NVIDIA
+  return highest;
+#else
+  return highest - 14.0f;
+#endif
+}
+
 // The first position that a query sees.
 DEVICE u32 first_visible(u32 position, u32 window) {
   return window && position + 1 > window ? position + 1 - window : 0;

@@ -5,8 +5,8 @@
 //   heads of up to 64 / heads_in_tile tokens at consecutive positions, whose first and number are in `tiles` [..][2].
 //   Grid (tiles, kv_heads * ceil(group / heads_in_tile)).
 //
-// Queries become f16 with a power of two for each, keys and values are f16 or become it, weights are f16 in 0..1.
-// Scores, sums and the softmax are f32.
+// Queries become f16 with a power of two for each, keys and values are f16 or become it, weights are f16 (see
+// weight_base). Scores, sums and the softmax are f32.
 
 #include "attention.h"
 #include "fragments.h"
@@ -136,7 +136,7 @@ DEVICE void attend_core(const f32 *q, const u8 *pool, const u32 *table, const u3
         if (COLUMNS > 128) keep_order();
       }
     }
-    if (STAGES == 1) barrier();
+    if (STAGES == 1) shared_barrier();
   };
 
   Accumulator values[STEPS * BLOCKS] = {};
@@ -145,7 +145,7 @@ DEVICE void attend_core(const f32 *q, const u8 *pool, const u32 *table, const u3
   u32 page = start / PAGE_LEN, last_page = (end - 1) / PAGE_LEN;
   load_keys(page, 0);
   store_keys(0);
-  barrier();
+  shared_barrier();
   UNROLL_BY(1) for (; page <= last_page; page++) {
     Accumulator scores[BLOCKS] = {};
     UNROLL for (u32 step = 0; step < STEPS; step++) {
@@ -156,7 +156,7 @@ DEVICE void attend_core(const f32 *q, const u8 *pool, const u32 *table, const u3
       multiply(queries + step * TILE_CHUNKS, step, scores);
       if (more) store_keys(step + 1);
       else store_values(step + 1);
-      barrier();
+      shared_barrier();
     }
     auto load_next = [&](u32 step) __attribute__((always_inline)) {
       if (step + 1 < STEPS) load_values(page, step + 1);
@@ -189,7 +189,7 @@ DEVICE void attend_core(const f32 *q, const u8 *pool, const u32 *table, const u3
     UNROLL for (u32 i = 0; i < Accumulator::ELEMENTS; i++) {
       u32 m = first + Accumulator::row(i), r = Accumulator::row_of_lane(i);
       UNROLL for (u32 n = 0; n < BLOCKS; n++) {
-        f32 score = scores[n].sums[i], weight = score == LOWEST ? 0.0f : exp2_fast(score - highest[r]);
+        f32 score = scores[n].sums[i], weight = score == LOWEST ? 0.0f : exp2_fast(score - weight_base(highest[r]));
         added[r] += weight;
         u32 slot = n * FRAGMENT + Accumulator::column(i);
         u32x4 *to = weights + swizzled<PAGE_LEN>(m, slot / CHUNK_HALVES);
@@ -208,7 +208,7 @@ DEVICE void attend_core(const f32 *q, const u8 *pool, const u32 *table, const u3
       multiply(weights, STEPS + step, values + step * BLOCKS);
       if (step + 1 < STEPS) store_values(STEPS + step + 1);
       else if (page < last_page) store_keys(0);
-      barrier();
+      shared_barrier();
     }
   }
 
@@ -225,11 +225,17 @@ DEVICE void attend_core(const f32 *q, const u8 *pool, const u32 *table, const u3
   }
 }
 
+#if GPU_AMD
+// Shared memory, not registers, says how many blocks share a compute unit.
+#define CORE_KERNEL(name, parameters) KERNEL(name, CORE_THREADS, parameters)
+#else
+#define CORE_KERNEL(name, parameters) KERNEL_FOR_BLOCKS(name, CORE_THREADS, 2, parameters)
+#endif
 #define STAMP(name, type, n)                                                                                           \
-  KERNEL_FOR_BLOCKS(attend_core_##name##_##n, CORE_THREADS, 2,                                                         \
-                    (const f32 *q, const u8 *pool, const u32 *table, const u32 *token_tables, const u32 *positions,    \
-                     const u32 *tiles, f32 *out, u32 heads, u32 kv_heads, u32 k_dim, u32 v_dim, f32 scale,             \
-                     f32 softcap, u32 window, u32 table_len, u64 layer_offset, u64 page_bytes)) {                      \
+  CORE_KERNEL(attend_core_##name##_##n,                                                                                \
+              (const f32 *q, const u8 *pool, const u32 *table, const u32 *token_tables, const u32 *positions,          \
+               const u32 *tiles, f32 *out, u32 heads, u32 kv_heads, u32 k_dim, u32 v_dim, f32 scale,                   \
+               f32 softcap, u32 window, u32 table_len, u64 layer_offset, u64 page_bytes)) {                            \
     attend_core<type, n>(q, pool, table, token_tables, positions, tiles, out, {heads, kv_heads, k_dim, v_dim}, scale,  \
                          softcap, window, table_len, layer_offset, page_bytes);                                        \
   }

@@ -4,8 +4,8 @@
 //   block takes up to 8 heads. Each wave takes 16 positions at a time, with a maximum and sums of its own, and waits
 //   for no other one before the end.
 //
-// Queries become f16 with a power of two for those of a block, keys and values are f16 or become it, weights are f16 in
-// 0..1. Scores, sums and the softmax are f32.
+// Queries become f16 with a power of two for those of a block, keys and values are f16 or become it, weights are f16
+// (see weight_base). Scores, sums and the softmax are f32.
 
 #include "attention_decode.h"
 #include "fragments.h"
@@ -203,7 +203,7 @@ DEVICE void attend_waves(const f32 *q, const Fresh &fresh, const Cache &cache, c
       sum[h] *= shrinks[h];
       UNROLL for (u32 i = 0; i < ELEMENTS; i++) {
         if (head_of_score(i) != h) continue;
-        weight[i] = weight[i] == LOWEST ? 0.0f : exp2_fast(weight[i] - highest);
+        weight[i] = weight[i] == LOWEST ? 0.0f : exp2_fast(weight[i] - weight_base(highest));
         sum[h] += weight[i];
       }
     }

@@ -209,8 +209,8 @@ DEVICE void multiply_add(const Fragment &a, const Fragment &b, Accumulator &c) {
       u32 word = k % LANE_HALVES / 2, shift = k % 2 * 16, lane = k / LANE_HALVES * 16;
       const u32 *of_a = all + (lane + Accumulator::row(i)) * sim::EXCHANGED;
       const u32 *of_b = all + (lane + Accumulator::column(i)) * sim::EXCHANGED + LANE_HALVES / 2;
-      row_of_a[k] = f16_to_f32((u16)(of_a[word] >> shift));
-      row_of_b[k] = f16_to_f32((u16)(of_b[word] >> shift));
+      row_of_a[k] = f16_to_f32(sim::operand((u16)(of_a[word] >> shift)));
+      row_of_b[k] = f16_to_f32(sim::operand((u16)(of_b[word] >> shift)));
     }
     for (u32 k = 0; k < 16; k++) c.sums[i] += row_of_a[k] * row_of_b[k];
   }

@@ -52,6 +52,28 @@ typedef u32 u32_alias __attribute__((may_alias));
 #error "the simulator's wave size is missing: -DWAVE=32 or -DWAVE=64"
 #endif
 
+// Whether kernels read what they need before they wait for any of it, and compilers leave it at that. On NVIDIA's GPUs
+// they do as they were measured (docs/gpu-performance.md); the simulator runs what AMD's run.
+#if GPU_NVIDIA
+#define READS_EARLY false
+#else
+#define READS_EARLY true
+#endif
+
+#if GPU_AMD
+// Registers of a SIMD unit for each lane, which its waves share. A wave has 256 of them at most here.
+#if defined(__gfx90a__) || defined(__gfx940__) || defined(__gfx941__) || defined(__gfx942__) || defined(__gfx950__) || \
+    defined(__gfx9_4_generic__)
+#define REGISTERS 512
+#elif defined(__GFX9__)
+#define REGISTERS 256
+#elif defined(__gfx1100__) || defined(__gfx1101__) || defined(__gfx1151__) || defined(__GFX12__)
+#define REGISTERS 1536
+#else
+#define REGISTERS 1024
+#endif
+#endif
+
 // ------------------------------------------------------------------------------------------------ keywords
 
 #if GPU_HOST
@@ -64,7 +86,7 @@ typedef u32 u32_alias __attribute__((may_alias));
 #define UNROLL_BY(n)
 // KERNEL(name, threads of a block, (parameters)) { body }
 // KERNEL_FOR_BLOCKS(name, threads of a block, blocks, (parameters)) { body }: so many blocks share a compute unit, and
-// registers need not suffice for more. Without that NVIDIA's assembler saves registers and waits for each load.
+// registers need not suffice for more. Without that compilers save registers and wait for each load.
 #define KERNEL(name, threads, parameters)                                                                              \
   extern "C" void name parameters;                                                                                     \
   static sim::Registration registration_of_##name(#name, threads, &name);                                              \
@@ -81,7 +103,15 @@ typedef u32 u32_alias __attribute__((may_alias));
 #if GPU_AMD
 #define KERNEL(name, threads, parameters)                                                                              \
   extern "C" __attribute__((global, amdgpu_flat_work_group_size(threads, threads))) void name parameters
-#define KERNEL_FOR_BLOCKS(name, threads, blocks, parameters) KERNEL(name, threads, parameters)
+// So many waves share a SIMD unit, of which a compute unit (on RDNA two that share memory) has four: registers need not
+// suffice for more.
+#define KERNEL_FOR_WAVES(name, threads, waves, parameters)                                                             \
+  extern "C" __attribute__((global, amdgpu_flat_work_group_size(threads, threads),                                     \
+                            amdgpu_waves_per_eu(waves, waves))) void name parameters
+// As few as there are where each has all the registers that it may have. Of 1536, which are given out by 24, six waves
+// would have 240 each.
+#define KERNEL_FOR_BLOCKS(name, threads, blocks, parameters)                                                           \
+  KERNEL_FOR_WAVES(name, threads, (REGISTERS == 1536 ? 5 : REGISTERS / 256), parameters)
 #else
 #define KERNEL(name, threads, parameters)                                                                              \
   extern "C" __attribute__((global, launch_bounds(threads))) void name parameters
@@ -105,6 +135,17 @@ DEVICE void barrier() {
   __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup");
 }
 
+// The same, but of what the others wrote they see no more than what is in shared memory: caches stay as they are.
+DEVICE void shared_barrier() {
+#if __clang_major__ >= 20 || (__clang_major__ == 19 && __clang_minor__ >= 1)
+  __builtin_amdgcn_fence(__ATOMIC_RELEASE, "workgroup", "local");
+  __builtin_amdgcn_s_barrier();
+  __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup", "local");
+#else
+  barrier();
+#endif
+}
+
 // The same for the lanes of a wave.
 DEVICE void wave_barrier() {
   __builtin_amdgcn_fence(__ATOMIC_RELEASE, "wavefront");
@@ -120,6 +161,7 @@ DEVICE u32 block_y() { return __nvvm_read_ptx_sreg_ctaid_y(); }
 DEVICE u32 block_z() { return __nvvm_read_ptx_sreg_ctaid_z(); }
 
 DEVICE void barrier() { __syncthreads(); }
+DEVICE void shared_barrier() { __syncthreads(); }
 DEVICE void wave_barrier() { __nvvm_bar_warp_sync(0xffffffffu); }
 
 DEVICE u32 shuffle_from(u32 value, u32 lane) {
@@ -131,6 +173,7 @@ DEVICE u32 block_x() { return sim::block[0]; }
 DEVICE u32 block_y() { return sim::block[1]; }
 DEVICE u32 block_z() { return sim::block[2]; }
 DEVICE void barrier() { sim::barrier(); }
+DEVICE void shared_barrier() { sim::barrier(); }
 DEVICE void wave_barrier() { sim::exchange(nullptr, 0); }
 DEVICE u32 shuffle_from(u32 value, u32 lane) { return sim::shuffle(value, lane); }
 #endif
@@ -224,6 +267,16 @@ DEVICE void keep_order() {
 #endif
 }
 
+// Loads before this are under way before what comes after it begins.
+DEVICE void begin_loads() {
+#if GPU_AMD
+  asm volatile("" ::: "memory");
+#if __has_builtin(__builtin_amdgcn_sched_barrier)
+  __builtin_amdgcn_sched_barrier(0);
+#endif
+#endif
+}
+
 // ------------------------------------------------------------------------------------------------ arithmetic
 
 DEVICE f32 mul_add(f32 a, f32 b, f32 c) { return __builtin_fmaf(a, b, c); }
@@ -277,6 +330,15 @@ DEVICE i32 dot4(u32 a, u32 b, i32 sum) {
   return sum;
 }
 #endif
+
+// a * b, where both fit 24 bits with their signs: AMD's GPUs multiply these at four times the rate.
+DEVICE i32 short_product(i32 a, i32 b) {
+#if GPU_AMD
+  return (a << 8 >> 8) * (b << 8 >> 8);
+#else
+  return a * b;
+#endif
+}
 
 // The dot product of 16 pairs of signed bytes.
 DEVICE i32 dot16(const u32 *a, u32x4 b) {
@@ -352,13 +414,78 @@ template <u32 PAIR> DEVICE u32 halves_of_bytes(u32 q) {
 // All lanes of a wave call these together. `width` is a power of two up to WAVE: lanes of the same aligned group of
 // that many get the same result.
 
-DEVICE f32 shuffle_xor(f32 value, u32 mask) { return f32_of(shuffle_from(bits_of(value), lane_id() ^ mask)); }
+#if GPU_AMD && WAVE == 32
+DEVICE u32 shuffle_xor(u32 value, u32 mask) {
+  if (mask != 16) return shuffle_from(value, lane_id() ^ mask);
+  // Two rows of 16 lanes. The operands are in registers, since the emulator that proves the kernels knows no others of
+  // this instruction. The result is opaque, as compilers move it behind a branch that only some lanes take.
+  i32 low = 0x76543210, high = (i32)0xfedcba98;
+  asm("" : "+s"(low), "+s"(high));
+  return opaque((u32)__builtin_amdgcn_permlanex16((int)value, (int)value, low, high, true, false));
+}
+#else
 DEVICE u32 shuffle_xor(u32 value, u32 mask) { return shuffle_from(value, lane_id() ^ mask); }
-DEVICE i32 shuffle_xor(i32 value, u32 mask) { return (i32)shuffle_from((u32)value, lane_id() ^ mask); }
+#endif
+DEVICE f32 shuffle_xor(f32 value, u32 mask) { return f32_of(shuffle_xor(bits_of(value), mask)); }
+DEVICE i32 shuffle_xor(i32 value, u32 mask) { return (i32)shuffle_xor((u32)value, mask); }
 DEVICE u64 shuffle_xor(u64 value, u32 mask) {
   return (u64)shuffle_xor((u32)(value >> 32), mask) << 32 | shuffle_xor((u32)value, mask);
 }
 
+#if GPU_AMD
+// AMD's GPUs move values within a row of 16 lanes as fast as they add. Through shared memory each step of a sum takes
+// as long as a load from there.
+template <u32 CONTROL> DEVICE u32 moved(u32 value) {
+  u32 result = (u32)__builtin_amdgcn_mov_dpp((int)value, CONTROL, 0xf, 0xf, true);
+  // Both have registers of their own, since the emulator that proves the kernels goes lane by lane: where a result
+  // replaces what it comes from, later lanes would see it.
+  asm volatile("" : "+v"(result) : "v"(value));
+  return result;
+}
+
+// For each lane the value of another one of the group of 2 * mask lanes, from its other half. Where the lanes of each
+// half have the same value, that is all that there is to know.
+DEVICE u32 from_other_half(u32 value, u32 mask) {
+  if (mask == 1) return moved<0xb1>(value);  // quad_perm:[1,0,3,2]
+  if (mask == 2) return moved<0x4e>(value);  // quad_perm:[2,3,0,1]
+  if (mask == 4) return moved<0x141>(value); // row_half_mirror
+  if (mask == 8) return moved<0x128>(value); // row_ror:8
+  return shuffle_xor(value, mask);
+}
+DEVICE f32 from_other_half(f32 value, u32 mask) { return f32_of(from_other_half(bits_of(value), mask)); }
+DEVICE i32 from_other_half(i32 value, u32 mask) { return (i32)from_other_half((u32)value, mask); }
+DEVICE u64 from_other_half(u64 value, u32 mask) {
+  return (u64)from_other_half((u32)(value >> 32), mask) << 32 | from_other_half((u32)value, mask);
+}
+
+// The value of a lane, for all lanes.
+DEVICE u32 from_lane(u32 value, u32 lane) { return (u32)__builtin_amdgcn_readlane((int)value, (int)lane); }
+DEVICE f32 from_lane(f32 value, u32 lane) { return f32_of(from_lane(bits_of(value), lane)); }
+DEVICE i32 from_lane(i32 value, u32 lane) { return (i32)from_lane((u32)value, lane); }
+DEVICE u64 from_lane(u64 value, u32 lane) {
+  return (u64)from_lane((u32)(value >> 32), lane) << 32 | from_lane((u32)value, lane);
+}
+
+// What `both` makes of the values of `width` lanes, two at a time.
+template <class T, class Both> DEVICE T wave_fold(T value, u32 width, const Both &both) {
+  UNROLL for (u32 mask = 1; mask < width; mask *= 2) {
+    if (mask == 16 && width == 64) {
+      // Rows of 16 lanes, which now have the same value each, through scalar registers.
+      T rows[4];
+      UNROLL for (u32 i = 0; i < 4; i++) rows[i] = from_lane(value, 16 * i);
+      return both(both(rows[0], rows[1]), both(rows[2], rows[3]));
+    }
+    value = both(value, from_other_half(value, mask));
+  }
+  return value;
+}
+template <class T> DEVICE T wave_sum(T value, u32 width = WAVE) {
+  return wave_fold(value, width, [](T a, T b) __attribute__((always_inline)) { return a + b; });
+}
+template <class T> DEVICE T wave_max(T value, u32 width = WAVE) {
+  return wave_fold(value, width, [](T a, T b) __attribute__((always_inline)) { return larger(b, a); });
+}
+#else
 template <class T> DEVICE T wave_sum(T value, u32 width = WAVE) {
   UNROLL for (u32 mask = width / 2; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
   return value;
@@ -367,6 +494,7 @@ template <class T> DEVICE T wave_max(T value, u32 width = WAVE) {
   UNROLL for (u32 mask = width / 2; mask > 0; mask /= 2) value = larger(shuffle_xor(value, mask), value);
   return value;
 }
+#endif
 
 // All threads of the block call these together. `scratch` is shared memory for THREADS / WAVE values, and free again
 // after the next barrier.

@@ -2,7 +2,8 @@
 // in one pool, and each sequence has a table of the numbers of its pages. Within a page, a layer is, at an offset that
 // the host chooses, for the keys and then for the values: for each key-value head 64 rows of elements, and for q8_0
 // then the scales (f16), 64 rows of one for each block of 32. Rows are padded with zeros to a multiple of 16 (32 for
-// q8_0) elements, heads to a multiple of 64 bytes: the layout of the CPU's cache.
+// q8_0) elements, heads to a multiple of 64 bytes. The host computes it in src/backend/hip/kv.rs; the CPU's cache has
+// one of its own.
 #pragma once
 
 #include "gpu.h"

@@ -48,11 +48,17 @@ struct Core {
 
 // Adds up what SHARERS waves of a block and all blocks of a tile found for M x N fragments from `token` and `row` on,
 // and stores it. Each of the PLACES that have sums of their own is number `place`; the first of its sharers has the
-// number 0. The rows of the products are tokens, or where WEIGHTS_FIRST rows of weights.
+// number 0. The rows of the products are tokens, or where WEIGHTS_FIRST rows of weights. `memory` is the block's shared
+// memory, which no wave uses any more.
 template <bool WEIGHTS_FIRST, u32 M, u32 N, u32 PLACES, u32 SHARERS>
 DEVICE void finish_core(const Core &core, Accumulator (&sums)[M][N], u32 place, u32 sharer, u32 token, u32 row,
                         f32 *memory) {
+#if READS_EARLY
+  // A word of its own would be 16 bytes beyond half of the shared memory that AMD's compute units have.
+  u32_alias &is_last = *(u32_alias *)memory;
+#else
   SHARED u32 is_last;
+#endif
   // A wave's sums, in parts that lanes next to each other have next to each other.
   const u32 EACH = M * N * Accumulator::ELEMENTS, SUMS = EACH * PLACES * WAVE;
   auto write = [&](f32 *to) __attribute__((always_inline)) {
@@ -72,7 +78,7 @@ DEVICE void finish_core(const Core &core, Accumulator (&sums)[M][N], u32 place, 
   bool is_first = sharer == 0;
   if (SHARERS > 1) {
     if (!is_first) write(memory + (sharer - 1) * SUMS);
-    barrier();
+    shared_barrier();
     UNROLL_BY(1) for (u32 other = 0; is_first && other < SHARERS - 1; other++) add(memory + other * SUMS);
   }
   if (core.splits > 1) {
@@ -92,16 +98,46 @@ DEVICE void finish_core(const Core &core, Accumulator (&sums)[M][N], u32 place, 
     UNROLL_BY(1) for (u32 split = 0; is_first && split < core.splits; split++) add(parts + split * SUMS);
   }
   if (!is_first) return;
+  const u32 ELEMENTS = Accumulator::ELEMENTS;
+  auto place_of_row = [&](u32 m, u32 i) __attribute__((always_inline)) {
+    return (WEIGHTS_FIRST ? row : token) + m * FRAGMENT + Accumulator::row(i);
+  };
+  auto place_of_column = [&](u32 n, u32 i) __attribute__((always_inline)) {
+    return (WEIGHTS_FIRST ? token : row) + n * FRAGMENT + Accumulator::column(i);
+  };
+  // Scales and biases are read all at once, beyond the edges too. A lane's elements of a fragment have one column.
+  const u32 ROWS = READS_EARLY ? M * ELEMENTS : 1, COLUMNS = READS_EARLY ? N : 1;
+  f32 of_rows[ROWS] = {}, of_columns[COLUMNS] = {};
+  if constexpr (READS_EARLY) {
+    auto read = [&](const f32 *from, bool is_row, u32 length) __attribute__((always_inline)) {
+      if (is_row) {
+        UNROLL for (u32 k = 0; k < ROWS; k++) {
+          of_rows[k] = from[smaller(place_of_row(k / ELEMENTS, k % ELEMENTS), length - 1)];
+        }
+      } else {
+        UNROLL for (u32 n = 0; n < COLUMNS; n++) of_columns[n] = from[smaller(place_of_column(n, 0), length - 1)];
+      }
+    };
+    read(core.scales, !WEIGHTS_FIRST, core.count);
+    if (core.bias) read(core.bias, WEIGHTS_FIRST, core.rows);
+    begin_loads();
+  }
   UNROLL for (u32 m = 0; m < M; m++) {
-    UNROLL for (u32 i = 0; i < Accumulator::ELEMENTS; i++) {
-      u32 first = (WEIGHTS_FIRST ? row : token) + m * FRAGMENT + Accumulator::row(i);
+    UNROLL for (u32 i = 0; i < ELEMENTS; i++) {
+      u32 first = place_of_row(m, i);
       if (first >= (WEIGHTS_FIRST ? core.rows : core.count)) continue;
       UNROLL for (u32 n = 0; n < N; n++) {
-        u32 second = (WEIGHTS_FIRST ? token : row) + n * FRAGMENT + Accumulator::column(i);
+        u32 second = place_of_column(n, i);
         if (second >= (WEIGHTS_FIRST ? core.count : core.rows)) continue;
         u32 from = WEIGHTS_FIRST ? second : first, to = WEIGHTS_FIRST ? first : second;
-        f32 sum = sums[m][n].sums[i] * core.scales[from];
-        core.out[(u64)from * core.rows + to] = sum + (core.bias ? core.bias[to] : 0.0f);
+        if constexpr (READS_EARLY) {
+          f32 of_row = of_rows[m * ELEMENTS + i], of_column = of_columns[n];
+          f32 scale = WEIGHTS_FIRST ? of_column : of_row, bias = WEIGHTS_FIRST ? of_row : of_column;
+          core.out[(u64)from * core.rows + to] = sums[m][n].sums[i] * scale + bias;
+        } else {
+          f32 sum = sums[m][n].sums[i] * core.scales[from];
+          core.out[(u64)from * core.rows + to] = sum + (core.bias ? core.bias[to] : 0.0f);
+        }
       }
     }
   }
@@ -168,7 +204,7 @@ template <class W> DEVICE void matmul_tile(const Core &core) {
     load(share.begin, staged);
     store(share.begin, staged);
   }
-  barrier();
+  shared_barrier();
   UNROLL_BY(1) for (u32 unit = share.begin; unit < share.end; unit++) {
     if (unit + 1 < share.end) load(unit + 1, staged);
     const u32x4 *tile = memory + unit % 2 * STAGE;
@@ -181,10 +217,10 @@ template <class W> DEVICE void matmul_tile(const Core &core) {
       }
     }
     if (unit + 1 < share.end) store(unit + 1, staged);
-    barrier();
+    shared_barrier();
   }
   finish_core<false, M, N, CORE_THREADS / WAVE, 1>(core, sums, wave_id(), 0, first_token + wave_token,
-                                                   core.first_row + wave_row, nullptr);
+                                                   core.first_row + wave_row, (f32 *)memory);
 }
 
 // TOKENS columns: a wave decodes its rows, some units of each at a time, in registers; activations go through shared
@@ -269,7 +305,7 @@ DEVICE void matmul_waves(const Core &core) {
     load_activations(share.begin);
     store(share.begin);
   }
-  barrier();
+  shared_barrier();
   UNROLL_BY(1) for (u32 step = share.begin; step < share.end; step++) {
     typename W::Raw now[OF_LANE][M][LANE_ROWS];
     UNROLL for (u32 i = 0; i < OF_LANE; i++) {
@@ -309,7 +345,7 @@ DEVICE void matmul_waves(const Core &core) {
       }
     }
     store(step + 1);
-    barrier();
+    shared_barrier();
   }
   finish_core<true, M, N, PLACES, SHARERS>(core, sums, place, sharer, first_token, first_row, (f32 *)memory);
 }

@@ -24,6 +24,9 @@ unsigned int block[3];
 
 namespace {
 
+// Whether matrix cores take subnormal halves for zero, in launches of this thread.
+thread_local bool flushes = getenv("WAVELM_SIM_FLUSH") != nullptr;
+
 // ------------------------------------------------------------------------------------------------ fibers
 
 // A stack and the place where it goes on.
@@ -223,6 +226,8 @@ unsigned int shuffle(unsigned int value, unsigned int lane) {
   return exchange(&value, 1)[lane * EXCHANGED];
 }
 
+unsigned short operand(unsigned short bits) { return flushes && (bits & 0x7c00u) == 0 ? bits & 0x8000u : bits; }
+
 float f16_to_f32(unsigned short bits) {
   // A half moved to f32's place is 2^112 times too small, subnormals included.
   unsigned int magnitude = (bits & 0x7fffu) << 13;
@@ -259,6 +264,9 @@ unsigned short f32_to_f16(float value) {
 
 // The lanes of a wave.
 extern "C" unsigned int wavelm_sim_wave() { return WAVE; }
+
+// Whether matrix cores take subnormal halves for zero, in launches of the thread that calls this.
+extern "C" void wavelm_sim_flush(int flushes) { sim::flushes = flushes != 0; }
 
 // The threads of a block of this kernel; 0 where there is no such kernel.
 extern "C" unsigned int wavelm_sim_threads(const char *name) {

@@ -22,6 +22,10 @@ unsigned int shuffle(unsigned int value, unsigned int lane);
 const unsigned int EXCHANGED = 16;
 const unsigned int *exchange(const unsigned int *words, unsigned int count);
 
+// What matrix cores take a half for: itself, or zero where it is subnormal and the thread that launched the kernel
+// asked for that by wavelm_sim_flush, as MI200 does (gfx90a).
+unsigned short operand(unsigned short bits);
+
 float f16_to_f32(unsigned short bits);
 unsigned short f32_to_f16(float value);
 

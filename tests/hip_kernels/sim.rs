@@ -90,6 +90,16 @@ impl Sim {
         threads(name.as_ptr())
     }
 
+    /// Runs `body` with matrix cores that take subnormal halves for zero, as those of gfx90a do.
+    pub fn flushing<T>(&self, body: impl FnOnce() -> T) -> T {
+        // SAFETY: the signature is that of the simulator's function.
+        let flush = unsafe { self.library.get::<extern "C" fn(c_int)>(b"wavelm_sim_flush").unwrap() };
+        flush(1);
+        let result = body();
+        flush(0);
+        result
+    }
+
     /// Runs a kernel.
     ///
     /// # Panics

@@ -1,7 +1,8 @@
 """The half of emuhip that runs kernels: packs arguments by the code object's metadata and emulates launches.
 
-Two limits of tinygrad's emulator are lifted in memory: it refuses halves on some processors and takes subnormal numbers
-for zero.
+Limits of tinygrad's emulator are lifted in memory: it refuses halves on some processors, takes subnormal numbers for
+zero, takes halves in registers from v128 on for upper halves on processors that have none, and multiplies all bits of
+numbers of 24.
 """
 
 import bisect
@@ -23,6 +24,29 @@ GUARD = 256
 LOG = open(os.environ.get("EMU_LOG", os.devnull), "a", buffering=1)
 
 
+# What a field of 24 bits is, which the emulator does not know.
+SIGNED_24 = """    dt = DTYPES.get(field)
+    if field == 'i24' and base.dtype.itemsize == 4:
+      bits = base if base.dtype == dtypes.uint32 else base.bitcast(dtypes.uint32)
+      negative = ((bits >> _u32(23)) & _u32(1)).ne(_u32(0))
+      return negative.where(bits | _u32(0xFF000000), bits & _u32(0xFFFFFF)).bitcast(dtypes.int)
+    if dt is None: return base
+"""
+
+
+def patched(name, changes):
+    """A module of the emulator with other text in some places."""
+    path = os.path.join(os.environ["TINYGRAD"], *name.split(".")) + ".py"
+    module = importlib.util.module_from_spec(importlib.util.spec_from_file_location(name, path))
+    sys.modules[name] = module
+    with open(path) as file:
+        text = file.read()
+    for old, new in changes:
+        text = text.replace(old, new)
+    exec(compile(text, path, "exec"), module.__dict__)
+    return module
+
+
 def emulator():
     """The emulator's run_asm, with the limits lifted."""
     for renderer in vars(llvmir).values():
@@ -30,12 +54,11 @@ def emulator():
             def with_half(self, of=renderer.supported_dtypes):
                 return of(self) | {dtypes.half}
             renderer.supported_dtypes = with_half
-    name, path = "test.mockgpu.amd.emu", os.path.join(os.environ["TINYGRAD"], "test/mockgpu/amd/emu.py")
-    module = importlib.util.module_from_spec(importlib.util.spec_from_file_location(name, path))
-    sys.modules[name] = module
-    with open(path) as file:
-        exec(compile(file.read().replace("ftz_bits = 0x8040", "ftz_bits = 0"), path, "exec"), module.__dict__)
-    return module.run_asm
+    patched("test.mockgpu.amd.pcode", [("    dt = DTYPES.get(field)\n    if dt is None: return base\n", SIGNED_24)])
+    halves = [(text, text.replace("bits['", "'cdna' not in type(inst).__module__ and bits['", 1)) for text in (
+        "write_hi_half = bits['d'] == 16", "vsrc1_hi = bits['s0'] == 16", "  if bits['s0'] == 16:  # src0 >= 384",
+        "    if bits['s0'] == 16:\n      vsrc1_hi")]
+    return patched("test.mockgpu.amd.emu", [("ftz_bits = 0x8040", "ftz_bits = 0"), *halves]).run_asm
 
 
 run_asm = emulator()

@@ -75,6 +75,17 @@ struct Tile {
     kernel: Kernel,
 }
 
+/// Threads in a block of the products with `n` columns that are added, as hip/matvec.hip has them: as many as have
+/// registers. GCN and CDNA before gfx90a have half as many for waves of 64.
+fn residual_threads(arch: &str, n: usize) -> u32 {
+    let few = arch.starts_with("gfx9") && !["gfx90a", "gfx94", "gfx95"].iter().any(|a| arch.starts_with(a));
+    match (few, n) {
+        (false, 1) => 1024,
+        (false, _) | (true, 1) => 512,
+        (true, _) => 256,
+    }
+}
+
 /// Columns, weight rows and blocks on a compute unit of matrix-core products, in the order of their columns.
 const TILES: [(usize, usize, usize); 4] = [(16, 64, 2), (32, 128, 2), (64, 128, 1), (128, 128, 2)];
 /// Blocks that share a tile at most.
@@ -199,11 +210,7 @@ impl Finder<'_> {
             }
             Step::Residual { product, .. } => {
                 let name = |n: &usize| format!("matvec_residual_{}_{n}", self.type_name(product.weight));
-                let threads = |n| match (self.device.wave, n) {
-                    (64, _) => 256,
-                    (_, 1) => 1024,
-                    _ => 512,
-                };
+                let threads = |n| residual_threads(&self.device.arch, n);
                 let few = |n: &usize| self.modules.kernel("matvec", &name(n), threads(*n));
                 Ok(Kernels::Residual {
                     few: MATVEC_COLUMNS.iter().map(few).collect::<Result<_>>()?,
@@ -462,5 +469,33 @@ mod tests {
         assert_eq!(columns(28672, 65), 128);
         assert_eq!([1, 32, 128, 132, 133, 4000].map(|tiles| splits(tiles, 4096, 264)), [8, 8, 2, 2, 1, 1]);
         assert_eq!([64, 1024, 1536].map(|columns| splits(32, columns, 264)), [1, 2, 3]);
+    }
+
+    /// The threads that a kernel was compiled for: in an object's notes, a number of two bytes before its name.
+    fn compiled_threads(code: &[u8], kernel: &str) -> Option<u32> {
+        let name = [b"\xa5.name", &[0xa0 | kernel.len() as u8][..], kernel.as_bytes()].concat();
+        let at = code.windows(name.len()).position(|window| window == name)?;
+        match code.get(at.checked_sub(3)?..at)? {
+            [0xcd, high, low] => Some(u32::from(*high) << 8 | u32::from(*low)),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn blocks_have_as_many_threads_as_they_were_compiled_for() {
+        const ARCHITECTURES: [&str; 12] = [
+            "gfx900", "gfx906", "gfx908", "gfx90a", "gfx942", "gfx1010", "gfx1030", "gfx1031", "gfx1100", "gfx1102",
+            "gfx1151", "gfx1201",
+        ];
+        for arch in ARCHITECTURES {
+            // There are none in a build without kernels.
+            let found = super::super::objects::find("matvec", arch).ok().and_then(|mut all| all.next());
+            let Some(Ok(object)) = found else { continue };
+            for n in MATVEC_COLUMNS {
+                let kernel = format!("matvec_residual_q4_k_{n}");
+                let compiled = compiled_threads(&object.code, &kernel);
+                assert_eq!(compiled, Some(residual_threads(arch, n)), "{kernel} for {arch}");
+            }
+        }
     }
 }
