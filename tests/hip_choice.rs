@@ -53,7 +53,7 @@ const TAKEN: &str = "wavelm simulator\n";
 const REFUSED: &str = "something else\n";
 
 fn assert_runs_on_the_gpu() {
-    let model = Tiny::default().load(Model::options().threads(1));
+    let model = Tiny::default().load(simulator::options().threads(1));
     assert_eq!(model.device(), Device::Hip(0), "{}", model.device_report());
     greedy(&mut model.session().unwrap(), &tokens(1, 5), 2).unwrap();
 }
@@ -85,11 +85,11 @@ fn where_all_is_refused_the_first_reason_is_said() {
     const TEST: &str = "where_all_is_refused_the_first_reason_is_said";
     if std::env::var_os(WAVE).is_some() {
         let gguf = || Gguf::from_bytes(Tiny::default().file()).unwrap();
-        let error = Model::options().device(Device::hip(0)).load_gguf(gguf()).unwrap_err();
+        let error = simulator::options().device(Device::hip(0)).load_gguf(gguf()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Device);
         let text = error.to_string();
         assert!(text.contains("gfx1102.hsaco") && text.contains("reports error 200"), "{text}");
-        assert_eq!(Model::options().load_gguf(gguf()).unwrap().device(), Device::Cpu);
+        assert_eq!(simulator::options().load_gguf(gguf()).unwrap().device(), Device::Cpu);
         return;
     }
     let Some((_, library)) = simulator::libraries().first() else { return };
@@ -167,7 +167,7 @@ fn no_gpu_is_listed_that_does_not_exist() {
     const TEST: &str = "no_gpu_is_listed_that_does_not_exist";
     if std::env::var_os(WAVE).is_some() {
         let devices = wavelm::devices();
-        let model = Tiny::default().load(Model::options().threads(1));
+        let model = Tiny::default().load(simulator::options().threads(1));
         let report = model.device_report().to_string();
         // Where the kernel knows a GPU, it is listed with the reason.
         if devices.len() == 1 {

@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::simulator::{Faults, compiler, simulated};
+use common::simulator::{self, Faults, compiler, simulated};
 use common::{Tiny, greedy, tokens};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -71,7 +71,7 @@ impl Runtime {
 }
 
 fn options(device: Device) -> LoadOptions {
-    Model::options().threads(1).device(device).kv_type(KvType::F32)
+    simulator::options().threads(1).device(device).kv_type(KvType::F32)
 }
 
 /// An event while a kernel hangs, as it does after a fault: nobody waits for the deadline of 30 seconds.

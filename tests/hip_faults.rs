@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::simulator::{Faults, GARBAGE, KINDS, NAN, NOTHING, WRONG, simulated};
+use common::simulator::{self, Faults, GARBAGE, KINDS, NAN, NOTHING, WRONG, simulated};
 use common::{Tiny, difference, greedy, logits, tokens};
 use std::sync::{Arc, Mutex};
 use wavelm::gguf::{Gguf, TensorType};
@@ -21,7 +21,7 @@ fn exact() -> Tiny {
 }
 
 fn options(device: Device) -> LoadOptions {
-    Model::options().threads(1).device(device).kv_type(KvType::F32)
+    simulator::options().threads(1).device(device).kv_type(KvType::F32)
 }
 
 /// Options that collect the events of the model.
@@ -111,7 +111,7 @@ fn a_moved_session_goes_on_as_one_of_the_cpu_does() {
         let tiny = Tiny { ty: TensorType::Q4_K, embed: 256, head_dim: 64, feed_forward: 256, ..Tiny::default() };
         let prompt = tokens(1, 20);
         for kv_type in [KvType::F16, KvType::Q8_0] {
-            let options = |device| Model::options().threads(1).device(device).kv_type(kv_type);
+            let options = |device| simulator::options().threads(1).device(device).kv_type(kv_type);
             let cpu = tiny.load(options(Device::Cpu));
             for k in [0, 1, 5] {
                 let (model, sampler) = (tiny.load(options(Device::Auto)), Sampler::greedy());
@@ -495,14 +495,14 @@ fn assert_blames(corrupt: &str, tiny: &Tiny, kv_type: KvType, blamed: &str) {
     let test = std::thread::current().name().unwrap().to_owned();
     simulated(&test, &[("WAVELM_SIM_CORRUPT", corrupt)], || {
         let gguf = || Gguf::from_bytes(tiny.file()).unwrap();
-        let model = Model::options().threads(1).kv_type(kv_type).load_gguf(gguf()).unwrap();
+        let model = simulator::options().threads(1).kv_type(kv_type).load_gguf(gguf()).unwrap();
         let report = model.device_report().to_string();
         assert_eq!(model.device(), Device::Cpu, "{report}");
         let reason = format!("hip:0 failed its self-test: {blamed}");
         assert!(report.contains(&reason), "{report}");
         greedy(&mut model.session().unwrap(), &[1, 2, 3], 2).unwrap();
         // The device is out of use, not only for this model and not only once.
-        let error = Model::options().device(Device::hip(0)).load_gguf(gguf()).unwrap_err();
+        let error = simulator::options().device(Device::hip(0)).load_gguf(gguf()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Device);
         assert!(error.to_string().contains(&reason), "{error}");
     });

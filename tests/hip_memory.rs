@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::simulator::{Faults, simulated};
+use common::simulator::{self, Faults, simulated};
 use common::{Tiny, difference, greedy, logits, tokens};
 use wavelm::gguf::{Gguf, TensorType};
 use wavelm::{Device, ErrorKind, KvType, LoadOptions, Model, Placement};
@@ -20,7 +20,7 @@ fn large() -> Tiny {
 }
 
 fn options(device: Device) -> LoadOptions {
-    Model::options().threads(1).device(device).kv_type(KvType::F32)
+    simulator::options().threads(1).device(device).kv_type(KvType::F32)
 }
 
 fn load(tiny: &Tiny, options: LoadOptions) -> wavelm::Result<Model> {

@@ -5,18 +5,18 @@
 
 mod common;
 
-use common::simulator::{Faults, simulated};
+use common::simulator::{self, Faults, simulated};
 use common::{Tiny, greedy, tokens};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use wavelm::gguf::TensorType;
-use wavelm::{Device, KvType, LoadOptions, Model};
+use wavelm::{Device, KvType, LoadOptions};
 
 fn tiny() -> Tiny {
     Tiny { ty: TensorType::F32, layers: 1, context: 2048, ..Tiny::default() }
 }
 
 fn options(device: Device) -> LoadOptions {
-    Model::options().threads(1).device(device).kv_type(KvType::F32)
+    simulator::options().threads(1).device(device).kv_type(KvType::F32)
 }
 
 #[test]

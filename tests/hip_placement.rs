@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::simulator::{Faults, simulated};
+use common::simulator::{self, Faults, simulated};
 use common::{Tiny, difference, greedy, logits, tokens};
 use wavelm::gguf::{Gguf, TensorType};
 use wavelm::{Device, ErrorKind, KvType, LoadOptions, Model, Placement, Prompt};
@@ -18,7 +18,7 @@ fn tiny(arch: &'static str) -> Tiny {
 }
 
 fn options(device: Device) -> LoadOptions {
-    Model::options().threads(1).device(device).kv_type(KvType::F32)
+    simulator::options().threads(1).device(device).kv_type(KvType::F32)
 }
 
 /// Prompts of several lengths, on pages that are shared and copied.

@@ -13,7 +13,7 @@ mod profile;
 #[path = "hip_simulator/sampling.rs"]
 mod sampling;
 
-use common::simulator::{WAVE, simulated};
+use common::simulator::{self, WAVE, simulated};
 use common::{Tiny, difference, greedy, logits, tokens};
 use wavelm::gguf::{Gguf, TensorType};
 use wavelm::{Device, ErrorKind, KvType, Model, Precision, Prompt};
@@ -24,7 +24,7 @@ const INT8: f32 = 4e-2;
 
 /// Prompts of several lengths, which use the kernels for few and for many columns, with and without splits.
 fn assert_agrees(tiny: &Tiny, kv_type: KvType, tolerance: f32) {
-    let load = |device| tiny.load(Model::options().device(device).kv_type(kv_type).threads(1));
+    let load = |device| tiny.load(simulator::options().device(device).kv_type(kv_type).threads(1));
     let (gpu, cpu) = (load(Device::hip(0)), load(Device::Cpu));
     let (mut gpu, mut cpu) = (gpu.session().unwrap(), cpu.session().unwrap());
     for (seed, count) in [(1, 3), (2, 1), (3, 70), (4, 20), (5, 1), (6, 7)] {
@@ -74,7 +74,7 @@ fn prompts_on_matrix_cores_are_near_the_reference() {
     simulated("prompts_on_matrix_cores_are_near_the_reference", &[], || {
         for ty in [TensorType::Q4_0, TensorType::Q8_0, TensorType::BF16] {
             let tiny = Tiny { ty, ..Tiny::default() };
-            let options = || Model::options().kv_type(KvType::F32).threads(1);
+            let options = || simulator::options().kv_type(KvType::F32).threads(1);
             let gpu = tiny.load(options().device(Device::hip(0)));
             let cpu = tiny.load(options().device(Device::Cpu).precision(Precision::Reference));
             // One for each tile, and more than a pass takes. The last nine are too many for 8-bit activations, too.
@@ -97,7 +97,8 @@ fn the_reference_precision_is_that_of_the_cpu() {
     simulated("the_reference_precision_is_that_of_the_cpu", &[], || {
         for ty in [TensorType::Q4_0, TensorType::Q8_0] {
             let tiny = Tiny { ty, ..Tiny::default() };
-            let load = |device| tiny.load(Model::options().device(device).precision(Precision::Reference).threads(1));
+            let load =
+                |device| tiny.load(simulator::options().device(device).precision(Precision::Reference).threads(1));
             let (gpu, cpu) = (load(Device::hip(0)), load(Device::Cpu));
             for count in [1, 5, 70] {
                 let logits = |model: &Model| logits(&mut model.session().unwrap(), &tokens(9, count));
@@ -114,7 +115,7 @@ fn the_reference_precision_is_that_of_the_cpu() {
 fn sessions_share_fork_and_work_at_the_same_time() {
     simulated("sessions_share_fork_and_work_at_the_same_time", &[], || {
         let tiny = Tiny { layers: 1, ..Tiny::default() };
-        let model = tiny.load(Model::options());
+        let model = tiny.load(simulator::options());
         assert_eq!(model.device(), Device::Hip(0), "{}", model.device_report());
         let mut first = model.session().unwrap();
         let prompt = tokens(1, 100);
@@ -162,12 +163,12 @@ fn what_the_driver_says_is_reported() {
 #[test]
 fn a_library_without_devices_leaves_the_cpu_and_says_so() {
     simulated("a_library_without_devices_leaves_the_cpu_and_says_so", &[("WAVELM_SIM_DEVICES", "0")], || {
-        let model = Tiny::default().load(Model::options());
+        let model = Tiny::default().load(simulator::options());
         assert_eq!(model.device(), Device::Cpu);
         let report = model.device_report().to_string();
         assert!(report.contains("finds no device"), "{report}");
         let gguf = Gguf::from_bytes(Tiny::default().file()).unwrap();
-        let error = Model::options().device(Device::hip(0)).load_gguf(gguf).unwrap_err();
+        let error = simulator::options().device(Device::hip(0)).load_gguf(gguf).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Device);
         assert!(error.to_string().contains("finds no device"), "{error}");
     });
@@ -176,12 +177,12 @@ fn a_library_without_devices_leaves_the_cpu_and_says_so() {
 #[test]
 fn too_little_memory_leaves_the_cpu_and_says_so() {
     simulated("too_little_memory_leaves_the_cpu_and_says_so", &[("WAVELM_SIM_MEMORY", "100000")], || {
-        let model = Tiny::default().load(Model::options());
+        let model = Tiny::default().load(simulator::options());
         assert_eq!(model.device(), Device::Cpu);
         let report = model.device_report().to_string();
         assert!(report.contains("do not fit the memory"), "{report}");
         let gguf = Gguf::from_bytes(Tiny::default().file()).unwrap();
-        let error = Model::options().device(Device::hip(0)).load_gguf(gguf).unwrap_err();
+        let error = simulator::options().device(Device::hip(0)).load_gguf(gguf).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::OutOfMemory, "{error}");
     });
 }

@@ -69,6 +69,11 @@ fn build(compiler: &str, wave: u32) -> PathBuf {
 /// Set in the processes that the tests start. By hand, with the name of one test, it runs that test on a real GPU.
 pub const WAVE: &str = "WAVELM_TEST_WAVE";
 
+/// Options for simulated devices. On a busy machine these are slow, and no test of theirs is about a device that hangs.
+pub fn options() -> wavelm::LoadOptions {
+    wavelm::Model::options().device_timeout(std::time::Duration::from_secs(600))
+}
+
 /// Runs `body` in a process of its own for each wave size, with the simulator for a driver.
 pub fn simulated(test: &str, variables: &[(&str, &str)], body: impl FnOnce()) {
     if std::env::var_os(WAVE).is_some() {

@@ -1,7 +1,7 @@
 //! Weights go to a simulated GPU by several threads, while somebody watches.
 
 use super::common::{Random, Tiny};
-use crate::common::simulator::{Faults, KINDS, simulated};
+use crate::common::simulator::{self, Faults, KINDS, simulated};
 use crate::common::{difference, greedy, logits, tokens};
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,7 +22,7 @@ fn load(tiny: &Tiny, threads: usize, options: LoadOptions) -> wavelm::Result<Mod
 fn long_matrices_arrive_whole() {
     simulated("loading::long_matrices_arrive_whole", &[], || {
         let rows = [Device::hip(0), Device::Cpu].map(|device| {
-            let model = load(&wide(), 3, Model::options().device(device)).unwrap();
+            let model = load(&wide(), 3, simulator::options().device(device)).unwrap();
             logits(&mut model.session().unwrap(), &[5])
         });
         assert!(difference(&rows[0], &rows[1]) < 2e-3);
@@ -36,7 +36,7 @@ fn progress_counts_what_is_on_the_device() {
         for threads in [1, 3] {
             let heard = Arc::new(Mutex::new(Vec::new()));
             let watcher = Arc::clone(&heard);
-            let options = Model::options().on_progress(move |progress| {
+            let options = simulator::options().on_progress(move |progress| {
                 watcher.lock().unwrap().push(progress);
                 progress.go_on()
             });
@@ -63,12 +63,12 @@ fn loading_ends_where_the_caller_says() {
                 if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             };
             // The CPU is no way out.
-            let error = load(&wide(), threads, Model::options().on_progress(stop)).err().unwrap();
+            let error = load(&wide(), threads, simulator::options().on_progress(stop)).err().unwrap();
             assert_eq!(error.kind(), ErrorKind::Cancelled, "{error}");
             assert_eq!(faults.held(), nothing);
         }
         let panics = |progress: Progress| if progress.bytes > 0 { panic!("the caller's") } else { progress.go_on() };
-        let caught = catch_unwind(AssertUnwindSafe(|| load(&wide(), 3, Model::options().on_progress(panics))));
+        let caught = catch_unwind(AssertUnwindSafe(|| load(&wide(), 3, simulator::options().on_progress(panics))));
         assert!(caught.is_err());
         assert_eq!(faults.held(), nothing);
     });
@@ -81,17 +81,17 @@ fn a_fault_in_any_thread_leaks_nothing() {
         let tiny = Tiny { layers: 1, context: 128, ..Tiny::default() };
         let prompt = tokens(1, 5);
         let text = |model: Model| greedy(&mut model.session().unwrap(), &prompt, 2).unwrap();
-        let expected = text(load(&tiny, 3, Model::options().device(Device::Cpu)).unwrap());
+        let expected = text(load(&tiny, 3, simulator::options().device(Device::Cpu)).unwrap());
         let nothing = faults.held();
         let mut random = Random(1);
         for kind in ["alloc", "copy", "sync"].map(|name| KINDS.iter().position(|kind| *kind == name).unwrap()) {
             faults.fail(kind, 0);
-            drop(load(&tiny, 3, Model::options()).unwrap());
+            drop(load(&tiny, 3, simulator::options()).unwrap());
             let calls = faults.calls(kind) as usize;
             assert!(calls > 5, "{} was called {calls} times", KINDS[kind]);
             for _ in 0..10 {
                 faults.fail(kind, 1 + random.below(calls) as u64);
-                assert_eq!(text(load(&tiny, 3, Model::options()).unwrap()), expected);
+                assert_eq!(text(load(&tiny, 3, simulator::options()).unwrap()), expected);
                 assert_eq!(faults.held(), nothing, "{} leaks", KINDS[kind]);
             }
         }

@@ -1,13 +1,13 @@
 //! Kernels are timed on a simulated GPU, and its copies.
 
 use super::common::Tiny;
-use crate::common::simulator::{Faults, simulated};
+use crate::common::simulator::{self, Faults, simulated};
 use crate::common::{greedy, logits, tokens};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::{Command, Output};
-use wavelm::{Device, ErrorKind, KernelTime, Model, Prompt};
+use wavelm::{Device, ErrorKind, KernelTime, Prompt};
 
 const LAUNCH: usize = 2;
 const SYNC: usize = 4;
@@ -25,7 +25,7 @@ fn launches(kernels: &[KernelTime]) -> BTreeMap<&str, u64> {
 fn each_launch_is_counted_and_nothing_else_changes() {
     simulated("profile::each_launch_is_counted_and_nothing_else_changes", &[], || {
         let faults = Faults::new();
-        let model = Tiny::default().load(Model::options().device(Device::hip(0)));
+        let model = Tiny::default().load(simulator::options().device(Device::hip(0)));
         let prompt = tokens(1, 200);
         let run = || {
             let mut session = model.session().unwrap();
@@ -64,18 +64,18 @@ fn each_launch_is_counted_and_nothing_else_changes() {
 fn a_profile_ends_with_its_work_and_has_none_beside_it() {
     simulated("profile::a_profile_ends_with_its_work_and_has_none_beside_it", &[], || {
         let faults = Faults::new();
-        let model = Tiny::default().load(Model::options());
+        let model = Tiny::default().load(simulator::options());
         greedy(&mut model.session().unwrap(), &tokens(1, 20), 3).unwrap();
         let held = faults.held();
         let (inner, _) = model.profile(|| model.profile(|| ()).unwrap_err().kind()).unwrap();
         assert_eq!(inner, ErrorKind::InvalidInput);
         assert!(catch_unwind(AssertUnwindSafe(|| model.profile(|| panic!("the caller's")))).is_err());
         assert_eq!(faults.held(), held);
-        let cpu = Tiny::default().load(Model::options().device(Device::Cpu));
+        let cpu = Tiny::default().load(simulator::options().device(Device::Cpu));
         let error = cpu.profile(|| panic!("there is nothing to run")).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported);
         // What is split is timed where the GPU runs it: one of two layers.
-        let split = Tiny::default().load(Model::options().placement(wavelm::Placement::Layers(1)));
+        let split = Tiny::default().load(simulator::options().placement(wavelm::Placement::Layers(1)));
         let (_, kernels) = split.profile(|| logits(&mut split.session().unwrap(), &[1])).unwrap();
         assert_eq!(launches(&kernels).get("attend_decode"), Some(&1), "{kernels:?}");
     });
@@ -86,7 +86,7 @@ fn a_fault_during_a_profile_is_what_it_is_without_one() {
     simulated("profile::a_fault_during_a_profile_is_what_it_is_without_one", &[], || {
         let faults = Faults::new();
         let tiny = Tiny { layers: 1, ..Tiny::default() };
-        let load = |device| tiny.load(Model::options().threads(1).device(device));
+        let load = |device| tiny.load(simulator::options().threads(1).device(device));
         drop(load(Device::hip(0)));
         let nothing = faults.held();
         let text = greedy(&mut load(Device::Cpu).session().unwrap(), &tokens(1, 20), 3).unwrap();

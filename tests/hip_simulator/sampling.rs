@@ -2,10 +2,10 @@
 //! a row of logits coming back.
 
 use super::common::{EOS, Random, Tiny, VOCAB};
-use crate::common::simulator::{Faults, simulated};
+use crate::common::simulator::{self, Faults, simulated};
 use std::collections::BTreeSet;
 use wavelm::sampler::SamplerBuilder;
-use wavelm::{Device, ErrorKind, Model, Prompt, Sampler, Session};
+use wavelm::{Device, ErrorKind, Prompt, Sampler, Session};
 
 const TOKENS: usize = 6;
 
@@ -82,7 +82,7 @@ fn samplers() -> Vec<SamplerBuilder> {
 #[test]
 fn sessions_draw_what_the_cpu_sampler_draws() {
     simulated("sampling::sessions_draw_what_the_cpu_sampler_draws", &[], || {
-        let model = Tiny { layers: 1, ..Tiny::default() }.load(Model::options());
+        let model = Tiny { layers: 1, ..Tiny::default() }.load(simulator::options());
         assert_eq!(model.device(), Device::Hip(0), "{}", model.device_report());
         let (mut session, mut other) = (model.session().unwrap(), model.session().unwrap());
         let (mut random, mut different) = (Random(9), BTreeSet::new());
@@ -101,7 +101,7 @@ fn sessions_draw_what_the_cpu_sampler_draws() {
 fn only_choices_come_back() {
     simulated("sampling::only_choices_come_back", &[], || {
         let driver = Faults::new();
-        let model = Tiny { layers: 1, ..Tiny::default() }.load(Model::options());
+        let model = Tiny { layers: 1, ..Tiny::default() }.load(simulator::options());
         let mut session = model.session().unwrap();
         let prompt: Vec<u32> = (20..40).collect();
         let mut downloaded = |sampler: SamplerBuilder| {
@@ -129,7 +129,7 @@ fn only_choices_come_back() {
 fn idle_sessions_leave_nothing_queued() {
     simulated("sampling::idle_sessions_leave_nothing_queued", &[], || {
         let driver = Faults::new();
-        let model = Tiny { layers: 1, ..Tiny::default() }.load(Model::options());
+        let model = Tiny { layers: 1, ..Tiny::default() }.load(simulator::options());
         assert_eq!(driver.queued(), 0);
         let mut session = model.session().unwrap();
         session.feed(&Prompt::from_tokens((0..100).collect::<Vec<_>>())).unwrap();
@@ -151,7 +151,7 @@ fn errors_are_those_of_the_cpu_sampler() {
     simulated("sampling::errors_are_those_of_the_cpu_sampler", &[], || {
         let tiny = Tiny { layers: 1, ..Tiny::default() };
         let texts = [Device::hip(0), Device::Cpu].map(|device| {
-            let model = tiny.load(Model::options().device(device).threads(1));
+            let model = tiny.load(simulator::options().device(device).threads(1));
             let mut session = model.session().unwrap();
             let all_banned = (0..VOCAB as u32).fold(Sampler::builder(), SamplerBuilder::ban);
             let outside = Sampler::builder().logit_bias(VOCAB as u32, 1.0);
@@ -171,7 +171,7 @@ fn errors_are_those_of_the_cpu_sampler() {
 #[test]
 fn sessions_of_one_model_draw_at_the_same_time() {
     simulated("sampling::sessions_of_one_model_draw_at_the_same_time", &[], || {
-        let model = Tiny { layers: 1, ..Tiny::default() }.load(Model::options());
+        let model = Tiny { layers: 1, ..Tiny::default() }.load(simulator::options());
         let sampler = |seed| Sampler::builder().repetition_penalty(1.1).seed(seed).build().unwrap();
         let run = |seed| generated(&mut model.session().unwrap(), &[3, 1, 4], &sampler(seed)).unwrap();
         let alone: Vec<_> = (0..4).map(run).collect();

@@ -214,6 +214,14 @@ impl Device {
         self.patience.limit(expected)
     }
 
+    /// What is said where a wait of so long was in vain.
+    pub(super) fn no_answer(&self, limit: Duration) -> String {
+        match self.patience.total() {
+            None => format!("{} did not answer for {limit:.1?}", self.name),
+            Some(total) => format!("{} did not answer for {total:.1?}, all waits of its self-test together", self.name),
+        }
+    }
+
     /// Counts a time that somebody waited.
     pub(super) fn spend(&self, time: Duration) {
         self.patience.spend(time);

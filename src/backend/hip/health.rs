@@ -167,7 +167,7 @@ pub(super) fn wait(device: &Device, pace: Pace, mut is_done: impl FnMut(&Driver)
         }
         device.health().check()?;
         if elapsed >= limit {
-            return Err(device.health().lose(format!("{} did not answer for {limit:.1?}", device.name)));
+            return Err(device.health().lose(device.no_answer(limit)));
         }
         if elapsed < pace.awake_until {
             std::thread::yield_now();
@@ -217,7 +217,7 @@ pub(super) fn guarded_for<T: Send + 'static>(
     let still_waits = |clock: &mut Clock| clock.elapsed() < limit && health.check().is_ok();
     match on_a_thread(bound, still_waits) {
         Some(called) => called,
-        None => Err(health.lose(format!("{} did not answer for {limit:.1?} ({what})", device.name))),
+        None => Err(health.lose(format!("{} ({what})", device.no_answer(limit)))),
     }
 }
 
@@ -253,7 +253,7 @@ pub(super) fn watched<T: Send + 'static>(
     };
     match on_a_thread(marked, still_waits) {
         Some(done) => done,
-        None => Err(health.lose(format!("{} did not answer for {limit:.1?} ({what})", device.name))),
+        None => Err(health.lose(format!("{} ({what})", device.no_answer(limit)))),
     }
 }
 
@@ -316,6 +316,11 @@ impl Patience {
     pub(super) fn short(&self) -> Self {
         let least = self.least / 3;
         Self { least, left: Some(Mutex::new(least)) }
+    }
+
+    /// What all waits together may take, where that is limited.
+    pub(super) fn total(&self) -> Option<Duration> {
+        self.left.as_ref().map(|_| self.least)
     }
 
     pub(super) fn limit(&self, expected: Duration) -> Duration {
