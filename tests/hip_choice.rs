@@ -10,7 +10,7 @@ use common::{Tiny, greedy, tokens};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use wavelm::gguf::Gguf;
-use wavelm::{Device, ErrorKind, Model};
+use wavelm::{Device, ErrorKind};
 
 /// A folder that is removed at the end.
 struct Folder(PathBuf);

@@ -10,7 +10,7 @@ use common::{Tiny, greedy, tokens};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
-use wavelm::{Device, KvType, LoadOptions, Model};
+use wavelm::{Device, KvType, LoadOptions};
 
 const LAUNCH: usize = 2;
 
