@@ -42,5 +42,8 @@ fn devices(cli: &mut Cli) -> Outcome {
             writeln!(out, "        kernels: {}", gpu.kernels.as_deref().unwrap_or("none"))?;
         }
     }
+    if let Some(reason) = wavelm::why_no_gpu() {
+        writeln!(out, "no GPU: {reason}")?;
+    }
     Ok(())
 }

@@ -144,6 +144,20 @@ pub fn devices() -> Vec<DeviceInfo> {
     found
 }
 
+/// Why [`devices`] has no GPU, and what can be done about it; `None` where it has one, usable or not.
+///
+/// ```
+/// for device in wavelm::devices() {
+///     println!("{}: {}", device.device, device.unusable.as_deref().unwrap_or("usable"));
+/// }
+/// if let Some(reason) = wavelm::why_no_gpu() {
+///     println!("no GPU: {reason}");
+/// }
+/// ```
+pub fn why_no_gpu() -> Option<String> {
+    hip::device::why_none()
+}
+
 fn processor() -> DeviceInfo {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let name = format!("{} CPU, {cores} threads, {} kernels", std::env::consts::ARCH, Isa::best().name());
@@ -170,7 +184,7 @@ impl DeviceReport {
             return Self::choose_from(wanted, vec![processor()], None);
         }
         let devices = devices();
-        let no_gpus = if devices.len() == 1 { hip::device::why_none() } else { None };
+        let no_gpus = if devices.len() == 1 { why_no_gpu() } else { None };
         Self::choose_from(wanted, devices, no_gpus)
     }
 

@@ -87,7 +87,7 @@ pub use backend::Canceller;
 pub use backend::kv_type::KvType;
 pub use backend::profile::KernelTime;
 pub use chat::Message;
-pub use device::{Device, DeviceInfo, DeviceReport, GpuInfo, devices};
+pub use device::{Device, DeviceInfo, DeviceReport, GpuInfo, devices, why_no_gpu};
 pub use error::{Error, ErrorKind, Result};
 pub use model::{Event, LoadOptions, MemoryEstimate, Model, Placement, Precision, Progress, probe_child_entry};
 pub use sampler::Sampler;

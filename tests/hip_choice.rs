@@ -170,7 +170,9 @@ fn no_gpu_is_listed_that_does_not_exist() {
         let model = Tiny::default().load(simulator::options().threads(1));
         let report = model.device_report().to_string();
         // Where the kernel knows a GPU, it is listed with the reason.
+        assert_eq!(wavelm::why_no_gpu().is_some(), devices.len() == 1);
         if devices.len() == 1 {
+            assert!(wavelm::why_no_gpu().unwrap().contains("finds no device"));
             assert!(report.contains("; no GPU: ") && report.contains("finds no device"), "{report}");
         }
         assert!(devices.iter().all(|d| d.gpu.is_none()), "{devices:?}");

@@ -22,6 +22,25 @@ use std::time::{Duration, Instant};
 /// What logits hold before a pass. No sound one is +∞.
 const UNWRITTEN: f32 = f32::INFINITY;
 
+/// How many operations a program takes.
+struct Work {
+    /// For a token, without attention.
+    of_token: f64,
+    /// For a token that attends to a token.
+    of_attended: f64,
+}
+
+impl Work {
+    fn new(program: &Program) -> Self {
+        let weights = program.weights.iter().map(|w| w.rows as f64 * w.columns as f64);
+        let columns = program.ops.iter().map(|op| match op {
+            Op::Attention { info, .. } => info.heads as f64 * (info.head_dim + info.value_dim) as f64,
+            _ => 0.0,
+        });
+        Self { of_token: 2.0 * weights.sum::<f64>(), of_attended: 2.0 * columns.sum::<f64>() }
+    }
+}
+
 /// A program that is ready to run on a device.
 pub(super) struct Executor {
     device: Arc<Device>,
@@ -35,6 +54,7 @@ pub(super) struct Executor {
     pub(super) page_bytes: usize,
     pub(super) buffers: Buffers,
     graphs: Graphs,
+    work: Work,
     /// How many tokens the last pass had, and how long it took: so will the next one of as many.
     last_pass: (usize, Duration),
     /// How many passes there were.
@@ -79,6 +99,7 @@ impl Executor {
             layers,
             page_bytes,
             graphs: Graphs::new(device),
+            work: Work::new(program),
             last_pass: Default::default(),
             passes: 0,
             tests: false,
@@ -166,14 +187,10 @@ impl Executor {
     fn slowest(&self, batch: &Batch<'_>) -> Duration {
         /// A tenth of what a compute unit of the slowest devices does in a second.
         const OPERATIONS: f64 = 2e10;
-        let weights: f64 = self.program.weights.iter().map(|w| w.rows as f64 * w.columns as f64).sum();
+        let Work { of_token, of_attended } = self.work;
         let attended = |span: &Span<'_>| span.tokens.len() as f64 * (span.first_pos + span.tokens.len()) as f64;
         let attended: f64 = batch.spans.iter().map(attended).sum();
-        let columns = self.program.ops.iter().map(|op| match op {
-            Op::Attention { info, .. } => info.heads as f64 * (info.head_dim + info.value_dim) as f64,
-            _ => 0.0,
-        });
-        let operations = 2.0 * (weights * batch.tokens() as f64 + columns.sum::<f64>() * attended);
+        let operations = of_token * batch.tokens() as f64 + of_attended * attended;
         Duration::try_from_secs_f64(operations / OPERATIONS / f64::from(self.device.units)).unwrap_or_default()
     }
 
