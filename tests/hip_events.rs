@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::simulator::{self, Faults, compiler, simulated};
+use common::simulator::{self, Faults, compiler, simulated_once};
 use common::{Tiny, greedy, tokens};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -110,21 +110,21 @@ fn assert_rescued(kind: u32, said: &str) {
 
 #[test]
 fn a_memory_fault_moves_sessions_at_once() {
-    simulated("a_memory_fault_moves_sessions_at_once", &[], || {
+    simulated_once("a_memory_fault_moves_sessions_at_once", &[], || {
         assert_rescued(0, "an AMD GPU reported a memory fault at address 0xdead0000");
     });
 }
 
 #[test]
 fn a_hardware_exception_moves_sessions_at_once() {
-    simulated("a_hardware_exception_moves_sessions_at_once", &[], || {
+    simulated_once("a_hardware_exception_moves_sessions_at_once", &[], || {
         assert_rescued(1, "an AMD GPU reported a hardware exception");
     });
 }
 
 #[test]
 fn unknown_events_are_not_taken() {
-    simulated("unknown_events_are_not_taken", &[], || {
+    simulated_once("unknown_events_are_not_taken", &[], || {
         let runtime = Runtime::load();
         let model = Tiny::default().load(options(Device::Auto));
         assert_eq!((model.device(), runtime.handlers()), (Device::Hip(0), 1));

@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::simulator::{self, Faults, simulated};
+use common::simulator::{self, Faults, simulated_once};
 use common::{Tiny, difference, greedy, logits, tokens};
 use wavelm::gguf::{Gguf, TensorType};
 use wavelm::{Device, ErrorKind, KvType, LoadOptions, Model, Placement};
@@ -29,7 +29,7 @@ fn load(tiny: &Tiny, options: LoadOptions) -> wavelm::Result<Model> {
 
 #[test]
 fn weights_that_arrive_damaged_are_found() {
-    simulated("weights_that_arrive_damaged_are_found", &[], || {
+    simulated_once("weights_that_arrive_damaged_are_found", &[], || {
         let faults = Faults::new();
         // What the self-test copies is copied.
         let model = load(&tiny(), options(Device::hip(0)).verify(true)).unwrap();
@@ -69,7 +69,7 @@ fn weights_that_arrive_damaged_are_found() {
 
 #[test]
 fn memory_that_changes_later_is_found() {
-    simulated("memory_that_changes_later_is_found", &[], || {
+    simulated_once("memory_that_changes_later_is_found", &[], || {
         let faults = Faults::new();
         let model = load(&tiny(), options(Device::Auto)).unwrap();
         let mut session = model.session().unwrap();
@@ -87,7 +87,7 @@ fn memory_that_changes_later_is_found() {
 fn layers_go_back_where_the_devices_memory_is_full_in_silence() {
     // The self-test and the buffers fit, and a part of the weights.
     let spill = [("WAVELM_SIM_SPILL", "500000000")];
-    simulated("layers_go_back_where_the_devices_memory_is_full_in_silence", &spill, || {
+    simulated_once("layers_go_back_where_the_devices_memory_is_full_in_silence", &spill, || {
         let model = load(&large(), options(Device::Auto)).unwrap();
         let report = model.device_report().to_string();
         assert!(model.device() == Device::Hip(0) && report.contains("of 4 layers, the others on the CPU"), "{report}");
@@ -101,7 +101,7 @@ fn layers_go_back_where_the_devices_memory_is_full_in_silence() {
 #[test]
 fn what_an_integrated_gpu_has_read_is_not_mapped_twice() {
     let integrated = [("WAVELM_SIM_INTEGRATED", "1")];
-    simulated("what_an_integrated_gpu_has_read_is_not_mapped_twice", &integrated, || {
+    simulated_once("what_an_integrated_gpu_has_read_is_not_mapped_twice", &integrated, || {
         let path = std::env::temp_dir().join(format!("wavelm-mapped-{}.gguf", std::process::id()));
         std::fs::write(&path, Tiny { layers: 1, ..large() }.file()).unwrap();
         let size = std::fs::metadata(&path).unwrap().len();

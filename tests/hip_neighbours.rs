@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::simulator::{self, Faults, simulated};
+use common::simulator::{self, Faults, simulated_once};
 use common::{Tiny, greedy, tokens};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use wavelm::gguf::TensorType;
@@ -21,7 +21,7 @@ fn options(device: Device) -> LoadOptions {
 
 #[test]
 fn a_capture_of_another_thread_is_not_ended_and_ends_nothing() {
-    simulated("a_capture_of_another_thread_is_not_ended_and_ends_nothing", &[], || {
+    simulated_once("a_capture_of_another_thread_is_not_ended_and_ends_nothing", &[], || {
         let faults = Faults::new();
         let expected = greedy(&mut tiny().load(options(Device::Cpu)).session().unwrap(), &tokens(1, 30), 6).unwrap();
         faults.capture(true);
@@ -39,7 +39,7 @@ fn a_capture_of_another_thread_is_not_ended_and_ends_nothing() {
 
 #[test]
 fn a_call_that_fails_beside_a_capture_is_made_again() {
-    simulated("a_call_that_fails_beside_a_capture_is_made_again", &[], || {
+    simulated_once("a_call_that_fails_beside_a_capture_is_made_again", &[], || {
         let faults = Faults::new();
         let moved = std::sync::Arc::new(AtomicUsize::new(0));
         let sink = std::sync::Arc::clone(&moved);
@@ -68,7 +68,7 @@ fn a_call_that_fails_beside_a_capture_is_made_again() {
 
 #[test]
 fn graphs_that_compute_something_else_are_not_used() {
-    simulated("graphs_that_compute_something_else_are_not_used", &[("WAVELM_SIM_STALE", "1")], || {
+    simulated_once("graphs_that_compute_something_else_are_not_used", &[("WAVELM_SIM_STALE", "1")], || {
         let expected = greedy(&mut tiny().load(options(Device::Cpu)).session().unwrap(), &tokens(1, 30), 12).unwrap();
         let model = tiny().load(options(Device::Auto));
         assert_eq!(model.device(), Device::Hip(0), "{}", model.device_report());

@@ -76,10 +76,19 @@ pub fn options() -> wavelm::LoadOptions {
 
 /// Runs `body` in a process of its own for each wave size, with the simulator for a driver.
 pub fn simulated(test: &str, variables: &[(&str, &str)], body: impl FnOnce()) {
+    simulated_with(libraries(), test, variables, body);
+}
+
+/// The same for one wave size, where what is tested does not depend on it.
+pub fn simulated_once(test: &str, variables: &[(&str, &str)], body: impl FnOnce()) {
+    simulated_with(libraries().get(..1).unwrap_or_default(), test, variables, body);
+}
+
+fn simulated_with(libraries: &[(u32, PathBuf)], test: &str, variables: &[(&str, &str)], body: impl FnOnce()) {
     if std::env::var_os(WAVE).is_some() {
         return body();
     }
-    for (wave, library) in libraries() {
+    for (wave, library) in libraries {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", test, "--nocapture"]).envs(variables.iter().copied());
         command.env(WAVE, wave.to_string()).env("WAVELM_HIP_LIBRARY", library).env("WAVELM_HSACO_DIR", objects());

@@ -1,7 +1,7 @@
 //! Weights go to a simulated GPU by several threads, while somebody watches.
 
 use super::common::{Random, Tiny};
-use crate::common::simulator::{self, Faults, KINDS, simulated};
+use crate::common::simulator::{self, Faults, KINDS, simulated_once};
 use crate::common::{difference, greedy, logits, tokens};
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -20,7 +20,7 @@ fn load(tiny: &Tiny, threads: usize, options: LoadOptions) -> wavelm::Result<Mod
 
 #[test]
 fn long_matrices_arrive_whole() {
-    simulated("loading::long_matrices_arrive_whole", &[], || {
+    simulated_once("loading::long_matrices_arrive_whole", &[], || {
         let rows = [Device::hip(0), Device::Cpu].map(|device| {
             let model = load(&wide(), 3, simulator::options().device(device)).unwrap();
             logits(&mut model.session().unwrap(), &[5])
@@ -31,7 +31,7 @@ fn long_matrices_arrive_whole() {
 
 #[test]
 fn progress_counts_what_is_on_the_device() {
-    simulated("loading::progress_counts_what_is_on_the_device", &[], || {
+    simulated_once("loading::progress_counts_what_is_on_the_device", &[], || {
         let total = Gguf::from_bytes(wide().file()).unwrap().tensors().iter().map(|t| t.size()).sum();
         for threads in [1, 3] {
             let heard = Arc::new(Mutex::new(Vec::new()));
@@ -52,7 +52,7 @@ fn progress_counts_what_is_on_the_device() {
 
 #[test]
 fn loading_ends_where_the_caller_says() {
-    simulated("loading::loading_ends_where_the_caller_says", &[], || {
+    simulated_once("loading::loading_ends_where_the_caller_says", &[], || {
         let faults = Faults::new();
         let nothing = faults.held();
         // With one thread there is a call for each part, with more at least the first and the last.
@@ -76,7 +76,7 @@ fn loading_ends_where_the_caller_says() {
 
 #[test]
 fn a_fault_in_any_thread_leaks_nothing() {
-    simulated("loading::a_fault_in_any_thread_leaks_nothing", &[], || {
+    simulated_once("loading::a_fault_in_any_thread_leaks_nothing", &[], || {
         let faults = Faults::new();
         let tiny = Tiny { layers: 1, context: 128, ..Tiny::default() };
         let prompt = tokens(1, 5);

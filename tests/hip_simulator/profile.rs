@@ -1,7 +1,7 @@
 //! Kernels are timed on a simulated GPU, and its copies.
 
 use super::common::Tiny;
-use crate::common::simulator::{self, Faults, simulated};
+use crate::common::simulator::{self, Faults, simulated_once};
 use crate::common::{greedy, logits, tokens};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -23,7 +23,7 @@ fn launches(kernels: &[KernelTime]) -> BTreeMap<&str, u64> {
 
 #[test]
 fn each_launch_is_counted_and_nothing_else_changes() {
-    simulated("profile::each_launch_is_counted_and_nothing_else_changes", &[], || {
+    simulated_once("profile::each_launch_is_counted_and_nothing_else_changes", &[], || {
         let faults = Faults::new();
         let model = Tiny::default().load(simulator::options().device(Device::hip(0)));
         let prompt = tokens(1, 200);
@@ -62,7 +62,7 @@ fn each_launch_is_counted_and_nothing_else_changes() {
 
 #[test]
 fn a_profile_ends_with_its_work_and_has_none_beside_it() {
-    simulated("profile::a_profile_ends_with_its_work_and_has_none_beside_it", &[], || {
+    simulated_once("profile::a_profile_ends_with_its_work_and_has_none_beside_it", &[], || {
         let faults = Faults::new();
         let model = Tiny::default().load(simulator::options());
         greedy(&mut model.session().unwrap(), &tokens(1, 20), 3).unwrap();
@@ -83,7 +83,7 @@ fn a_profile_ends_with_its_work_and_has_none_beside_it() {
 
 #[test]
 fn a_fault_during_a_profile_is_what_it_is_without_one() {
-    simulated("profile::a_fault_during_a_profile_is_what_it_is_without_one", &[], || {
+    simulated_once("profile::a_fault_during_a_profile_is_what_it_is_without_one", &[], || {
         let faults = Faults::new();
         let tiny = Tiny { layers: 1, ..Tiny::default() };
         let load = |device| tiny.load(simulator::options().threads(1).device(device));
@@ -126,29 +126,33 @@ fn a_fault_during_a_profile_is_what_it_is_without_one() {
 
 #[test]
 fn copies_are_measured_where_caches_do_not_help() {
-    simulated("profile::copies_are_measured_where_caches_do_not_help", &[("WAVELM_SIM_MEMORY", "150000000")], || {
-        let faults = Faults::new();
-        let bandwidth = Device::hip(0).copy_bandwidth().unwrap();
-        assert!(bandwidth.is_finite() && bandwidth > 1e6, "{bandwidth}");
-        assert_eq!(faults.held(), 0);
-        for (device, kind) in [
-            (Device::hip(9), ErrorKind::Device),
-            (Device::Auto, ErrorKind::InvalidInput),
-            (Device::Cpu, ErrorKind::InvalidInput),
-        ] {
-            assert_eq!(device.copy_bandwidth().unwrap_err().kind(), kind);
-        }
-        for (kind, expected) in [(0, ErrorKind::OutOfMemory), (1, ErrorKind::Device), (4, ErrorKind::Device)] {
-            faults.fail(kind, 2);
-            assert_eq!(Device::hip(0).copy_bandwidth().unwrap_err().kind(), expected);
+    simulated_once(
+        "profile::copies_are_measured_where_caches_do_not_help",
+        &[("WAVELM_SIM_MEMORY", "150000000")],
+        || {
+            let faults = Faults::new();
+            let bandwidth = Device::hip(0).copy_bandwidth().unwrap();
+            assert!(bandwidth.is_finite() && bandwidth > 1e6, "{bandwidth}");
             assert_eq!(faults.held(), 0);
-        }
-        faults.fail(0, 0);
-        faults.memory(100_000_000);
-        let error = Device::hip(0).copy_bandwidth().unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::OutOfMemory);
-        assert!(error.to_string().contains("95 MiB"), "{error}");
-    });
+            for (device, kind) in [
+                (Device::hip(9), ErrorKind::Device),
+                (Device::Auto, ErrorKind::InvalidInput),
+                (Device::Cpu, ErrorKind::InvalidInput),
+            ] {
+                assert_eq!(device.copy_bandwidth().unwrap_err().kind(), kind);
+            }
+            for (kind, expected) in [(0, ErrorKind::OutOfMemory), (1, ErrorKind::Device), (4, ErrorKind::Device)] {
+                faults.fail(kind, 2);
+                assert_eq!(Device::hip(0).copy_bandwidth().unwrap_err().kind(), expected);
+                assert_eq!(faults.held(), 0);
+            }
+            faults.fail(0, 0);
+            faults.memory(100_000_000);
+            let error = Device::hip(0).copy_bandwidth().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::OutOfMemory);
+            assert!(error.to_string().contains("95 MiB"), "{error}");
+        },
+    );
 }
 
 /// Runs the example, which cargo builds next to the folder of the tests.
@@ -166,7 +170,7 @@ fn bench(arguments: &[&str]) -> Output {
 
 #[test]
 fn bench_shows_shares_and_families() {
-    simulated("profile::bench_shows_shares_and_families", &[("WAVELM_SIM_MEMORY", "200000000")], || {
+    simulated_once("profile::bench_shows_shares_and_families", &[("WAVELM_SIM_MEMORY", "200000000")], || {
         let tests = ["-p", "20", "-n", "4", "-s", "1,2", "--profile"];
         let output = bench(&[&tests[..], &["--device", "hip"]].concat());
         let text = String::from_utf8(output.stdout).unwrap();
