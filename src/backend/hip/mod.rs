@@ -47,6 +47,7 @@ use memory::{DeviceBuffer, HostBuffer, Stream};
 use modules::Modules;
 use pool::Pages;
 use sampling::{DrawMemory, Sampling};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use weights::Loading;
@@ -136,6 +137,8 @@ pub(crate) struct HipBackend {
     pool: Arc<KvPool>,
     executor: Arc<Mutex<Executor>>,
     sampling: Arc<Sampling>,
+    /// Whether the logits of the last pass whose logits were used were read, not drawn from.
+    were_read: Arc<AtomicBool>,
     /// Whether the kernels were compared with the CPU's, so that results that cannot be are a fault of the device.
     tested: bool,
     /// Memory for logits that nobody holds at the moment.
@@ -193,6 +196,7 @@ impl HipBackend {
             pages,
             executor: Arc::new(Mutex::new(executor)),
             sampling,
+            were_read: Arc::default(),
             tested,
             idle: Arc::default(),
             device: Arc::clone(device),
@@ -237,8 +241,9 @@ impl Backend for HipBackend {
         let outputs = batch.result_rows(&self.program);
         let mut rows = self.rows(outputs)?;
         let requests = requests(batch.draws.iter().copied(), self.columns)?;
-        // Who evaluates a token, and lets nobody draw, reads its logits: these come back with the pass.
-        let comes_back = requests.is_empty() && outputs == 1 && batch.tokens() == 1;
+        // Where the last logits were read, not drawn from, these will be: they come back with the pass.
+        let is_single = requests.is_empty() && outputs == 1 && batch.tokens() == 1;
+        let comes_back = is_single && self.were_read.load(Ordering::Relaxed);
         if comes_back {
             rows.place(&self.device, self.columns)?;
         }
@@ -273,6 +278,7 @@ impl Backend for HipBackend {
             rows: Some(rows),
             drawn,
             has_come_back: comes_back,
+            were_read: Arc::clone(&self.were_read),
             outputs,
             columns: self.columns,
             tested: self.tested,
@@ -324,6 +330,7 @@ struct HipLogits {
     drawn: Option<Vec<Option<Drawn>>>,
     /// Whether the host has the only row.
     has_come_back: bool,
+    were_read: Arc<AtomicBool>,
     outputs: usize,
     columns: usize,
     tested: bool,
@@ -431,10 +438,12 @@ impl HipLogits {
 
 impl Logits for HipLogits {
     fn row(&mut self, row: usize) -> Result<&[f32]> {
+        self.were_read.store(true, Ordering::Relaxed);
         self.read(row, false)
     }
 
     fn sample(&mut self, states: &mut [&mut SamplerState]) -> Vec<Result<Choice>> {
+        self.were_read.store(false, Ordering::Relaxed);
         let mut drawn = match self.draw(states) {
             Ok(drawn) => drawn.into_iter(),
             Err(e) => return states.iter().map(|_| Err(e.repeated())).collect(),
