@@ -41,6 +41,11 @@ fn check(bytes: usize, what: impl Display) -> Result<()> {
     }
 }
 
+/// By how many values room grows that is made for `more` of them: it at least doubles.
+fn growth(len: usize, capacity: usize, more: usize) -> usize {
+    if more <= capacity - len { 0 } else { len.saturating_add(more).saturating_sub(capacity).max(capacity) }
+}
+
 /// Zeros in pages of their own.
 ///
 /// # Errors
@@ -57,18 +62,14 @@ pub(crate) fn mapped(bytes: usize, what: impl Display) -> Result<MmapMut> {
 /// `OutOfMemory`; `values` is as before.
 pub(crate) fn reserve<T>(values: &mut Vec<T>, more: usize, what: impl Display) -> Result<()> {
     let len = values.len();
-    if more > values.capacity() - len {
-        check(bytes_of::<T>(more), &what)?;
-    }
+    check(bytes_of::<T>(growth(len, values.capacity(), more)), &what)?;
     values.try_reserve(more).map_err(|_| out_of_memory(what, bytes_of::<T>(len.saturating_add(more))))
 }
 
 /// As [`reserve`], without spare room.
 pub(crate) fn reserve_exact<T>(values: &mut Vec<T>, more: usize, what: impl Display) -> Result<()> {
     let len = values.len();
-    if more > values.capacity() - len {
-        check(bytes_of::<T>(more), &what)?;
-    }
+    check(bytes_of::<T>(len.saturating_add(more).saturating_sub(values.capacity())), &what)?;
     values.try_reserve_exact(more).map_err(|_| out_of_memory(what, bytes_of::<T>(len.saturating_add(more))))
 }
 
@@ -78,9 +79,7 @@ pub(crate) fn reserve_exact<T>(values: &mut Vec<T>, more: usize, what: impl Disp
 /// `OutOfMemory`; `text` is as before.
 pub(crate) fn reserve_text(text: &mut String, more: usize, what: impl Display) -> Result<()> {
     let len = text.len();
-    if more > text.capacity() - len {
-        check(more, &what)?;
-    }
+    check(growth(len, text.capacity(), more), &what)?;
     text.try_reserve(more).map_err(|_| out_of_memory(what, len.saturating_add(more)))
 }
 
@@ -235,6 +234,17 @@ fn bytes_of<T>(len: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn room_grows_as_vectors_do() {
+        for (len, capacity, more) in [(0, 0, 7), (10, 10, 1), (10, 10, 11), (3, 10, 7), (3, 10, 8), (3, 10, 90)] {
+            let mut values: Vec<u64> = Vec::with_capacity(capacity);
+            values.resize(len, 0);
+            assert_eq!(values.capacity(), capacity);
+            values.reserve(more);
+            assert_eq!(values.capacity() - capacity, growth(len, capacity, more), "{len} {capacity} {more}");
+        }
+    }
 
     #[test]
     fn what_cannot_be_had_is_an_error_that_says_for_what() {

@@ -96,11 +96,11 @@ impl Attention {
         let mut done = Ok(());
         measure(&mut || {
             let layer = next(turn, layers);
+            let at = layer * self.layout.bytes();
             for item in 0..plan.items() {
                 // SAFETY: all positions of all layers were stored when this was made, the pages and `out` are this value's,
                 // which is borrowed as the only one, and items run one by one, all of a layer before the next.
-                let ran =
-                    unsafe { plan.run_item(self.isa, layer * self.layout.bytes(), item, q, &mut out[..], scratch) };
+                let ran = unsafe { plan.run_item(self.isa, at, item, q, &mut out[..], scratch) };
                 done = std::mem::replace(&mut done, Ok(())).and(ran);
             }
         });

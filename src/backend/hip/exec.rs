@@ -23,14 +23,14 @@ use std::time::{Duration, Instant};
 const UNWRITTEN: f32 = f32::INFINITY;
 
 /// How many operations a program takes.
-struct Work {
+struct Operations {
     /// For a token, without attention.
     of_token: f64,
     /// For a token that attends to a token.
     of_attended: f64,
 }
 
-impl Work {
+impl Operations {
     fn new(program: &Program) -> Self {
         let weights = program.weights.iter().map(|w| w.rows as f64 * w.columns as f64);
         let columns = program.ops.iter().map(|op| match op {
@@ -54,7 +54,7 @@ pub(super) struct Executor {
     pub(super) page_bytes: usize,
     pub(super) buffers: Buffers,
     graphs: Graphs,
-    work: Work,
+    operations: Operations,
     /// How many tokens the last pass had, and how long it took: so will the next one of as many.
     last_pass: (usize, Duration),
     /// How many passes there were.
@@ -99,7 +99,7 @@ impl Executor {
             layers,
             page_bytes,
             graphs: Graphs::new(device),
-            work: Work::new(program),
+            operations: Operations::new(program),
             last_pass: Default::default(),
             passes: 0,
             tests: false,
@@ -187,7 +187,7 @@ impl Executor {
     fn slowest(&self, batch: &Batch<'_>) -> Duration {
         /// A tenth of what a compute unit of the slowest devices does in a second.
         const OPERATIONS: f64 = 2e10;
-        let Work { of_token, of_attended } = self.work;
+        let Operations { of_token, of_attended } = self.operations;
         let attended = |span: &Span<'_>| span.tokens.len() as f64 * (span.first_pos + span.tokens.len()) as f64;
         let attended: f64 = batch.spans.iter().map(attended).sum();
         let operations = of_token * batch.tokens() as f64 + of_attended * attended;

@@ -138,7 +138,7 @@ pub(crate) struct HipBackend {
     executor: Arc<Mutex<Executor>>,
     sampling: Arc<Sampling>,
     /// Whether the logits of the last pass whose logits were used were read, not drawn from.
-    were_read: Arc<AtomicBool>,
+    reads_rows: Arc<AtomicBool>,
     /// Whether the kernels were compared with the CPU's, so that results that cannot be are a fault of the device.
     tested: bool,
     /// Memory for logits that nobody holds at the moment.
@@ -196,7 +196,7 @@ impl HipBackend {
             pages,
             executor: Arc::new(Mutex::new(executor)),
             sampling,
-            were_read: Arc::default(),
+            reads_rows: Arc::default(),
             tested,
             idle: Arc::default(),
             device: Arc::clone(device),
@@ -241,10 +241,10 @@ impl Backend for HipBackend {
         let outputs = batch.result_rows(&self.program);
         let mut rows = self.rows(outputs)?;
         let requests = requests(batch.draws.iter().copied(), self.columns)?;
-        // Where the last logits were read, not drawn from, these will be: they come back with the pass.
+        // Where the last logits were read, not drawn from, these will be too: their copy is queued behind the pass.
         let is_single = requests.is_empty() && outputs == 1 && batch.tokens() == 1;
-        let comes_back = is_single && self.were_read.load(Ordering::Relaxed);
-        if comes_back {
+        let copies_row = is_single && self.reads_rows.load(Ordering::Relaxed);
+        if copies_row {
             rows.place(&self.device, self.columns)?;
         }
         let ran = {
@@ -252,7 +252,7 @@ impl Backend for HipBackend {
             let Rows { memory, draw, row } = &mut rows;
             let then = |stream: &Stream| match row {
                 // SAFETY: the executor waits for the stream, and until then all of them are borrowed here.
-                Some(row) if comes_back => unsafe { stream.queue_download(memory, 0, row, self.columns * 4) },
+                Some(row) if copies_row => unsafe { stream.queue_download(memory, 0, row, self.columns * 4) },
                 _ if requests.is_empty() => Ok(()),
                 // SAFETY: as above.
                 _ => unsafe { self.sampling.queue(stream, memory, &requests, draw) },
@@ -277,8 +277,8 @@ impl Backend for HipBackend {
             idle: Arc::clone(&self.idle),
             rows: Some(rows),
             drawn,
-            has_come_back: comes_back,
-            were_read: Arc::clone(&self.were_read),
+            row_is_here: copies_row,
+            reads_rows: Arc::clone(&self.reads_rows),
             outputs,
             columns: self.columns,
             tested: self.tested,
@@ -329,8 +329,8 @@ struct HipLogits {
     /// What was drawn with the states of the batch, if it had some.
     drawn: Option<Vec<Option<Drawn>>>,
     /// Whether the host has the only row.
-    has_come_back: bool,
-    were_read: Arc<AtomicBool>,
+    row_is_here: bool,
+    reads_rows: Arc<AtomicBool>,
     outputs: usize,
     columns: usize,
     tested: bool,
@@ -410,17 +410,17 @@ fn are_possible(values: &[f32], look: Look) -> bool {
 impl HipLogits {
     /// A row as it is on the host.
     fn read(&mut self, row: usize, all: bool) -> Result<&[f32]> {
-        let (columns, has_come_back, tested) = (self.columns, self.has_come_back, self.tested);
+        let (columns, row_is_here, tested) = (self.columns, self.row_is_here, self.tested);
         let (device, executor) = (Arc::clone(&self.device), Arc::clone(&self.executor));
         let executor = executor.lock().unwrap_or_else(PoisonError::into_inner);
         let rows = self.rows(row)?;
-        if !has_come_back {
+        if !row_is_here {
             rows.place(&device, columns)?;
         }
         let bug = || Error::new(ErrorKind::Device, "a row of logits has no place on the host: a bug in wavelm");
         let place = rows.row.as_mut().ok_or_else(bug)?;
         let bytes = columns * 4;
-        if !has_come_back {
+        if !row_is_here {
             executor.stream().download(&rows.memory, row * bytes, place, bytes)?;
         }
         let look = if all { Look::All } else { Look::Some { passes: executor.passes() } };
@@ -438,12 +438,12 @@ impl HipLogits {
 
 impl Logits for HipLogits {
     fn row(&mut self, row: usize) -> Result<&[f32]> {
-        self.were_read.store(true, Ordering::Relaxed);
+        self.reads_rows.store(true, Ordering::Relaxed);
         self.read(row, false)
     }
 
     fn sample(&mut self, states: &mut [&mut SamplerState]) -> Vec<Result<Choice>> {
-        self.were_read.store(false, Ordering::Relaxed);
+        self.reads_rows.store(false, Ordering::Relaxed);
         let mut drawn = match self.draw(states) {
             Ok(drawn) => drawn.into_iter(),
             Err(e) => return states.iter().map(|_| Err(e.repeated())).collect(),
