@@ -45,8 +45,8 @@ pub use prompt::{RenderedPrompt, Segment};
 pub use serde_json::Value as Json;
 pub use special::SpecialTokens;
 
-use crate::Result;
 use crate::gguf::Metadata;
+use crate::{Result, memory};
 use jinja::{By, Limits, Template, Variables};
 use message::bytes_of;
 use prompt::ControlTokens;
@@ -114,10 +114,11 @@ impl ChatTemplate {
     }
 
     fn new(source: &str, tool_use: Option<&str>, builtin: Option<Builtin>, tokens: SpecialTokens) -> Result<Self> {
+        memory::check_spare("a chat template")?;
         let main = Template::parse(source)?;
         let tool_use = tool_use.map(Template::parse).transpose()?;
         let control = ControlTokens::new(tokens.all());
-        let source = source.to_string();
+        let source = memory::copied_text(source, "a chat template")?;
         Ok(Self { inner: Arc::new(Inner { main, tool_use, source, builtin, tokens, control }) })
     }
 
@@ -141,6 +142,7 @@ impl ChatTemplate {
     /// [`Template`](crate::ErrorKind::Template) with the template's line and reason, where the template refuses the
     /// conversation (many do so for roles that do not alternate), is broken, or takes too many instructions.
     pub fn render(&self, messages: &[Message], options: &ChatOptions) -> Result<RenderedPrompt> {
+        memory::check_spare("a prompt")?;
         let inner = &self.inner;
         let tool_bytes = options.tools.iter().map(bytes_of).sum::<usize>();
         let bytes = inner.source.len()

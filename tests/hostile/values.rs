@@ -22,6 +22,9 @@ const LARGE: &[&str] = &[
     "dict(items|batch(2)|list)",
     "[long] * 90000",
     "range(90000)|map('string')",
+    "'%' ~ 'h' * 300000 ~ 's'",
+    "'<' ~ 'a' * 300000 ~ '>'",
+    "{}.fromkeys(items)",
 ];
 
 /// What can be done with a value `x`.
@@ -197,6 +200,14 @@ const USES: &[&str] = &[
     "x|map('list')|list|length",
     "x|map('default', x)|list|length",
     "x|map('replace', 'x', 'y' * 10000)|list|length",
+    "x is lower",
+    "x % 1",
+    "x.missing is defined",
+    "1[x] is defined",
+    "{'a': 1}[x] is defined",
+    "x|map(attribute=long)|list|length",
+    "'{:0=10000,}'.format(x|length)|length",
+    "'%.3s' % x",
 ];
 
 pub fn each_product(visit: &mut dyn FnMut(Case)) {

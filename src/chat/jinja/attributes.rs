@@ -15,8 +15,13 @@ fn type_of(value: &Value) -> &'static str {
     }
 }
 
+/// As much of a name as messages show.
+fn shown(name: &str) -> Rc<str> {
+    name.chars().take(100).collect::<String>().into()
+}
+
 fn missing(value: &Value, name: &str) -> Value {
-    Value::Undefined(Rc::new(Missing::Attribute(type_of(value), name.into())))
+    Value::Undefined(Rc::new(Missing::Attribute(type_of(value), shown(name))))
 }
 
 /// `value.name`: a method or attribute, or else an item.
@@ -61,8 +66,7 @@ pub(super) fn item(value: &Value, index: &Value, budget: &Budget) -> Res<Value> 
         Value::Text(name) => Ok(own_attribute(value, name.as_str())?.unwrap_or_else(|| missing(value, name.as_str()))),
         _ => {
             let index = super::repr::repr_of(index, budget)?;
-            let name: Rc<str> = index.as_str().chars().take(100).collect::<String>().into();
-            Ok(Value::Undefined(Rc::new(Missing::Element(type_of(value), name))))
+            Ok(Value::Undefined(Rc::new(Missing::Element(type_of(value), shown(index.as_str())))))
         }
     }
 }
@@ -137,6 +141,7 @@ pub(super) fn path(value: &Value, path: &Value, default: Option<&Value>, budget:
     let Value::Text(text) = path else {
         return if path.is_none() { Ok(value.clone()) } else { item(value, path, budget).map(or_default) };
     };
+    budget.bytes(text.len())?;
     let mut at = value.clone();
     let mut start = 0;
     for part in text.as_str().split('.') {

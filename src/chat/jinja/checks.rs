@@ -108,8 +108,11 @@ pub(super) fn call(env: Env<'_>, name: &str, value: &Value, args: Args) -> Res<b
         "integer" => matches!(value, Value::Int(..)),
         "float" => matches!(value, Value::Float(..)),
         "number" => matches!(value, Value::Int(..) | Value::Float(..) | Value::Bool(..)),
-        "lower" => strings::is_lower(repr::text_of(value, budget)?.as_str()),
-        "upper" => strings::is_upper(repr::text_of(value, budget)?.as_str()),
+        "lower" | "upper" => {
+            let text = repr::text_of(value, budget)?;
+            budget.bytes(text.len())?;
+            if name == "lower" { strings::is_lower(text.as_str()) } else { strings::is_upper(text.as_str()) }
+        }
         "string" => matches!(value, Value::Text(_)),
         "mapping" => matches!(value, Value::Dict(_)),
         "sequence" => {

@@ -44,6 +44,8 @@ impl Map {
 
     /// The value of a text, without an error where keys cannot be compared.
     pub fn get_str(&self, key: &str, budget: &Budget) -> Res<Option<&Value>> {
+        // A short key is free, since each access pays a step; in a small dictionary all keys may be as long.
+        budget.steps((key.len() / 16 * self.entries.len().clamp(1, SMALL)) as u64)?;
         let place = match &self.index {
             None => self.entries.iter().position(|(other, _)| other.as_str() == Some(key)),
             Some(index) => {

@@ -17,6 +17,8 @@ fn wrong(message: impl std::fmt::Display) -> Fault {
 
 /// `text % values`
 pub(super) fn percent(text: &Text, values: &Value, budget: &Budget) -> Res<Text> {
+    // Flags are read and write nothing.
+    budget.bytes(text.len())?;
     let all = text.as_str();
     let mut out = Builder::new(budget);
     let mut fields = Fields { values, next: 0, is_mapping: matches!(values, Value::Dict(_)) };

@@ -55,6 +55,8 @@ pub(super) fn striptags(env: Env<'_>, text: &Text) -> Res<Text> {
 }
 
 fn without(env: Env<'_>, text: &Text, open: &str, close: &str) -> Res<Text> {
+    // Also what is left out is read.
+    env.budget.bytes(text.len())?;
     let mut out = Builder::new(env.budget);
     let all = text.as_str();
     let mut at = 0;
@@ -107,6 +109,7 @@ pub(super) fn xmlattr(env: Env<'_>, value: &Value, args: Args) -> Res<Text> {
     let Value::Dict(dict) = value else {
         return Err(value.undefined_fault().unwrap_or_else(|| Fault::invalid("'xmlattr' needs a dictionary")));
     };
+    env.budget.items(dict.map().len())?;
     let mut out = Builder::new(env.budget);
     let mut is_first = !flag(autospace.as_ref(), true);
     for (key, value) in dict.map().iter().filter(|(_, value)| !value.is_none() && !value.is_undefined()) {

@@ -167,23 +167,19 @@ fn grouped(digits: &str, layout: Layout, before: usize) -> String {
     let Some(mark) = layout.grouping else { return digits.to_string() };
     let whole = digits.bytes().take_while(u8::is_ascii_alphanumeric).take_while(|b| *b != b'e').count();
     let (whole, rest) = digits.split_at_checked(whole).unwrap_or((digits, ""));
-    let mut whole = whole.to_string();
-    let group = |whole: &str| -> String {
-        let mut out = String::new();
-        for (i, c) in whole.chars().enumerate() {
-            if i > 0 && (whole.len() - i).is_multiple_of(3) {
-                out.push(mark);
-            }
-            out.push(c);
-        }
-        out
-    };
-    let mut text = group(&whole);
+    let mut count = whole.len();
     if layout.fill == '0' && layout.align == Some('=') {
-        while before + text.len() + rest.len() < layout.width {
-            whole.insert(0, '0');
-            text = group(&whole);
+        let length = |count: usize| before + count + count.saturating_sub(1) / 3 + rest.len();
+        while length(count) < layout.width {
+            count += 1;
         }
+    }
+    let mut text = String::new();
+    for (i, c) in std::iter::repeat_n('0', count - whole.len()).chain(whole.chars()).enumerate() {
+        if i > 0 && (count - i).is_multiple_of(3) {
+            text.push(mark);
+        }
+        text.push(c);
     }
     text + rest
 }

@@ -128,7 +128,7 @@ impl Text {
     /// The byte at which character `index` begins; the end for those behind the last.
     pub fn offset(&self, index: usize) -> usize {
         let text = self.as_str();
-        if self.0.chars.get() == Some(text.len()) || text.is_ascii() {
+        if self.chars() == text.len() {
             return index.min(text.len());
         }
         text.char_indices().nth(index).map_or(text.len(), |(at, _)| at)

@@ -1,6 +1,7 @@
 //! Filters of texts and numbers.
 
 use super::args::{Args, flag, integer, required};
+use super::budget::Budget;
 use super::eval::Env;
 use super::expr::by_all;
 use super::fault::{Fault, Res};
@@ -107,7 +108,7 @@ pub(super) fn call(env: Env<'_>, name: &str, value: Value, args: Args) -> Res<Va
         }
         "filesizeformat" => filesizeformat(env, &value, args)?,
         "int" => return int(env, &value, args),
-        "float" => return float(&value, args),
+        "float" => return float(env, &value, args),
         "abs" => {
             let [] = args.bind(name, [])?;
             let is_negative = value.as_int().map_or(value.as_float().is_some_and(f64::is_sign_negative), |i| i < 0);
@@ -222,7 +223,8 @@ fn filesizeformat(env: Env<'_>, value: &Value, args: Args) -> Res<Text> {
     const BINARY: [&str; 8] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB", "ZiB", "YiB"];
     let by = by_all(value, &args);
     let [binary] = args.bind("filesizeformat", ["binary"])?;
-    let bytes = parse_float(value).ok_or_else(|| Fault::invalid("'filesizeformat' needs a number"))?;
+    let bytes = parse_float(value, env.budget)?;
+    let bytes = bytes.ok_or_else(|| Fault::invalid("'filesizeformat' needs a number"))?;
     let (base, units) = if flag(binary.as_ref(), false) { (1024.0, BINARY) } else { (1000.0, DECIMAL) };
     let text = if bytes == 1.0 {
         "1 Byte".to_string()
@@ -253,17 +255,14 @@ fn plain_digits(text: &str) -> Option<String> {
     (is_right && bytes.len() <= 400).then(|| text.replace('_', ""))
 }
 
-fn parse_float(value: &Value) -> Option<f64> {
-    match value {
-        Value::Text(text) => {
-            let digits = plain_digits(text.as_str())?;
-            // Rust takes no "inf" and "nan" that Python does not.
-            digits.parse().ok()
-        }
-        _ => value.as_float(),
-    }
+fn parse_float(value: &Value, budget: &Budget) -> Res<Option<f64>> {
+    let Value::Text(text) = value else { return Ok(value.as_float()) };
+    budget.bytes(text.len())?;
+    // Rust takes no "inf" and "nan" that Python does not.
+    Ok(plain_digits(text.as_str()).and_then(|digits| digits.parse().ok()))
 }
 
+/// Whoever calls this has paid for reading the text.
 fn parse_int(text: &str, base: u32) -> Option<Result<i128, ()>> {
     let digits = plain_digits(text)?;
     let (sign, digits) = match digits.strip_prefix('-') {
@@ -285,7 +284,7 @@ fn parse_int(text: &str, base: u32) -> Option<Result<i128, ()>> {
     Some(i128::from_str_radix(&format!("{sign}{digits}"), base).map_err(drop))
 }
 
-fn int(_env: Env<'_>, value: &Value, args: Args) -> Res<Value> {
+fn int(env: Env<'_>, value: &Value, args: Args) -> Res<Value> {
     let [default, base] = args.bind("int", ["default", "base"])?;
     let by = value.by();
     // What is no base fits no text.
@@ -294,6 +293,7 @@ fn int(_env: Env<'_>, value: &Value, args: Args) -> Res<Value> {
         return Err(fault);
     }
     if let Value::Text(text) = value {
+        env.budget.bytes(text.len())?;
         let base = u32::try_from(base).ok().filter(|base| *base == 0 || (2..=36).contains(base));
         match base.map(|base| parse_int(text.as_str(), base)) {
             Some(Some(Ok(i))) => return Ok(Value::Int(i, by)),
@@ -303,18 +303,18 @@ fn int(_env: Env<'_>, value: &Value, args: Args) -> Res<Value> {
     } else if let Some(i) = value.as_int() {
         return Ok(Value::Int(i, by));
     }
-    match parse_float(value) {
+    match parse_float(value, env.budget)? {
         Some(f) if f.is_finite() => math::int_of_float(f, by).ok_or_else(|| Fault::invalid("a number is too large")),
         _ => Ok(default.unwrap_or(Value::Int(0, By::Template))),
     }
 }
 
-fn float(value: &Value, args: Args) -> Res<Value> {
+fn float(env: Env<'_>, value: &Value, args: Args) -> Res<Value> {
     let [default] = args.bind("float", ["default"])?;
     if let Some(fault) = value.undefined_fault() {
         return Err(fault);
     }
-    Ok(match parse_float(value) {
+    Ok(match parse_float(value, env.budget)? {
         Some(f) => Value::Float(f, value.by()),
         None => default.unwrap_or(Value::Float(0.0, By::Template)),
     })
