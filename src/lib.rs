@@ -53,8 +53,9 @@
 //!
 //! Memory whose amount an input decides (a file, a prompt, an option, the length of a context) and that cannot be had is an
 //! error of the kind [`OutOfMemory`](ErrorKind::OutOfMemory), which says what it was for and how much; sessions and models go
-//! on after it. Small pieces of some kilobytes, and what the standard library takes for itself, end the process where there is
-//! no memory at all, as in all Rust programs. So do clones of prompts, metadata and pieces.
+//! on after it. A small piece that cannot be had ends the process, as in all Rust programs. So operations begin, and larger
+//! pieces are taken, only where 4 MB stay free besides. Clones of prompts, metadata and pieces are yours: nothing is asked
+//! before them.
 //!
 //! # Environment variables
 //!

@@ -12,10 +12,48 @@ use std::collections::{BinaryHeap, HashMap};
 use std::fmt::Display;
 use std::hash::{BuildHasher, Hash};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The error for `bytes` bytes that cannot be had. `what` says what they were for: "the tokens of a prompt".
 pub(crate) fn out_of_memory(what: impl Display, bytes: usize) -> Error {
     Error::new(ErrorKind::OutOfMemory, format!("no memory for {what}: {bytes} bytes cannot be had"))
+}
+
+/// What stays free for all that is too small to ask for: texts of errors, the standard library's own memory. A program
+/// ends where such a piece cannot be had.
+const SPARE: usize = 4 << 20;
+
+/// Whether `bytes` bytes can be had, and [`SPARE`] besides. Small amounts add up to one question.
+///
+/// # Errors
+/// `OutOfMemory`.
+fn check(bytes: usize, what: impl Display) -> Result<()> {
+    /// A question takes some 2 microseconds.
+    const STEP: usize = 256 << 10;
+    static SINCE: AtomicUsize = AtomicUsize::new(0);
+    let since = SINCE.fetch_add(bytes, Ordering::Relaxed);
+    if since.saturating_add(bytes) < STEP {
+        return Ok(());
+    }
+    SINCE.store(0, Ordering::Relaxed);
+    check_groups(bytes, &what)?;
+    check_addresses(bytes, what)
+}
+
+/// Whether the system grants `bytes` bytes and [`SPARE`] more. Nothing is written to, so that this takes no memory.
+fn check_addresses(bytes: usize, what: impl Display) -> Result<()> {
+    match MmapMut::map_anon(bytes.saturating_add(SPARE)) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(out_of_memory(what, bytes).with_source(error)),
+    }
+}
+
+/// Makes sure of [`SPARE`] at the begin of an operation, or after memory was taken elsewhere.
+///
+/// # Errors
+/// `OutOfMemory`.
+pub(crate) fn check_spare(what: impl Display) -> Result<()> {
+    check_addresses(0, what)
 }
 
 /// Compares a large amount with what the control groups of this process leave: Linux grants all that is asked for, and ends the
@@ -23,16 +61,14 @@ pub(crate) fn out_of_memory(what: impl Display, bytes: usize) -> Error {
 ///
 /// # Errors
 /// `OutOfMemory`.
-fn check(bytes: usize, what: impl Display) -> Result<()> {
+fn check_groups(bytes: usize, what: impl Display) -> Result<()> {
     /// Less is not worth asking for: the answer takes some 50 microseconds.
     const LARGE: usize = 1 << 20;
-    /// What is left for all that is smaller.
-    const SPARE: u64 = 4 << 20;
     if bytes < LARGE {
         return Ok(());
     }
     match available::left_by_groups() {
-        Some(left) if left < (bytes as u64).saturating_add(SPARE) => {
+        Some(left) if left < (bytes as u64).saturating_add(SPARE as u64) => {
             let text =
                 format!("no memory for {what}: {bytes} bytes do not fit the {left} that the control group leaves");
             Err(Error::new(ErrorKind::OutOfMemory, text))

@@ -44,10 +44,12 @@ impl Storage {
         // weights, and a file cut short ends the process with SIGBUS when its lost pages are touched. `Gguf::open`
         // documents that files must be left alone; replacing them by renaming is harmless.
         let map = unsafe { Mmap::map(&file) };
-        map.map(Storage::Mapped).map_err(|error| match error.kind() {
+        let map = map.map_err(|error| match error.kind() {
             io::ErrorKind::OutOfMemory => no_memory("map", bytes, error),
             _ => Error::io("cannot map the file (LoadOptions::map(false) reads it instead)", error),
-        })
+        })?;
+        memory::check_spare("the header of the file").map_err(|error| no_memory("map", bytes, error))?;
+        Ok(Storage::Mapped(map))
     }
 
     /// Reads a file into memory.

@@ -77,6 +77,7 @@ pub struct Session {
 
 impl Session {
     pub(crate) fn new(model: Model, options: SessionOptions) -> Result<Self> {
+        memory::check_spare("a session")?;
         let context = options.context.unwrap_or(model.context_len());
         if context == 0 || context > model.context_len() {
             return Err(Error::invalid_input(format!(

@@ -221,6 +221,7 @@ impl Tokenizer {
         if text.len() >= u32::MAX as usize {
             return Err(Error::invalid_input(format!("a text of {} bytes is too long to encode", text.len())));
         }
+        memory::check_spare(TOKENS)?;
         // English has about four bytes to a token.
         let mut out = memory::with_room(text.len() / 4 + 2, TOKENS)?;
         if add_special && self.inner.add_bos {
