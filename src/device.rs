@@ -1,7 +1,8 @@
 //! Devices: what this machine offers, which one runs a model, and why others do not.
 
-use crate::backend::cpu::isa::Isa;
 use crate::backend::hip;
+pub use crate::backend::hip::GpuInfo;
+use crate::simd::Isa;
 use crate::{Error, ErrorKind, Result};
 use std::fmt;
 
@@ -81,36 +82,6 @@ pub struct DeviceInfo {
     pub unusable: Option<String>,
     /// What its driver says of it, for a GPU that a driver knows.
     pub gpu: Option<GpuInfo>,
-}
-
-/// What a driver says of a GPU.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct GpuInfo {
-    /// The architecture, as compilers name it: `gfx1100`, `sm_90`.
-    pub arch: String,
-    /// Lanes that run in lockstep: 32 or 64.
-    pub wave_size: u32,
-    /// Compute units.
-    pub compute_units: u32,
-    /// All of its memory, in bytes.
-    pub memory: u64,
-    /// Whether it shares the processor's memory.
-    pub integrated: bool,
-    /// The driver library.
-    pub library: String,
-    /// The version of HIP or CUDA that the library implements.
-    pub version: Option<String>,
-    /// Where the kernels for it come from; `None` where there are none.
-    pub kernels: Option<String>,
-}
-
-impl GpuInfo {
-    /// Groups of 64 lanes. What AMD's library counts from gfx10 on are pairs of them.
-    fn groups(&self) -> f64 {
-        let pairs = ["gfx10", "gfx11", "gfx12", "sm_"].iter().any(|family| self.arch.starts_with(family));
-        f64::from(self.compute_units) * if pairs { 2.0 } else { 1.0 }
-    }
 }
 
 impl DeviceInfo {

@@ -469,7 +469,7 @@ fn loading_reports_progress_and_can_be_cancelled() {
 #[test]
 fn the_program_can_be_read() {
     let text = tiny().program().to_string();
-    for line in ["x = embed token_embd.weight", "rope 0", "attention q over cache 1", "logits"] {
+    for line in ["x = embed token_embd.weight", "rope 0", "attention q, cache 1", "logits"] {
         assert!(text.contains(line), "{line} is not in\n{text}");
     }
 }

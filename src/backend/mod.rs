@@ -8,7 +8,7 @@ pub(crate) mod kv_type;
 pub(crate) mod profile;
 pub(crate) mod split;
 
-use crate::model::program::{Program, RowKind};
+use crate::program::{Program, RowKind};
 use crate::sampler::{Choice, SamplerState};
 use crate::tokenizer::TokenId;
 use crate::{Error, Result};

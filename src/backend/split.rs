@@ -5,8 +5,8 @@ use super::cpu::CpuBackend;
 use super::hip::HipBackend;
 use super::kv::{KvPool, PageId, PageStore};
 use super::{Backend, Batch, Canceller, KernelTime, Limits, Logits, Span, Wanted};
-use crate::model::cut::Cut;
-use crate::model::program::Program;
+use crate::program::Cut;
+use crate::program::Program;
 use crate::{Result, memory};
 use std::sync::Arc;
 

@@ -9,10 +9,10 @@ pub use attention::{Attention, Shape};
 pub use rows::Rows;
 
 use crate::Result;
-use crate::backend::cpu::isa::Isa;
 use crate::backend::cpu::matmul::{Input, InputKind, Matrix, OutPtr, QuantRows, Scratch};
 use crate::backend::cpu::matmul::{input_kind, matmul, quantize_rows};
 use crate::gguf::TensorType;
+use crate::simd::Isa;
 use std::ops::Range;
 
 /// The instruction set that the kernels take of themselves, by name: the best one, or the one that `WAVELM_CPU` names.

@@ -1,10 +1,10 @@
 //! Operations on rows.
 
 use super::named;
-use crate::backend::cpu::isa::Isa;
 use crate::backend::cpu::ops;
-use crate::model::program::Activation;
-use crate::model::rope::RopeStyle;
+use crate::program::Activation;
+use crate::program::RopeStyle;
+use crate::simd::Isa;
 use crate::{Error, Result};
 
 /// Numbers in a head.

@@ -2,7 +2,7 @@
 
 use crate::gguf::{Gguf, Metadata};
 use crate::model::arch::{SUPPORTED, unsupported};
-use crate::model::rope::{Rope, RopeScaling, RopeStyle};
+use crate::program::{Rope, RopeScaling, RopeStyle};
 use crate::{Error, Result};
 
 /// What the families of this version have in common.

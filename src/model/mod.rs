@@ -2,28 +2,24 @@
 
 mod arch;
 mod config;
-pub(crate) mod cut;
 mod options;
 mod placement;
 mod probe;
-pub(crate) mod program;
 mod rescue;
-pub(crate) mod rope;
 
-pub use options::{LoadOptions, MemoryEstimate, Precision, Progress};
+pub use options::{LoadOptions, MemoryEstimate, Progress};
 pub use placement::Placement;
 pub use probe::probe_child_entry;
 pub use rescue::Event;
 
 use crate::backend::{Backend, KernelTime, cpu};
-use crate::chat::{ChatOptions, ChatTemplate, Message};
+use crate::chat::ChatTemplate;
 use crate::device::{Device, DeviceReport};
 use crate::gguf::Gguf;
-use crate::session::{Prompt, Session, SessionOptions};
-use crate::tokenizer::{EncodeOptions, Tokenizer};
+use crate::program::Program;
+use crate::tokenizer::Tokenizer;
 use crate::{Error, KvType, Result};
 use config::Config;
-use program::Program;
 use rescue::Rescue;
 use std::fmt;
 use std::path::Path;
@@ -32,7 +28,7 @@ use std::sync::Arc;
 /// A loaded model: weights, tokenizer, chat template and the device that runs it.
 ///
 /// Cloning is cheap (the clones share everything), and a model may be used from any number of threads. What is
-/// particular to one conversation is in a [`Session`].
+/// particular to one conversation is in a [`Session`](crate::Session).
 #[derive(Clone)]
 pub struct Model(Arc<Inner>);
 
@@ -95,22 +91,6 @@ impl Model {
         Ok(Self(Arc::new(inner)))
     }
 
-    /// A new session with the default [options](SessionOptions).
-    ///
-    /// # Errors
-    /// None today; a device may report that it has no memory left.
-    pub fn session(&self) -> Result<Session> {
-        self.session_with(SessionOptions::default())
-    }
-
-    /// A new session.
-    ///
-    /// # Errors
-    /// `InvalidInput` where an option is out of range.
-    pub fn session_with(&self, options: SessionOptions) -> Result<Session> {
-        Session::new(self.clone(), options)
-    }
-
     /// The tokenizer of the file.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.0.tokenizer
@@ -122,35 +102,6 @@ impl Model {
     /// `Template` where the file's template is broken.
     pub fn chat_template(&self) -> Result<&ChatTemplate> {
         self.0.template.as_ref().map_err(|e| Error::new(e.kind(), e.to_string()).with_source(Arc::clone(e)))
-    }
-
-    /// The prompt that asks the model for the next message of a conversation, by the model's own chat template.
-    ///
-    /// Text of the messages never turns into special tokens, whatever it contains.
-    ///
-    /// # Errors
-    /// `Template` where the template is broken or refuses the conversation.
-    pub fn chat_prompt(&self, messages: &[Message]) -> Result<Prompt> {
-        self.chat_prompt_with(messages, &ChatOptions::default())
-    }
-
-    /// [`chat_prompt`](Self::chat_prompt) with options: tools, variables of the template, …
-    ///
-    /// # Errors
-    /// As [`chat_prompt`](Self::chat_prompt).
-    pub fn chat_prompt_with(&self, messages: &[Message], options: &ChatOptions) -> Result<Prompt> {
-        let rendered = self.chat_template()?.render(messages, options)?;
-        Prompt::from_rendered(&self.0.tokenizer, &rendered)
-    }
-
-    /// Tokenizes text as a prompt, with the special tokens at the start that the file asks for. Text that looks like a
-    /// special token stays text.
-    ///
-    /// # Errors
-    /// `InvalidInput` where the vocabulary cannot express the text.
-    pub fn prompt(&self, text: &str) -> Result<Prompt> {
-        let tokens = self.0.tokenizer.encode(text, EncodeOptions::default())?;
-        Ok(Prompt::from_tokens(tokens))
     }
 
     /// The longest context that a session of this model may have, in tokens.
@@ -190,7 +141,7 @@ impl Model {
         self.0.rescue.as_ref().and_then(Rescue::report).unwrap_or(&self.0.report)
     }
 
-    /// The device that runs the model; see also [`Session::device`].
+    /// The device that runs the model; see also [`Session::device`](crate::Session::device).
     pub fn device(&self) -> Device {
         self.device_report().device()
     }

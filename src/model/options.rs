@@ -3,30 +3,19 @@
 use super::config::Config;
 use super::placement::{Load, Placement};
 use super::probe::Request;
-use super::program::Program;
 use super::rescue::{Event, OnEvent, Rescue};
 use super::{Model, arch};
 use crate::backend::{Backend, cpu, hip};
 use crate::device::{Device, DeviceReport};
 use crate::gguf::Gguf;
+use crate::program::{Precision, Program};
+use crate::simd::Isa;
 use crate::{Error, ErrorKind, KvType, Result};
 use std::fmt;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// How exactly the forward pass is computed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum Precision {
-    /// Quantized weights are multiplied with activations quantized to 8 bits: fast, and as exact as the weights.
-    #[default]
-    Fast,
-    /// Weights are dequantized, and everything is computed in `f32`: slow, for tests and comparisons. The cache is kept
-    /// in `f32` as well.
-    Reference,
-}
 
 /// How far loading has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -409,7 +398,7 @@ impl LoadOptions {
 
     fn cpu_options(&self) -> cpu::CpuOptions {
         let kv_type = self.effective_kv_type();
-        let (threads, pool, isa) = (self.threads, self.pool.clone(), cpu::isa::Isa::best());
+        let (threads, pool, isa) = (self.threads, self.pool.clone(), Isa::best());
         cpu::CpuOptions { threads, pool, kv_type, precision: self.precision, isa }
     }
 }

@@ -1,10 +1,10 @@
 //! Which layers of a model a GPU runs, and which the CPU.
 
-use super::program::Program;
 use crate::backend::hip::Tell;
 use crate::backend::split::{self, SplitBackend};
 use crate::backend::{Backend, cpu, hip};
 use crate::gguf::Gguf;
+use crate::program::Program;
 use crate::{Error, ErrorKind, Result};
 use std::sync::Arc;
 

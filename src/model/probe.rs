@@ -4,10 +4,11 @@
 //! process is started: the program would do whatever else it does.
 
 use super::config::Config;
-use super::{LoadOptions, Precision, arch};
+use super::{LoadOptions, arch};
 use crate::backend::hip::{self, HipOptions};
 use crate::device::{Device, DeviceReport};
 use crate::gguf::Gguf;
+use crate::program::Precision;
 use crate::{Error, ErrorKind, KvType, Result};
 use std::env;
 use std::path::Path;

@@ -1,9 +1,9 @@
 //! What becomes of the sessions of a device that fails while it is in use: they go on on the CPU.
 
-use super::program::Program;
 use crate::backend::{Backend, cpu, hip};
 use crate::device::{Device, DeviceReport};
 use crate::gguf::Gguf;
+use crate::program::Program;
 use crate::{Error, ErrorKind, Result};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 

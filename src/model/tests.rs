@@ -1,7 +1,9 @@
 //! What a bug in a forward pass does to a session.
 
 use super::*;
-use crate::ErrorKind;
+use crate::session::{Prompt, Session};
+use crate::simd::Isa;
+use crate::{ErrorKind, Precision};
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tiny/llama-gqa-tied.gguf");
 
@@ -15,7 +17,7 @@ fn sound_and_broken(threads: usize) -> Option<(Model, Model)> {
     let (sound, broken) = (load(), load());
     let Inner { gguf, config, program, tokenizer, template, report, context, kv_type, .. } =
         Arc::into_inner(broken.0).unwrap();
-    let isa = cpu::isa::Isa::best();
+    let isa = Isa::best();
     let options = cpu::CpuOptions { threads: Some(threads), pool: None, kv_type, precision: Precision::Fast, isa };
     let file = Arc::new(Gguf::open(FILE).unwrap());
     let mut backend = cpu::CpuBackend::new(file, Arc::clone(&program), options).unwrap();

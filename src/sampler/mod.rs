@@ -45,6 +45,7 @@
 //! ```
 
 mod builder;
+pub(crate) mod logits;
 pub(crate) mod math;
 mod penalties;
 mod philox;

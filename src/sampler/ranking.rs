@@ -1,7 +1,7 @@
 //! The candidates for the next token in rank order, of which only as many are sorted as are asked for.
 
+use super::logits::{self, BLOCK};
 use super::math::weight;
-use crate::backend::cpu::logits::{self, BLOCK};
 use crate::{Result, memory};
 
 /// A token and its logit as one integer, whose order is the rank: the higher logit first, of equals the lower id.

@@ -2,12 +2,12 @@
 
 use std::borrow::Cow;
 
+use super::logits::{self, BLOCK};
 use super::math::{MAX_VOCABULARY, UNIT, ln};
 use super::penalties::History;
 use super::philox::uniform;
 use super::ranking::{Buffers, Ranking};
 use super::{Sampler, steps};
-use crate::backend::cpu::logits::{self, BLOCK};
 use crate::{Error, Result, memory};
 
 /// A chosen token.

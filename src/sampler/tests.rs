@@ -1,9 +1,9 @@
 //! The steps against straightforward implementations in f64.
 
+use super::logits;
 use super::math::weight;
 use super::ranking::{Buffers, Ranking};
 use super::{Sampler, SamplerBuilder, steps};
-use crate::backend::cpu::logits;
 
 /// Fixed pseudo-random bits (SplitMix64).
 fn bits(state: &mut u64) -> u64 {

@@ -1,6 +1,7 @@
 //! [`Session`]: one conversation with a model, and the cache of what was said.
 
 mod generate;
+mod of_model;
 mod prompt;
 
 pub use generate::{Generation, Piece, Stats, StopReason, next_of_each};

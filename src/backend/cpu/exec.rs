@@ -10,8 +10,8 @@ use super::team::{Items, Team};
 use super::weights::Held;
 use super::workspace::{Floats, Member, Workspace};
 use crate::backend::{Batch, Canceller, Wanted};
-use crate::model::Precision;
-use crate::model::program::{AttentionInfo, Buf, RowKind, Weight};
+use crate::program::Precision;
+use crate::program::{AttentionInfo, Buf, RowKind, Weight};
 use crate::tokenizer::TokenId;
 use crate::{Error, ErrorKind, Result, memory};
 use std::ops::Range;
@@ -54,7 +54,11 @@ pub(super) fn run(
 
     let held = backend.weights.hold();
     let Workspace { buffers, quant, angles, wanted, members, progress } = workspace;
-    let shared = buffers.iter_mut().map(|b| SharedBuf { start: b.as_mut_ptr(), len: b.as_slice().len() });
+    let shared = buffers.iter_mut().zip(&backend.program.buffers).map(|(b, info)| SharedBuf {
+        start: b.as_mut_ptr(),
+        len: b.as_slice().len(),
+        columns: info.columns,
+    });
     let pass = Pass {
         backend,
         held: &held,
@@ -153,21 +157,22 @@ impl Workspace {
 struct SharedBuf {
     start: *mut f32,
     len: usize,
+    columns: usize,
 }
 
 /// What a pass reads and writes.
-struct Pass<'a> {
-    backend: &'a CpuBackend,
+pub(super) struct Pass<'a> {
+    pub(super) backend: &'a CpuBackend,
     /// The file, where weights are read from it.
     held: &'a Held,
     /// Rows of buffers over tokens, and over outputs.
     rows: usize,
     outputs: usize,
-    tokens: &'a [TokenId],
+    pub(super) tokens: &'a [TokenId],
     buffers: Vec<SharedBuf>,
-    quant: &'a [Option<QuantRows>],
-    angles: &'a [Floats],
-    wanted: &'a [usize],
+    pub(super) quant: &'a [Option<QuantRows>],
+    pub(super) angles: &'a [Floats],
+    pub(super) wanted: &'a [usize],
     kv: KvPlans<'a>,
 }
 
@@ -299,8 +304,13 @@ impl Pass<'_> {
         }
     }
 
-    fn columns(&self, buf: Buf) -> usize {
-        self.backend.program.buffers.get(buf.0).map_or(0, |b| b.columns)
+    fn shared(&self, buf: Buf) -> &SharedBuf {
+        self.buffers.get(buf.0).unwrap_or_else(|| panic!("there is no buffer {}", buf.0))
+    }
+
+    /// The columns of a buffer.
+    pub(super) fn columns(&self, buf: Buf) -> usize {
+        self.shared(buf).columns
     }
 
     /// Cuts the plan's steps into items.
@@ -344,11 +354,11 @@ impl Pass<'_> {
     }
 
     /// A weight's copy, or else what is in the file.
-    fn matrix(&self, weight: Weight) -> Result<Matrix<'_>> {
+    pub(super) fn matrix(&self, weight: Weight) -> Result<Matrix<'_>> {
         self.backend.weights.matrix(self.held, weight)
     }
 
-    fn vector(&self, weight: Weight) -> &[f32] {
+    pub(super) fn vector(&self, weight: Weight) -> &[f32] {
         self.backend.vectors.get(weight.0).map(Vec::as_slice).unwrap_or_default()
     }
 
@@ -356,7 +366,7 @@ impl Pass<'_> {
     ///
     /// # Safety
     /// No item that runs at the same time writes there.
-    unsafe fn read(&self, buf: Buf, rows: Range<usize>) -> &[f32] {
+    pub(super) unsafe fn read(&self, buf: Buf, rows: Range<usize>) -> &[f32] {
         // SAFETY: the caller's promise; `part` checks the bounds.
         unsafe {
             let (start, len) = self.part(buf, rows);
@@ -369,7 +379,7 @@ impl Pass<'_> {
     /// # Safety
     /// No item that runs at the same time reads or writes there, and this one holds no other slice of it.
     #[allow(clippy::mut_from_ref)] // the buffers are shared through pointers; the caller keeps the parts apart
-    unsafe fn write(&self, buf: Buf, rows: Range<usize>) -> &mut [f32] {
+    pub(super) unsafe fn write(&self, buf: Buf, rows: Range<usize>) -> &mut [f32] {
         // SAFETY: the caller's promise; `part` checks the bounds.
         unsafe {
             let (start, len) = self.part(buf, rows);
@@ -378,9 +388,8 @@ impl Pass<'_> {
     }
 
     fn part(&self, buf: Buf, rows: Range<usize>) -> (*mut f32, usize) {
-        let columns = self.columns(buf);
-        let Some(shared) = self.buffers.get(buf.0) else { return (std::ptr::dangling_mut(), 0) };
-        let (start, end) = (rows.start * columns, rows.end * columns);
+        let shared = self.shared(buf);
+        let (start, end) = (rows.start * shared.columns, rows.end * shared.columns);
         assert!(start <= end && end <= shared.len, "rows {rows:?} of a buffer of {} numbers", shared.len);
         (shared.start.wrapping_add(start), end - start)
     }
@@ -420,7 +429,8 @@ impl Pass<'_> {
         match work {
             Work::Rows { ops, rows, per_item } => {
                 let rows = item * per_item..((item + 1) * per_item).min(*rows);
-                ops.iter().try_for_each(|op| self.row_op(op, rows.clone()))
+                // SAFETY: an item's rows are its own, and its operations follow each other.
+                ops.iter().try_for_each(|op| unsafe { ops::run(self, op, rows.clone()) })
             }
             Work::MatMuls(_) => Ok(()),
             Work::StoreKv { plan, offset, k, v } => {
@@ -475,70 +485,5 @@ impl Pass<'_> {
             matmul::matmul(self.backend.isa, matrix, input, rows, range, out, *bias, next, &mut member.matmul);
         }
         Ok(())
-    }
-
-    fn row_op(&self, op: &RowOp, rows: Range<usize>) -> Result<()> {
-        let isa = self.backend.isa;
-        // SAFETY: an item's row operations touch its own rows alone, one after the other, and never one buffer through
-        // two slices.
-        unsafe {
-            match op {
-                RowOp::Embed { table, out } => {
-                    rows.into_iter().try_for_each(|row| self.embed(*table, row, self.write(*out, row..row + 1)))?
-                }
-                RowOp::Scale { x, by } => ops::scale(isa, *by, self.write(*x, rows)),
-                RowOp::RmsNorm { x, weight, eps, out } => {
-                    let (columns, weight) = (self.columns(*x), self.vector(*weight));
-                    if x == out {
-                        ops::rms_norm_in_place(isa, self.write(*x, rows), columns, weight, *eps);
-                    } else {
-                        let (x, out) = (self.read(*x, rows.clone()), self.write(*out, rows));
-                        ops::rms_norm(isa, x, columns, weight, *eps, out);
-                    }
-                }
-                RowOp::HeadNorm { x, weight, eps } => {
-                    let weight = self.vector(*weight);
-                    ops::rms_norm_in_place(isa, self.write(*x, rows), weight.len(), weight, *eps);
-                }
-                RowOp::Rope { x, rope, head_dim } => {
-                    rows.for_each(|row| self.rotate(self.write(*x, row..row + 1), *rope, *head_dim, row))
-                }
-                RowOp::Glu { gate, up, act } => {
-                    ops::glu(isa, *act, self.write(*gate, rows.clone()), self.read(*up, rows));
-                }
-                RowOp::Add { x, y } => ops::add(isa, self.read(*y, rows.clone()), self.write(*x, rows)),
-                RowOp::Softcap { x, cap } => ops::softcap(isa, *cap, self.write(*x, rows)),
-                RowOp::Gather { x, out } => {
-                    for row in rows {
-                        let from = self.wanted.get(row).copied().unwrap_or(0);
-                        self.write(*out, row..row + 1).copy_from_slice(self.read(*x, from..from + 1));
-                    }
-                }
-                RowOp::Quantize { x } => {
-                    if let Some(Some(quant)) = self.quant.get(x.0) {
-                        matmul::quantize_rows(isa, self.read(*x, rows.clone()), rows, quant);
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn embed(&self, table: Weight, row: usize, out: &mut [f32]) -> Result<()> {
-        // From the copy where the output matrix is the same weight: else each token would bring back some of the file's pages.
-        let table = self.matrix(table)?;
-        let token = self.tokens.get(row).map_or(0, |&t| t as usize);
-        if token >= table.rows() {
-            return Err(Error::invalid_input(format!("token {token} is not in the vocabulary of {}", table.rows())));
-        }
-        table.dequantize_row(token, out)
-    }
-
-    fn rotate(&self, x: &mut [f32], rope: usize, head_dim: usize, row: usize) {
-        let (Some(rope), Some(angles)) = (self.backend.program.ropes.get(rope), self.angles.get(rope)) else { return };
-        let pairs = rope.inv_freq.len();
-        let Some(angles) = angles.as_slice().get(row * pairs * 2..(row + 1) * pairs * 2) else { return };
-        let (cos, sin) = angles.split_at(pairs);
-        ops::rope(self.backend.isa, rope.style, x, x.len() / head_dim, head_dim, cos, sin);
     }
 }

@@ -3,14 +3,11 @@
 pub(crate) mod attention;
 pub(crate) mod cores;
 mod exec;
-pub(crate) mod isa;
 pub(crate) mod kv;
-pub(crate) mod logits;
 pub(crate) mod matmul;
 pub(crate) mod ops;
 pub(crate) mod pages;
 mod plan;
-mod simd;
 mod team;
 mod weights;
 mod workspace;
@@ -18,11 +15,11 @@ mod workspace;
 use super::kv::{KvPool, PAGE_LEN, PageStore};
 use super::{Backend, Batch, Canceller, KvType, Limits, Logits};
 use crate::gguf::Gguf;
-use crate::model::Precision;
-use crate::model::program::{Op, Program, RowKind};
+use crate::program::Precision;
+use crate::program::{Op, Program, RowKind};
 use crate::sampler::{Choice, SamplerState};
+use crate::simd::Isa;
 use crate::{Error, ErrorKind, Result, memory, quant};
-use isa::Isa;
 use kv::KvLayout;
 use pages::Pages;
 use plan::Plan;
@@ -294,7 +291,7 @@ impl CpuBackend {
     /// Lets every pass panic that has more tokens than outputs.
     pub(crate) fn break_passes_of_many(&mut self) {
         // Too many rows of a buffer that has one for each output.
-        let ops = vec![plan::RowOp::Scale { x: self.plan.logits, by: 1.0 }];
+        let ops = vec![plan::RowOp::Op(Op::Scale { x: self.plan.logits, by: 1.0 })];
         self.plan.steps.insert(1, plan::Step::Rows { kind: RowKind::Tokens, ops });
     }
 }

@@ -5,13 +5,13 @@
 //! was copied is given back, so that a process holds each weight once, and when nothing of the file is needed any more, it
 //! is let go of: what happens to it then does not matter. Files in memory are put in order where they lie, at once.
 
-use super::isa::Isa;
 use super::matmul::{self, Matrix, ROW_STEP};
 use super::team::{Items, Progress, Team};
 use crate::gguf::Gguf;
 use crate::memory::available_memory;
-use crate::model::Precision;
-use crate::model::program::{Op, Program, Weight, WeightInfo};
+use crate::program::Precision;
+use crate::program::{Program, Weight, WeightInfo, WeightUse};
+use crate::simd::Isa;
 use crate::{Error, ErrorKind, Result, memory};
 use memmap2::MmapMut;
 use std::ops::Range;
@@ -61,15 +61,21 @@ impl Weights {
         // Whether the program uses the weight as a matrix, and gains if its rows are interleaved.
         let mut uses = memory::filled(program.weights.len(), (false, false), WHAT)?;
         for op in &program.ops {
-            let (weight, multiplies) = match op {
-                Op::MatMul { weight, .. } => (weight, true),
-                Op::Embed { table, .. } => (table, false),
-                _ => continue,
-            };
-            if let (Some(uses), Some(info)) = (uses.get_mut(weight.0), program.weights.get(weight.0)) {
-                let gains = multiplies && precision == Precision::Fast && of(&gguf, info)?.can_interleave(isa);
-                *uses = (true, uses.1 || gains);
-            }
+            let mut found = Ok(());
+            op.each_weight(|weight, usage| {
+                let (Some(uses), Some(info)) = (uses.get_mut(weight.0), program.weights.get(weight.0)) else { return };
+                match usage {
+                    WeightUse::Vector => {}
+                    WeightUse::Rows => uses.0 = true,
+                    WeightUse::Matrix => match of(&gguf, info) {
+                        Ok(matrix) => {
+                            *uses = (true, uses.1 || (precision == Precision::Fast && matrix.can_interleave(isa)));
+                        }
+                        Err(e) => found = Err(e),
+                    },
+                }
+            });
+            found?;
         }
         let (mut waiting, wish, gains) = (Vec::new(), wish(), uses.iter().any(|uses| uses.1));
         let mut in_place = memory::filled(program.weights.len(), false, WHAT)?;

@@ -3,7 +3,7 @@
 use super::matmul::{QuantRows, Scratch};
 use super::plan::Plan;
 use super::team::Progress;
-use crate::model::program::{Program, RowKind};
+use crate::program::{Program, RowKind};
 use crate::{Result, memory};
 use std::sync::Mutex;
 

@@ -2,8 +2,7 @@
 
 use super::driver::{Attempt, Attribute, Driver, Handle, LIBRARY_VARIABLE, drivers};
 use super::health::{self, Health, PATIENCE, Patience};
-use super::{hints, objects};
-use crate::device::GpuInfo;
+use super::{GpuInfo, hints, objects};
 use crate::{Error, ErrorKind, Result};
 use std::ffi::c_int;
 use std::path::Path;

@@ -13,7 +13,7 @@ use super::weights::{Loading, Weights};
 use super::{MOST_OUTPUTS, MOST_TOKENS, is_transient};
 use crate::backend::{Batch, Canceller, KvType, Span};
 use crate::gguf::Gguf;
-use crate::model::program::{Op, Program};
+use crate::program::{Op, Program};
 use crate::{Error, ErrorKind, Result};
 use std::cell::Cell;
 use std::sync::Arc;

@@ -4,7 +4,7 @@ use super::device::Device;
 use super::memory::{DeviceBuffer, HostBuffer, Layout, Stream};
 use crate::backend::kv::PAGE_LEN;
 use crate::backend::{Batch, Wanted};
-use crate::model::program::Program;
+use crate::program::Program;
 use crate::{Error, Result, memory};
 use std::ops::Range;
 use std::sync::Arc;

@@ -5,7 +5,7 @@
 
 use crate::backend::KvType;
 use crate::backend::kv::PAGE_LEN;
-use crate::model::program::Program;
+use crate::program::Program;
 use crate::{Error, ErrorKind, Result, memory};
 
 /// Bytes that the place of each head is a multiple of.

@@ -6,8 +6,8 @@ use super::inputs::Inputs;
 use super::modules::{Args, Kernel};
 use super::plan::{Deferred, Fresh, Product, Step};
 use super::prepare::{Attention, Halving, Heads, Kernels, MATVEC_COLUMNS, MOST_SPLIT_TOKENS, MOST_SPLITS, Many};
-use crate::model::program::{Activation, AttentionInfo, Buf, RowKind, Weight, WeightInfo};
-use crate::model::rope::RopeStyle;
+use crate::program::RopeStyle;
+use crate::program::{Activation, AttentionInfo, Buf, RowKind, Weight, WeightInfo};
 use crate::{Error, ErrorKind, Result};
 use std::cell::Cell;
 use three::Three;
@@ -43,15 +43,15 @@ fn blocks(items: usize, per_block: usize) -> Result<u32> {
 }
 
 impl Pass<'_> {
-    fn columns(&self, buf: Buf) -> usize {
-        self.executor.program.buffers.get(buf.0).map_or(0, |b| b.columns)
+    fn columns(&self, buf: Buf) -> Result<usize> {
+        self.executor.program.columns(buf)
     }
 
-    fn rows(&self, buf: Buf) -> usize {
-        match self.executor.program.buffers.get(buf.0).map(|b| b.rows) {
-            Some(RowKind::Outputs) => self.inputs.outputs,
-            _ => self.inputs.tokens,
-        }
+    fn rows(&self, buf: Buf) -> Result<usize> {
+        Ok(match self.executor.program.buffer(buf)?.rows {
+            RowKind::Outputs => self.inputs.outputs,
+            RowKind::Tokens => self.inputs.tokens,
+        })
     }
 
     fn float(&self, buf: Buf) -> Result<DevicePtr> {
@@ -96,7 +96,7 @@ impl Pass<'_> {
                 self.matmul(*x, products, *norm, few, many)
             }
             (Step::Residual { x, product, stream, weight, eps, out }, Kernels::Residual { few, many, norm }) => {
-                if let Some(kernel) = self.few(*x, few) {
+                if let Some(kernel) = self.few(*x, few)? {
                     return self.residual(*x, product, *stream, (*weight, *out), kernel);
                 }
                 self.matmul_many(*x, &[*product], many)?;
@@ -109,7 +109,7 @@ impl Pass<'_> {
                 }
             }
             (Step::GatedMatMul { x, gate, up, act, quantize, norm, .. }, Kernels::GatedMatMul { few, many, glu }) => {
-                if let Some(kernel) = self.few(*x, few) {
+                if let Some(kernel) = self.few(*x, few)? {
                     return self.gated_matmul(*x, [gate, up], *act, *quantize, *norm, kernel);
                 }
                 self.matmul_many(*x, &[*gate, *up], many)?;
@@ -131,12 +131,12 @@ impl Pass<'_> {
 
     /// Steps of one launch.
     fn simple(&self, step: &Step, kernel: &Kernel) -> Result<()> {
-        let elements = |buf| self.rows(buf) * self.columns(buf);
+        let elements = |buf| Ok::<_, Error>(self.rows(buf)? * self.columns(buf)?);
         let over_elements =
-            |buf, args: Args| self.launch(kernel, [blocks(elements(buf), 256)?, 1, 1], args.u64(elements(buf)));
+            |buf, args: Args| self.launch(kernel, [blocks(elements(buf)?, 256)?, 1, 1], args.u64(elements(buf)?));
         match *step {
             Step::Embed { table, out } => {
-                let info = self.executor.program.weights.get(table.0).ok_or_else(|| bug("a weight is not known"))?;
+                let info = self.executor.program.weight(table)?;
                 let per_thread = if info.tensor.tensor_type().is_quantized() { 32 } else { 1 };
                 let args = Args::default()
                     .ptr(self.weight(table)?)
@@ -168,13 +168,13 @@ impl Pass<'_> {
                     .ptr(self.float(out)?)
                     .ptr(q)
                     .ptr(groups)
-                    .u32(narrow(self.columns(x))?)
+                    .u32(narrow(self.columns(x)?)?)
                     .f32(eps);
-                self.launch(kernel, [narrow(self.rows(x))?, 1, 1], args)
+                self.launch(kernel, [narrow(self.rows(x)?)?, 1, 1], args)
             }
             Step::HeadNorm { x, weight, eps } => {
                 let columns = self.executor.program.weights.get(weight.0).map_or(1, |w| w.columns);
-                let heads = elements(x) / columns.max(1);
+                let heads = elements(x)? / columns.max(1);
                 let args = Args::default()
                     .ptr(self.float(x)?)
                     .ptr(self.weight(weight)?)
@@ -184,7 +184,7 @@ impl Pass<'_> {
                 self.launch(kernel, [blocks(heads, 4)?, 1, 1], args)
             }
             Step::Rope { x, rope, head_dim } => {
-                let heads = self.columns(x) / head_dim.max(1);
+                let heads = self.columns(x)? / head_dim.max(1);
                 let (angles, pairs, neox) = self.rope(rope)?;
                 let args = Args::default()
                     .ptr(self.float(x)?)
@@ -194,11 +194,11 @@ impl Pass<'_> {
                     .u32(narrow(head_dim)?)
                     .u32(pairs)
                     .u32(neox);
-                self.launch(kernel, [narrow(heads)?, narrow(self.rows(x))?, 1], args)
+                self.launch(kernel, [narrow(heads)?, narrow(self.rows(x)?)?, 1], args)
             }
             Step::StoreKv { layer, k, v, turn } => self.store_kv(kernel, layer, k, v, turn),
             Step::Gather { x, out } => {
-                let columns = self.columns(out);
+                let columns = self.columns(out)?;
                 let args = Args::default()
                     .ptr(self.float(x)?)
                     .ptr(self.inputs.wanted)
@@ -226,7 +226,7 @@ impl Pass<'_> {
     fn store_kv(&self, kernel: &Kernel, layer: usize, k: Buf, v: Buf, turn: Option<(Buf, usize)>) -> Result<()> {
         let shape = self.executor.program.kv.get(layer).ok_or_else(|| bug("a cache layer is not known"))?;
         let (q, heads, (angles, pairs, neox)) = match turn {
-            Some((q, rope)) => (self.float(q)?, self.columns(q) / shape.head_dim.max(1), self.rope(rope)?),
+            Some((q, rope)) => (self.float(q)?, self.columns(q)? / shape.head_dim.max(1), self.rope(rope)?),
             None => (0, 0, (0, 0, 0)),
         };
         let args = Args::default()
@@ -252,13 +252,13 @@ impl Pass<'_> {
     }
 
     fn info(&self, weight: Weight) -> Result<&WeightInfo> {
-        self.executor.program.weights.get(weight.0).ok_or_else(|| bug("a weight is not known"))
+        self.executor.program.weight(weight)
     }
 
     /// The kernel for the few rows that `x` has, if they are few.
-    fn few<'k>(&self, x: Buf, kernels: &'k [Kernel]) -> Option<&'k Kernel> {
-        let count = self.rows(x);
-        MATVEC_COLUMNS.iter().zip(kernels).find(|(n, _)| count <= **n).map(|(_, kernel)| kernel)
+    fn few<'k>(&self, x: Buf, kernels: &'k [Kernel]) -> Result<Option<&'k Kernel>> {
+        let count = self.rows(x)?;
+        Ok(MATVEC_COLUMNS.iter().zip(kernels).find(|(n, _)| count <= **n).map(|(_, kernel)| kernel))
     }
 
     fn matmul(
@@ -269,7 +269,7 @@ impl Pass<'_> {
         few: &[Kernel],
         many: &[Many],
     ) -> Result<()> {
-        match (self.few(x, few), products) {
+        match (self.few(x, few)?, products) {
             (None, _) => {
                 // Those with weights of one type have the same kernels.
                 let ty = |product: &Product| self.info(product.weight).ok().map(|info| info.tensor.tensor_type());
@@ -281,7 +281,7 @@ impl Pass<'_> {
             }
             (Some(kernel), [product]) => {
                 let info = self.info(product.weight)?;
-                let grid = [blocks(info.rows, MATVEC_ROWS)?, u32::from(self.rows(x) > 0), 1];
+                let grid = [blocks(info.rows, MATVEC_ROWS)?, u32::from(self.rows(x)? > 0), 1];
                 let args = self.product_args(x, product)?;
                 let is_quantized = info.tensor.tensor_type().is_quantized();
                 let args = if is_quantized { self.deferred(args, x, norm)? } else { args };
@@ -293,7 +293,7 @@ impl Pass<'_> {
 
     /// Up to three products with many rows of activations, whose weights have one type.
     fn matmul_many(&self, x: Buf, products: &[Product], many: &Many) -> Result<()> {
-        let count = self.rows(x);
+        let count = self.rows(x)?;
         let core = match many {
             Many::Tiles(kernel) => {
                 return products.iter().try_for_each(|product| {
@@ -318,9 +318,9 @@ impl Pass<'_> {
     fn halve_norm(&self, x: Buf, add: Buf, (weight, eps, out): (Weight, f32, Buf), kernel: &Kernel) -> Result<()> {
         let (halves, scales) = self.halves_of(out)?;
         let args = Args::default().ptr(self.float(x)?).ptr(self.float(add)?).ptr(self.weight(weight)?);
-        let args = args.ptr(halves).ptr(scales).u32(narrow(self.columns(x))?).f32(eps);
+        let args = args.ptr(halves).ptr(scales).u32(narrow(self.columns(x)?)?).f32(eps);
         self.halved.set(Some(out));
-        self.launch(kernel, [narrow(self.rows(x))?, 1, 1], args)
+        self.launch(kernel, [narrow(self.rows(x)?)?, 1, 1], args)
     }
 
     /// A gated unit of two products, in f16 alone, as that of `gate`.
@@ -328,7 +328,7 @@ impl Pass<'_> {
         let (halves, scales) = self.halves_of(gate)?;
         let args = Args::default().ptr(self.float(gate)?).ptr(self.float(up)?).ptr(halves).ptr(scales);
         self.halved.set(Some(gate));
-        self.launch(kernel, [narrow(self.rows(gate))?, 1, 1], args.u32(narrow(self.columns(gate))?))
+        self.launch(kernel, [narrow(self.rows(gate)?)?, 1, 1], args.u32(narrow(self.columns(gate)?)?))
     }
 
     /// Takes note that a buffer is written, and its f16 form not.
@@ -349,8 +349,8 @@ impl Pass<'_> {
     fn halves(&self, x: Buf, halve: &Kernel) -> Result<(DevicePtr, DevicePtr)> {
         let (numbers, scales) = self.halves_of(x)?;
         if self.halved.get() != Some(x) {
-            let args = Args::default().ptr(self.float(x)?).ptr(numbers).ptr(scales).u32(narrow(self.columns(x))?);
-            self.launch(halve, [narrow(self.rows(x))?, 1, 1], args)?;
+            let args = Args::default().ptr(self.float(x)?).ptr(numbers).ptr(scales).u32(narrow(self.columns(x)?)?);
+            self.launch(halve, [narrow(self.rows(x)?)?, 1, 1], args)?;
             self.halved.set(Some(x));
         }
         Ok((numbers, scales))
@@ -377,7 +377,7 @@ impl Pass<'_> {
             .ptr(0)
             .u32(narrow(info.rows)?)
             .u32(narrow(info.columns)?)
-            .u32(narrow(self.rows(x))?))
+            .u32(narrow(self.rows(x)?)?))
     }
 
     /// Where blocks that share a result leave their parts of it, and count.
@@ -398,9 +398,9 @@ impl Pass<'_> {
         let three = Three::new(self, products)?;
         let (q, groups) = self.int8(x)?;
         let args = three.results(three.weights(Args::default()).ptr(q).ptr(groups));
-        let args = self.deferred(three.shape(args)?.u32(narrow(self.rows(x))?), x, norm)?;
+        let args = self.deferred(three.shape(args)?.u32(narrow(self.rows(x)?)?), x, norm)?;
         let grid = three.rows.iter().try_fold(0, |sum, &rows| Ok::<_, Error>(sum + blocks(rows, MATVEC_ROWS)?))?;
-        self.launch(kernel, [grid, u32::from(self.rows(x) > 0), 1], args)
+        self.launch(kernel, [grid, u32::from(self.rows(x)? > 0), 1], args)
     }
 
     /// The arguments of a norm that is deferred: none is null.
@@ -440,8 +440,8 @@ impl Pass<'_> {
             .ptr(self.squares(out)?)
             .u32(narrow(info.rows)?)
             .u32(narrow(info.columns)?)
-            .u32(narrow(self.rows(x))?);
-        self.launch(kernel, [blocks(info.rows, GROUP_ROWS)?, u32::from(self.rows(x) > 0), 1], args)
+            .u32(narrow(self.rows(x)?)?);
+        self.launch(kernel, [blocks(info.rows, GROUP_ROWS)?, u32::from(self.rows(x)? > 0), 1], args)
     }
 
     /// A gated unit with few rows of activations.
@@ -467,9 +467,9 @@ impl Pass<'_> {
             .u32(u32::from(act == Activation::Gelu))
             .u32(narrow(info.rows)?)
             .u32(narrow(info.columns)?)
-            .u32(narrow(self.rows(x))?);
+            .u32(narrow(self.rows(x)?)?);
         let args = self.deferred(args, x, norm)?;
-        self.launch(kernel, [blocks(info.rows, GROUP_ROWS)?, u32::from(self.rows(x) > 0), 1], args)
+        self.launch(kernel, [blocks(info.rows, GROUP_ROWS)?, u32::from(self.rows(x)? > 0), 1], args)
     }
 
     fn attention(

@@ -2,7 +2,7 @@
 //! quantized where they are produced.
 
 use crate::gguf::TensorType;
-use crate::model::program::{Activation, AttentionInfo, Buf, Op, Program, Weight};
+use crate::program::{Activation, AttentionInfo, Buf, Op, Program, Weight, is_read};
 use crate::{Result, memory};
 use std::collections::HashMap;
 
@@ -171,7 +171,7 @@ impl Plan {
                 {
                     lowering.fresh.remove(&x);
                     let (weight, eps, out) = (*weight, *eps, *out);
-                    let columns = program.buffers.get(x.0).map_or(0, |b| b.columns);
+                    let columns = program.columns(x)?;
                     if !(fusing.norms)(columns)
                         || is_read(rest, y)
                         || !lowering.defer_norm(rest, x, y, (weight, eps, out))
@@ -218,40 +218,13 @@ impl Plan {
     }
 }
 
-/// Whether the operations read `buf` before they overwrite it.
-fn is_read(ops: &[Op], buf: Buf) -> bool {
-    for op in ops {
-        let (reads, overwrites) = match *op {
-            Op::Embed { out, .. } => (false, out == buf),
-            Op::RmsNorm { x, out, .. } | Op::MatMul { x, out, .. } | Op::Rows { x, out } => (x == buf, out == buf),
-            Op::Attention { q, out, .. } => (q == buf, out == buf),
-            Op::StoreKv { k, v, .. } => (k == buf || v == buf, false),
-            Op::Add { x, y } => (x == buf || y == buf, false),
-            Op::Glu { gate, up, .. } => (gate == buf || up == buf, false),
-            Op::Scale { x, .. }
-            | Op::HeadNorm { x, .. }
-            | Op::Rope { x, .. }
-            | Op::Softcap { x, .. }
-            | Op::Logits { x } => (x == buf, false),
-        };
-        if reads || overwrites {
-            return reads;
-        }
-    }
-    false
-}
-
 /// Whether products with weights for which `is_quantized` holds are all that reads `buf` before it is overwritten.
 fn only_products_read(ops: &[Op], buf: Buf, is_quantized: impl Fn(Weight) -> bool) -> bool {
     for op in ops {
         match *op {
             Op::MatMul { x, weight, out, .. } if x == buf && out != buf && is_quantized(weight) => {}
-            _ if is_read(std::slice::from_ref(op), buf) => return false,
-            Op::Embed { out, .. } | Op::RmsNorm { out, .. } | Op::MatMul { out, .. } | Op::Rows { out, .. }
-                if out == buf =>
-            {
-                return true;
-            }
+            _ if op.reads(buf) => return false,
+            _ if op.overwrites(buf) => return true,
             _ => {}
         }
     }
@@ -406,14 +379,16 @@ fn have_one_kernel(types: &[TensorType]) -> bool {
 mod tests {
     use super::*;
     use crate::gguf::TensorInfo;
-    use crate::model::program::WeightInfo;
+    use crate::program::{BufInfo, RowKind, WeightInfo};
 
     const ALL: Fusing<'_> = Fusing { norms: &|_| true, gates: true };
 
+    /// A program over buffers 0 to 5.
     fn program(ops: Vec<Op>) -> Program {
+        let buffer = BufInfo { name: "", columns: 256, rows: RowKind::Tokens };
         Program {
             name: String::new(),
-            buffers: Vec::new(),
+            buffers: vec![buffer; 6],
             weights: Vec::new(),
             ropes: Vec::new(),
             kv: Vec::new(),
@@ -430,7 +405,7 @@ mod tests {
         assert_eq!((steps(h), steps(x), steps(y)), (1, 2, 2));
     }
 
-    /// A program over buffers 0 to 5 with square matrices of these types.
+    /// The same with square matrices of these types.
     fn with_weights(types: &[TensorType], ops: Vec<Op>) -> Program {
         let weights = types.iter().map(|&ty| WeightInfo {
             tensor: TensorInfo { name: String::new(), ty, dims: vec![256, 256], part: 0, offset: 0, size: 0 },

@@ -8,7 +8,7 @@ use super::plan::{Fusing, Plan, Product, Step};
 use super::{MOST_OUTPUTS, MOST_TOKENS};
 use crate::backend::KvType;
 use crate::gguf::TensorType;
-use crate::model::program::{Activation, AttentionInfo, Buf, Program, RowKind, Weight};
+use crate::program::{Activation, AttentionInfo, Buf, Program, RowKind, Weight};
 use crate::{Error, Result, memory};
 
 /// Columns that the kernels for few columns come for.

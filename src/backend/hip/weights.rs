@@ -5,7 +5,7 @@ use super::device::Device;
 use super::memory::{ALIGN, DeviceBuffer, Event, HostBuffer, Layout, Stream};
 use super::verify::{self, Canary, Place};
 use crate::gguf::{Gguf, TensorInfo, TensorType};
-use crate::model::program::Program;
+use crate::program::Program;
 use crate::{Error, ErrorKind, Result, memory as host_memory, quant};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};

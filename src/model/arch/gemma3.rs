@@ -4,8 +4,8 @@
 use super::{Buffers, attention, feed_forward, output, queries_keys_values};
 use crate::gguf::{Gguf, Value};
 use crate::model::config::Config;
-use crate::model::program::{Activation, Builder, Op, Program};
-use crate::model::rope::{Rope, RopeScaling, RopeStyle};
+use crate::program::{Activation, Builder, Op, Program};
+use crate::program::{Rope, RopeScaling, RopeStyle};
 use crate::{Error, Result, memory};
 
 pub(super) fn program(gguf: &Gguf, c: &Config) -> Result<Program> {

@@ -6,8 +6,8 @@ mod qwen2;
 mod qwen3;
 
 use super::config::Config;
-use super::program::{Activation, AttentionInfo, Buf, Builder, KvShape, Op, Program};
 use crate::gguf::{Gguf, show};
+use crate::program::{Activation, AttentionInfo, Buf, Builder, KvShape, Op, Program};
 use crate::{Error, Result};
 
 /// The architectures that [`program`] knows, as `general.architecture` names them.

@@ -4,8 +4,8 @@ use super::{Buffers, attention, feed_forward, output, queries_keys_values};
 use crate::Result;
 use crate::gguf::Gguf;
 use crate::model::config::Config;
-use crate::model::program::{Activation, Builder, Op, Program};
-use crate::model::rope::RopeStyle;
+use crate::program::RopeStyle;
+use crate::program::{Activation, Builder, Op, Program};
 
 pub(super) fn program(gguf: &Gguf, c: &Config) -> Result<Program> {
     let mut b = Builder::new(gguf, &c.arch);

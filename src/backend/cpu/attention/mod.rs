@@ -45,7 +45,7 @@ pub(crate) use plan::AttentionPlan;
 pub(crate) use scratch::AttentionScratch;
 
 use super::kv::Span;
-use super::simd::{Simd, load_up_to};
+use crate::simd::{Simd, load_up_to};
 
 /// Packed queries in a tile: a multiple of the width of a register tile of every instruction set.
 const TILE: usize = 96;

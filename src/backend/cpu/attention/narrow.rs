@@ -13,7 +13,7 @@ use super::plan::{Item, segment_end};
 use crate::Result;
 use crate::backend::KvType;
 use crate::backend::cpu::kv::PAGE_LEN;
-use crate::backend::cpu::simd::{self, Kernel, Simd, first, math};
+use crate::simd::{self, Kernel, Simd, first, math};
 
 /// The working memory of an item, for each query a row.
 #[derive(Clone, Copy)]

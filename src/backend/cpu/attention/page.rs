@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::backend::cpu::kv::{KEY_GROUP, KvLayout, PAGE_LEN, Q8_BLOCK, Rows, Span};
-use crate::backend::cpu::simd::Simd;
+use crate::simd::Simd;
 
 /// How the numbers of the cache are stored.
 pub(super) trait Element {

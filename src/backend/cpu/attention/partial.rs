@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::{LOWEST, State};
-use crate::backend::cpu::simd::{Kernel, Simd, first, load_up_to, math, store_up_to};
+use crate::simd::{Kernel, Simd, first, load_up_to, math, store_up_to};
 use crate::{Result, memory};
 
 /// What two states are multiplied with to become one, and the maximum of both, for each lane.

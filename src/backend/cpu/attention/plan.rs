@@ -7,9 +7,9 @@ use super::page::Cache;
 use super::partial::{Combine, Countdown, Partials, finish};
 use super::scratch::AttentionScratch;
 use super::{AttnParams, Queries, State, TILE, narrow, wide};
-use crate::backend::cpu::isa::Isa;
 use crate::backend::cpu::kv::{KEY_GROUP, KvLayout, PAGE_LEN, Span};
-use crate::backend::cpu::simd::{self, Kernel, Simd};
+use crate::simd::Isa;
+use crate::simd::{self, Kernel, Simd};
 use crate::{Error, Result, memory};
 
 /// Items that a span should have at least, where it is long enough: several for each thread of a large machine.

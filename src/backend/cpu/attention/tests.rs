@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::backend::KvType;
-use crate::backend::cpu::isa::Isa;
 use crate::backend::cpu::kv::{KvLayout, PAGE_LEN, StorePlan};
+use crate::simd::Isa;
 
 /// Uniform numbers (xorshift64*).
 struct Random(u64);

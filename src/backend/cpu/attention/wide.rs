@@ -13,7 +13,7 @@ use super::{LOWEST, State};
 use crate::Result;
 use crate::backend::KvType;
 use crate::backend::cpu::kv::{KEY_GROUP, PAGE_LEN};
-use crate::backend::cpu::simd::{Kernel, Simd, math, transpose};
+use crate::simd::{Kernel, Simd, math, transpose};
 
 /// Vectors of queries in a register tile.
 const VECTORS: usize = 3;

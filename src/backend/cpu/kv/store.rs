@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use super::{KEY_GROUP, KvLayout, PAGE_LEN, Q8_BLOCK, Rows, Span};
 use crate::backend::KvType;
-use crate::backend::cpu::isa::Isa;
-use crate::backend::cpu::simd::{self, Kernel, Simd, load_up_to, transpose};
+use crate::simd::Isa;
+use crate::simd::{self, Kernel, Simd, load_up_to, transpose};
 use crate::{Result, memory};
 
 /// The largest finite number of half precision: what larger ones are stored as.

@@ -1,5 +1,5 @@
 use super::*;
-use crate::backend::cpu::isa::Isa;
+use crate::simd::Isa;
 
 const TYPES: [KvType; 3] = [KvType::F32, KvType::F16, KvType::Q8_0];
 

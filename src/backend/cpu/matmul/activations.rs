@@ -2,7 +2,7 @@
 
 use super::on_isa;
 use super::simd::Simd;
-use crate::backend::cpu::isa::Isa;
+use crate::simd::Isa;
 use crate::{Error, Result, memory};
 use std::cell::UnsafeCell;
 use std::ops::Range;

@@ -17,7 +17,7 @@ pub(super) struct Avx2(());
 
 impl Avx2 {
     /// # Safety
-    /// The processor has all features that [`Isa::Avx2`](crate::backend::cpu::isa::Isa::Avx2) stands for.
+    /// The processor has all features that [`Isa::Avx2`](crate::simd::Isa::Avx2) stands for.
     pub(super) unsafe fn new_unchecked() -> Self {
         Self(())
     }

@@ -16,7 +16,7 @@ pub(super) struct Avx512(());
 
 impl Avx512 {
     /// # Safety
-    /// The processor has all features that [`Isa::Avx512`](crate::backend::cpu::isa::Isa::Avx512) stands for.
+    /// The processor has all features that [`Isa::Avx512`](crate::simd::Isa::Avx512) stands for.
     pub(super) unsafe fn new_unchecked() -> Self {
         Self(())
     }

@@ -30,8 +30,8 @@ mod tile;
 pub(crate) use activations::{QuantRows, quantize_rows};
 pub(crate) use reference::matmul_f32;
 
-use super::isa::Isa;
 use crate::gguf::TensorType;
+use crate::simd::Isa;
 use crate::{Error, Result, memory, quant};
 use activations::SUM_GROUP;
 use driver::{Activations, LastRows};

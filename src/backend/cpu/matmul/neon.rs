@@ -8,7 +8,7 @@ use super::formats::{Format, Kind};
 use super::mmla;
 use super::simd::{Dot, Rows, Simd, kernels, no_partial_sums};
 use super::tile::{self, Tile};
-use crate::backend::cpu::simd::neon::f16_to_f32;
+use crate::simd::neon::f16_to_f32;
 use std::arch::aarch64::*;
 use std::arch::asm;
 
@@ -23,7 +23,7 @@ macro_rules! instruction_set {
 
         impl $simd {
             /// # Safety
-            /// The processor has all features that the [`Isa`](crate::backend::cpu::isa::Isa) of the same name stands for.
+            /// The processor has all features that the [`Isa`](crate::simd::Isa) of the same name stands for.
             pub(super) unsafe fn new_unchecked() -> Self {
                 Self(())
             }

@@ -1,7 +1,7 @@
 //! The same tests for the kernels of each instruction set, with `quant::dequantize` as the oracle.
 
 use super::*;
-use crate::backend::cpu::isa::Isa;
+use crate::simd::Isa;
 use TensorType::*;
 
 const QUANTIZED: [TensorType; 10] = [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K];

@@ -1,7 +1,7 @@
 //! Operations on each number of a buffer.
 
-use crate::backend::cpu::isa::Isa;
-use crate::backend::cpu::simd::{self, Kernel, Simd, load_up_to, math, store_up_to};
+use crate::simd::Isa;
+use crate::simd::{self, Kernel, Simd, load_up_to, math, store_up_to};
 
 /// `out += x`.
 pub(crate) fn add(isa: Isa, x: &[f32], out: &mut [f32]) {

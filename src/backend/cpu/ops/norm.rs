@@ -1,7 +1,7 @@
 //! Normalization of rows.
 
-use crate::backend::cpu::isa::Isa;
-use crate::backend::cpu::simd::{self, Kernel, Simd, load_up_to, store_up_to};
+use crate::simd::Isa;
+use crate::simd::{self, Kernel, Simd, load_up_to, store_up_to};
 
 /// `out = x / √(mean(x²) + eps) · weight` for each row of `dim` numbers (Zhang and Sennrich, Root Mean Square Layer
 /// Normalization, 2019).

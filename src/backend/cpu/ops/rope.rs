@@ -1,8 +1,17 @@
 //! Rotary position embedding (Su et al., RoFormer, 2021).
 
-use crate::backend::cpu::isa::Isa;
-use crate::backend::cpu::simd::{self, Kernel, Simd, load_up_to, store_up_to};
-use crate::model::rope::RopeStyle;
+use crate::backend::cpu::exec::Pass;
+use crate::program::RopeStyle;
+use crate::simd::Isa;
+use crate::simd::{self, Kernel, Simd, load_up_to, store_up_to};
+
+/// Rotates row `row` of a buffer by its position.
+pub(super) fn rotate(pass: &Pass<'_>, x: &mut [f32], number: usize, head_dim: usize, row: usize) {
+    let (info, angles) = (&pass.backend.program.ropes[number], &pass.angles[number]);
+    let pairs = info.inv_freq.len();
+    let (cos, sin) = angles.as_slice()[row * pairs * 2..(row + 1) * pairs * 2].split_at(pairs);
+    rope(pass.backend.isa, info.style, x, x.len() / head_dim, head_dim, cos, sin);
+}
 
 /// Rotates in place the first `n_rot` numbers of each of the `heads` heads of each row of `x`,
 /// `[rows][heads * head_dim]`. `cos` and `sin` have `n_rot / 2` numbers for each row: those of its position.
@@ -47,9 +56,9 @@ impl Kernel for Rope<'_> {
     }
 }
 
-/// Rotates the points `(a, b)`.
+/// The points `(a, b)`, rotated.
 #[inline(always)]
-fn rotate<S: Simd>(s: S, a: S::V, b: S::V, cos: S::V, sin: S::V) -> (S::V, S::V) {
+fn turned<S: Simd>(s: S, a: S::V, b: S::V, cos: S::V, sin: S::V) -> (S::V, S::V) {
     (s.sub(s.mul(a, cos), s.mul(b, sin)), s.fma(a, sin, s.mul(b, cos)))
 }
 
@@ -63,7 +72,7 @@ fn rotate_halves<S: Simd>(s: S, head: &mut [f32], cos: &[f32], sin: &[f32]) {
             let (first, second) = (head.as_mut_ptr().add(i), head.as_mut_ptr().add(pairs + i));
             let (a, b) = (load_up_to(s, first, left), load_up_to(s, second, left));
             let (cos, sin) = (load_up_to(s, cos.as_ptr().add(i), left), load_up_to(s, sin.as_ptr().add(i), left));
-            let (a, b) = rotate(s, a, b, cos, sin);
+            let (a, b) = turned(s, a, b, cos, sin);
             store_up_to(s, first, left, a);
             store_up_to(s, second, left, b);
         }
@@ -82,7 +91,7 @@ fn rotate_interleaved<S: Simd>(s: S, head: &mut [f32], cos: &[f32], sin: &[f32])
             let beyond = (2 * left).saturating_sub(S::LANES);
             let (a, b) = s.deinterleave(load_up_to(s, first, 2 * left), load_up_to(s, second, beyond));
             let (cos, sin) = (load_up_to(s, cos.as_ptr().add(i), left), load_up_to(s, sin.as_ptr().add(i), left));
-            let (a, b) = rotate(s, a, b, cos, sin);
+            let (a, b) = turned(s, a, b, cos, sin);
             let (low, high) = s.interleave(a, b);
             store_up_to(s, first, 2 * left, low);
             store_up_to(s, second, beyond, high);

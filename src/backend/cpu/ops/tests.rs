@@ -1,9 +1,9 @@
 //! Each kernel on each instruction set against its definition in `f64`, for lengths around those of vectors.
 
 use super::*;
-use crate::backend::cpu::isa::Isa;
-use crate::model::program::Activation;
-use crate::model::rope::RopeStyle;
+use crate::program::Activation;
+use crate::program::RopeStyle;
+use crate::simd::Isa;
 
 /// Numbers in -4 to 4 (Knuth's multiplicative hash).
 fn numbers(len: usize, seed: u32) -> Vec<f32> {

@@ -1,10 +1,8 @@
 //! The probes of a program: see the module above.
 
-use crate::backend::cpu::isa::Isa;
 use crate::gguf::{Gguf, GgufWriter, TensorType};
-use crate::model::program::{
-    Activation, AttentionInfo, Buf, BufInfo, KvShape, Op, Program, RowKind, Weight, WeightInfo,
-};
+use crate::program::{Activation, AttentionInfo, Buf, BufInfo, KvShape, Op, Program, RowKind, Weight, WeightInfo};
+use crate::simd::Isa;
 use crate::{Error, ErrorKind, Result, quant};
 
 /// Columns at most of a buffer of a layer, and of a single product; multiples of every block.
@@ -205,18 +203,18 @@ fn embed(ty: TensorType, columns: usize) -> Probe {
 
 /// The probe of one operation of `program`; those that only lead from one to the next need none.
 fn single(program: &Program, op: &Op) -> Option<Probe> {
-    let columns = |buf: Buf| program.buffers.get(buf.0).map_or(0, |b| b.columns);
-    let weight = |weight: Weight| program.weights.get(weight.0);
+    let columns = |buf: Buf| program.columns(buf).ok();
+    let weight = |weight: Weight| program.weight(weight).ok();
     let (f32, mut sketch) = (TensorType::F32, Sketch::new());
     Some(match *op {
-        Op::Embed { table, out } => embed(weight(table)?.tensor.tensor_type(), columns(out).min(PRODUCT_COLUMNS)),
+        Op::Embed { table, out } => embed(weight(table)?.tensor.tensor_type(), columns(out)?.min(PRODUCT_COLUMNS)),
         Op::Scale { by, .. } => {
             let x = sketch.random(f32, LAYER_COLUMNS);
             sketch.program.ops.push(Op::Scale { x, by });
             sketch.finish("scale", x, EXACT)
         }
         Op::RmsNorm { x, eps, .. } => {
-            let columns = columns(x);
+            let columns = columns(x)?;
             let x = sketch.random(f32, columns);
             let (weight, out) = (sketch.weight(f32, 1, columns), sketch.buffer(columns, RowKind::Tokens));
             sketch.program.ops.push(Op::RmsNorm { x, weight, eps, out });
@@ -230,7 +228,7 @@ fn single(program: &Program, op: &Op) -> Option<Probe> {
             sketch.finish(format!("head_norm of {columns} columns"), x, EXACT)
         }
         Op::MatMul { x, weight: w, bias, .. } => {
-            let (ty, columns) = (weight(w)?.tensor.tensor_type(), columns(x).min(PRODUCT_COLUMNS));
+            let (ty, columns) = (weight(w)?.tensor.tensor_type(), columns(x)?.min(PRODUCT_COLUMNS));
             let x = sketch.random(f32, columns);
             let weight = sketch.weight(ty, PRODUCT_ROWS, columns);
             let bias = bias.map(|_| sketch.weight(f32, 1, PRODUCT_ROWS));
@@ -372,7 +370,7 @@ fn shrunk(mut program: Program, name: Name) -> Probe {
         buffer.columns = columns.unwrap_or(buffer.columns.min(LAYER_COLUMNS));
     }
     program.vocab = program.vocab.min(LAYER_COLUMNS);
-    let of = |buf: Buf| program.buffers.get(buf.0).map_or(0, |b| b.columns);
+    let of = |buf: Buf| program.columns(buf).unwrap_or(LAYER_COLUMNS);
     let mut weights: Vec<Shape> = program
         .weights
         .iter()

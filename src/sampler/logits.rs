@@ -3,8 +3,8 @@
 //! One body per pass, compiled for each instruction set: the results are the same to the bit, because maxima and
 //! integer sums do not depend on the order, and each element's arithmetic is the same in every width.
 
-use super::isa::Isa;
 use crate::sampler::math::{WEIGHT_BITS_OF_ZERO, weight_bits};
+use crate::simd::Isa;
 
 /// How many logits share a peak.
 pub(crate) const BLOCK: usize = 64;

@@ -1,7 +1,7 @@
 //! Each operation on each instruction set against plain Rust, and the accuracy of the elementary functions.
 
 use super::*;
-use crate::backend::cpu::isa::Isa;
+use crate::simd::Isa;
 
 /// Runs the operations on lanes that tell each other apart.
 struct Operations;

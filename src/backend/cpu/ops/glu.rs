@@ -1,9 +1,9 @@
 //! Gated activation functions.
 
 use super::elementwise::Function;
-use crate::backend::cpu::isa::Isa;
-use crate::backend::cpu::simd::{self, Kernel, Simd, load_up_to, math, store_up_to};
-use crate::model::program::Activation;
+use crate::program::Activation;
+use crate::simd::Isa;
+use crate::simd::{self, Kernel, Simd, load_up_to, math, store_up_to};
 
 /// `gate = activation(gate) · up`: a gated linear unit (Shazeer, GLU Variants Improve Transformer, 2020). Errors of the
 /// activation are below `5e-7 · |x|`.

@@ -1,52 +1,28 @@
 //! Cutting a program into parts: between layers one buffer alone, the residual stream, is alive.
 
-use super::program::{Buf, BufInfo, Op, Program, RowKind, Weight};
+use super::liveness::Effects;
+use super::{Buf, Op, Operands, Program, RowKind, Use, Weight, WeightUse};
 use crate::{Result, memory};
 use std::collections::HashMap;
 
-impl Op {
-    /// The buffers that the operation reads, and the one that it overwrites without having read it.
-    fn effects(&self) -> (Vec<Buf>, Option<Buf>) {
-        match *self {
-            Op::Embed { out, .. } => (vec![], Some(out)),
-            Op::RmsNorm { x, out, .. } | Op::MatMul { x, out, .. } | Op::Rows { x, out } => {
-                (vec![x], (x != out).then_some(out))
-            }
-            Op::Attention { q, out, .. } => (vec![q], (q != out).then_some(out)),
-            Op::StoreKv { k, v, .. } => (vec![k, v], None),
-            Op::Add { x, y } => (vec![x, y], None),
-            Op::Glu { gate, up, .. } => (vec![gate, up], None),
-            Op::Scale { x, .. }
-            | Op::HeadNorm { x, .. }
-            | Op::Rope { x, .. }
-            | Op::Softcap { x, .. }
-            | Op::Logits { x } => (vec![x], None),
-        }
+/// Puts other numbers in the place of operands.
+struct Renumber<'a> {
+    buf: &'a mut Numbers,
+    weight: &'a mut Numbers,
+    layer: &'a mut Numbers,
+}
+
+impl Operands for Renumber<'_> {
+    fn buffer(&mut self, buf: &mut Buf, _: Use) {
+        buf.0 = self.buf.number(buf.0);
     }
 
-    /// The same operation over other numbers.
-    fn renumbered(
-        &self,
-        buf: &mut impl FnMut(Buf) -> Buf,
-        weight: &mut impl FnMut(Weight) -> Weight,
-        layer: &mut impl FnMut(usize) -> usize,
-    ) -> Self {
-        let mut op = self.clone();
-        match &mut op {
-            Op::Embed { table, out } => (*table, *out) = (weight(*table), buf(*out)),
-            Op::RmsNorm { x, weight: w, out, .. } => (*x, *w, *out) = (buf(*x), weight(*w), buf(*out)),
-            Op::HeadNorm { x, weight: w, .. } => (*x, *w) = (buf(*x), weight(*w)),
-            Op::MatMul { x, weight: w, bias, out } => {
-                (*x, *w, *bias, *out) = (buf(*x), weight(*w), bias.map(&mut *weight), buf(*out));
-            }
-            Op::StoreKv { layer: l, k, v } => (*l, *k, *v) = (layer(*l), buf(*k), buf(*v)),
-            Op::Attention { layer: l, q, out, .. } => (*l, *q, *out) = (layer(*l), buf(*q), buf(*out)),
-            Op::Glu { gate, up, .. } => (*gate, *up) = (buf(*gate), buf(*up)),
-            Op::Add { x, y } => (*x, *y) = (buf(*x), buf(*y)),
-            Op::Rows { x, out } => (*x, *out) = (buf(*x), buf(*out)),
-            Op::Scale { x, .. } | Op::Rope { x, .. } | Op::Softcap { x, .. } | Op::Logits { x } => *x = buf(*x),
-        }
-        op
+    fn weight(&mut self, weight: &mut Weight, _: WeightUse) {
+        weight.0 = self.weight.number(weight.0);
+    }
+
+    fn layer(&mut self, layer: &mut usize, _: Use) {
+        *layer = self.layer.number(*layer);
     }
 }
 
@@ -70,7 +46,7 @@ impl Program {
         // Before each operation, the only buffer that is alive.
         let mut single = memory::filled(self.ops.len(), None, WHAT)?;
         for (at, op) in self.ops.iter().enumerate().rev() {
-            let (reads, overwrites) = op.effects();
+            let Effects { reads, overwrites } = op.effects();
             let mut set = |buf: Buf, value| {
                 if let Some(alive) = alive.get_mut(buf.0) {
                     *alive = value;
@@ -113,11 +89,9 @@ impl Program {
             bufs.number(buf.0);
         });
         let mut renumber = |op: &Op| {
-            op.renumbered(
-                &mut |buf| Buf(bufs.number(buf.0)),
-                &mut |weight| Weight(weights.number(weight.0)),
-                &mut |layer| layers.number(layer),
-            )
+            let mut op = op.clone();
+            op.operands(&mut Renumber { buf: &mut bufs, weight: &mut weights, layer: &mut layers });
+            op
         };
         // Room for one more.
         let mut part = memory::with_room(ops.len() + 1, WHAT)?;
@@ -135,12 +109,6 @@ impl Program {
             ops,
             vocab: self.vocab,
         })
-    }
-
-    /// The buffer that a pass results in: the logits, or what the part of a program hands on.
-    pub(crate) fn result(&self) -> Option<&BufInfo> {
-        let logits = self.ops.iter().rev().find_map(|op| if let Op::Logits { x } = op { Some(*x) } else { None });
-        self.buffers.get(logits?.0)
     }
 }
 
@@ -176,7 +144,7 @@ impl Numbers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::program::{AttentionInfo, KvShape};
+    use crate::program::{AttentionInfo, BufInfo, KvShape};
 
     /// Two layers: `x = embed; [q = norm x; store q, q; a = attention q; x += a; h = norm x; x += h] * 2; logits x`.
     fn program() -> Program {

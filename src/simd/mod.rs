@@ -10,6 +10,7 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod isa;
 pub(crate) mod math;
 #[cfg(target_arch = "aarch64")]
 pub(crate) mod neon;
@@ -17,7 +18,7 @@ mod portable;
 #[cfg(test)]
 mod tests;
 
-use super::isa::Isa;
+pub(crate) use isa::Isa;
 
 /// Vectors of [`LANES`](Simd::LANES) `f32`.
 ///
