@@ -32,7 +32,7 @@
 //! | Positions | rotary embeddings of both styles, linear and YaRN scaling, frequency factors |
 //! | Attention | grouped queries, sliding windows, a paged cache in F16, Q8_0 or F32 |
 //! | Sampling | temperature, top-k, top-p, min-p, typical, penalties, biases, bans, seeds |
-//! | Devices | CPUs (AVX-512 VNNI, AVX2 and NEON kernels, portable code elsewhere); GPUs, with embedded kernels (never run on AMD silicon so far) |
+//! | Devices | CPUs (AVX-512 VNNI, AVX-VNNI, AVX2 and NEON kernels, portable code elsewhere); GPUs, with embedded kernels (never run on AMD silicon so far) |
 //!
 //! What a file asks for beyond this is a typed [`Error`] that names the file and the tensor or key, never a panic.
 //!
@@ -62,7 +62,7 @@
 //! | | |
 //! |---|---|
 //! | `WAVELM_THREADS` | threads where [`LoadOptions::threads`] is not called |
-//! | `WAVELM_CPU` | the CPU kernels: `scalar`, `avx2`, `avx512`, `neon`, `dotprod` or `i8mm`, where the processor has them |
+//! | `WAVELM_CPU` | the CPU kernels: `scalar`, `avx2`, `avxvnni`, `avx512`, `neon`, `dotprod` or `i8mm`, where the processor has them |
 //! | `WAVELM_CPU_WEIGHTS` | `mapped`: weights as they lie in the file; `copied`: to another order, between the first tokens; by default the latter on x86-64 where Linux says that memory suffices. Of files in memory ([`LoadOptions::map`]) it decides the order alone |
 //! | `WAVELM_HIP_LIBRARY` | the GPU driver library to load, in place of those that are looked for |
 //! | `WAVELM_HIP_TILE` | the columns of the tiles of products on matrix cores: 16, 32, 64 or 128 |

@@ -54,7 +54,7 @@ fn on_each_instruction_set(test: &str, body: impl FnOnce()) {
         return body();
     }
     let all: &[&str] = match std::env::consts::ARCH {
-        "x86_64" => &["scalar", "avx2", "avx512"],
+        "x86_64" => &["scalar", "avx2", "avxvnni", "avx512"],
         "aarch64" => &["scalar", "neon", "dotprod", "i8mm"],
         _ => &["scalar"],
     };

@@ -8,7 +8,7 @@ const SHAPE: Shape = Shape { kv_type: KvType::F16, heads: 8, kv_heads: 2, dim: 6
 /// Asserts that all instruction sets compute about the same, and something.
 #[track_caller]
 fn agree(compute: impl Fn(&str) -> Vec<f32>) {
-    let expected = compute(Isa::Scalar.name());
+    let expected = compute(Isa::SCALAR.name());
     assert!(expected.iter().all(|x| x.is_finite()) && expected.iter().any(|&x| x != 0.0));
     for isa in Isa::available() {
         let out = compute(isa.name());

@@ -1,12 +1,13 @@
 //! Passes over a whole row of logits, for the sampler.
 //!
-//! One body per pass, compiled for each instruction set: the results are the same to the bit, because maxima and
-//! integer sums do not depend on the order, and each element's arithmetic is the same in every width.
+//! Each pass has one body, which the compiler vectorizes for each instruction set. The results are
+//! the same to the bit, because maxima and integer sums do not depend on the order, and each
+//! element's arithmetic is the same in every width.
 
 use crate::sampler::math::{WEIGHT_BITS_OF_ZERO, weight_bits};
-use crate::simd::Isa;
+use crate::simd::{self, Isa, Kernel};
 
-/// How many logits share a peak.
+/// Logits per block; each block has one peak.
 pub(crate) const BLOCK: usize = 64;
 
 /// Independent lanes of the maximum of a block, and of a sum: enough to keep the widest registers busy.
@@ -21,17 +22,20 @@ pub(crate) fn peaks(logits: &[f32], peaks: &mut Vec<f32>) -> f32 {
 
 fn peaks_with(isa: Isa, logits: &[f32], peaks: &mut Vec<f32>) -> f32 {
     peaks.clear();
-    match isa {
-        Isa::Scalar => peaks_body(logits, peaks),
-        // SAFETY: a value of this variant exists only where the processor has AVX2.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { peaks_avx2(logits, peaks) },
-        // SAFETY: a value of this variant exists only where the processor has AVX-512 F, BW, DQ and VL.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { peaks_avx512(logits, peaks) },
-        // NEON is what the target promises: compilers use it without being told.
-        #[cfg(target_arch = "aarch64")]
-        Isa::Neon | Isa::Dotprod | Isa::I8mm => peaks_body(logits, peaks),
+    simd::run(isa, Peaks { logits, peaks })
+}
+
+struct Peaks<'a> {
+    logits: &'a [f32],
+    peaks: &'a mut Vec<f32>,
+}
+
+impl<S> Kernel<S> for Peaks<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run(self, _: S) -> f32 {
+        peaks_body(self.logits, self.peaks)
     }
 }
 
@@ -43,47 +47,29 @@ pub(crate) fn total(logits: &[f32], best: f32, temperature: f32, floor: f32) -> 
 }
 
 fn total_with(isa: Isa, logits: &[f32], best: f32, temperature: f32, floor: f32) -> u64 {
-    match isa {
-        Isa::Scalar => total_body(logits, best, temperature, floor),
-        // SAFETY: a value of this variant exists only where the processor has AVX2.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { total_avx2(logits, best, temperature, floor) },
-        // SAFETY: a value of this variant exists only where the processor has AVX-512 F, BW, DQ and VL.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { total_avx512(logits, best, temperature, floor) },
-        // NEON is what the target promises: compilers use it without being told.
-        #[cfg(target_arch = "aarch64")]
-        Isa::Neon | Isa::Dotprod | Isa::I8mm => total_body(logits, best, temperature, floor),
+    simd::run(isa, Total { logits, best, temperature, floor })
+}
+
+struct Total<'a> {
+    logits: &'a [f32],
+    best: f32,
+    temperature: f32,
+    floor: f32,
+}
+
+impl<S> Kernel<S> for Total<'_> {
+    type Output = u64;
+
+    #[inline(always)]
+    fn run(self, _: S) -> u64 {
+        total_body(self.logits, self.best, self.temperature, self.floor)
     }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn peaks_avx2(logits: &[f32], peaks: &mut Vec<f32>) -> f32 {
-    peaks_body(logits, peaks)
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn peaks_avx512(logits: &[f32], peaks: &mut Vec<f32>) -> f32 {
-    peaks_body(logits, peaks)
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn total_avx2(logits: &[f32], best: f32, temperature: f32, floor: f32) -> u64 {
-    total_body(logits, best, temperature, floor)
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn total_avx512(logits: &[f32], best: f32, temperature: f32, floor: f32) -> u64 {
-    total_body(logits, best, temperature, floor)
 }
 
 #[inline(always)]
 fn peaks_body(logits: &[f32], peaks: &mut Vec<f32>) -> f32 {
-    // A comparison with NaN is false and keeps the other one, unlike f32::max it is one instruction.
+    // A comparison with NaN is false and so keeps the other number. Unlike f32::max, it is one
+    // instruction.
     #[inline(always)]
     fn larger(a: f32, b: f32) -> f32 {
         if a > b { a } else { b }
@@ -107,7 +93,8 @@ fn peaks_body(logits: &[f32], peaks: &mut Vec<f32>) -> f32 {
 #[inline(always)]
 fn total_body(logits: &[f32], best: f32, temperature: f32, floor: f32) -> u64 {
     if temperature == 1.0 && floor == f32::NEG_INFINITY {
-        // The most frequent case by far, and a third faster without the division. NaN and -∞ weigh nothing anyway.
+        // By far the most frequent case, and a third faster without the division. NaN and -∞ weigh
+        // nothing anyway.
         sum(logits, |logit| logit - best)
     } else {
         sum(logits, |logit| if logit >= floor { (logit - best) / temperature } else { f32::NEG_INFINITY })

@@ -2,23 +2,41 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, Simd};
+use super::{Kernel, Simd, Token};
 
 /// AVX2, FMA and F16C.
-#[derive(Clone, Copy)]
-pub(super) struct Avx2(());
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Avx2(());
 
-/// # Safety
-/// The processor has the features.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
-    kernel.run(Avx2(()))
+impl Avx2 {
+    /// The token, where the processor has the instructions.
+    pub(super) fn new() -> Option<Self> {
+        let has_all =
+            is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+        has_all.then_some(Self(()))
+    }
+}
+
+impl Token for Avx2 {
+    unsafe fn assume() -> Self {
+        Self(())
+    }
+
+    #[inline(always)]
+    fn call<K: Kernel<Self>>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn call<K: Kernel<Avx2>>(token: Avx2, kernel: K) -> K::Output {
+            kernel.run(token)
+        }
+        // SAFETY: a value of this type exists only where the processor has the features.
+        unsafe { call(self, kernel) }
+    }
 }
 
 /// An expression of instructions that a value of [`Avx2`] proves the processor to have.
 macro_rules! proven {
     ($e:expr) => {
-        // SAFETY: `Avx2` is only made in `run`, whose caller promises the features; where memory is accessed, the
+        // SAFETY: `Avx2` exists only where the processor has the features; where memory is accessed, the
         // function around this is unsafe and its caller promises that the memory is valid.
         unsafe { $e }
     };
@@ -40,11 +58,6 @@ impl Simd for Avx2 {
     const LANES: usize = 8;
     const ROWS: usize = 4;
     const QUERIES: usize = 3;
-
-    #[inline(always)]
-    fn call<K: Kernel>(self, kernel: K) -> K::Output {
-        proven!(run(kernel))
-    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m256 {

@@ -2,23 +2,45 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, Simd};
+use super::{Avx2, Kernel, Simd, Token};
 
-/// AVX-512 F, BW, DQ, VL and all of AVX2, FMA and F16C.
-#[derive(Clone, Copy)]
-pub(super) struct Avx512(());
+/// AVX-512 F, BW, DQ, VL and VNNI, besides all of [`Avx2`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Avx512(());
 
-/// # Safety
-/// The processor has the features.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
-    kernel.run(Avx512(()))
+impl Avx512 {
+    /// The token, where the processor has the instructions.
+    pub(super) fn new() -> Option<Self> {
+        let has_all = Avx2::new().is_some()
+            && is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512vnni");
+        has_all.then_some(Self(()))
+    }
+}
+
+impl Token for Avx512 {
+    unsafe fn assume() -> Self {
+        Self(())
+    }
+
+    #[inline(always)]
+    fn call<K: Kernel<Self>>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+        fn call<K: Kernel<Avx512>>(token: Avx512, kernel: K) -> K::Output {
+            kernel.run(token)
+        }
+        // SAFETY: a value of this type exists only where the processor has the features.
+        unsafe { call(self, kernel) }
+    }
 }
 
 /// An expression of instructions that a value of [`Avx512`] proves the processor to have.
 macro_rules! proven {
     ($e:expr) => {
-        // SAFETY: `Avx512` is only made in `run`, whose caller promises the features; where memory is accessed, the
+        // SAFETY: `Avx512` exists only where the processor has the features; where memory is accessed, the
         // function around this is unsafe and its caller promises that the memory is valid.
         unsafe { $e }
     };
@@ -35,11 +57,6 @@ impl Simd for Avx512 {
     const LANES: usize = 16;
     const ROWS: usize = 8;
     const QUERIES: usize = 4;
-
-    #[inline(always)]
-    fn call<K: Kernel>(self, kernel: K) -> K::Output {
-        proven!(run(kernel))
-    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {

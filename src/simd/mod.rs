@@ -1,29 +1,64 @@
-//! Vectors of `f32` for every instruction set: an algorithm is written once, generic over [`Simd`], as a [`Kernel`],
-//! and [`run`] compiles it for each [`Isa`].
+//! Instruction sets, and vectors of `f32` for each of them.
 //!
-//! A value of a `Simd` type is the proof that the processor has the instructions, so that arithmetic is safe to call;
-//! only what touches memory through pointers is not. Everything generic on the way from [`run`] to the instructions is
-//! `#[inline(always)]`: what is not inlined into the function with the target features is compiled without them. A
-//! kernel that is used in several places is better [called](Simd::call) than inlined into each.
+//! The basic idea: an instruction set is a type without data, a *token*. Its values come from detection alone
+//! ([`Avx2::new`] and the like), so that a value proves that the processor has the instructions, and arithmetic on its vectors
+//! is safe to call; only what touches memory through pointers is not. An algorithm is written once, generic over the
+//! token, as a [`Kernel`]. [`run`] takes the token out of an [`Isa`] and compiles the kernel for it.
+//!
+//! Everything generic on the way from [`Token::call`] to the instructions is `#[inline(always)]`: what is not inlined into
+//! the function with the target features is compiled without them. A kernel that is used in several places is better
+//! [called](Token::call) than inlined into each.
+//!
+//! Another instruction set takes a file with its token, and a variant of [`Isa`] with its arms here and in `isa.rs`.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avxvnni;
 mod isa;
 pub(crate) mod math;
 #[cfg(target_arch = "aarch64")]
 pub(crate) mod neon;
-mod portable;
+mod scalar;
 #[cfg(test)]
 mod tests;
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx512::Avx512;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avxvnni::AvxVnni;
 pub(crate) use isa::Isa;
+#[cfg(target_arch = "aarch64")]
+pub(crate) use neon::{Dotprod, I8mm, Neon};
+pub(crate) use scalar::Scalar;
+
+/// An instruction set: a value exists only where the processor has it.
+pub(crate) trait Token: Copy {
+    /// A value without asking the processor.
+    ///
+    /// # Safety
+    /// The processor has the instructions: there was a value before.
+    unsafe fn assume() -> Self;
+
+    /// Runs a kernel as a function of its own, which is compiled for the instructions.
+    fn call<K: Kernel<Self>>(self, kernel: K) -> K::Output;
+}
+
+/// An algorithm, as it is for the instruction set `T`; most are generic over it. `run`, and all that it calls, must be
+/// `#[inline(always)]`.
+pub(crate) trait Kernel<T> {
+    type Output;
+    fn run(self, token: T) -> Self::Output;
+}
 
 /// Vectors of [`LANES`](Simd::LANES) `f32`.
 ///
 /// `max` and `min` return the second operand where either is NaN, as the x86 instructions do.
-pub(crate) trait Simd: Copy {
+pub(crate) trait Simd: Token {
     /// One vector.
     type V: Copy;
     /// Numbers in a vector: a divisor of 16.
@@ -32,9 +67,6 @@ pub(crate) trait Simd: Copy {
     const ROWS: usize;
     /// Queries whose dot products with four keys are accumulated in registers at once: 1 to 4.
     const QUERIES: usize;
-
-    /// Runs a kernel as a function of its own.
-    fn call<K: Kernel>(self, kernel: K) -> K::Output;
 
     /// All lanes `x`.
     fn splat(self, x: f32) -> Self::V;
@@ -101,25 +133,72 @@ pub(crate) trait Simd: Copy {
     fn interleave(self, even: Self::V, odd: Self::V) -> (Self::V, Self::V);
 }
 
-/// An algorithm that is generic over the vectors. `run`, and all that it calls, must be `#[inline(always)]`.
-pub(crate) trait Kernel {
-    type Output;
-    fn run<S: Simd>(self, s: S) -> Self::Output;
+/// A kernel for all instruction sets with vectors of their own, besides plain Rust.
+#[cfg(target_arch = "x86_64")]
+pub(crate) trait OnVectors<O>: Kernel<Avx2, Output = O> + Kernel<Avx512, Output = O> {}
+#[cfg(target_arch = "x86_64")]
+impl<O, K: Kernel<Avx2, Output = O> + Kernel<Avx512, Output = O>> OnVectors<O> for K {}
+
+/// A kernel for all instruction sets, besides plain Rust.
+#[cfg(target_arch = "x86_64")]
+pub(crate) trait OnAll<O>: OnVectors<O> + Kernel<AvxVnni, Output = O> {}
+#[cfg(target_arch = "x86_64")]
+impl<O, K: OnVectors<O> + Kernel<AvxVnni, Output = O>> OnAll<O> for K {}
+
+/// A kernel for all instruction sets with vectors of their own, besides plain Rust.
+#[cfg(target_arch = "aarch64")]
+pub(crate) trait OnVectors<O>: Kernel<Neon, Output = O> {}
+#[cfg(target_arch = "aarch64")]
+impl<O, K: Kernel<Neon, Output = O>> OnVectors<O> for K {}
+
+/// A kernel for all instruction sets, besides plain Rust.
+#[cfg(target_arch = "aarch64")]
+pub(crate) trait OnAll<O>: OnVectors<O> + Kernel<Dotprod, Output = O> + Kernel<I8mm, Output = O> {}
+#[cfg(target_arch = "aarch64")]
+impl<O, K: OnVectors<O> + Kernel<Dotprod, Output = O> + Kernel<I8mm, Output = O>> OnAll<O> for K {}
+
+/// A kernel for all instruction sets with vectors of their own, besides plain Rust: there are none.
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+pub(crate) trait OnVectors<O> {}
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+impl<O, K: Kernel<Scalar, Output = O>> OnVectors<O> for K {}
+
+/// A kernel for all instruction sets, besides plain Rust: there are none.
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+pub(crate) trait OnAll<O> {}
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+impl<O, K: Kernel<Scalar, Output = O>> OnAll<O> for K {}
+
+/// Runs the kernel as compiled for the vectors of the instruction set. Sets that differ in products of bytes alone share
+/// the code.
+pub(crate) fn run<O, K: Kernel<Scalar, Output = O> + OnVectors<O>>(isa: Isa, kernel: K) -> O {
+    match isa {
+        Isa::Scalar(s) => s.call(kernel),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2(s) => s.call(kernel),
+        #[cfg(target_arch = "x86_64")]
+        Isa::AvxVnni(s) => s.avx2().call(kernel),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512(s) => s.call(kernel),
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon(s) => s.call(kernel),
+        #[cfg(target_arch = "aarch64")]
+        Isa::Dotprod(s) => s.neon().call(kernel),
+        #[cfg(target_arch = "aarch64")]
+        Isa::I8mm(s) => s.neon().call(kernel),
+    }
 }
 
-/// Runs the kernel as compiled for the instruction set.
-pub(crate) fn run<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
+/// Runs the kernel with the token of the instruction set itself.
+pub(crate) fn run_exactly<O, K: Kernel<Scalar, Output = O> + OnAll<O>>(isa: Isa, kernel: K) -> O {
     match isa {
-        Isa::Scalar => portable::run(kernel),
-        // SAFETY: a value of this variant is only made where the processor has the features (see `Isa`).
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { avx2::run(kernel) },
-        // SAFETY: as above.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { avx512::run(kernel) },
-        // SAFETY: as above.
+        Isa::AvxVnni(s) => s.call(kernel),
         #[cfg(target_arch = "aarch64")]
-        Isa::Neon | Isa::Dotprod | Isa::I8mm => unsafe { neon::run(kernel) },
+        Isa::Dotprod(s) => s.call(kernel),
+        #[cfg(target_arch = "aarch64")]
+        Isa::I8mm(s) => s.call(kernel),
+        isa => run(isa, kernel),
     }
 }
 

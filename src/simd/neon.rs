@@ -1,25 +1,107 @@
 //! Vectors of four: NEON.
 
 use std::arch::aarch64::*;
-use std::arch::asm;
+use std::arch::{asm, is_aarch64_feature_detected};
 
-use super::{Kernel, Simd};
+use super::{Kernel, Simd, Token};
 
-/// NEON.
-#[derive(Clone, Copy)]
-pub(super) struct Neon(());
+/// NEON, which every 64-bit ARM processor with an operating system has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Neon(());
 
-/// # Safety
-/// The processor has NEON.
-#[target_feature(enable = "neon")]
-pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
-    kernel.run(Neon(()))
+impl Neon {
+    /// The token, where the processor has the instructions.
+    pub(super) fn new() -> Option<Self> {
+        is_aarch64_feature_detected!("neon").then_some(Self(()))
+    }
+}
+
+impl Token for Neon {
+    unsafe fn assume() -> Self {
+        Self(())
+    }
+
+    #[inline(always)]
+    fn call<K: Kernel<Self>>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "neon")]
+        fn call<K: Kernel<Neon>>(token: Neon, kernel: K) -> K::Output {
+            kernel.run(token)
+        }
+        // SAFETY: a value of this type exists only where the processor has the features.
+        unsafe { call(self, kernel) }
+    }
+}
+
+/// The dot products of ARMv8.4 (`sdot`), besides [`Neon`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Dotprod(Neon);
+
+impl Dotprod {
+    /// The token, where the processor has the instructions.
+    pub(super) fn new() -> Option<Self> {
+        Neon::new().filter(|_| is_aarch64_feature_detected!("dotprod")).map(Self)
+    }
+
+    /// The vectors that this instruction set has.
+    pub(crate) fn neon(self) -> Neon {
+        self.0
+    }
+}
+
+impl Token for Dotprod {
+    unsafe fn assume() -> Self {
+        // SAFETY: the caller's promise covers it.
+        Self(unsafe { Neon::assume() })
+    }
+
+    #[inline(always)]
+    fn call<K: Kernel<Self>>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "neon,dotprod")]
+        fn call<K: Kernel<Dotprod>>(token: Dotprod, kernel: K) -> K::Output {
+            kernel.run(token)
+        }
+        // SAFETY: a value of this type exists only where the processor has the features.
+        unsafe { call(self, kernel) }
+    }
+}
+
+/// The 8-bit matrix products of ARMv8.6 (`smmla`), besides all of [`Dotprod`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct I8mm(Dotprod);
+
+impl I8mm {
+    /// The token, where the processor has the instructions.
+    pub(super) fn new() -> Option<Self> {
+        Dotprod::new().filter(|_| is_aarch64_feature_detected!("i8mm")).map(Self)
+    }
+
+    /// The vectors that this instruction set has.
+    pub(crate) fn neon(self) -> Neon {
+        self.0.neon()
+    }
+}
+
+impl Token for I8mm {
+    unsafe fn assume() -> Self {
+        // SAFETY: the caller's promise covers it.
+        Self(unsafe { Dotprod::assume() })
+    }
+
+    #[inline(always)]
+    fn call<K: Kernel<Self>>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "neon,dotprod,i8mm")]
+        fn call<K: Kernel<I8mm>>(token: I8mm, kernel: K) -> K::Output {
+            kernel.run(token)
+        }
+        // SAFETY: a value of this type exists only where the processor has the features.
+        unsafe { call(self, kernel) }
+    }
 }
 
 /// An expression of instructions that a value of [`Neon`] proves the processor to have.
 macro_rules! proven {
     ($e:expr) => {
-        // SAFETY: `Neon` is only made in `run`, whose caller promises the features; where memory is accessed, the
+        // SAFETY: `Neon` exists only where the processor has the features; where memory is accessed, the
         // function around this is unsafe and its caller promises that the memory is valid.
         unsafe { $e }
     };
@@ -48,11 +130,6 @@ impl Simd for Neon {
     const LANES: usize = 4;
     const ROWS: usize = 8;
     const QUERIES: usize = 4;
-
-    #[inline(always)]
-    fn call<K: Kernel>(self, kernel: K) -> K::Output {
-        proven!(run(kernel))
-    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> float32x4_t {

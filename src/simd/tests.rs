@@ -6,11 +6,11 @@ use crate::simd::Isa;
 /// Runs the operations on lanes that tell each other apart.
 struct Operations;
 
-impl Kernel for Operations {
+impl<S: Simd> Kernel<S> for Operations {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run(self, s: S) {
         let n = S::LANES;
         assert!(16 % n == 0 && (S::ROWS == 4 || S::ROWS == 8) && (1..=4).contains(&S::QUERIES));
         let a: Vec<f32> = (0..n).map(|i| i as f32 * 1.25 - 3.0).collect();
@@ -88,11 +88,11 @@ impl Kernel for Operations {
 /// Loads every number of the small types, and rounds to them.
 struct Conversions;
 
-impl Kernel for Conversions {
+impl<S: Simd> Kernel<S> for Conversions {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run(self, s: S) {
         let mut out = vec![0.0; S::LANES];
         let halves: Vec<u16> = (0..=u16::MAX).collect();
         for bits in halves.chunks_exact(S::LANES) {
@@ -143,11 +143,11 @@ enum Function {
     GeluTanh,
 }
 
-impl Kernel for Evaluate<'_> {
+impl<S: Simd> Kernel<S> for Evaluate<'_> {
     type Output = Vec<f32>;
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> Vec<f32> {
+    fn run(self, s: S) -> Vec<f32> {
         let mut out = self.1.to_vec();
         for x in out.chunks_mut(S::LANES) {
             // SAFETY: no more than the chunk.

@@ -217,11 +217,11 @@ fn run_block<S: Simd, E: Element>(s: S, queries: usize, pass: Pass) {
 /// A pass for `G` queries over a cache of elements `E`.
 struct Block<E, const G: usize>(Pass, PhantomData<E>);
 
-impl<E: Element, const G: usize> Kernel for Block<E, G> {
+impl<S: Simd, E: Element, const G: usize> Kernel<S> for Block<E, G> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run(self, s: S) {
         let pass = &self.0;
         match &pass.rows {
             Rows::Keys(keys) => {

@@ -183,11 +183,11 @@ pub(super) struct Combine<'a> {
     pub(super) out: &'a mut [f32],
 }
 
-impl Kernel for Combine<'_> {
+impl<S: Simd> Kernel<S> for Combine<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run(self, s: S) {
         let (mut max, mut sum) = (0.0, 0.0);
         let total = Total { max: &mut max, sum: &mut sum, values: self.values };
         // SAFETY: see the type.

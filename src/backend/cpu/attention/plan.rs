@@ -346,11 +346,11 @@ impl Item<'_> {
     }
 }
 
-impl Kernel for Item<'_> {
+impl<S: Simd> Kernel<S> for Item<'_> {
     type Output = Result<()>;
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> Result<()> {
+    fn run(self, s: S) -> Result<()> {
         if self.queries.count < WIDE_FROM { narrow::run(s, self) } else { wide::run(s, self) }
     }
 }

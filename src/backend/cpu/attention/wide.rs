@@ -251,11 +251,11 @@ fn convert<S: Simd>(s: S, kv_type: KvType, convert: Convert) {
 
 struct ConvertFrom<E>(Convert, PhantomData<E>);
 
-impl<E: Element> Kernel for ConvertFrom<E> {
+impl<S: Simd, E: Element> Kernel<S> for ConvertFrom<E> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run(self, s: S) {
         // SAFETY: see the type.
         unsafe {
             match self.0 {
@@ -481,11 +481,11 @@ impl Product {
 /// A [`Product`] of `NV` vectors of columns.
 struct Columns<const NV: usize>(Product);
 
-impl<const NV: usize> Kernel for Columns<NV> {
+impl<S: Simd, const NV: usize> Kernel<S> for Columns<NV> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run(self, s: S) {
         for i in (0..self.0.rows).step_by(S::ROWS) {
             if S::ROWS == 8 { self.0.rows::<S, 8, NV>(s, i) } else { self.0.rows::<S, 4, NV>(s, i) }
         }

@@ -109,11 +109,11 @@ struct StoreKeys<'a> {
     scales: *mut u16,
 }
 
-impl Kernel for StoreKeys<'_> {
+impl<S: Simd> Kernel<S> for StoreKeys<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run(self, s: S) {
         match self.kv_type {
             KvType::F32 => self.store::<S, f32>(s),
             KvType::F16 => self.store::<S, u16>(s),
@@ -175,11 +175,11 @@ struct StoreRow<'a> {
     scales: *mut u16,
 }
 
-impl Kernel for StoreRow<'_> {
+impl<S: Simd> Kernel<S> for StoreRow<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run(self, s: S) {
         match self.kv_type {
             KvType::F32 => self.store::<S, f32>(s),
             KvType::F16 => self.store::<S, u16>(s),

@@ -1,8 +1,7 @@
 //! Activations as 8-bit integers: what quantized weights are multiplied with.
 
-use super::on_isa;
-use super::simd::Simd;
-use crate::simd::Isa;
+use super::lanes::Lanes;
+use crate::simd::{self, Isa, Kernel};
 use crate::{Error, Result, memory};
 use std::cell::UnsafeCell;
 use std::ops::Range;
@@ -125,7 +124,7 @@ pub(super) fn grow<T>(slice: &mut Box<[T]>, len: usize, element: impl FnMut() ->
 }
 
 /// Where to quantize from and to; the pointers of [`QuantRows`].
-pub(super) struct QuantizeJob<'a> {
+struct QuantizeJob<'a> {
     /// Row-major, `[..][cols]`.
     x: &'a [f32],
     cols: usize,
@@ -146,8 +145,7 @@ pub(crate) unsafe fn quantize_rows(isa: Isa, x: &[f32], rows: Range<usize>, to: 
     assert!(rows.start <= rows.end && rows.end <= to.rows, "rows {rows:?} of {}", to.rows);
     assert!(x.len() == rows.len() * to.cols, "{} activations for {rows:?} x {}", x.len(), to.cols);
     let job = QuantizeJob { x, cols: to.cols, to, rows };
-    // SAFETY: the sizes agree, and the caller promises that nothing else accesses the rows.
-    on_isa!(isa, simd => unsafe { simd.quantize(&job) });
+    simd::run(isa, Quantize(job));
 }
 
 /// Rows and groups that are quantized before their scales and sums are written. Those of a group lie in one cache line, in which
@@ -155,12 +153,25 @@ pub(crate) unsafe fn quantize_rows(isa: Isa, x: &[f32], rows: Range<usize>, to: 
 const ROWS_AT_ONCE: usize = LINE / size_of::<f32>();
 const GROUPS_AT_ONCE: usize = 64;
 
-/// The code of all instruction sets: each compiles it for itself.
+/// Made where the caller promises that nothing else accesses the rows, which agree in size.
+struct Quantize<'a>(QuantizeJob<'a>);
+
+impl<S: Lanes> Kernel<S> for Quantize<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self, s: S) {
+        // SAFETY: the promise of who made this.
+        unsafe { run(s, &self.0) }
+    }
+}
+
+/// Quantizes the rows of a job.
 ///
 /// # Safety
 /// The sizes agree, and nothing else accesses the job's rows of the output.
 #[inline(always)]
-pub(super) unsafe fn run<S: Simd>(s: S, job: &QuantizeJob<'_>) {
+unsafe fn run<S: Lanes>(s: S, job: &QuantizeJob<'_>) {
     for first in job.rows.clone().step_by(ROWS_AT_ONCE) {
         let rows = first..job.rows.end.min(first + ROWS_AT_ONCE);
         for first in (0..job.cols / GROUP).step_by(GROUPS_AT_ONCE) {
@@ -181,7 +192,7 @@ pub(super) unsafe fn run<S: Simd>(s: S, job: &QuantizeJob<'_>) {
 /// # Safety
 /// As for [`run`].
 #[inline(always)]
-unsafe fn quantize_part<S: Simd, const ROWS: usize>(
+unsafe fn quantize_part<S: Lanes, const ROWS: usize>(
     s: S,
     job: &QuantizeJob<'_>,
     rows: Range<usize>,
@@ -214,7 +225,7 @@ unsafe fn quantize_part<S: Simd, const ROWS: usize>(
 
 /// Quantizes a group: the scale, and the sums of both halves.
 #[inline(always)]
-fn quantize_group<S: Simd>(s: S, x: &[f32; GROUP], q: &mut [i8; GROUP]) -> (f32, [i32; 2]) {
+fn quantize_group<S: Lanes>(s: S, x: &[f32; GROUP], q: &mut [i8; GROUP]) -> (f32, [i32; 2]) {
     // The bits of magnitudes are ordered as the magnitudes are, with infinity and then NaN at the end.
     let max = f32::from_bits(x.iter().fold(0, |max, x| max.max(x.to_bits() & 0x7fff_ffff)));
     // Numbers so small are zeros to the model, and their reciprocals could overflow.
@@ -225,7 +236,7 @@ fn quantize_group<S: Simd>(s: S, x: &[f32; GROUP], q: &mut [i8; GROUP]) -> (f32,
 /// 1.5 * 2^23: adding it to a number of small magnitude leaves the nearest integer in the low bits.
 pub(super) const ROUND: f32 = 12_582_912.0;
 
-/// What [`Simd::round`] does, in plain Rust.
+/// What [`Lanes::round`] does, in plain Rust.
 #[inline(always)]
 pub(super) fn round(x: &[f32; GROUP], by: f32, q: &mut [i8; GROUP]) -> [i32; 2] {
     let mut sums = [0; 2];
@@ -279,7 +290,7 @@ mod tests {
                 (state as i32 as f32 / 2.0_f32.powi(31)) * 2.0_f32.powi(exponent)
             })
             .collect();
-        let oracle = quantize(Isa::Scalar, &x);
+        let oracle = quantize(Isa::SCALAR, &x);
         for (group, x) in x.chunks(32).enumerate() {
             let (q, scale) = (&oracle.0[group * 32..][..32], oracle.1[group]);
             for (x, &q) in x.iter().zip(q) {

@@ -1,38 +1,71 @@
-//! The kernels' instructions on AVX2: eight rows in a vector, and four vectors in a tile, so that activations are read from
-//! the first-level cache for the later three.
+//! The kernels' instructions in vectors of 256 bits: eight rows in a vector, and four vectors in a tile, so that activations
+//! are read from the first-level cache for the later three. How bytes are multiplied is another matter: here by plain AVX2, in
+//! `avxvnni.rs` by AVX-VNNI.
 
-use super::activations::{self, QuantizeJob};
-use super::driver::{self, Correction, Dots, Kernels};
-use super::few::{self, Few};
-use super::float::{self, FloatFormat};
+use super::driver::{Direct, Dots, Kernels, Multiply};
+use super::float::FloatFormat;
 use super::formats::{Format, Kind};
+use super::lanes::{Dot, Lanes, MAGIC, Rows};
 use super::layout::Source;
-use super::simd::{Dot, MAGIC, Rows, Simd, kernels};
-use super::tile::{self, Tile};
+use super::{kernels, tile};
+use crate::simd::{Avx2, Token};
 use std::arch::x86_64::*;
 
-/// Proof that the processor has AVX2, FMA and F16C.
-#[derive(Clone, Copy)]
-pub(super) struct Avx2(());
+/// An instruction set with the vectors of AVX2: how it multiplies bytes.
+pub(super) trait Eight: Token {
+    /// [`Lanes::WIDE_ZERO`].
+    const WIDE_ZERO: i32;
 
-impl Avx2 {
+    /// [`Lanes::wide`].
+    fn wide(self, a: __m256i) -> __m256i;
+
+    /// [`Lanes::dots`].
+    ///
     /// # Safety
-    /// The processor has all features that [`Isa::Avx2`](crate::simd::Isa::Avx2) stands for.
-    pub(super) unsafe fn new_unchecked() -> Self {
-        Self(())
-    }
+    /// As there.
+    unsafe fn multiply<K: Kind, const VECTORS: usize, const TOKENS: usize>(self, dots: &Dots<'_>);
+
+    /// [`Lanes::products`].
+    fn byte_products<K: Kind, const VECTORS: usize>() -> &'static [Multiply];
+
+    /// [`Lanes::direct_products`].
+    fn direct_byte_products<F: Format, R: Source<Self>>() -> &'static [Direct];
 }
 
 // What "SAFETY" says below: `self` proves that the processor has the instructions, and where there are pointers, the
 // caller promises that they are valid for the whole vector; no instruction used needs alignment.
-impl Simd for Avx2 {
+impl<T: Eight> Lanes for T {
     const LANES: usize = 8;
-    const WIDE_ZERO: i32 = 0;
+    const WIDE_ZERO: i32 = T::WIDE_ZERO;
+    const INTERLEAVES: bool = true;
     const SUM_START: i32 = MAGIC.to_bits() as i32;
     type Int = __m256i;
     type Float = __m256;
 
-    kernels!(Avx2, Avx2(()), vectors: 4, few: 1, tokens: [1 2 3 4], direct: [1 2 3], "avx2,fma,f16c");
+    fn quant_kernels<F: Format, R: Source<Self>>(is_few: bool) -> Kernels {
+        if is_few { kernels::quant::<Self, F, R, 1>() } else { kernels::quant::<Self, F, R, 4>() }
+    }
+
+    fn float_kernels<F: FloatFormat>(is_few: bool) -> Kernels {
+        if is_few { kernels::float::<Self, F, 1>() } else { kernels::float::<Self, F, 4>() }
+    }
+
+    fn products<K: Kind, const VECTORS: usize>() -> &'static [Multiply] {
+        T::byte_products::<K, VECTORS>()
+    }
+
+    fn float_products<const VECTORS: usize>() -> &'static [Multiply] {
+        &[
+            kernels::float_dots::<Self, VECTORS, 1>,
+            kernels::float_dots::<Self, VECTORS, 2>,
+            kernels::float_dots::<Self, VECTORS, 3>,
+            kernels::float_dots::<Self, VECTORS, 4>,
+        ]
+    }
+
+    fn direct_products<F: Format, R: Source<Self>>() -> &'static [Direct] {
+        T::direct_byte_products::<F, R>()
+    }
 
     #[inline(always)]
     fn splat(self, value: i32) -> __m256i {
@@ -88,7 +121,7 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn wide(self, a: __m256i) -> __m256i {
-        a
+        T::wide(self, a)
     }
 
     #[inline(always)]
@@ -206,13 +239,35 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn dots<K: Kind, const VECTORS: usize, const TOKENS: usize>(self, dots: &Dots<'_>) {
         // SAFETY: the processor has the instructions, and the caller promises the rest.
-        unsafe { tile::dots::<Self, K, VECTORS, 1, TOKENS>(self, dots) }
+        unsafe { self.multiply::<K, VECTORS, TOKENS>(dots) }
+    }
+}
+
+impl Eight for Avx2 {
+    const WIDE_ZERO: i32 = 0;
+
+    #[inline(always)]
+    fn wide(self, a: __m256i) -> __m256i {
+        a
     }
 
     #[inline(always)]
-    unsafe fn direct<F: Format, R: Source<Self>, const TOKENS: usize>(self, few: &Few) {
-        // SAFETY: the processor has the instructions, and the caller promises the rest.
-        unsafe { few::run::<Self, F, R, TOKENS>(self, few) }
+    unsafe fn multiply<K: Kind, const VECTORS: usize, const TOKENS: usize>(self, dots: &Dots<'_>) {
+        // SAFETY: the caller's promise.
+        unsafe { tile::dots::<Self, K, VECTORS, 1, TOKENS>(self, dots) }
+    }
+
+    fn byte_products<K: Kind, const VECTORS: usize>() -> &'static [Multiply] {
+        &[
+            kernels::dots::<Self, K, VECTORS, 1>,
+            kernels::dots::<Self, K, VECTORS, 2>,
+            kernels::dots::<Self, K, VECTORS, 3>,
+            kernels::dots::<Self, K, VECTORS, 4>,
+        ]
+    }
+
+    fn direct_byte_products<F: Format, R: Source<Self>>() -> &'static [Direct] {
+        &[kernels::direct::<Self, F, R, 1>, kernels::direct::<Self, F, R, 2>, kernels::direct::<Self, F, R, 3>]
     }
 }
 
@@ -262,7 +317,7 @@ impl Dot for Avx2 {
 /// Vector `i` holds 16 bytes of each of the rows `i` and `i + 4`.
 ///
 /// # Safety
-/// As for [`Simd::transpose`]; the processor has AVX2.
+/// As for [`Lanes::transpose`]; the processor has AVX2.
 #[inline(always)]
 unsafe fn load_rows(rows: Rows, offset: usize) -> [__m256i; 4] {
     // SAFETY: the caller's promise.

@@ -1,38 +1,65 @@
 //! The kernels' instructions on AVX-512 with VNNI: 16 rows in a vector.
 
-use super::activations::{self, QuantizeJob, ROUND};
-use super::driver::{self, Correction, Dots, Kernels};
-use super::few::{self, Few};
-use super::float::{self, FloatFormat};
+use super::activations::ROUND;
+use super::driver::{Direct, Dots, Kernels, Multiply};
+use super::float::FloatFormat;
 use super::formats::{Format, Kind};
+use super::lanes::{Dot, Lanes, MAGIC, Rows, no_partial_sums};
 use super::layout::Source;
-use super::simd::{Dot, MAGIC, Rows, Simd, kernels, no_partial_sums};
-use super::tile::{self, Tile};
+use super::{kernels, tile};
+use crate::simd::Avx512;
 use std::arch::x86_64::*;
-
-/// Proof that the processor has AVX-512 F, BW, DQ, VL and VNNI, AVX2, FMA and F16C.
-#[derive(Clone, Copy)]
-pub(super) struct Avx512(());
-
-impl Avx512 {
-    /// # Safety
-    /// The processor has all features that [`Isa::Avx512`](crate::simd::Isa::Avx512) stands for.
-    pub(super) unsafe fn new_unchecked() -> Self {
-        Self(())
-    }
-}
 
 // What "SAFETY" says below: `self` proves that the processor has the instructions, and where there are pointers, the
 // caller promises that they are valid for the whole vector; no instruction used needs alignment.
-impl Simd for Avx512 {
+impl Lanes for Avx512 {
     const LANES: usize = 16;
     const WIDE_ZERO: i32 = 128;
     const SUM_START: i32 = MAGIC.to_bits() as i32;
     const ASKS_AHEAD: bool = true;
+    const INTERLEAVES: bool = true;
+    const STREAMS_ROWS: bool = true;
     type Int = __m512i;
     type Float = __m512;
 
-    kernels!(Avx512, Avx512(()), vectors: 2, few: 2, tokens: [1 2 3 4 5 6], direct: [1 2 3 4], "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c");
+    fn quant_kernels<F: Format, R: Source<Self>>(_: bool) -> Kernels {
+        kernels::quant::<Self, F, R, 2>()
+    }
+
+    fn float_kernels<F: FloatFormat>(_: bool) -> Kernels {
+        kernels::float::<Self, F, 2>()
+    }
+
+    fn products<K: Kind, const VECTORS: usize>() -> &'static [Multiply] {
+        &[
+            kernels::dots::<Self, K, VECTORS, 1>,
+            kernels::dots::<Self, K, VECTORS, 2>,
+            kernels::dots::<Self, K, VECTORS, 3>,
+            kernels::dots::<Self, K, VECTORS, 4>,
+            kernels::dots::<Self, K, VECTORS, 5>,
+            kernels::dots::<Self, K, VECTORS, 6>,
+        ]
+    }
+
+    fn float_products<const VECTORS: usize>() -> &'static [Multiply] {
+        &[
+            kernels::float_dots::<Self, VECTORS, 1>,
+            kernels::float_dots::<Self, VECTORS, 2>,
+            kernels::float_dots::<Self, VECTORS, 3>,
+            kernels::float_dots::<Self, VECTORS, 4>,
+            kernels::float_dots::<Self, VECTORS, 5>,
+            kernels::float_dots::<Self, VECTORS, 6>,
+        ]
+    }
+
+    fn direct_products<F: Format, R: Source<Self>>() -> &'static [Direct] {
+        &[
+            kernels::direct::<Self, F, R, 1>,
+            kernels::direct::<Self, F, R, 2>,
+            kernels::direct::<Self, F, R, 3>,
+            kernels::direct::<Self, F, R, 4>,
+        ]
+    }
 
     #[inline(always)]
     fn round(self, x: &[f32; 32], by: f32, q: &mut [i8; 32]) -> [i32; 2] {
@@ -221,12 +248,6 @@ impl Simd for Avx512 {
         // SAFETY: the processor has the instructions, and the caller promises the rest.
         unsafe { tile::dots::<Self, K, VECTORS, VECTORS, TOKENS>(self, dots) }
     }
-
-    #[inline(always)]
-    unsafe fn direct<F: Format, R: Source<Self>, const TOKENS: usize>(self, few: &Few) {
-        // SAFETY: the processor has the instructions, and the caller promises the rest.
-        unsafe { few::run::<Self, F, R, TOKENS>(self, few) }
-    }
 }
 
 impl Dot for Avx512 {
@@ -256,7 +277,7 @@ impl Dot for Avx512 {
 /// Vector `i` holds 16 bytes of each of the rows `i`, `i + 4`, `i + 8` and `i + 12`.
 ///
 /// # Safety
-/// As for [`Simd::transpose`]; the processor has AVX-512.
+/// As for [`Lanes::transpose`]; the processor has AVX-512.
 #[inline(always)]
 unsafe fn load_rows(rows: Rows, offset: usize) -> [__m512i; 4] {
     // SAFETY: the caller's promise.

@@ -7,7 +7,7 @@
 
 use super::activations::{self, SUM_GROUP};
 use super::few::Few;
-use super::simd::{Rows, Simd};
+use super::lanes::{Lanes, Rows};
 use super::tile::{SLICE, Tile};
 use super::{Matrix, OutPtr, Scratch};
 use crate::gguf::TensorType;
@@ -489,7 +489,7 @@ impl Dots<'_> {
     /// # Safety
     /// The token and the rows are within the output, and this thread's.
     #[inline(always)]
-    pub(super) unsafe fn write<S: Simd>(&self, s: S, t: usize, row: usize, product: S::Float) {
+    pub(super) unsafe fn write<S: Lanes>(&self, s: S, t: usize, row: usize, product: S::Float) {
         // SAFETY: the caller's promise.
         unsafe {
             let before = s.load_float(self.before.add(t * self.before_stride + row));

@@ -4,8 +4,8 @@
 use super::activations;
 use super::driver::{AheadOfRows, LINE, Tokens};
 use super::formats::{Format, Kind, Sink};
+use super::lanes::{Dot, Rows, unroll};
 use super::layout::Source;
-use super::simd::{Dot, Rows, unroll};
 
 /// A vector of rows, next to each other, times a few tokens.
 pub(super) struct Few {

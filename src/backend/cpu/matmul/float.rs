@@ -2,7 +2,7 @@
 //! activations.
 
 use super::driver::Dots;
-use super::simd::{MAX_LANES, Rows, Simd, unroll};
+use super::lanes::{Lanes, MAX_LANES, Rows, unroll};
 use super::tile::{self, Tile};
 
 /// Columns of a slice at most: as much memory as for quantized weights.
@@ -14,7 +14,7 @@ pub(super) trait FloatFormat {
     const IN_WORD: usize;
 
     /// Element `i` of each lane.
-    fn element<S: Simd>(s: S, word: S::Int, i: usize) -> S::Float;
+    fn element<S: Lanes>(s: S, word: S::Int, i: usize) -> S::Float;
 }
 
 pub(super) struct F32;
@@ -23,7 +23,7 @@ impl FloatFormat for F32 {
     const IN_WORD: usize = 1;
 
     #[inline(always)]
-    fn element<S: Simd>(s: S, word: S::Int, _: usize) -> S::Float {
+    fn element<S: Lanes>(s: S, word: S::Int, _: usize) -> S::Float {
         s.bits_to_float(word)
     }
 }
@@ -34,7 +34,7 @@ impl FloatFormat for F16 {
     const IN_WORD: usize = 2;
 
     #[inline(always)]
-    fn element<S: Simd>(s: S, word: S::Int, i: usize) -> S::Float {
+    fn element<S: Lanes>(s: S, word: S::Int, i: usize) -> S::Float {
         s.half_to_float(s.shr(word, 16 * i as u32))
     }
 }
@@ -45,7 +45,7 @@ impl FloatFormat for Bf16 {
     const IN_WORD: usize = 2;
 
     #[inline(always)]
-    fn element<S: Simd>(s: S, word: S::Int, i: usize) -> S::Float {
+    fn element<S: Lanes>(s: S, word: S::Int, i: usize) -> S::Float {
         s.bits_to_float(if i == 0 { s.shl(word, 16) } else { s.and(word, s.splat(0xffff_0000_u32 as i32)) })
     }
 }
@@ -55,7 +55,7 @@ impl FloatFormat for Bf16 {
 /// # Safety
 /// The rows hold the columns, and they are no more than fit the tile.
 #[inline(always)]
-pub(super) unsafe fn unpack<S: Simd, F: FloatFormat, const VECTORS: usize>(
+pub(super) unsafe fn unpack<S: Lanes, F: FloatFormat, const VECTORS: usize>(
     s: S,
     rows: Rows,
     column: usize,
@@ -77,7 +77,7 @@ pub(super) unsafe fn unpack<S: Simd, F: FloatFormat, const VECTORS: usize>(
 /// # Safety
 /// The rows hold the columns, and `to` is valid for as many vectors.
 #[inline(always)]
-unsafe fn unpack_rows<S: Simd, F: FloatFormat, const VECTORS: usize>(
+unsafe fn unpack_rows<S: Lanes, F: FloatFormat, const VECTORS: usize>(
     s: S,
     rows: Rows,
     column: usize,
@@ -125,7 +125,7 @@ const fn at_once(vectors: usize) -> usize {
 /// # Safety
 /// The pointers are valid for the sizes in `dots`.
 #[inline(always)]
-pub(super) unsafe fn dots<S: Simd, const VECTORS: usize, const TOKENS: usize>(s: S, dots: &Dots<'_>) {
+pub(super) unsafe fn dots<S: Lanes, const VECTORS: usize, const TOKENS: usize>(s: S, dots: &Dots<'_>) {
     const { assert!(VECTORS == 1 || VECTORS.is_multiple_of(AT_ONCE)) };
     for first in (0..VECTORS).step_by(AT_ONCE) {
         // SAFETY: all offsets are within the tile and the activations, by the caller's promise.

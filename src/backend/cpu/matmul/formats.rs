@@ -4,8 +4,8 @@
 //! Unpacking is vertical: the packed bytes of a vector of rows are transposed first, so that the bits of all rows are
 //! taken apart by the same full-width instructions, the packed scales among them.
 
+use super::lanes::{Lanes, unroll};
 use super::layout::Source;
-use super::simd::{Simd, unroll};
 use crate::gguf::TensorType;
 
 /// What the matrix kernel has to know of a format; formats of the same kind share it. Group `g` of a row stands for the
@@ -17,7 +17,7 @@ pub(super) trait Kind {
     const HAS_ZERO: bool = false;
     /// Whether groups have a minimum.
     const MINS: bool = false;
-    /// Whether the bytes take all 8 bits, and are in the form of [`Simd::wide`].
+    /// Whether the bytes take all 8 bits, and are in the form of [`Lanes::wide`].
     const WIDE: bool = false;
     /// The largest magnitude of a byte.
     const MAX: i32;
@@ -72,7 +72,7 @@ pub(super) trait Format {
     const TYPE: TensorType;
     /// What kind it is.
     type Kind: Kind;
-    /// The zero point: what is subtracted from the unpacked bytes. For a wide format, [`Simd::WIDE_ZERO`] stands in its
+    /// The zero point: what is subtracted from the unpacked bytes. For a wide format, [`Lanes::WIDE_ZERO`] stands in its
     /// place.
     const ZERO: i32 = 0;
 
@@ -80,11 +80,11 @@ pub(super) trait Format {
     ///
     /// # Safety
     /// `LANES` rows are valid for reads of `offset` plus the bytes of a block, and `out` takes a block.
-    unsafe fn unpack<S: Simd>(s: S, rows: impl Source<S>, offset: usize, out: &mut impl Sink<S>);
+    unsafe fn unpack<S: Lanes>(s: S, rows: impl Source<S>, offset: usize, out: &mut impl Sink<S>);
 }
 
 /// What takes the block of a vector of rows as it is unpacked: group by group, in order.
-pub(super) trait Sink<S: Simd> {
+pub(super) trait Sink<S: Lanes> {
     /// Begins a group.
     ///
     /// # Safety
@@ -112,14 +112,14 @@ pub(super) struct Unpacked<S, const VECTORS: usize> {
     mins: *mut f32,
 }
 
-impl<S: Simd, const VECTORS: usize> Unpacked<S, VECTORS> {
+impl<S: Lanes, const VECTORS: usize> Unpacked<S, VECTORS> {
     #[inline(always)]
     pub(super) fn new(simd: S, q: *mut i32, scales: *mut f32, mins: *mut f32) -> Self {
         Self { simd, q, scales, mins }
     }
 }
 
-impl<S: Simd, const VECTORS: usize> Sink<S> for Unpacked<S, VECTORS> {
+impl<S: Lanes, const VECTORS: usize> Sink<S> for Unpacked<S, VECTORS> {
     #[inline(always)]
     unsafe fn begin(&mut self, _: usize) {}
 
@@ -153,31 +153,31 @@ const LOW_NIBBLES: i32 = 0x0f0f_0f0f;
 
 /// Byte `i` of each lane, as a number.
 #[inline(always)]
-fn byte<S: Simd>(s: S, v: S::Int, i: usize) -> S::Float {
+fn byte<S: Lanes>(s: S, v: S::Int, i: usize) -> S::Float {
     s.to_float(s.and(s.shr(v, 8 * i as u32), s.splat(255)))
 }
 
 /// Byte `i` of each lane, as a signed number.
 #[inline(always)]
-fn signed_byte<S: Simd>(s: S, v: S::Int, i: usize) -> S::Float {
+fn signed_byte<S: Lanes>(s: S, v: S::Int, i: usize) -> S::Float {
     s.to_float(s.sar(s.shl(v, 24 - 8 * i as u32), 24))
 }
 
 /// The low nibbles.
 #[inline(always)]
-fn low<S: Simd>(s: S, v: S::Int) -> S::Int {
+fn low<S: Lanes>(s: S, v: S::Int) -> S::Int {
     s.and(v, s.splat(LOW_NIBBLES))
 }
 
 /// The high nibbles.
 #[inline(always)]
-fn high<S: Simd>(s: S, v: S::Int) -> S::Int {
+fn high<S: Lanes>(s: S, v: S::Int) -> S::Int {
     low(s, s.shr(v, 4))
 }
 
 /// A block of one group: the nibbles of 16 bytes, low ones for weights 0..16, high ones for 16..32.
 #[inline(always)]
-unsafe fn nibbles<S: Simd>(s: S, packed: [S::Int; 4], scale: S::Float, min: Option<S::Float>, out: &mut impl Sink<S>) {
+unsafe fn nibbles<S: Lanes>(s: S, packed: [S::Int; 4], scale: S::Float, min: Option<S::Float>, out: &mut impl Sink<S>) {
     // SAFETY: the caller's promise that `out` takes a block.
     unsafe {
         out.begin(0);
@@ -191,7 +191,7 @@ unsafe fn nibbles<S: Simd>(s: S, packed: [S::Int; 4], scale: S::Float, min: Opti
 
 /// The same with a fifth bit: bit `i` of `bits` for weight `i`.
 #[inline(always)]
-unsafe fn nibbles_and_bits<S: Simd>(
+unsafe fn nibbles_and_bits<S: Lanes>(
     s: S,
     packed: [S::Int; 4],
     bits: S::Int,
@@ -212,7 +212,7 @@ unsafe fn nibbles_and_bits<S: Simd>(
 
 /// 32 bytes of each row.
 #[inline(always)]
-unsafe fn two_quants<S: Simd>(s: S, rows: impl Source<S>, at: usize) -> [[S::Int; 4]; 2] {
+unsafe fn two_quants<S: Lanes>(s: S, rows: impl Source<S>, at: usize) -> [[S::Int; 4]; 2] {
     // SAFETY: the caller's promise that the rows can be read there.
     unsafe { [rows.quants(s, at), rows.quants(s, at + 16)] }
 }
@@ -220,7 +220,7 @@ unsafe fn two_quants<S: Simd>(s: S, rows: impl Source<S>, at: usize) -> [[S::Int
 /// Moves the upper half of what [`two_quants`] read to the lower half. No closure is mapped over the vectors: compilers do
 /// not always inline one, and without that it is compiled for the oldest processors.
 #[inline(always)]
-fn shift_right<S: Simd>(s: S, quants: &mut [[S::Int; 4]; 2]) {
+fn shift_right<S: Lanes>(s: S, quants: &mut [[S::Int; 4]; 2]) {
     unroll!(part < 2; 0 1, {
         unroll!(j < 4; 0 1 2 3, {
             quants[part][j] = s.shr(quants[part][j], 4);
@@ -236,7 +236,7 @@ impl Format for Q4_0 {
     const ZERO: i32 = 8;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, rows: impl Source<S>, at: usize, out: &mut impl Sink<S>) {
+    unsafe fn unpack<S: Lanes>(s: S, rows: impl Source<S>, at: usize, out: &mut impl Sink<S>) {
         // SAFETY: all reads are within the 18 bytes of the block, all writes within its 32 weights.
         unsafe {
             let head = rows.first_half(s, at);
@@ -252,7 +252,7 @@ impl Format for Q4_1 {
     type Kind = Mins32<15>;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, rows: impl Source<S>, at: usize, out: &mut impl Sink<S>) {
+    unsafe fn unpack<S: Lanes>(s: S, rows: impl Source<S>, at: usize, out: &mut impl Sink<S>) {
         // SAFETY: all reads are within the 20 bytes of the block, all writes within its 32 weights.
         unsafe {
             let head = rows.words(s, at)[0];
@@ -270,7 +270,7 @@ impl Format for Q5_0 {
     const ZERO: i32 = 16;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, rows: impl Source<S>, at: usize, out: &mut impl Sink<S>) {
+    unsafe fn unpack<S: Lanes>(s: S, rows: impl Source<S>, at: usize, out: &mut impl Sink<S>) {
         // SAFETY: all reads are within the 22 bytes of the block, all writes within its 32 weights.
         unsafe {
             let [head, bits] = rows.first_half_and_word(s, at);
@@ -286,7 +286,7 @@ impl Format for Q5_1 {
     type Kind = Mins32<31>;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, rows: impl Source<S>, at: usize, out: &mut impl Sink<S>) {
+    unsafe fn unpack<S: Lanes>(s: S, rows: impl Source<S>, at: usize, out: &mut impl Sink<S>) {
         // SAFETY: all reads are within the 24 bytes of the block, all writes within its 32 weights.
         unsafe {
             let [head, bits, ..] = rows.words(s, at);
@@ -303,7 +303,7 @@ impl Format for Q8_0 {
     type Kind = Wide32;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, rows: impl Source<S>, at: usize, out: &mut impl Sink<S>) {
+    unsafe fn unpack<S: Lanes>(s: S, rows: impl Source<S>, at: usize, out: &mut impl Sink<S>) {
         // SAFETY: all reads are within the 34 bytes of the block, all writes within its 32 weights.
         unsafe {
             let head = rows.first_half(s, at);
@@ -326,7 +326,7 @@ impl Format for Q2K {
     type Kind = Mins16<3>;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, rows: impl Source<S>, at: usize, out: &mut impl Sink<S>) {
+    unsafe fn unpack<S: Lanes>(s: S, rows: impl Source<S>, at: usize, out: &mut impl Sink<S>) {
         // SAFETY: all reads are within the 84 bytes of the block, all writes within its 256 weights.
         unsafe {
             let tail = rows.words(s, at + 68)[3];
@@ -362,7 +362,7 @@ impl Format for Q3K {
     const ZERO: i32 = 4;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, rows: impl Source<S>, at: usize, out: &mut impl Sink<S>) {
+    unsafe fn unpack<S: Lanes>(s: S, rows: impl Source<S>, at: usize, out: &mut impl Sink<S>) {
         // SAFETY: all reads are within the 110 bytes of the block, all writes within its 256 weights.
         unsafe {
             let ([first, second, mut tops], d) = rows.last_words_and_half(s, at + 96);
@@ -396,14 +396,14 @@ impl Format for Q3K {
 }
 
 /// The scales and minima that start a block of Q4_K and Q5_K.
-struct Heads<S: Simd> {
+struct Heads<S: Lanes> {
     d: S::Float,
     minus_dmin: S::Float,
     scales: [S::Int; 2],
     mins: [S::Int; 2],
 }
 
-impl<S: Simd> Heads<S> {
+impl<S: Lanes> Heads<S> {
     #[inline(always)]
     fn new(s: S, head: [S::Int; 4]) -> Self {
         let (six, top) = (s.splat(0x3f3f_3f3f), s.splat(0x3030_3030));
@@ -439,7 +439,7 @@ impl Format for Q4K {
     type Kind = Mins32<15>;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, rows: impl Source<S>, at: usize, out: &mut impl Sink<S>) {
+    unsafe fn unpack<S: Lanes>(s: S, rows: impl Source<S>, at: usize, out: &mut impl Sink<S>) {
         // SAFETY: all reads are within the 144 bytes of the block, all writes within its 256 weights.
         unsafe {
             let mut heads = Heads::new(s, rows.words(s, at));
@@ -475,7 +475,7 @@ impl Format for Q5K {
     type Kind = Mins32<31>;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, rows: impl Source<S>, at: usize, out: &mut impl Sink<S>) {
+    unsafe fn unpack<S: Lanes>(s: S, rows: impl Source<S>, at: usize, out: &mut impl Sink<S>) {
         // SAFETY: all reads are within the 176 bytes of the block, all writes within its 256 weights.
         unsafe {
             let mut heads = Heads::new(s, rows.words(s, at));
@@ -517,7 +517,7 @@ impl Format for Q6K {
     const ZERO: i32 = 32;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, rows: impl Source<S>, at: usize, out: &mut impl Sink<S>) {
+    unsafe fn unpack<S: Lanes>(s: S, rows: impl Source<S>, at: usize, out: &mut impl Sink<S>) {
         // SAFETY: all reads are within the 210 bytes of the block, all writes within its 256 weights.
         unsafe {
             let d = s.half_to_float(rows.last_half(s, at + 208));

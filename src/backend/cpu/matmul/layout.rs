@@ -5,20 +5,20 @@
 //! block may begin or end with two bytes more, a scale, which are neighbours as well. Bytes at offset `o` of a block are
 //! at `LANES * o`, so that rows take the same memory as in a file, at the same place.
 
-use super::simd::{Rows, Simd};
+use super::lanes::{Lanes, Rows};
 use crate::gguf::TensorType;
 
 /// The same block of a vector of rows, and how its bytes are read.
 ///
 /// # Safety
 /// What all functions want: the bytes are within the rows.
-pub(super) trait Source<S: Simd>: Copy {
+pub(super) trait Source<S: Lanes>: Copy {
     /// Whether rows are interleaved.
     const INTERLEAVED: bool;
 
     /// Of rows that begin at `rows.first`, and in a file are `rows.stride` apart.
     fn new(rows: Rows) -> Self;
-    /// The four elements of 16 weights of one byte: see [`Simd::quants`].
+    /// The four elements of 16 weights of one byte: see [`Lanes::quants`].
     unsafe fn quants(self, s: S, at: usize) -> [S::Int; 4];
     /// 16 bytes of each row, transposed.
     unsafe fn words(self, s: S, at: usize) -> [S::Int; 4];
@@ -32,7 +32,7 @@ pub(super) trait Source<S: Simd>: Copy {
     unsafe fn last_words_and_half(self, s: S, at: usize) -> ([S::Int; 3], S::Int);
 }
 
-impl<S: Simd> Source<S> for Rows {
+impl<S: Lanes> Source<S> for Rows {
     const INTERLEAVED: bool = false;
 
     #[inline(always)]
@@ -87,19 +87,19 @@ pub(super) struct Interleaved(*const u8);
 impl Interleaved {
     /// The four bytes at `at` of all rows.
     #[inline(always)]
-    unsafe fn word<S: Simd>(self, s: S, at: usize) -> S::Int {
+    unsafe fn word<S: Lanes>(self, s: S, at: usize) -> S::Int {
         // SAFETY: the caller's promise.
         unsafe { s.load(self.0.add(at * S::LANES).cast()) }
     }
 
     #[inline(always)]
-    unsafe fn half<S: Simd>(self, s: S, at: usize) -> S::Int {
+    unsafe fn half<S: Lanes>(self, s: S, at: usize) -> S::Int {
         // SAFETY: the caller's promise.
         unsafe { s.load_halves(self.0.add(at * S::LANES).cast()) }
     }
 }
 
-impl<S: Simd> Source<S> for Interleaved {
+impl<S: Lanes> Source<S> for Interleaved {
     const INTERLEAVED: bool = true;
 
     #[inline(always)]

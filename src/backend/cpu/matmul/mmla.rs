@@ -8,8 +8,9 @@
 use super::activations;
 use super::driver::Dots;
 use super::formats::Kind;
-use super::neon::{I8mm, halves, select_bits};
-use super::simd::{Simd, unroll};
+use super::lanes::{Lanes, unroll};
+use super::neon::{halves, select_bits};
+use crate::simd::I8mm;
 use std::arch::aarch64::*;
 use std::arch::asm;
 
@@ -18,14 +19,14 @@ const COLUMNS_AT_ONCE: usize = 16;
 /// Pairs of tokens at most.
 const MAX_PAIRS: usize = 3;
 
-/// [`Simd::quants`] of 16 bytes of four rows.
+/// [`Lanes::quants`] of 16 bytes of four rows.
 #[inline(always)]
 pub(super) fn quants([a, b, c, d]: [int32x4_t; 4]) -> [int32x4_t; 4] {
     let ((ab_low, ab_high), (cd_low, cd_high)) = (halves(a, b), halves(c, d));
     [ab_low, cd_low, ab_high, cd_high]
 }
 
-/// [`Simd::spread_bits`]: eight bits of each of two rows.
+/// [`Lanes::spread_bits`]: eight bits of each of two rows.
 #[inline(always)]
 pub(super) fn spread_bits(a: int32x4_t, element: u32) -> int32x4_t {
     let (rows, columns) = (2 * (element % 2), element / 2);
@@ -69,7 +70,7 @@ unsafe fn pair(of: *const i32, second: bool) -> int32x4_t {
     }
 }
 
-/// [`Simd::dots`].
+/// [`Lanes::dots`].
 ///
 /// # Safety
 /// As there.

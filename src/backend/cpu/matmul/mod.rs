@@ -10,11 +10,15 @@ mod activations;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avxvnni;
 mod driver;
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // only AVX2 and AVX-512 have kernels of it
 mod few;
 mod float;
 mod formats;
+mod kernels;
+mod lanes;
 mod layout;
 #[cfg(target_arch = "aarch64")]
 mod mmla;
@@ -22,7 +26,6 @@ mod mmla;
 mod neon;
 mod reference;
 mod scalar;
-mod simd;
 #[cfg(test)]
 mod tests;
 mod tile;
@@ -31,11 +34,11 @@ pub(crate) use activations::{QuantRows, quantize_rows};
 pub(crate) use reference::matmul_f32;
 
 use crate::gguf::TensorType;
-use crate::simd::Isa;
+use crate::simd::{self, Isa, Kernel};
 use crate::{Error, Result, memory, quant};
 use activations::SUM_GROUP;
 use driver::{Activations, LastRows};
-use simd::Simd;
+use lanes::Lanes;
 use std::marker::PhantomData;
 use std::ops::Range;
 use tile::Tile;
@@ -43,7 +46,7 @@ use tile::Tile;
 /// Products of ranges of rows whose lengths are multiples of this are the fastest.
 pub(crate) const ROW_STEP: usize = driver::TILE_ROWS;
 /// The same where products [stream](streams) weights.
-pub(crate) const STREAM_ROWS: usize = simd::MAX_LANES;
+pub(crate) const STREAM_ROWS: usize = lanes::MAX_LANES;
 /// Bytes of a block at most: those of Q6_K.
 const MAX_BLOCK_BYTES: usize = TensorType::Q6_K.block_bytes();
 /// Bytes of a cache line.
@@ -52,12 +55,26 @@ pub(crate) const LINE: usize = driver::LINE;
 /// Whether products of such weights with `n` tokens read on and on, asking for what follows, so that they are best cut
 /// into long ranges of rows.
 pub(crate) fn streams(isa: Isa, w: &Matrix<'_>, n: usize) -> bool {
-    let direct = match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => input_kind(w.ty) == InputKind::Quant,
-        _ => w.lanes > 1,
-    };
+    let direct = w.lanes > 1 || (input_kind(w.ty) == InputKind::Quant && simd::run_exactly(isa, Traits).streams_rows);
     direct && n <= driver::DIRECT_TOKENS
+}
+
+/// What differs between instruction sets, besides the kernels.
+struct Traits;
+
+struct IsaTraits {
+    /// Rows that are interleaved; 1 where none are.
+    lanes: usize,
+    streams_rows: bool,
+}
+
+impl<S: Lanes> Kernel<S> for Traits {
+    type Output = IsaTraits;
+
+    #[inline(always)]
+    fn run(self, _: S) -> IsaTraits {
+        IsaTraits { lanes: if S::INTERLEAVES { S::LANES } else { 1 }, streams_rows: S::STREAMS_ROWS }
+    }
 }
 
 /// Asks for the memory at `at` to be brought to the second-level cache; any address will do.
@@ -71,49 +88,6 @@ pub(crate) fn ask_for(at: *const u8) {
     #[cfg(not(target_arch = "x86_64"))]
     let _ = at;
 }
-
-/// Runs `$body` with `$simd` being the [`Simd`] of the instruction set.
-macro_rules! on_isa {
-    ($isa:expr, $simd:ident => $body:expr) => {
-        match $isa {
-            Isa::Scalar => {
-                let $simd = $crate::backend::cpu::matmul::scalar::Scalar;
-                $body
-            }
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => {
-                // SAFETY: the `Isa` is proof of the features.
-                let $simd = unsafe { $crate::backend::cpu::matmul::avx2::Avx2::new_unchecked() };
-                $body
-            }
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => {
-                // SAFETY: the `Isa` is proof of the features.
-                let $simd = unsafe { $crate::backend::cpu::matmul::avx512::Avx512::new_unchecked() };
-                $body
-            }
-            #[cfg(target_arch = "aarch64")]
-            Isa::Neon => {
-                // SAFETY: the `Isa` is proof of the features.
-                let $simd = unsafe { $crate::backend::cpu::matmul::neon::Neon::new_unchecked() };
-                $body
-            }
-            #[cfg(target_arch = "aarch64")]
-            Isa::Dotprod => {
-                // SAFETY: the `Isa` is proof of the features.
-                let $simd = unsafe { $crate::backend::cpu::matmul::neon::Dotprod::new_unchecked() };
-                $body
-            }
-            #[cfg(target_arch = "aarch64")]
-            Isa::I8mm => {
-                // SAFETY: the `Isa` is proof of the features.
-                let $simd = unsafe { $crate::backend::cpu::matmul::neon::I8mm::new_unchecked() };
-                $body
-            }
-        }
-    };
-}
-use on_isa;
 
 /// Weights in GGUF's layout: rows of blocks, one after the other, straight from the file.
 #[derive(Clone, Copy)]
@@ -239,13 +213,7 @@ impl<'a> Matrix<'a> {
 
 /// Rows that are interleaved for an instruction set; 1 where there are no kernels for it.
 fn lanes(isa: Isa) -> usize {
-    match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => avx2::Avx2::LANES,
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => avx512::Avx512::LANES,
-        _ => 1,
-    }
+    simd::run_exactly(isa, Traits).lanes
 }
 
 /// Interleaves rows of `row_bytes` each, groups of [`ROW_STEP`] of them, where they lie. `room` has as many bytes as
@@ -396,6 +364,53 @@ impl Scratch {
     }
 }
 
+/// The kernels for a matrix and so many tokens.
+fn find(isa: Isa, w: &Matrix<'_>, n: usize) -> driver::Kernels {
+    simd::run_exactly(isa, Find { ty: w.ty, is_few: n <= driver::FEW_TOKENS, is_interleaved: w.lanes > 1 })
+}
+
+struct Find {
+    ty: TensorType,
+    is_few: bool,
+    is_interleaved: bool,
+}
+
+impl Find {
+    #[inline(always)]
+    fn quant<S: Lanes, F: formats::Format>(&self) -> driver::Kernels {
+        if self.is_interleaved {
+            S::quant_kernels::<F, layout::Interleaved>(self.is_few)
+        } else {
+            S::quant_kernels::<F, lanes::Rows>(self.is_few)
+        }
+    }
+}
+
+impl<S: Lanes> Kernel<S> for Find {
+    type Output = driver::Kernels;
+
+    #[inline(always)]
+    fn run(self, _: S) -> driver::Kernels {
+        use TensorType as T;
+        match self.ty {
+            T::F32 => S::float_kernels::<float::F32>(self.is_few),
+            T::F16 => S::float_kernels::<float::F16>(self.is_few),
+            T::BF16 => S::float_kernels::<float::Bf16>(self.is_few),
+            T::Q4_0 => self.quant::<S, formats::Q4_0>(),
+            T::Q4_1 => self.quant::<S, formats::Q4_1>(),
+            T::Q5_0 => self.quant::<S, formats::Q5_0>(),
+            T::Q5_1 => self.quant::<S, formats::Q5_1>(),
+            T::Q8_0 => self.quant::<S, formats::Q8_0>(),
+            T::Q2_K => self.quant::<S, formats::Q2K>(),
+            T::Q3_K => self.quant::<S, formats::Q3K>(),
+            T::Q4_K => self.quant::<S, formats::Q4K>(),
+            T::Q5_K => self.quant::<S, formats::Q5K>(),
+            T::Q6_K => self.quant::<S, formats::Q6K>(),
+            ty => panic!("there are no kernels for weights of type {ty:?}"),
+        }
+    }
+}
+
 /// Multiplies rows `rows` of `w` with `n` tokens: `out[t][r] = bias[r] + sum over c of w[r][c] * x[t][c]`.
 ///
 /// An element of the output is the same, bit by bit, whatever the other rows and tokens of the call are. `next` is memory
@@ -420,7 +435,6 @@ pub(crate) unsafe fn matmul(
     next: Option<*const u8>,
     scratch: &mut Scratch,
 ) {
-    use TensorType as T;
     out.check(w, n, &rows, bias);
     if n == 0 || rows.is_empty() {
         return;
@@ -432,13 +446,9 @@ pub(crate) unsafe fn matmul(
     }
     match x {
         Input::F32(x) => {
+            assert!(input_kind(w.ty) == InputKind::F32, "weights of type {:?} take quantized activations", w.ty);
             assert!(x.len() >= n * w.cols, "{} activations for {n} x {}", x.len(), w.cols);
-            let kernels = on_isa!(isa, simd => match w.ty {
-                T::F32 => simd.float_kernels::<float::F32>(n),
-                T::F16 => simd.float_kernels::<float::F16>(n),
-                T::BF16 => simd.float_kernels::<float::Bf16>(n),
-                ty => panic!("weights of type {ty:?} take quantized activations"),
-            });
+            let kernels = find(isa, w, n);
             let size = size_of::<f32>();
             let x = Activations {
                 x: x.as_ptr().cast(),
@@ -453,6 +463,7 @@ pub(crate) unsafe fn matmul(
             unsafe { driver::run(&kernels, w, x, rows, out, bias, next, scratch) };
         }
         Input::Quant(x) => {
+            assert!(input_kind(w.ty) == InputKind::Quant, "weights of type {:?} take f32 activations", w.ty);
             assert!(
                 x.rows() == n && x.cols() == w.cols,
                 "{} x {} activations, not {n} x {}",
@@ -463,19 +474,7 @@ pub(crate) unsafe fn matmul(
             let group_stride = activations::group_stride(n);
             let corrections = group_stride * (w.cols / SUM_GROUP);
             assert!(scratch.corrections.len() >= corrections, "no scratch memory for {n} x {}", w.cols);
-            let kernels = on_isa!(isa, simd => match w.ty {
-                T::Q4_0 => simd.quant_kernels::<formats::Q4_0>(n, w.lanes > 1),
-                T::Q4_1 => simd.quant_kernels::<formats::Q4_1>(n, w.lanes > 1),
-                T::Q5_0 => simd.quant_kernels::<formats::Q5_0>(n, w.lanes > 1),
-                T::Q5_1 => simd.quant_kernels::<formats::Q5_1>(n, w.lanes > 1),
-                T::Q8_0 => simd.quant_kernels::<formats::Q8_0>(n, w.lanes > 1),
-                T::Q2_K => simd.quant_kernels::<formats::Q2K>(n, w.lanes > 1),
-                T::Q3_K => simd.quant_kernels::<formats::Q3K>(n, w.lanes > 1),
-                T::Q4_K => simd.quant_kernels::<formats::Q4K>(n, w.lanes > 1),
-                T::Q5_K => simd.quant_kernels::<formats::Q5K>(n, w.lanes > 1),
-                T::Q6_K => simd.quant_kernels::<formats::Q6K>(n, w.lanes > 1),
-                ty => panic!("weights of type {ty:?} do not take quantized activations"),
-            });
+            let kernels = find(isa, w, n);
             let x = Activations {
                 x: x.q().cast_const().cast(),
                 stride: x.stride(),

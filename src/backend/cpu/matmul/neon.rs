@@ -1,191 +1,230 @@
 //! The kernels' instructions on 64-bit ARM: four rows in a vector. Products of bytes are those of plain NEON, or `sdot`, or
 //! `smmla` ([`mmla`]); all else is the same. Bytes are signed on both sides, so that nothing has to be added to them.
 
-use super::activations::{self, QuantizeJob};
-use super::driver::{self, Correction, Dots, Kernels};
-use super::float::{self, FloatFormat};
+use super::driver::{Dots, Kernels, Multiply};
+use super::float::FloatFormat;
 use super::formats::{Format, Kind};
-use super::mmla;
-use super::simd::{Dot, Rows, Simd, kernels, no_partial_sums};
-use super::tile::{self, Tile};
+use super::lanes::{Dot, Lanes, Rows, no_partial_sums};
+use super::layout::Source;
+use super::{kernels, mmla, tile};
 use crate::simd::neon::f16_to_f32;
+use crate::simd::{Dotprod, I8mm, Neon, Token};
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-/// An instruction set whose vectors are NEON's: `$features`. `$own` are the functions in which it differs.
-macro_rules! instruction_set {
-    (
-        $(#[$doc:meta])* $simd:ident, tokens: [$($tokens:literal)*], $features:literal; { $($own:tt)* }
-    ) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy)]
-        pub(super) struct $simd(());
+/// An instruction set with the vectors of NEON: how it multiplies bytes.
+pub(super) trait Four: Token {
+    /// [`Lanes::spread_bits`].
+    #[inline(always)]
+    fn spread_bits(self, a: int32x4_t, nibble: u32) -> int32x4_t {
+        spread_in_lanes(a, nibble)
+    }
 
-        impl $simd {
-            /// # Safety
-            /// The processor has all features that the [`Isa`](crate::simd::Isa) of the same name stands for.
-            pub(super) unsafe fn new_unchecked() -> Self {
-                Self(())
-            }
-        }
+    /// [`Lanes::quants`].
+    ///
+    /// # Safety
+    /// As there.
+    #[inline(always)]
+    unsafe fn quants(self, rows: Rows, offset: usize) -> [int32x4_t; 4] {
+        // SAFETY: the caller's promise.
+        unsafe { transposed(rows, offset) }
+    }
 
-        // What "SAFETY" says below: `self` proves that the processor has the instructions, and where there are pointers,
-        // the caller promises that they are valid for the whole vector; no read or write needs alignment.
-        impl Simd for $simd {
-            const LANES: usize = 4;
-            const WIDE_ZERO: i32 = 0;
-            const SUM_START: i32 = 0;
-            type Int = int32x4_t;
-            type Float = float32x4_t;
+    /// [`Lanes::dots`].
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn multiply<K: Kind, const VECTORS: usize, const TOKENS: usize>(self, dots: &Dots<'_>);
 
-            kernels!($simd, $simd(()), vectors: 2, few: 2, tokens: [$($tokens)*], direct: [], $features);
-
-            #[inline(always)]
-            fn splat(self, value: i32) -> int32x4_t {
-                // SAFETY: the processor has the instructions.
-                unsafe { vdupq_n_s32(value) }
-            }
-
-            #[inline(always)]
-            fn and(self, a: int32x4_t, b: int32x4_t) -> int32x4_t {
-                // SAFETY: the processor has the instructions.
-                unsafe { vandq_s32(a, b) }
-            }
-
-            #[inline(always)]
-            fn or(self, a: int32x4_t, b: int32x4_t) -> int32x4_t {
-                // SAFETY: the processor has the instructions.
-                unsafe { vorrq_s32(a, b) }
-            }
-
-            #[inline(always)]
-            fn shl(self, a: int32x4_t, bits: u32) -> int32x4_t {
-                // SAFETY: the processor has the instructions.
-                unsafe { vshlq_s32(a, vdupq_n_s32(bits as i32)) }
-            }
-
-            #[inline(always)]
-            fn shr(self, a: int32x4_t, bits: u32) -> int32x4_t {
-                // SAFETY: the processor has the instructions.
-                unsafe { vreinterpretq_s32_u32(vshlq_u32(vreinterpretq_u32_s32(a), vdupq_n_s32(-(bits as i32)))) }
-            }
-
-            #[inline(always)]
-            fn sar(self, a: int32x4_t, bits: u32) -> int32x4_t {
-                // SAFETY: the processor has the instructions.
-                unsafe { vshlq_s32(a, vdupq_n_s32(-(bits as i32))) }
-            }
-
-            #[inline(always)]
-            fn wide(self, a: int32x4_t) -> int32x4_t {
-                a
-            }
-
-            #[inline(always)]
-            fn splat_float(self, value: f32) -> float32x4_t {
-                // SAFETY: the processor has the instructions.
-                unsafe { vdupq_n_f32(value) }
-            }
-
-            #[inline(always)]
-            fn offset(self, scale: float32x4_t) -> float32x4_t {
-                scale
-            }
-
-            #[inline(always)]
-            fn scaled(self, sum: int32x4_t, scale: float32x4_t, _: float32x4_t) -> float32x4_t {
-                self.mul(self.to_float(sum), scale)
-            }
-
-            #[inline(always)]
-            fn to_float(self, a: int32x4_t) -> float32x4_t {
-                // SAFETY: the processor has the instructions.
-                unsafe { vcvtq_f32_s32(a) }
-            }
-
-            #[inline(always)]
-            fn half_to_float(self, a: int32x4_t) -> float32x4_t {
-                // SAFETY: the processor has the instructions.
-                unsafe { f16_to_f32(vmovn_u32(vreinterpretq_u32_s32(a))) }
-            }
-
-            #[inline(always)]
-            fn bits_to_float(self, a: int32x4_t) -> float32x4_t {
-                // SAFETY: the processor has the instructions.
-                unsafe { vreinterpretq_f32_s32(a) }
-            }
-
-            #[inline(always)]
-            fn mul(self, a: float32x4_t, b: float32x4_t) -> float32x4_t {
-                // SAFETY: the processor has the instructions.
-                unsafe { vmulq_f32(a, b) }
-            }
-
-            #[inline(always)]
-            fn add(self, a: float32x4_t, b: float32x4_t) -> float32x4_t {
-                // SAFETY: the processor has the instructions.
-                unsafe { vaddq_f32(a, b) }
-            }
-
-            #[inline(always)]
-            fn mul_add(self, a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t {
-                // SAFETY: the processor has the instructions.
-                unsafe { vfmaq_f32(c, a, b) }
-            }
-
-            #[inline(always)]
-            unsafe fn load(self, from: *const i32) -> int32x4_t {
-                // SAFETY: the processor has the instructions, and the caller promises the rest.
-                unsafe { from.cast::<int32x4_t>().read_unaligned() }
-            }
-
-            #[inline(always)]
-            unsafe fn store(self, to: *mut i32, value: int32x4_t) {
-                // SAFETY: the processor has the instructions, and the caller promises the rest.
-                unsafe { to.cast::<int32x4_t>().write_unaligned(value) }
-            }
-
-            #[inline(always)]
-            unsafe fn load_float(self, from: *const f32) -> float32x4_t {
-                // SAFETY: the processor has the instructions, and the caller promises the rest.
-                unsafe { from.cast::<float32x4_t>().read_unaligned() }
-            }
-
-            #[inline(always)]
-            unsafe fn store_float(self, to: *mut f32, value: float32x4_t) {
-                // SAFETY: the processor has the instructions, and the caller promises the rest.
-                unsafe { to.cast::<float32x4_t>().write_unaligned(value) }
-            }
-
-            #[inline(always)]
-            unsafe fn transpose(self, rows: Rows, offset: usize) -> [int32x4_t; 4] {
-                // SAFETY: the processor has the instructions, and the caller promises the rest.
-                unsafe {
-                    let [a, b, c, d] = load_rows(rows, offset);
-                    let (even, odd) = ((vtrn1q_s32(a, b), vtrn1q_s32(c, d)), (vtrn2q_s32(a, b), vtrn2q_s32(c, d)));
-                    let ((zero, two), (one, three)) = (halves(even.0, even.1), halves(odd.0, odd.1));
-                    [zero, one, two, three]
-                }
-            }
-
-            $($own)*
-        }
-    };
+    /// [`Lanes::products`].
+    fn byte_products<K: Kind, const VECTORS: usize>() -> &'static [Multiply];
 }
 
-instruction_set! {
-    /// Proof that the processor has NEON.
-    Neon, tokens: [1 2 3 4], "neon"; {
-        #[inline(always)]
-        fn spread_bits(self, a: int32x4_t, nibble: u32) -> int32x4_t {
-            spread_in_lanes(a, nibble)
-        }
+// What "SAFETY" says below: `self` proves that the processor has the instructions, and where there are pointers,
+// the caller promises that they are valid for the whole vector; no read or write needs alignment.
+impl<T: Four> Lanes for T {
+    const LANES: usize = 4;
+    const WIDE_ZERO: i32 = 0;
+    const SUM_START: i32 = 0;
+    type Int = int32x4_t;
+    type Float = float32x4_t;
 
-        #[inline(always)]
-        unsafe fn dots<K: Kind, const VECTORS: usize, const TOKENS: usize>(self, dots: &Dots<'_>) {
-            // SAFETY: the processor has the instructions, and the caller promises the rest.
-            unsafe { tile::dots::<Self, K, VECTORS, VECTORS, TOKENS>(self, dots) }
-        }
+    fn quant_kernels<F: Format, R: Source<Self>>(_: bool) -> Kernels {
+        kernels::quant::<Self, F, R, 2>()
+    }
+
+    fn float_kernels<F: FloatFormat>(_: bool) -> Kernels {
+        kernels::float::<Self, F, 2>()
+    }
+
+    fn products<K: Kind, const VECTORS: usize>() -> &'static [Multiply] {
+        T::byte_products::<K, VECTORS>()
+    }
+
+    fn float_products<const VECTORS: usize>() -> &'static [Multiply] {
+        &[
+            kernels::float_dots::<Self, VECTORS, 1>,
+            kernels::float_dots::<Self, VECTORS, 2>,
+            kernels::float_dots::<Self, VECTORS, 3>,
+            kernels::float_dots::<Self, VECTORS, 4>,
+        ]
+    }
+
+    #[inline(always)]
+    fn splat(self, value: i32) -> int32x4_t {
+        // SAFETY: the processor has the instructions.
+        unsafe { vdupq_n_s32(value) }
+    }
+
+    #[inline(always)]
+    fn and(self, a: int32x4_t, b: int32x4_t) -> int32x4_t {
+        // SAFETY: the processor has the instructions.
+        unsafe { vandq_s32(a, b) }
+    }
+
+    #[inline(always)]
+    fn or(self, a: int32x4_t, b: int32x4_t) -> int32x4_t {
+        // SAFETY: the processor has the instructions.
+        unsafe { vorrq_s32(a, b) }
+    }
+
+    #[inline(always)]
+    fn shl(self, a: int32x4_t, bits: u32) -> int32x4_t {
+        // SAFETY: the processor has the instructions.
+        unsafe { vshlq_s32(a, vdupq_n_s32(bits as i32)) }
+    }
+
+    #[inline(always)]
+    fn shr(self, a: int32x4_t, bits: u32) -> int32x4_t {
+        // SAFETY: the processor has the instructions.
+        unsafe { vreinterpretq_s32_u32(vshlq_u32(vreinterpretq_u32_s32(a), vdupq_n_s32(-(bits as i32)))) }
+    }
+
+    #[inline(always)]
+    fn sar(self, a: int32x4_t, bits: u32) -> int32x4_t {
+        // SAFETY: the processor has the instructions.
+        unsafe { vshlq_s32(a, vdupq_n_s32(-(bits as i32))) }
+    }
+
+    #[inline(always)]
+    fn wide(self, a: int32x4_t) -> int32x4_t {
+        a
+    }
+
+    #[inline(always)]
+    fn splat_float(self, value: f32) -> float32x4_t {
+        // SAFETY: the processor has the instructions.
+        unsafe { vdupq_n_f32(value) }
+    }
+
+    #[inline(always)]
+    fn offset(self, scale: float32x4_t) -> float32x4_t {
+        scale
+    }
+
+    #[inline(always)]
+    fn scaled(self, sum: int32x4_t, scale: float32x4_t, _: float32x4_t) -> float32x4_t {
+        self.mul(self.to_float(sum), scale)
+    }
+
+    #[inline(always)]
+    fn to_float(self, a: int32x4_t) -> float32x4_t {
+        // SAFETY: the processor has the instructions.
+        unsafe { vcvtq_f32_s32(a) }
+    }
+
+    #[inline(always)]
+    fn half_to_float(self, a: int32x4_t) -> float32x4_t {
+        // SAFETY: the processor has the instructions.
+        unsafe { f16_to_f32(vmovn_u32(vreinterpretq_u32_s32(a))) }
+    }
+
+    #[inline(always)]
+    fn bits_to_float(self, a: int32x4_t) -> float32x4_t {
+        // SAFETY: the processor has the instructions.
+        unsafe { vreinterpretq_f32_s32(a) }
+    }
+
+    #[inline(always)]
+    fn mul(self, a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        // SAFETY: the processor has the instructions.
+        unsafe { vmulq_f32(a, b) }
+    }
+
+    #[inline(always)]
+    fn add(self, a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        // SAFETY: the processor has the instructions.
+        unsafe { vaddq_f32(a, b) }
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t {
+        // SAFETY: the processor has the instructions.
+        unsafe { vfmaq_f32(c, a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, from: *const i32) -> int32x4_t {
+        // SAFETY: the processor has the instructions, and the caller promises the rest.
+        unsafe { from.cast::<int32x4_t>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut i32, value: int32x4_t) {
+        // SAFETY: the processor has the instructions, and the caller promises the rest.
+        unsafe { to.cast::<int32x4_t>().write_unaligned(value) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_float(self, from: *const f32) -> float32x4_t {
+        // SAFETY: the processor has the instructions, and the caller promises the rest.
+        unsafe { from.cast::<float32x4_t>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    unsafe fn store_float(self, to: *mut f32, value: float32x4_t) {
+        // SAFETY: the processor has the instructions, and the caller promises the rest.
+        unsafe { to.cast::<float32x4_t>().write_unaligned(value) }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(self, rows: Rows, offset: usize) -> [int32x4_t; 4] {
+        // SAFETY: the caller's promise.
+        unsafe { transposed(rows, offset) }
+    }
+
+    #[inline(always)]
+    fn spread_bits(self, a: int32x4_t, nibble: u32) -> int32x4_t {
+        T::spread_bits(self, a, nibble)
+    }
+
+    #[inline(always)]
+    unsafe fn quants(self, rows: Rows, offset: usize) -> [int32x4_t; 4] {
+        // SAFETY: the caller's promise.
+        unsafe { T::quants(self, rows, offset) }
+    }
+
+    #[inline(always)]
+    unsafe fn dots<K: Kind, const VECTORS: usize, const TOKENS: usize>(self, dots: &Dots<'_>) {
+        // SAFETY: the caller's promise.
+        unsafe { self.multiply::<K, VECTORS, TOKENS>(dots) }
+    }
+}
+
+impl Four for Neon {
+    #[inline(always)]
+    unsafe fn multiply<K: Kind, const VECTORS: usize, const TOKENS: usize>(self, dots: &Dots<'_>) {
+        // SAFETY: the caller's promise.
+        unsafe { tile::dots::<Self, K, VECTORS, VECTORS, TOKENS>(self, dots) }
+    }
+
+    fn byte_products<K: Kind, const VECTORS: usize>() -> &'static [Multiply] {
+        &[
+            kernels::dots::<Self, K, VECTORS, 1>,
+            kernels::dots::<Self, K, VECTORS, 2>,
+            kernels::dots::<Self, K, VECTORS, 3>,
+            kernels::dots::<Self, K, VECTORS, 4>,
+        ]
     }
 }
 
@@ -235,19 +274,20 @@ impl Dot for Neon {
     }
 }
 
-instruction_set! {
-    /// Proof that the processor has NEON with dot products.
-    Dotprod, tokens: [1 2 3 4], "neon,dotprod"; {
-        #[inline(always)]
-        fn spread_bits(self, a: int32x4_t, nibble: u32) -> int32x4_t {
-            spread_in_lanes(a, nibble)
-        }
+impl Four for Dotprod {
+    #[inline(always)]
+    unsafe fn multiply<K: Kind, const VECTORS: usize, const TOKENS: usize>(self, dots: &Dots<'_>) {
+        // SAFETY: the caller's promise.
+        unsafe { tile::dots::<Self, K, VECTORS, VECTORS, TOKENS>(self, dots) }
+    }
 
-        #[inline(always)]
-        unsafe fn dots<K: Kind, const VECTORS: usize, const TOKENS: usize>(self, dots: &Dots<'_>) {
-            // SAFETY: the processor has the instructions, and the caller promises the rest.
-            unsafe { tile::dots::<Self, K, VECTORS, VECTORS, TOKENS>(self, dots) }
-        }
+    fn byte_products<K: Kind, const VECTORS: usize>() -> &'static [Multiply] {
+        &[
+            kernels::dots::<Self, K, VECTORS, 1>,
+            kernels::dots::<Self, K, VECTORS, 2>,
+            kernels::dots::<Self, K, VECTORS, 3>,
+            kernels::dots::<Self, K, VECTORS, 4>,
+        ]
     }
 }
 
@@ -304,32 +344,55 @@ unsafe fn sdot<const WORD: usize>(mut sum: int32x4_t, w: int32x4_t, x: int32x4_t
     sum
 }
 
-instruction_set! {
-    /// Proof that the processor has NEON with dot products and products of 8-bit matrices.
-    I8mm, tokens: [1 2 3 4 5 6], "neon,dotprod,i8mm"; {
-        #[inline(always)]
-        fn spread_bits(self, a: int32x4_t, nibble: u32) -> int32x4_t {
-            mmla::spread_bits(a, nibble)
-        }
+impl Four for I8mm {
+    #[inline(always)]
+    fn spread_bits(self, a: int32x4_t, nibble: u32) -> int32x4_t {
+        mmla::spread_bits(a, nibble)
+    }
 
-        #[inline(always)]
-        unsafe fn quants(self, rows: Rows, offset: usize) -> [int32x4_t; 4] {
-            // SAFETY: the processor has the instructions, and the caller promises the rest.
-            unsafe { mmla::quants(load_rows(rows, offset)) }
-        }
+    #[inline(always)]
+    unsafe fn quants(self, rows: Rows, offset: usize) -> [int32x4_t; 4] {
+        // SAFETY: the caller's promise.
+        unsafe { mmla::quants(load_rows(rows, offset)) }
+    }
 
-        #[inline(always)]
-        unsafe fn dots<K: Kind, const VECTORS: usize, const TOKENS: usize>(self, dots: &Dots<'_>) {
-            // SAFETY: the processor has the instructions, and the caller promises the rest.
-            unsafe { mmla::dots::<K, VECTORS, TOKENS>(self, dots) }
-        }
+    #[inline(always)]
+    unsafe fn multiply<K: Kind, const VECTORS: usize, const TOKENS: usize>(self, dots: &Dots<'_>) {
+        // SAFETY: the caller's promise.
+        unsafe { mmla::dots::<K, VECTORS, TOKENS>(self, dots) }
+    }
+
+    fn byte_products<K: Kind, const VECTORS: usize>() -> &'static [Multiply] {
+        &[
+            kernels::dots::<Self, K, VECTORS, 1>,
+            kernels::dots::<Self, K, VECTORS, 2>,
+            kernels::dots::<Self, K, VECTORS, 3>,
+            kernels::dots::<Self, K, VECTORS, 4>,
+            kernels::dots::<Self, K, VECTORS, 5>,
+            kernels::dots::<Self, K, VECTORS, 6>,
+        ]
+    }
+}
+
+/// [`Lanes::transpose`].
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+unsafe fn transposed(rows: Rows, offset: usize) -> [int32x4_t; 4] {
+    // SAFETY: instructions of every processor with NEON; the caller promises the rest.
+    unsafe {
+        let [a, b, c, d] = load_rows(rows, offset);
+        let (even, odd) = ((vtrn1q_s32(a, b), vtrn1q_s32(c, d)), (vtrn2q_s32(a, b), vtrn2q_s32(c, d)));
+        let ((zero, two), (one, three)) = (halves(even.0, even.1), halves(odd.0, odd.1));
+        [zero, one, two, three]
     }
 }
 
 /// Vector `i` holds 16 bytes of row `i`.
 ///
 /// # Safety
-/// As for [`Simd::transpose`].
+/// As for [`Lanes::transpose`].
 #[inline(always)]
 unsafe fn load_rows(rows: Rows, offset: usize) -> [int32x4_t; 4] {
     // SAFETY: the caller's promise; the reads need no alignment.
@@ -347,7 +410,7 @@ pub(super) fn halves(a: int32x4_t, b: int32x4_t) -> (int32x4_t, int32x4_t) {
     }
 }
 
-/// [`Simd::spread_bits`] where an element is four weights of each of four rows.
+/// [`Lanes::spread_bits`] where an element is four weights of each of four rows.
 #[inline(always)]
 fn spread_in_lanes(a: int32x4_t, nibble: u32) -> int32x4_t {
     // The byte that holds the nibble goes to all bytes of its lane.

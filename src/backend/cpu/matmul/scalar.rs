@@ -1,16 +1,13 @@
 //! The kernels in plain Rust: arrays that compilers vectorize as far as the target allows. The oracle of the others.
 
-use super::activations::{self, QuantizeJob};
-use super::driver::{self, Correction, Dots, Kernels};
-use super::float::{self, FloatFormat};
+use super::driver::{Dots, Kernels, Multiply};
+use super::float::FloatFormat;
 use super::formats::{Format, Kind};
-use super::simd::{Dot, Rows, Simd, kernels, no_partial_sums};
-use super::tile::{self, Tile};
+use super::lanes::{Dot, Lanes, Rows, no_partial_sums};
+use super::layout::Source;
+use super::{kernels, tile};
+use crate::simd::Scalar;
 use std::array;
-
-/// Four rows at a time, without any instruction that the target does not promise.
-#[derive(Clone, Copy)]
-pub(super) struct Scalar;
 
 const LANES: usize = 4;
 
@@ -27,14 +24,38 @@ unsafe fn word(from: *const u8) -> i32 {
     i32::from_le(unsafe { from.cast::<i32>().read_unaligned() })
 }
 
-impl Simd for Scalar {
+impl Lanes for Scalar {
     const LANES: usize = LANES;
     const WIDE_ZERO: i32 = 0;
     const SUM_START: i32 = 0;
     type Int = Int;
     type Float = Float;
 
-    kernels!(Scalar, Scalar, vectors: 1, few: 1, tokens: [1 2 3 4], direct: []);
+    fn quant_kernels<F: Format, R: Source<Self>>(_: bool) -> Kernels {
+        kernels::quant::<Self, F, R, 1>()
+    }
+
+    fn float_kernels<F: FloatFormat>(_: bool) -> Kernels {
+        kernels::float::<Self, F, 1>()
+    }
+
+    fn products<K: Kind, const VECTORS: usize>() -> &'static [Multiply] {
+        &[
+            kernels::dots::<Self, K, VECTORS, 1>,
+            kernels::dots::<Self, K, VECTORS, 2>,
+            kernels::dots::<Self, K, VECTORS, 3>,
+            kernels::dots::<Self, K, VECTORS, 4>,
+        ]
+    }
+
+    fn float_products<const VECTORS: usize>() -> &'static [Multiply] {
+        &[
+            kernels::float_dots::<Self, VECTORS, 1>,
+            kernels::float_dots::<Self, VECTORS, 2>,
+            kernels::float_dots::<Self, VECTORS, 3>,
+            kernels::float_dots::<Self, VECTORS, 4>,
+        ]
+    }
 
     #[inline(always)]
     fn splat(self, value: i32) -> Int {

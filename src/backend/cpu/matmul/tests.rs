@@ -400,6 +400,8 @@ stamp! {
     #[cfg(target_arch = "x86_64")]
     avx2: "avx2";
     #[cfg(target_arch = "x86_64")]
+    avxvnni: "avxvnni";
+    #[cfg(target_arch = "x86_64")]
     avx512: "avx512";
     #[cfg(target_arch = "aarch64")]
     neon: "neon";

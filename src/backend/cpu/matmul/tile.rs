@@ -3,8 +3,8 @@
 use super::activations::{self, SUM_GROUP};
 use super::driver::{Dots, LINE, TILE_ROWS};
 use super::formats::{Format, Kind, Unpacked};
+use super::lanes::{Dot, Lanes, Rows, unroll};
 use super::layout::Source;
-use super::simd::{Dot, Rows, Simd, unroll};
 
 /// Columns of a slice at most: a multiple of every format's block.
 pub(super) const SLICE: usize = 512;
@@ -33,7 +33,7 @@ impl Tile {
 /// # Safety
 /// The rows hold the columns, and they are no more than fit the tile.
 #[inline(always)]
-pub(super) unsafe fn unpack<S: Simd, F: Format, R: Source<S>, const VECTORS: usize>(
+pub(super) unsafe fn unpack<S: Lanes, F: Format, R: Source<S>, const VECTORS: usize>(
     s: S,
     rows: Rows,
     column: usize,
@@ -67,7 +67,7 @@ pub(super) unsafe fn unpack<S: Simd, F: Format, R: Source<S>, const VECTORS: usi
 /// Asks for a part of the rows that is unpacked some blocks after the one at `offset`. Processors do so by themselves
 /// where rows are read in steps, but blocks of 256 weights are not read from their beginning to their end.
 #[inline(always)]
-fn prefetch<S: Simd>(s: S, rows: Rows, offset: usize, block_bytes: usize) {
+fn prefetch<S: Lanes>(s: S, rows: Rows, offset: usize, block_bytes: usize) {
     const BLOCKS_AHEAD: usize = 4;
     if block_bytes >= LINE {
         for r in 0..S::LANES {

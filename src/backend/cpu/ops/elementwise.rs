@@ -14,11 +14,11 @@ struct Add<'a> {
     out: &'a mut [f32],
 }
 
-impl Kernel for Add<'_> {
+impl<S: Simd> Kernel<S> for Add<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run(self, s: S) {
         let len = self.x.len().min(self.out.len());
         for i in (0..len).step_by(S::LANES) {
             // SAFETY: no more than what is left of both slices.
@@ -53,11 +53,11 @@ struct Map<'a, F> {
     function: F,
 }
 
-impl<F: Function> Kernel for Map<'_, F> {
+impl<S: Simd, F: Function> Kernel<S> for Map<'_, F> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run(self, s: S) {
         let len = self.x.len();
         for i in (0..len).step_by(S::LANES) {
             // SAFETY: no more than what is left of the slice.

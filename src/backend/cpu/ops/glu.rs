@@ -21,11 +21,11 @@ struct Gate<'a, F> {
     function: F,
 }
 
-impl<F: Function> Kernel for Gate<'_, F> {
+impl<S: Simd, F: Function> Kernel<S> for Gate<'_, F> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run(self, s: S) {
         let len = self.gate.len().min(self.up.len());
         for i in (0..len).step_by(S::LANES) {
             // SAFETY: no more than what is left of both slices.

@@ -77,11 +77,11 @@ impl<'a> Rows<'a> {
 
 struct RmsNorm<'a>(Rows<'a>);
 
-impl Kernel for RmsNorm<'_> {
+impl<S: Simd> Kernel<S> for RmsNorm<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run(self, s: S) {
         let rows = self.0;
         for row in 0..rows.rows {
             let mean = rows.squares(s, row) / rows.dim as f32;

@@ -38,11 +38,11 @@ struct Rope<'a> {
     sin: &'a [f32],
 }
 
-impl Kernel for Rope<'_> {
+impl<S: Simd> Kernel<S> for Rope<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run(self, s: S) {
         for (row, x) in self.x.chunks_exact_mut(self.heads * self.head_dim).enumerate() {
             let cos = &self.cos[row * self.pairs..][..self.pairs];
             let sin = &self.sin[row * self.pairs..][..self.pairs];

@@ -1,34 +1,38 @@
-//! The probes of a program: see the module above.
+//! The probes of a program: see the parent module.
 
 use crate::gguf::{Gguf, GgufWriter, TensorType};
 use crate::program::{Activation, AttentionInfo, Buf, BufInfo, KvShape, Op, Program, RowKind, Weight, WeightInfo};
 use crate::simd::Isa;
 use crate::{Error, ErrorKind, Result, quant};
 
-/// Columns at most of a buffer of a layer, and of a single product; multiples of every block.
+/// The most columns of a layer's buffers, and of a single product; multiples of every block.
 const LAYER_COLUMNS: usize = 256;
 const PRODUCT_COLUMNS: usize = 512;
-/// Outputs of a single product: whole tiles and a rest.
+/// Outputs of a single product: whole tiles and a remainder.
 const PRODUCT_ROWS: usize = 72;
-/// Tokens of single operations.
+/// The vocabulary of single operations.
 const VOCAB: usize = 64;
-/// The window of an attention that has one: shorter than what the passes fill, and no multiple of anything.
+/// The window of an attention that has one: shorter than the passes' positions, and no multiple of
+/// any other size.
 const WINDOW: usize = 37;
 
-/// Tokens of the passes over a single operation, which all have kernels of their own for products, and before them over one that reads the cache: more than a page, so that
-/// the parts that attention is cut into are tested too. The second of the same size may replay what the first one captured, with
-/// other inputs. A layer, which costs the CPU most, is tested with fewer.
+/// The numbers of tokens of the passes over a single operation; products have different kernels for
+/// each. The first pass puts more than a page into the cache, so that attention, which reads it, is
+/// also tested with several parts. The second pass of the same size may replay the graph that the
+/// first one captured, with other inputs. A layer costs the CPU most and is tested with fewer
+/// tokens.
 const PASSES: [usize; 10] = [72, 1, 1, 2, 3, 5, 8, 12, 24, 40];
 const LAYER_PASSES: [usize; 4] = [1, 1, 3, 20];
 
-/// What the device may differ by, relative to the largest number. Activations that are a last bit apart round to different
-/// 8-bit numbers, matrix units may take half precision, and a layer adds such differences up: measured are 3e-3 for a
-/// layer and 1e-6 for all else. A kernel that is wrong is off by far more.
+/// How much the device may differ, relative to the largest number. Activations that differ in the
+/// last bit may round to different 8-bit numbers, matrix units may use half precision, and a layer
+/// adds up such differences. Measured differences are 3e-3 for a layer and 1e-6 for all else. A
+/// wrong kernel is off by far more.
 const LAYER: f32 = 5e-2;
 const ROUNDED: f32 = 1e-2;
 const EXACT: f32 = 2e-3;
 
-/// Different numbers of a weight, in a prime number of blocks for every size of block.
+/// How many different blocks a weight has: a prime number for every size of block.
 fn different_blocks(block_len: usize) -> usize {
     match block_len {
         256.. => 61,
@@ -37,7 +41,7 @@ fn different_blocks(block_len: usize) -> usize {
     }
 }
 
-/// A weight to be made up.
+/// A random weight to be generated.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Shape {
     ty: TensorType,
@@ -45,7 +49,7 @@ struct Shape {
     columns: usize,
 }
 
-/// A small program whose weights are not there yet.
+/// A small program whose weights have not been generated yet.
 pub(super) struct Probe {
     name: Name,
     program: Program,
@@ -61,7 +65,7 @@ enum Name {
 }
 
 impl Probe {
-    /// What is tested with so many tokens.
+    /// The name of the test with `tokens` tokens.
     pub(super) fn name(&self, tokens: usize) -> String {
         match &self.name {
             Name::One(name) => name.clone(),
@@ -74,15 +78,16 @@ impl Probe {
         self.tolerance
     }
 
-    /// The CPU's code to compare with: the plain one, but for layers, whose operations were compared with it before.
+    /// The CPU code to compare with: the plain one. Layers compare with the fastest one, because
+    /// their operations were compared with the plain one before.
     pub(super) fn isa(&self) -> Isa {
         match self.name {
             Name::Layer(_) => Isa::best(),
-            _ => Isa::Scalar,
+            _ => Isa::SCALAR,
         }
     }
 
-    /// Tokens of the passes, one after the other.
+    /// The tokens of each pass, in order.
     pub(super) fn passes(&self) -> &'static [usize] {
         let has_attention = self.program.ops.iter().any(|op| matches!(op, Op::Attention { .. }));
         match (&self.name, has_attention) {
@@ -92,23 +97,25 @@ impl Probe {
         }
     }
 
-    /// What makes probes the same.
+    /// A key that equal probes share.
     pub(super) fn key(&self) -> String {
         let Program { ops, buffers, ropes, kv, .. } = &self.program;
         let columns: Vec<usize> = buffers.iter().map(|b| b.columns).collect();
         format!("{ops:?} {columns:?} {:?} {ropes:?} {kv:?}", self.weights)
     }
 
-    /// Makes the weights up.
+    /// Generates the weights.
     pub(super) fn build(&self) -> Result<(Gguf, Program)> {
         let mut random = Random::new(self.weights.len() as u64);
         let mut writer = GgufWriter::new();
         for (i, &Shape { ty, rows, columns }) in self.weights.iter().enumerate() {
-            // Vectors are factors of a norm, around 1; products keep the size of their input.
+            // A vector is a norm's factor, around 1. A matrix of a product keeps the size of its
+            // input.
             let (middle, scale) = if rows == 1 { (1.0, 0.5) } else { (0.0, (3.0 / columns as f32).sqrt()) };
-            // Tables make rows of a size that norms and softmax are used to.
+            // Tables have rows of the size that norms and softmax usually get.
             let scale = if self.is_table(Weight(i)) { 2.0 } else { scale };
-            // A prime number of blocks again and again: quantizing takes longer than all else.
+            // Repeats a prime number of blocks, because quantizing would take longer than
+            // everything else.
             let blocks = (rows * columns / ty.block_len()).min(different_blocks(ty.block_len()));
             let values: Vec<f32> = (0..blocks * ty.block_len()).map(|_| middle + scale * random.float()).collect();
             let bytes = rows * columns / ty.block_len() * ty.block_bytes();
@@ -142,7 +149,7 @@ pub(super) fn of(program: &Program) -> Result<Vec<Probe>> {
             probes.push(probe);
         }
     };
-    // The others begin with it.
+    // The other probes begin with this operation.
     add(embed(TensorType::F32, PRODUCT_COLUMNS));
     program.ops.iter().filter_map(|op| single(program, op)).for_each(&mut add);
     layers(program)?.into_iter().for_each(&mut add);
@@ -162,7 +169,7 @@ impl Sketch {
             buffers: Vec::new(),
             weights: Vec::new(),
             ropes: Vec::new(),
-            // Passes have positions, whether or not anything is cached.
+            // Passes have positions even if nothing is cached.
             kv: vec![KvShape { kv_heads: 1, head_dim: 16, value_dim: 16 }],
             ops: Vec::new(),
             vocab: VOCAB,
@@ -188,7 +195,7 @@ impl Sketch {
         out
     }
 
-    /// The probe that compares `x`.
+    /// The probe that compares buffer `x`.
     fn finish(mut self, name: impl Into<String>, x: Buf, tolerance: f32) -> Probe {
         self.program.ops.push(Op::Logits { x });
         Probe { name: Name::One(name.into()), program: self.program, weights: self.weights, tolerance }
@@ -201,7 +208,7 @@ fn embed(ty: TensorType, columns: usize) -> Probe {
     sketch.finish(format!("dequant {}", type_name(ty)), x, EXACT)
 }
 
-/// The probe of one operation of `program`; those that only lead from one to the next need none.
+/// The probe of one operation of `program`. Operations that only connect others need none.
 fn single(program: &Program, op: &Op) -> Option<Probe> {
     let columns = |buf: Buf| program.columns(buf).ok();
     let weight = |weight: Weight| program.weight(weight).ok();
@@ -242,7 +249,7 @@ fn single(program: &Program, op: &Op) -> Option<Probe> {
             sketch.program.ops.push(Op::Rope { x, rope: 0, head_dim });
             sketch.finish("rope", x, EXACT)
         }
-        // Tested with the attention that reads what it stores.
+        // Tested together with the attention that reads the stored values.
         Op::StoreKv { .. } => return None,
         Op::Attention { ref info, .. } => {
             let info = fewer_heads(info, 2);
@@ -269,7 +276,7 @@ fn single(program: &Program, op: &Op) -> Option<Probe> {
         }
         Op::Softcap { cap, .. } => {
             let x = sketch.random(f32, LAYER_COLUMNS);
-            // So that it does something to numbers of this size.
+            // A small cap has an effect on numbers of this size.
             sketch.program.ops.push(Op::Softcap { x, cap: cap.min(2.0) });
             sketch.finish("softcap", x, EXACT)
         }
@@ -302,7 +309,7 @@ fn type_name(ty: TensorType) -> &'static str {
     }
 }
 
-/// The same attention with so many key-value heads, and a window that has an effect.
+/// The same attention with `kv_heads` key-value heads, and a window that has an effect.
 fn fewer_heads(info: &AttentionInfo, kv_heads: usize) -> AttentionInfo {
     let group = info.heads / info.kv_heads.max(1);
     let kv_heads = kv_heads.min(info.kv_heads);
@@ -310,7 +317,8 @@ fn fewer_heads(info: &AttentionInfo, kv_heads: usize) -> AttentionInfo {
     AttentionInfo { heads: group * kv_heads, kv_heads, window, ..info.clone() }
 }
 
-/// A probe for each kind of layer: with what comes before the first and, for the last, what comes after it.
+/// A probe for each kind of layer. Each also has the operations before the first layer, and the
+/// last layer's also those after it.
 fn layers(program: &Program) -> Result<Vec<Probe>> {
     let cuts = program.layer_cuts()?;
     let Some(Some(first)) = cuts.first() else { return Ok(Vec::new()) };
@@ -332,7 +340,7 @@ fn layers(program: &Program) -> Result<Vec<Probe>> {
 
 /// A program with the same operations over fewer columns.
 fn shrunk(mut program: Program, name: Name) -> Probe {
-    // The fewest heads that leave whole blocks of every type, if any do.
+    // The fewest heads whose columns are whole blocks of every type, if possible.
     let kv_heads = |info: &AttentionInfo| {
         let columns = |kv: usize| kv * (info.heads / info.kv_heads.max(1)) * info.value_dim;
         let whole = |kv: &usize| columns(*kv).is_multiple_of(LAYER_COLUMNS);
@@ -349,7 +357,7 @@ fn shrunk(mut program: Program, name: Name) -> Probe {
             set(&mut columns, *out, info.heads * info.value_dim);
         }
     }
-    // Whoever shares columns with an attention follows it; then all others are cut.
+    // Buffers that share columns with an attention follow it; then all others are cut.
     for op in &program.ops {
         match *op {
             Op::StoreKv { layer, k, v } => {

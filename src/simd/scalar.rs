@@ -1,15 +1,28 @@
 //! Vectors in plain Rust, which compilers turn into whatever the target has (SSE2, NEON): what runs where there is no
 //! hand-written instruction set, and what the others are compared with.
 
-use super::{Kernel, Simd};
+use super::{Kernel, Simd, Token};
 
 const LANES: usize = 4;
 
-#[derive(Clone, Copy)]
-struct Portable;
+/// What every processor has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Scalar;
 
-pub(super) fn run<K: Kernel>(kernel: K) -> K::Output {
-    kernel.run(Portable)
+impl Token for Scalar {
+    unsafe fn assume() -> Self {
+        Self
+    }
+
+    #[inline(always)]
+    fn call<K: Kernel<Self>>(self, kernel: K) -> K::Output {
+        // Not inlined, as for the other instruction sets.
+        #[inline(never)]
+        fn call<K: Kernel<Scalar>>(kernel: K) -> K::Output {
+            kernel.run(Scalar)
+        }
+        call(kernel)
+    }
 }
 
 /// One operation on each lane.
@@ -29,16 +42,11 @@ fn f16_to_f32(h: u16) -> f32 {
     f32::from_bits(value.to_bits() | special | sign)
 }
 
-impl Simd for Portable {
+impl Simd for Scalar {
     type V = [f32; LANES];
     const LANES: usize = LANES;
     const ROWS: usize = 4;
     const QUERIES: usize = 2;
-
-    #[inline(always)]
-    fn call<K: Kernel>(self, kernel: K) -> K::Output {
-        run(kernel)
-    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::V {

@@ -1,15 +1,14 @@
 //! What the kernels need of an instruction set: vectors of 32-bit lanes, where lane `r` works on row `r` of a matrix.
 //!
-//! All kernels are written once, generic over [`Simd`]. A value of a type that implements it is the proof that the
-//! processor has the instructions; the methods are inlined into a function that is compiled for them
-//! (`#[target_feature]`): [`kernels`] makes these.
+//! All kernels are written once, generic over [`Lanes`]. [`kernels`](super::kernels) makes functions of them that are compiled
+//! for the instruction set.
 
-use super::activations::{self, QuantizeJob};
-use super::driver::{Dots, Kernels};
-use super::few::Few;
+use super::activations;
+use super::driver::{Direct, Dots, Kernels, Multiply};
 use super::float::FloatFormat;
 use super::formats::{Format, Kind};
 use super::layout::Source;
+use crate::simd::Token;
 
 /// 1.5 * 2^23: the f32 with the bits of this plus an integer below 2^22 in magnitude is `MAGIC` plus that integer.
 #[cfg(target_arch = "x86_64")]
@@ -36,7 +35,7 @@ impl Rows {
 }
 
 /// Vectors of [`LANES`](Self::LANES) 32-bit lanes. An `Int` is also seen as four bytes a lane, first byte lowest.
-pub(super) trait Simd: Copy {
+pub(super) trait Lanes: Token {
     /// 32-bit lanes in a vector: rows that are worked on together.
     const LANES: usize;
     /// What [`wide`](Self::wide) adds to signed bytes.
@@ -50,15 +49,23 @@ pub(super) trait Simd: Copy {
     /// A vector of f32.
     type Float: Copy;
 
-    /// The kernels for a quantized format and so many tokens.
-    fn quant_kernels<F: Format>(self, tokens: usize, interleaved: bool) -> Kernels;
-    /// The kernels for a floating-point type and so many tokens.
-    fn float_kernels<F: FloatFormat>(self, tokens: usize) -> Kernels;
-    /// Quantizes rows of activations.
-    ///
-    /// # Safety
-    /// The sizes of the job agree, and nothing else accesses its rows of the output.
-    unsafe fn quantize(self, job: &QuantizeJob<'_>);
+    /// Whether weights are copied to an order in which rows are [interleaved](super::layout).
+    const INTERLEAVES: bool = false;
+    /// Whether a product of a few tokens reads rows on and on also where they lie as in the file.
+    const STREAMS_ROWS: bool = false;
+
+    /// The kernels for a quantized format and rows that are read as `R`. With few tokens tiles may be smaller.
+    fn quant_kernels<F: Format, R: Source<Self>>(is_few: bool) -> Kernels;
+    /// The kernels for a floating-point type.
+    fn float_kernels<F: FloatFormat>(is_few: bool) -> Kernels;
+    /// Products of a tile with 1, 2, … tokens, as many as there are registers for.
+    fn products<K: Kind, const VECTORS: usize>() -> &'static [Multiply];
+    /// The same for floating-point weights.
+    fn float_products<const VECTORS: usize>() -> &'static [Multiply];
+    /// Products of rows with 1, 2, … tokens without a tile.
+    fn direct_products<F: Format, R: Source<Self>>() -> &'static [Direct] {
+        &[]
+    }
 
     /// The nearest integers to a group of activations times `by`, which are below 128; returns the sums of both halves.
     #[inline(always)]
@@ -162,19 +169,11 @@ pub(super) trait Simd: Copy {
     /// # Safety
     /// The pointers are valid for the sizes in `dots`.
     unsafe fn dots<K: Kind, const VECTORS: usize, const TOKENS: usize>(self, dots: &Dots<'_>);
-    /// Multiplies a vector of rows with `TOKENS` tokens without a tile. Only where [`kernels`] are told to have such.
-    ///
-    /// # Safety
-    /// The pointers are valid for the sizes in `few`.
-    #[inline(always)]
-    unsafe fn direct<F: Format, R: Source<Self>, const TOKENS: usize>(self, _: &Few) {
-        unreachable!("no kernels without a tile")
-    }
 }
 
 /// What the kernel in [`tile`](super::tile) needs besides, to multiply bytes. Sums of products may be kept in another form
 /// for a few words, where that takes fewer instructions.
-pub(super) trait Dot: Simd {
+pub(super) trait Dot: Lanes {
     /// Four activations of one token.
     type Word: Copy;
     /// Sums of products of up to [`run`](Self::run) words.
@@ -192,7 +191,7 @@ pub(super) trait Dot: Simd {
     /// Adds, in each lane, the products of its four bytes with those of `x`: `w` unsigned and below 128, `x` signed, not
     /// -128.
     fn dot4(self, sum: Self::Partial, w: Self::Int, x: Self::Word) -> Self::Partial;
-    /// The same for any bytes in `w` that come from [`wide`](Simd::wide).
+    /// The same for any bytes in `w` that come from [`wide`](Lanes::wide).
     fn dot4_wide(self, sum: Self::Partial, w: Self::Int, x: Self::Word) -> Self::Partial;
     /// `sum`, with which the run began, and what was added.
     fn end(self, sum: Self::Int, run: Self::Partial) -> Self::Int;
@@ -241,116 +240,3 @@ macro_rules! unroll {
     };
 }
 pub(super) use unroll;
-
-/// Defines the functions of an instruction set that are compiled for its features, and the three methods of [`Simd`] that
-/// lead to them. A tile has `$vectors` vectors of rows, or `$few` where there are few tokens, and is multiplied with 1,
-/// 2, … `$tokens` at once.
-macro_rules! kernels {
-    (
-        $simd:ident, $proof:expr,
-        vectors: $vectors:literal, few: $few:literal, tokens: [$($tokens:literal)*], direct: [$($direct:literal)*]
-        $(, $features:literal)?
-    ) => {
-        fn quant_kernels<F: Format>(self, tokens: usize, interleaved: bool) -> Kernels {
-            use $crate::backend::cpu::matmul::layout::{Interleaved, Source};
-
-            $(#[target_feature(enable = $features)])?
-            unsafe fn unpack<F: Format, R: Source<$simd>, const VECTORS: usize>(
-                rows: Rows,
-                column: usize,
-                columns: usize,
-                tile: &mut Tile,
-            ) {
-                // SAFETY: the caller's promise.
-                unsafe { tile::unpack::<$simd, F, R, VECTORS>($proof, rows, column, columns, tile) }
-            }
-
-            $(#[target_feature(enable = $features)])?
-            unsafe fn dots<K: Kind, const VECTORS: usize, const TOKENS: usize>(dots: &Dots<'_>) {
-                // SAFETY: the caller's promise.
-                unsafe { <$simd>::dots::<K, VECTORS, TOKENS>($proof, dots) }
-            }
-
-            $(#[target_feature(enable = $features)])?
-            #[allow(dead_code)] // where there are no direct ones
-            unsafe fn direct<F: Format, R: Source<$simd>, const TOKENS: usize>(few: &$crate::backend::cpu::matmul::few::Few) {
-                // SAFETY: the caller's promise.
-                unsafe { <$simd>::direct::<F, R, TOKENS>($proof, few) }
-            }
-
-            fn kernels<F: Format, R: Source<$simd>, const VECTORS: usize>() -> Kernels {
-                let zero = if F::Kind::WIDE { <$simd>::WIDE_ZERO } else { F::ZERO };
-                let group = F::Kind::GROUP;
-                Kernels {
-                    rows: VECTORS * <$simd>::LANES,
-                    group: if <$simd>::ASKS_AHEAD { group } else { usize::MAX },
-                    block: F::TYPE.block_len(),
-                    slice: tile::SLICE,
-                    unpack: unpack::<F, R, VECTORS>,
-                    dots: const { &[$(dots::<F::Kind, VECTORS, $tokens>),*] },
-                    direct_rows: <$simd>::LANES,
-                    direct: const { &[$(direct::<F, R, $direct>),*] },
-                    correction: if F::Kind::MINS {
-                        Correction::Mins { group }
-                    } else {
-                        Correction::Zero { zero, start: <$simd>::SUM_START, group }
-                    },
-                }
-            }
-
-            match (tokens <= driver::FEW_TOKENS, interleaved) {
-                (true, false) => kernels::<F, Rows, $few>(),
-                (false, false) => kernels::<F, Rows, $vectors>(),
-                (true, true) => kernels::<F, Interleaved, $few>(),
-                (false, true) => kernels::<F, Interleaved, $vectors>(),
-            }
-        }
-
-        fn float_kernels<F: FloatFormat>(self, tokens: usize) -> Kernels {
-            $(#[target_feature(enable = $features)])?
-            unsafe fn unpack<F: FloatFormat, const VECTORS: usize>(
-                rows: Rows,
-                column: usize,
-                columns: usize,
-                tile: &mut Tile,
-            ) {
-                // SAFETY: the caller's promise.
-                unsafe { float::unpack::<$simd, F, VECTORS>($proof, rows, column, columns, tile) }
-            }
-
-            $(#[target_feature(enable = $features)])?
-            unsafe fn dots<const VECTORS: usize, const TOKENS: usize>(dots: &Dots<'_>) {
-                // SAFETY: the caller's promise.
-                unsafe { float::dots::<$simd, VECTORS, TOKENS>($proof, dots) }
-            }
-
-            fn kernels<F: FloatFormat, const VECTORS: usize>() -> Kernels {
-                Kernels {
-                    rows: VECTORS * <$simd>::LANES,
-                    group: usize::MAX,
-                    block: 1,
-                    slice: float::SLICE,
-                    unpack: unpack::<F, VECTORS>,
-                    dots: const { &[$(dots::<VECTORS, $tokens>),*] },
-                    direct_rows: <$simd>::LANES,
-                    direct: &[],
-                    correction: Correction::None,
-                }
-            }
-
-            if tokens <= driver::FEW_TOKENS { kernels::<F, $few>() } else { kernels::<F, $vectors>() }
-        }
-
-        unsafe fn quantize(self, job: &QuantizeJob<'_>) {
-            $(#[target_feature(enable = $features)])?
-            unsafe fn quantize(job: &QuantizeJob<'_>) {
-                // SAFETY: the caller's promise.
-                unsafe { activations::run($proof, job) }
-            }
-
-            // SAFETY: the caller's promise, and `self` proves that the processor has the features.
-            unsafe { quantize(job) }
-        }
-    };
-}
-pub(super) use kernels;

@@ -1,0 +1,37 @@
+//! AVX-VNNI: the products of bytes of VNNI in vectors of 256 bits. Intel's client processors have it from the 12th generation
+//! on, without AVX-512. Its vectors of `f32` are those of AVX2.
+
+use super::{Avx2, Kernel, Token};
+
+/// AVX-VNNI, besides all of [`Avx2`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct AvxVnni(Avx2);
+
+impl AvxVnni {
+    /// The token, where the processor has the instructions.
+    pub(super) fn new() -> Option<Self> {
+        Avx2::new().filter(|_| is_x86_feature_detected!("avxvnni")).map(Self)
+    }
+
+    /// The instruction set that this one extends.
+    pub(crate) fn avx2(self) -> Avx2 {
+        self.0
+    }
+}
+
+impl Token for AvxVnni {
+    unsafe fn assume() -> Self {
+        // SAFETY: the caller's promise covers AVX2.
+        Self(unsafe { Avx2::assume() })
+    }
+
+    #[inline(always)]
+    fn call<K: Kernel<Self>>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avxvnni,avx2,fma,f16c")]
+        fn call<K: Kernel<AvxVnni>>(token: AvxVnni, kernel: K) -> K::Output {
+            kernel.run(token)
+        }
+        // SAFETY: a value of this type exists only where the processor has the features.
+        unsafe { call(self, kernel) }
+    }
+}
