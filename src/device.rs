@@ -1,4 +1,4 @@
-//! Devices: what this machine offers, which one runs a model, and why others do not.
+//! Devices: which ones this machine has, which one runs a model, and why others do not.
 
 use crate::backend::hip;
 pub use crate::backend::hip::GpuInfo;
@@ -15,7 +15,8 @@ pub enum Device {
     Auto,
     /// The processor. No driver of a GPU is loaded or started for it.
     Cpu,
-    /// The GPU of this number, as [`devices`] counts them: AMD's first, then NVIDIA's, which run the same kernels.
+    /// The GPU of this number, in the order of [`devices`]: AMD's first, then NVIDIA's, which run
+    /// the same kernels.
     Hip(usize),
 }
 
@@ -25,15 +26,18 @@ impl Device {
         Self::Hip(index)
     }
 
-    /// How fast this GPU copies within its memory, measured now, in bytes that are read and written in a second: a
-    /// copy of a gigabyte counts two. Takes a fraction of a second and up to half of the free memory, 2 GiB at most.
+    /// Measures now how fast this GPU copies within its memory, in bytes read and written per
+    /// second: a copy of a gigabyte counts two. Takes a fraction of a second and up to half of the
+    /// free memory, 2 GiB at most.
     ///
-    /// To compare with: a token needs [`bytes_per_token`](crate::Model::bytes_per_token) and
+    /// Compare the result with the bytes that a token needs:
+    /// [`bytes_per_token`](crate::Model::bytes_per_token) and
     /// [`kv_bytes_per_token`](crate::Model::kv_bytes_per_token).
     ///
     /// # Errors
-    /// `InvalidInput` for a device that is no GPU, `Device` where there is no such GPU or its driver cannot measure,
-    /// `OutOfMemory` where less than 128 MiB are free, which caches would help too much.
+    /// `InvalidInput` for a device that is no GPU, `Device` where there is no such GPU or its
+    /// driver cannot measure, `OutOfMemory` where less than 128 MiB are free: caches would distort
+    /// so small a copy.
     pub fn copy_bandwidth(self) -> Result<f64> {
         match self {
             Device::Hip(gpu) => hip::bandwidth::copy_bandwidth(gpu),
@@ -74,24 +78,24 @@ impl std::str::FromStr for Device {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DeviceInfo {
-    /// What selects it.
+    /// The value that selects it.
     pub device: Device,
-    /// What it is.
+    /// Its name for people.
     pub name: String,
     /// Why it cannot be used; `None` where it can.
     pub unusable: Option<String>,
-    /// What its driver says of it, for a GPU that a driver knows.
+    /// The driver's data on it, for a GPU that a driver knows.
     pub gpu: Option<GpuInfo>,
 }
 
 impl DeviceInfo {
-    /// What GPUs are ordered by: lanes, and memory, whose bandwidth grows with its size.
+    /// The measure that orders GPUs: lanes times memory, because larger memory has more bandwidth.
     fn speed(&self) -> f64 {
         self.gpu.as_ref().map_or(0.0, |gpu| gpu.groups() * gpu.memory as f64)
     }
 
-    /// Why the device is left alone where nobody asks for it: it is integrated, and there is one that `has_own` memory, or it
-    /// is so small that the processor, which reads the same memory, computes faster.
+    /// Why `Auto` leaves the device alone. Either it is integrated, and another GPU `has_own`
+    /// memory; or it is so small that the processor, which reads the same memory, computes faster.
     fn is_slow(&self, has_own: bool) -> Option<String> {
         /// 512 lanes.
         const FEWEST: f64 = 8.0;
@@ -115,7 +119,7 @@ pub fn devices() -> Vec<DeviceInfo> {
     found
 }
 
-/// Why [`devices`] has no GPU, and what can be done about it; `None` where it has one, usable or not.
+/// Why [`devices`] has no GPU, and how to change that; `None` where it has one, usable or not.
 ///
 /// ```
 /// for device in wavelm::devices() {
@@ -139,18 +143,18 @@ fn processor() -> DeviceInfo {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceReport {
     chosen: DeviceInfo,
-    /// Usable ones that come after the chosen one, best first.
+    /// Usable devices after the chosen one, best first.
     others: Vec<DeviceInfo>,
     refused: Vec<DeviceInfo>,
-    /// What the chosen one runs, where that is not all.
+    /// How much the chosen device runs, if not the whole model.
     placement: Option<String>,
-    /// Why there are no GPUs, where somebody looked for them.
+    /// Why there are no GPUs, if the search ran.
     no_gpus: Option<String>,
 }
 
 impl DeviceReport {
     pub(crate) fn choose(wanted: Device) -> Result<Self> {
-        // Whoever asks for the CPU should not wait for a driver to start, nor hold its memory.
+        // A choice of the CPU should not wait for a driver to start, nor hold the driver's memory.
         if wanted == Device::Cpu {
             return Self::choose_from(wanted, vec![processor()], None);
         }
@@ -166,7 +170,8 @@ impl DeviceReport {
             let (slow, rest): (Vec<_>, Vec<_>) = usable.into_iter().partition(|d| d.is_slow(has_own).is_some());
             refused.extend(slow.into_iter().map(|d| DeviceInfo { unusable: d.is_slow(has_own), ..d }));
             usable = rest;
-            // The first of those that are alike. The processor has no speed here, and stays last.
+            // The sort keeps the order of equal GPUs. The processor has no speed here, and stays
+            // last.
             usable.sort_by(|a, b| b.speed().total_cmp(&a.speed()));
         }
         usable.retain(|d| wanted == Device::Auto || d.device == wanted);
@@ -230,8 +235,8 @@ impl DeviceReport {
         self.placement.as_deref()
     }
 
-    /// The devices that were not taken because they cannot be used, each with the reason; none where the CPU was asked for, as no
-    /// others are looked for then.
+    /// The devices that were not chosen because they cannot be used, each with the reason. Empty
+    /// where the caller asked for the CPU, because no other devices are searched for then.
     pub fn refused(&self) -> &[DeviceInfo] {
         &self.refused
     }
@@ -244,7 +249,7 @@ impl fmt::Display for DeviceReport {
             write!(f, ", {placement}")?;
         }
         for d in &self.refused {
-            // The first clause of the reason makes the point; `devices` has all of it.
+            // The first clause of the reason is enough here; `devices` has the whole text.
             let reason = d.unusable.as_deref().unwrap_or("not chosen").split([';', '(']).next().unwrap_or_default();
             write!(f, "; not on {} ({}): {}", d.device, d.name, reason.trim())?;
         }
@@ -301,7 +306,7 @@ mod tests {
             gpus.push(device(Device::Cpu, None));
             DeviceReport::choose_from(Device::Auto, gpus, None).unwrap()
         };
-        // An RX 7900 XTX behind the graphics of a Ryzen, an RX 6400 and an old Vega.
+        // An RX 7900 XTX next to the graphics of a Ryzen, an RX 6400 and an old Vega.
         let small = gpu(0, "gfx1036", 1, 32, true);
         let many = vec![
             small.clone(),

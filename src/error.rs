@@ -1,4 +1,5 @@
-//! The one error type of the crate: an opaque [`Error`] that reads like a sentence, and an [`ErrorKind`] to match on.
+//! The crate's one error type: an opaque [`Error`] that reads like a sentence, and an [`ErrorKind`]
+//! to match on.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -6,7 +7,8 @@ use std::path::{Path, PathBuf};
 /// What every fallible function of this crate returns.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why something failed, for programs. The text for people is the [`Error`]'s `Display`.
+/// Why something failed, for programs to match on. The text for people is the [`Error`]'s
+/// `Display`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -24,7 +26,7 @@ pub enum ErrorKind {
     ContextFull,
     /// The work was cancelled by the caller.
     Cancelled,
-    /// Memory could not be had; the text says what it was for, and how much.
+    /// There was not enough memory; the text says how much was asked for and what for.
     OutOfMemory,
     /// A device is missing, unusable or failed.
     Device,
@@ -73,7 +75,7 @@ impl Error {
         Self::new(ErrorKind::InvalidInput, message)
     }
 
-    /// An I/O failure: `what` says what was being done, as in "cannot map the file".
+    /// An I/O failure. `what` says what the code was doing, as in "cannot map the file".
     pub(crate) fn io(what: impl fmt::Display, error: std::io::Error) -> Self {
         Self::new(ErrorKind::Io, format!("{what}: {error}")).with_source(error)
     }
@@ -83,13 +85,13 @@ impl Error {
         self
     }
 
-    /// Names the file that the error is about; an inner file name, being more precise, is kept.
+    /// Names the file that the error is about. An inner file name is more precise, and is kept.
     pub(crate) fn in_file(mut self, file: &Path) -> Self {
         self.inner.file.get_or_insert_with(|| file.to_path_buf());
         self
     }
 
-    /// The same error for someone else, as text: without its source.
+    /// A copy of the error for another caller, as text: it does not keep the source.
     pub(crate) fn repeated(&self) -> Self {
         let Inner { kind, file, message } = &*self.inner;
         Self { inner: Box::new(Inner { kind: *kind, file: file.clone(), message: message.clone() }), source: None }

@@ -1,6 +1,6 @@
-//! Memory whose amount an input decides: a file, a prompt, an option or the length of a context. All of it is asked for
-//! here, so that memory that cannot be had is an error of the kind [`OutOfMemory`](ErrorKind::OutOfMemory) and never
-//! ends the process.
+//! Memory whose amount an input decides: a file, a prompt, an option or the length of a context.
+//! The crate asks for all such memory here. A failure is then an error of the kind
+//! [`OutOfMemory`](ErrorKind::OutOfMemory) and never ends the process.
 
 mod available;
 
@@ -14,21 +14,23 @@ use std::hash::{BuildHasher, Hash};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// The error for `bytes` bytes that cannot be had. `what` says what they were for: "the tokens of a prompt".
+/// The error for `bytes` bytes that the system does not grant. `what` says what they were for: "the
+/// tokens of a prompt".
 pub(crate) fn out_of_memory(what: impl Display, bytes: usize) -> Error {
     Error::new(ErrorKind::OutOfMemory, format!("no memory for {what}: {bytes} bytes cannot be had"))
 }
 
-/// What stays free for all that is too small to ask for: texts of errors, the standard library's own memory. A program
-/// ends where such a piece cannot be had.
+/// Bytes that stay free for pieces too small to check: texts of errors, the standard library's own
+/// memory. The process ends where such a piece cannot be allocated.
 const SPARE: usize = 4 << 20;
 
-/// Whether `bytes` bytes can be had, and [`SPARE`] besides. Small amounts add up to one question.
+/// Checks that the system grants `bytes` bytes and [`SPARE`] besides. Small amounts are added up
+/// and checked together.
 ///
 /// # Errors
 /// `OutOfMemory`.
 fn check(bytes: usize, what: impl Display) -> Result<()> {
-    /// A question takes some 2 microseconds.
+    /// Asking the system takes some 2 microseconds.
     const STEP: usize = 256 << 10;
     static SINCE: AtomicUsize = AtomicUsize::new(0);
     let since = SINCE.fetch_add(bytes, Ordering::Relaxed);
@@ -40,7 +42,8 @@ fn check(bytes: usize, what: impl Display) -> Result<()> {
     check_addresses(bytes, what)
 }
 
-/// Whether the system grants `bytes` bytes and [`SPARE`] more. Nothing is written to, so that this takes no memory.
+/// Checks that the system grants `bytes` bytes and [`SPARE`] more. Nothing is written to the
+/// mapping, so this takes no memory.
 fn check_addresses(bytes: usize, what: impl Display) -> Result<()> {
     match MmapMut::map_anon(bytes.saturating_add(SPARE)) {
         Ok(_) => Ok(()),
@@ -48,7 +51,7 @@ fn check_addresses(bytes: usize, what: impl Display) -> Result<()> {
     }
 }
 
-/// Makes sure of [`SPARE`] at the begin of an operation, or after memory was taken elsewhere.
+/// Makes sure of [`SPARE`] at the beginning of an operation, or after memory was taken elsewhere.
 ///
 /// # Errors
 /// `OutOfMemory`.
@@ -56,8 +59,8 @@ pub(crate) fn check_spare(what: impl Display) -> Result<()> {
     check_addresses(0, what)
 }
 
-/// Compares a large amount with what the control groups of this process leave: Linux grants all that is asked for, and ends the
-/// process when it uses more than that.
+/// Compares a large amount with what the control groups of this process leave. Linux grants any
+/// amount that is asked for, and ends the process when it uses more than the groups allow.
 ///
 /// # Errors
 /// `OutOfMemory`.
@@ -77,7 +80,7 @@ fn check_groups(bytes: usize, what: impl Display) -> Result<()> {
     }
 }
 
-/// By how many values room grows that is made for `more` of them: it at least doubles.
+/// How many values to make room for when `more` of them come: the capacity at least doubles.
 fn growth(len: usize, capacity: usize, more: usize) -> usize {
     if more <= capacity - len { 0 } else { len.saturating_add(more).saturating_sub(capacity).max(capacity) }
 }
@@ -91,8 +94,8 @@ pub(crate) fn mapped(bytes: usize, what: impl Display) -> Result<MmapMut> {
     MmapMut::map_anon(bytes).map_err(|error| out_of_memory(what, bytes).with_source(error))
 }
 
-/// Makes room for `more` values behind those of `values`, and for more than that, so that pushing one by one takes
-/// linear time.
+/// Makes room for `more` values after those in `values`, and for some beyond that, so that pushing
+/// values one by one takes linear time.
 ///
 /// # Errors
 /// `OutOfMemory`; `values` is as before.
@@ -102,14 +105,14 @@ pub(crate) fn reserve<T>(values: &mut Vec<T>, more: usize, what: impl Display) -
     values.try_reserve(more).map_err(|_| out_of_memory(what, bytes_of::<T>(len.saturating_add(more))))
 }
 
-/// As [`reserve`], without spare room.
+/// Like [`reserve`], but without spare room.
 pub(crate) fn reserve_exact<T>(values: &mut Vec<T>, more: usize, what: impl Display) -> Result<()> {
     let len = values.len();
     check(bytes_of::<T>(len.saturating_add(more).saturating_sub(values.capacity())), &what)?;
     values.try_reserve_exact(more).map_err(|_| out_of_memory(what, bytes_of::<T>(len.saturating_add(more))))
 }
 
-/// Makes room for `more` bytes behind `text`.
+/// Makes room for `more` bytes at the end of `text`.
 ///
 /// # Errors
 /// `OutOfMemory`; `text` is as before.
@@ -129,7 +132,7 @@ pub(crate) fn with_room<T>(len: usize, what: impl Display) -> Result<Vec<T>> {
     Ok(values)
 }
 
-/// `len` times the same value.
+/// A vector of `len` copies of `value`.
 ///
 /// # Errors
 /// `OutOfMemory`.
@@ -177,8 +180,8 @@ pub(crate) fn push_text(text: &mut String, more: &str, what: impl Display) -> Re
 pub(crate) fn boxed<T>(value: T, what: impl Display) -> Result<Box<T>> {
     const { assert!(size_of::<T>() > 0) }
     let layout = Layout::new::<T>();
-    // SAFETY: the type has a size, so that the layout has one. A box of it frees memory of that layout by the same
-    // allocator, and the value is written before there is a box.
+    // SAFETY: `T` has a nonzero size, so its layout has one too. A box of `T` frees memory of that
+    // same layout with the same allocator, and the value is written before the box is made.
     unsafe {
         let Some(place) = NonNull::new(std::alloc::alloc(layout)) else {
             return Err(out_of_memory(what, layout.size()));

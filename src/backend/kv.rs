@@ -1,4 +1,5 @@
-//! The paged cache of keys and values: who holds which page. Where the bytes are is the backend's affair.
+//! The paged cache of keys and values: which sequence holds which page. The backend decides where
+//! the bytes are.
 //!
 //! A page holds [`PAGE_LEN`] consecutive positions of one sequence for all layers. A sequence has a table of pages;
 //! forking shares them, and writing to a shared page copies it first.
@@ -9,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// Positions in a page.
 pub(crate) const PAGE_LEN: usize = 64;
 
-/// What memory is for.
+/// What the memory is for, in texts of errors.
 const WHAT: &str = "the page tables of the cache";
 
 /// The number of a page in its pool.
@@ -35,7 +36,7 @@ pub(crate) struct KvPool {
 struct State {
     /// How many sequences hold each page; 0 is free.
     holders: Vec<u32>,
-    /// Has room for all pages, so that one can be given back where there is no memory.
+    /// It has capacity for all pages, so that giving one back needs no memory.
     free: Vec<PageId>,
 }
 
@@ -99,7 +100,7 @@ impl KvPool {
             None => false,
         };
         if last {
-            // Only this thread knows the page now: it is in no table and not yet free.
+            // Only this thread knows the page now: it is in no table, and not yet free.
             self.store.release(page);
             self.state().free.push(page);
         }
@@ -126,7 +127,7 @@ impl KvSequence {
     /// Makes the positions `from..to` writable: adds pages, and copies shared ones.
     ///
     /// # Errors
-    /// `OutOfMemory`; the sequence is then as before, or has a few more pages.
+    /// `OutOfMemory`; the sequence is then unchanged, or has a few more pages.
     pub(crate) fn prepare(&mut self, from: usize, to: usize) -> Result<()> {
         while self.pages.len() * PAGE_LEN < to {
             memory::reserve(&mut self.pages, 1, WHAT)?;

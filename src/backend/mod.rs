@@ -1,5 +1,6 @@
-//! Backends: what runs a model's [`Program`]. The trait is small on purpose: it is no tensor library. A backend sees
-//! the whole program when it is made, so that it can plan all its memory and fuse neighbours.
+//! Backends run a model's [`Program`]. The trait is small on purpose: it is no tensor library. A
+//! backend gets the whole program when it is made, so it can plan all its memory and fuse
+//! neighbours.
 
 pub(crate) mod cpu;
 pub(crate) mod hip;
@@ -43,9 +44,10 @@ impl Wanted {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Span<'a> {
     pub(crate) tokens: &'a [TokenId],
-    /// The position of the first token; the cache of the sequence holds everything before it.
+    /// The position of the first token. The sequence's cache holds all positions before it.
     pub(crate) first_pos: usize,
-    /// The pages of the sequence: enough for `first_pos + tokens.len()` positions, the written ones not shared.
+    /// The pages of the sequence: enough for `first_pos + tokens.len()` positions. Pages that are
+    /// written to are not shared.
     pub(crate) pages: &'a [PageId],
     pub(crate) wanted: Wanted,
 }
@@ -54,7 +56,8 @@ pub(crate) struct Span<'a> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Batch<'a> {
     pub(crate) spans: &'a [Span<'a>],
-    /// What tokens will be drawn with, from the first rows of logits: a device may do so at once.
+    /// The states that will draw tokens from the first rows of logits. A device may draw right
+    /// away.
     pub(crate) draws: &'a [&'a SamplerState],
 }
 
@@ -76,10 +79,11 @@ impl Batch<'_> {
     }
 }
 
-/// Lets another thread stop the work of a session, also in the middle of a prompt.
+/// Lets another thread stop the work of a session, even in the middle of a prompt.
 ///
-/// Cancelling stops the running operation, or the next one where none is running; that operation returns an error of
-/// the kind [`Cancelled`](crate::ErrorKind::Cancelled), once, and the session stays usable.
+/// Cancelling stops the running operation, or the next one if none is running. That operation
+/// returns an error of the kind [`Cancelled`](crate::ErrorKind::Cancelled), once, and the session
+/// stays usable.
 #[derive(Debug, Clone, Default)]
 pub struct Canceller(Arc<AtomicBool>);
 
@@ -100,15 +104,16 @@ impl Canceller {
     }
 }
 
-/// The logits of a pass, where they were computed: a row for each output of the batch, in order. Of a part of a program
-/// what it hands on: a row for each token.
+/// The logits of a pass, in the place where they were computed: a row for each output of the batch,
+/// in order. For a part of a program, the buffer that it hands on: a row for each token.
 pub(crate) trait Logits: Send {
     /// Copies or borrows a row to the host.
     fn row(&mut self, row: usize) -> Result<&[f32]>;
 
-    /// Draws a token from each row, beginning with the first one, where the rows lie; with the states of the batch, as they
-    /// were when it ran, if it had some. An error leaves the state of its row
-    /// as it was, so that the row can be computed and drawn from again, elsewhere.
+    /// Draws a token from each row, beginning with the first, in the place where the rows lie.
+    /// `states` are the batch's [draws](Batch::draws), if it had some, unchanged since it ran. An
+    /// error leaves the state of its row unchanged, so that another device can compute the row
+    /// again and draw from it.
     fn sample(&mut self, states: &mut [&mut SamplerState]) -> Vec<Result<Choice>> {
         states.iter_mut().enumerate().map(|(row, state)| state.sample(self.row(row)?)).collect()
     }
@@ -125,14 +130,14 @@ pub(crate) trait Backend: Send + Sync {
     /// The cache pages of all sequences.
     fn kv_pool(&self) -> &Arc<kv::KvPool>;
 
-    /// The most tokens that one pass takes, and the most outputs.
+    /// The limits of one pass.
     fn limits(&self) -> Limits;
 
     /// Runs the program on a batch within the [limits](Self::limits): fills the cache and computes the wanted logits.
     ///
     /// # Errors
-    /// `Cancelled` soon after a cancel; whatever the device reports. The cache positions of the batch are then
-    /// undefined, all others untouched.
+    /// `Cancelled` soon after a cancel; any error of the device. The cache positions of the batch
+    /// are then undefined, all others untouched.
     fn run(&self, batch: &Batch<'_>, cancel: &Canceller) -> Result<Box<dyn Logits>>;
 
     /// Times each kernel that runs from now on.
@@ -143,13 +148,13 @@ pub(crate) trait Backend: Send + Sync {
         Err(Error::unsupported("the CPU runs this model: there are no GPU kernels to profile"))
     }
 
-    /// Ends what [`start_profile`](Self::start_profile) began.
+    /// Ends the profile that [`start_profile`](Self::start_profile) began.
     fn end_profile(&self) -> Vec<KernelTime> {
         Vec::new()
     }
 }
 
-/// How much one pass takes.
+/// The most tokens and outputs of one pass.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
     pub(crate) tokens: usize,

@@ -1,4 +1,4 @@
-//! What a profile says of a kernel.
+//! A profile's data on a kernel.
 
 use std::time::Duration;
 
@@ -6,17 +6,17 @@ use std::time::Duration;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct KernelTime {
-    /// Its name, as hip/ has it: `matvec_glu_q4_k_1`.
+    /// The kernel's name in hip/: `matvec_glu_q4_k_1`.
     pub kernel: String,
     /// How often it was launched.
     pub launches: u64,
-    /// The time of all launches on the device, without what timing a launch takes.
+    /// The time of all launches on the device, without the cost of timing a launch.
     pub time: Duration,
 }
 
 impl KernelTime {
-    /// What the kernel does: its name without number formats, columns and other variants of the same work. That of
-    /// `matvec_glu_q4_k_1` is `matvec_glu`.
+    /// The kind of work: the kernel's name without number formats, columns and other variants. For
+    /// `matvec_glu_q4_k_1` it is `matvec_glu`.
     pub fn family(&self) -> &str {
         let is_variant = |part: &str| part.contains(|c: char| c.is_ascii_digit()) || part == "silu" || part == "gelu";
         let parts = self.kernel.match_indices('_').map(|(at, _)| at);

@@ -1,5 +1,6 @@
-//! A model on two devices: a GPU runs the first layers and the CPU the others. Between them goes one row for each token,
-//! and each layer's part of a cache page is on the device that runs it.
+//! A model on two devices: a GPU runs the first layers and the CPU the others. One row for each
+//! token crosses between them. Each layer's part of a cache page lies on the device that runs the
+//! layer.
 
 use super::cpu::CpuBackend;
 use super::hip::HipBackend;
@@ -10,7 +11,8 @@ use crate::program::Program;
 use crate::{Result, memory};
 use std::sync::Arc;
 
-/// The parts of a program before and after a cut. The first results in the buffer that crosses; it is buffer 0 of both.
+/// The parts of a program before and after a cut. The result of the first is the buffer that
+/// crosses; it is buffer 0 of both.
 ///
 /// # Errors
 /// `OutOfMemory`.
@@ -27,7 +29,7 @@ pub(crate) struct SplitBackend {
 }
 
 impl SplitBackend {
-    /// The [parts] of a program.
+    /// A backend from both parts of a program: see [parts].
     pub(crate) fn new(front: HipBackend, back: CpuBackend) -> Self {
         let pool = KvPool::new(Box::new(Stores { front: front.page_store(), back: back.page_store() }));
         Self { front, back, pool }

@@ -1,4 +1,4 @@
-//! Templates for files that carry none.
+//! Templates for files that have none.
 
 use super::special::SpecialTokens;
 use crate::Result;
@@ -20,14 +20,14 @@ pub enum Builtin {
     Mistral,
     /// `[INST] <<SYS>> … <</SYS>> … [/INST]`: Llama 2 chat.
     Llama2,
-    /// `user: …` on a line of its own: for models that were taught no format. Stop the answer at a line that begins
-    /// with `user:`, since the model has no token that ends it.
+    /// `user: …` on a line of its own: for models that learned no format. Such a model has no token
+    /// that ends an answer, so stop at a line that begins with `user:`.
     Plain,
 }
 
 impl Builtin {
-    /// The format that a vocabulary was made for, judged by its tokens; [`Plain`](Self::Plain) where none fits. Llama 2
-    /// has no tokens of its own: its name, in `general.name`, must tell.
+    /// The format of a vocabulary, judged by its tokens; [`Plain`](Self::Plain) where none fits.
+    /// Llama 2 has no tokens of its own, so the name in `general.name` decides.
     pub(super) fn for_vocabulary(metadata: &Metadata, tokens: &SpecialTokens) -> Result<Self> {
         const MARKS: [(&str, Builtin); 5] = [
             ("<|im_start|>", Builtin::ChatMl),
@@ -39,7 +39,7 @@ impl Builtin {
         if let Some((_, format)) = MARKS.iter().find(|(mark, _)| tokens.contains(mark)) {
             return Ok(*format);
         }
-        // Some files call these tokens user-defined: look at the whole vocabulary.
+        // Some files call these tokens user-defined, so search the whole vocabulary.
         if let Some(all) = metadata.strings("tokenizer.ggml.tokens")? {
             let found = all.iter().filter_map(|text| MARKS.iter().position(|(mark, _)| *mark == text)).min();
             if let Some((_, format)) = found.and_then(|found| MARKS.get(found)) {
@@ -78,7 +78,7 @@ const LLAMA3: &str = "\
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}";
 
-/// Defines `system` and `turns`: what the system says, and the other messages.
+/// Defines `system` and `turns`: the system's text, and the other messages.
 macro_rules! system_and_turns {
     ($rest:literal) => {
         concat!(

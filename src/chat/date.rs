@@ -18,7 +18,7 @@ const MONTHS: [&str; 12] = [
 ];
 const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
 
-/// A moment in parts.
+/// A moment, split into year, month, day and so on.
 struct Moment {
     /// Seconds since 1970.
     unix: i64,
@@ -46,10 +46,11 @@ impl Moment {
                 seconds.saturating_add(i64::from(before.subsec_nanos() > 0)).saturating_neg()
             }
         };
-        // Some 290 million years in both directions are enough, and overflow nothing.
+        // This range of some 290 million years in both directions is enough, and overflows nothing.
         let unix = unix.clamp(-(1 << 53), 1 << 53);
         let (days, seconds) = (unix.div_euclid(86400), unix.rem_euclid(86400));
-        // Days are counted in eras of 400 years that begin on 1 March, so that a leap day ends its year.
+        // Days are counted in eras of 400 years that begin on 1 March, so that a leap day is the
+        // last day of its year.
         let shifted = days + 719_468;
         let (era, day_of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
         let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
@@ -82,7 +83,8 @@ impl Moment {
     }
 }
 
-/// C's `strftime`. `%-d` and its like leave the leading zero out. `None` where a part of the format is not known.
+/// C's `strftime`. `%-d` and the like leave out the leading zero. `None` where the format has an
+/// unknown letter.
 pub(super) fn strftime(time: SystemTime, format: &str) -> Option<String> {
     let moment = Moment::new(time);
     let mut out = String::new();
@@ -132,7 +134,7 @@ fn field(moment: &Moment, letter: char, padded: bool) -> Option<String> {
         'U' => digits((moment.day_of_year + 6 - moment.weekday) / 7, 2),
         'W' => digits((moment.day_of_year + 6 - (moment.weekday + 6) % 7) / 7, 2),
         's' => moment.unix.to_string(),
-        // Python leaves these empty for times without a zone, as `datetime.now()` gives them.
+        // Python leaves these empty for times without a zone, like those of `datetime.now()`.
         'Z' | 'z' => String::new(),
         'F' => both(&['Y', 'm', 'd'], "-")?,
         'D' | 'x' => both(&['m', 'd', 'y'], "/")?,

@@ -17,13 +17,13 @@ pub enum Role {
     Assistant,
     /// The result of a tool that the model called.
     Tool,
-    /// Another role, for templates that know it. Templates put it next to special tokens, so do not take it from
-    /// people: pick from a list of your own.
+    /// Another role, for templates that know it. Templates put the role next to special tokens, so
+    /// do not take it from people: pick it from a list of your own.
     Other(String),
 }
 
 impl Role {
-    /// The name that templates know the role by.
+    /// The role's name in templates.
     pub fn as_str(&self) -> &str {
         match self {
             Self::System => "system",
@@ -57,11 +57,12 @@ impl fmt::Display for Role {
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct ToolCall {
-    /// Which call it is, where the model or the program gives calls names.
+    /// The call's id, where the model or the program gives calls ids.
     pub id: Option<String>,
     /// The tool's name.
     pub name: String,
-    /// The arguments, as a rule an object. A few templates want the text of it instead, as a [`Json::String`].
+    /// The arguments, normally an object. A few templates want them as text instead, in a
+    /// [`Json::String`].
     pub arguments: Json,
 }
 
@@ -81,13 +82,13 @@ impl ToolCall {
         variables.dict(id.into_iter().chain([kind, ("function", function)]))
     }
 
-    /// How many bytes of text it has.
+    /// How many bytes of text the call has.
     fn bytes(&self) -> usize {
         self.id.as_ref().map_or(0, String::len) + self.name.len() + bytes_of(&self.arguments)
     }
 }
 
-/// How many bytes of text, keys too, a JSON value has.
+/// How many bytes of text a JSON value has, including keys.
 pub(super) fn bytes_of(json: &Json) -> usize {
     match json {
         Json::String(text) => text.len(),
@@ -109,7 +110,7 @@ pub(super) fn bytes_of(json: &Json) -> usize {
 pub struct Message {
     /// Who wrote it.
     pub role: Role,
-    /// What it says.
+    /// The text of the message.
     pub content: String,
     /// The name of the author or tool, for templates that know one.
     pub name: Option<String>,
@@ -117,7 +118,7 @@ pub struct Message {
     pub tool_calls: Vec<ToolCall>,
     /// Which call a tool's message answers.
     pub tool_call_id: Option<String>,
-    /// What the model thought before an assistant's message (`reasoning_content` in templates).
+    /// The model's reasoning before an assistant's message (`reasoning_content` in templates).
     pub reasoning: Option<String>,
 }
 
@@ -139,12 +140,12 @@ impl Message {
         Self::new(Role::System, content)
     }
 
-    /// What the person says.
+    /// The user's text.
     pub fn user(content: impl Into<String>) -> Self {
         Self::new(Role::User, content)
     }
 
-    /// What the model said.
+    /// The model's answer.
     pub fn assistant(content: impl Into<String>) -> Self {
         Self::new(Role::Assistant, content)
     }
@@ -166,14 +167,14 @@ impl Message {
         self
     }
 
-    /// The same message with what the model thought before it.
+    /// The same message with the model's reasoning before it.
     pub fn with_reasoning(mut self, reasoning: impl Into<String>) -> Self {
         self.reasoning = Some(reasoning.into());
         self
     }
 
-    /// The message as templates see it. All its text is the caller's, but for the role, which becomes part of special
-    /// tokens (`<|user|>`), if it is a plain word.
+    /// The message as templates see it. All its text counts as the caller's, except for a role that
+    /// is a plain word: the role becomes part of special tokens (`<|user|>`).
     pub(super) fn to_given(&self, variables: &Variables<'_>) -> Result<Given> {
         let role = self.role.as_str();
         let is_word = role.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'));
@@ -193,7 +194,7 @@ impl Message {
         variables.dict(entries)
     }
 
-    /// How many bytes of text it has.
+    /// How many bytes of text the message has.
     pub(super) fn bytes(&self) -> usize {
         let optional = [&self.name, &self.tool_call_id, &self.reasoning].into_iter().flatten().map(String::len);
         let calls = self.tool_calls.iter().map(ToolCall::bytes);

@@ -1,14 +1,16 @@
 //! Chat templates: from messages to a prompt.
 //!
-//! Models that talk were taught one format of conversations, and their files carry a template that writes it.
-//! [`ChatTemplate::from_metadata`] takes it from there (or picks a [`Builtin`] one where it is missing), and
-//! [`ChatTemplate::render`] writes the prompt. The template language is that of Hugging Face: Jinja with Python's
-//! methods, `tojson`, `raise_exception`, `strftime_now`, `{% break %}`, `{% continue %}` and `{% generation %}`.
+//! Chat models learn one format of conversations, and their files carry a template that writes it.
+//! [`ChatTemplate::from_metadata`] reads it from there (or picks a [`Builtin`] one where it is
+//! missing), and [`ChatTemplate::render`] writes the prompt. The template language is that of
+//! Hugging Face: Jinja with Python's methods, `tojson`, `raise_exception`, `strftime_now`,
+//! `{% break %}`, `{% continue %}` and `{% generation %}`.
 //!
 //! Templates come from untrusted files, and messages from untrusted people:
 //!
-//! - A prompt is a list of [`Segment`]s, and text of the conversation does not become a special token: who writes
-//!   `<|im_end|>` in a message gets these ten characters, not the end of the message. See [`RenderedPrompt`].
+//! - A prompt is a list of [`Segment`]s, and text of the conversation does not become a special
+//!   token: a message with `<|im_end|>` gets these ten characters, not the end of the message. See
+//!   [`RenderedPrompt`].
 //! - A template cannot hang or recurse without end, and its time, memory and output are bounded.
 //!
 //! ```
@@ -40,8 +42,8 @@ pub use builtin::Builtin;
 pub use message::{Message, Role, ToolCall};
 pub use options::ChatOptions;
 pub use prompt::{RenderedPrompt, Segment};
-/// A JSON value, of which tools and variables of templates are made. Objects keep the order of their keys, since templates
-/// print them in it.
+/// A JSON value, for tools and variables of templates. Objects keep the order of their keys,
+/// because templates print them in that order.
 pub use serde_json::Value as Json;
 pub use special::SpecialTokens;
 
@@ -62,7 +64,7 @@ pub struct ChatTemplate {
 #[derive(Debug)]
 struct Inner {
     main: Template,
-    /// The template for conversations with tools, where the file has another one for them.
+    /// The template for conversations with tools, where the file has a separate one.
     tool_use: Option<Template>,
     source: String,
     builtin: Option<Builtin>,
@@ -85,9 +87,9 @@ impl ChatTemplate {
         Self::new(format.source(), None, Some(format), tokens)
     }
 
-    /// The template of a file (`tokenizer.chat_template`, with `tokenizer.chat_template.tool_use` for conversations
-    /// with tools), or, where it has none, the built-in one that fits the vocabulary: see
-    /// [`builtin_format`](Self::builtin_format).
+    /// The file's template (`tokenizer.chat_template`, with `tokenizer.chat_template.tool_use` for
+    /// conversations with tools). Where the file has none, the built-in one that fits the
+    /// vocabulary: see [`builtin_format`](Self::builtin_format).
     ///
     /// # Errors
     ///
@@ -102,7 +104,7 @@ impl ChatTemplate {
         }
     }
 
-    /// The template that a file has under a name of its own (`tokenizer.chat_template.<name>`), if it has one.
+    /// The file's template of this name (`tokenizer.chat_template.<name>`), if it has one.
     ///
     /// # Errors
     ///
@@ -134,8 +136,8 @@ impl ChatTemplate {
 
     /// Writes the prompt for a conversation.
     ///
-    /// Many templates write the token that begins a text themselves: a tokenizer should add it only where the first
-    /// segment does not start with it.
+    /// Many templates write the token that begins a text themselves. A tokenizer should add it only
+    /// where the first segment does not start with it.
     ///
     /// # Errors
     ///
@@ -156,7 +158,7 @@ impl ChatTemplate {
         RenderedPrompt::new(&rendered, &inner.control)
     }
 
-    /// Sets the variables that Hugging Face gives to templates.
+    /// Sets the variables that Hugging Face provides to templates.
     fn fill(&self, messages: &[Message], options: &ChatOptions, variables: &mut Variables<'_>) -> Result<()> {
         let tokens = &self.inner.tokens;
         let all = variables.list(messages.iter().map(|message| message.to_given(variables)))?;
@@ -169,7 +171,8 @@ impl ChatTemplate {
         variables.set("documents", variables.none());
         variables.set("add_generation_prompt", variables.bool(options.add_generation_prompt));
         for (name, text) in [("bos", &tokens.bos), ("eos", &tokens.eos), ("unk", &tokens.unk), ("pad", &tokens.pad)] {
-            // Templates may add these to strings, so one that is missing is better empty than undefined.
+            // Templates may add these to strings, so an empty string is better than an undefined
+            // value.
             let text = variables.text(text.as_deref().unwrap_or_default(), By::Template)?;
             variables.set(format!("{name}_token"), text);
         }

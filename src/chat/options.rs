@@ -1,9 +1,9 @@
-//! What a conversation is rendered with.
+//! Options for rendering a conversation.
 
 use super::Json;
 use std::time::SystemTime;
 
-/// What a conversation is rendered with, besides its messages.
+/// Options for rendering a conversation, besides its messages.
 ///
 /// ```
 /// use wavelm::chat::{ChatOptions, Json};
@@ -27,27 +27,27 @@ impl Default for ChatOptions {
 }
 
 impl ChatOptions {
-    /// An answer of the assistant is to follow, without tools.
+    /// Options for a prompt that ends where the assistant's answer begins, without tools.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Whether the prompt is to end where the assistant's answer begins (the default). Without it, the prompt is the
-    /// conversation alone.
+    /// Whether the prompt ends where the assistant's answer begins (the default). Otherwise the
+    /// prompt is the conversation alone.
     pub fn add_generation_prompt(mut self, yes: bool) -> Self {
         self.add_generation_prompt = yes;
         self
     }
 
-    /// Adds a tool that the model may call, as a rule a JSON schema of the form
-    /// `{"type": "function", "function": {"name": …, "description": …, "parameters": {…}}}`.
+    /// Adds a tool that the model may call, normally a JSON schema of the form `{"type":
+    /// "function", "function": {"name": …, "description": …, "parameters": {…}}}`.
     pub fn tool(mut self, tool: Json) -> Self {
         self.tools.push(tool);
         self
     }
 
-    /// Sets a variable that the template knows, such as `enable_thinking`, `reasoning_effort` or `documents`. Its text
-    /// counts as the conversation's: it never becomes a special token.
+    /// Sets a variable for the template, such as `enable_thinking`, `reasoning_effort` or
+    /// `documents`. Its text counts as the conversation's: it never becomes a special token.
     pub fn variable(mut self, name: impl Into<String>, value: impl Into<Json>) -> Self {
         let (name, value) = (name.into(), value.into());
         self.variables.retain(|(other, _)| *other != name);
@@ -55,8 +55,8 @@ impl ChatOptions {
         self
     }
 
-    /// What time it is for templates that write the date; the system's clock by default. Dates are those of UTC: shift
-    /// the time for another zone.
+    /// The time for templates that write the date; by default the system's clock. Dates are in UTC:
+    /// shift the time for another zone.
     pub fn now(mut self, now: SystemTime) -> Self {
         self.now = Some(now);
         self

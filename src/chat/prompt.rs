@@ -1,17 +1,17 @@
-//! Rendered prompts, and which parts of them may be read as special tokens.
+//! Rendered prompts, and which parts of them the tokenizer may read as special tokens.
 
 use super::jinja::Rendered;
 use crate::{Result, memory};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// A prompt, in the segments that the tokenizer is to read one by one.
+/// A prompt, in segments for the tokenizer to read one by one.
 ///
-/// Text of the conversation does not become a special token: where it spells one, alone or together with the template's
-/// text next to it, the stretch between the template's own special tokens around it is a segment of its own that is to
-/// be read as plain text. All the rest is read with special tokens. As special tokens part a text for the tokenizer
-/// anyway, cutting there changes no other token. A conversation that spells no special token, that is nearly every one,
-/// is a single segment.
+/// Text of the conversation does not become a special token. Where it spells one, alone or together
+/// with adjacent text of the template, the stretch between the template's own special tokens around
+/// it becomes a segment that is read as plain text. Everything else is read with special tokens.
+/// Special tokens split a text for the tokenizer anyway, so cutting there changes no other token.
+/// Nearly every conversation spells no special token, and is a single segment.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RenderedPrompt {
     segments: Vec<Segment>,
@@ -23,7 +23,7 @@ pub struct RenderedPrompt {
 pub struct Segment {
     /// The text; never empty.
     pub text: String,
-    /// Whether special (control) tokens that are spelled in the text are meant as such.
+    /// Whether special (control) tokens spelled in the text count as such.
     pub parse_special: bool,
 }
 
@@ -33,7 +33,7 @@ impl RenderedPrompt {
         &self.segments
     }
 
-    /// The whole text, as the template wrote it.
+    /// The whole text, as written by the template.
     pub fn text(&self) -> String {
         self.segments.iter().map(|segment| segment.text.as_str()).collect()
     }
@@ -75,12 +75,13 @@ impl RenderedPrompt {
     }
 }
 
-/// The texts of a vocabulary's control tokens, ready to be searched for.
+/// The texts of a vocabulary's control tokens, ready for searching.
 #[derive(Debug, Clone, Default)]
 pub(super) struct ControlTokens {
     /// Sorted and distinct, none empty.
     tokens: Vec<Box<[u8]>>,
-    /// For each first byte: where the tokens that begin with it begin. The last is the number of all.
+    /// For each first byte, the index of the first token that begins with it. The last element is
+    /// the number of tokens.
     starts: Vec<usize>,
 }
 
@@ -95,14 +96,14 @@ impl ControlTokens {
         Self { tokens, starts }
     }
 
-    /// The lengths of all tokens that `text` begins with, shortest first.
+    /// The lengths of all tokens at the start of `text`, shortest first.
     fn prefixes_of<'a>(&'a self, text: &'a [u8]) -> impl Iterator<Item = usize> + 'a {
         let first = text.first().copied().map_or(0, usize::from);
         let bounds = self.starts.get(first).zip(self.starts.get(first + 1));
         let mut candidates = bounds.and_then(|(from, to)| self.tokens.get(*from..*to)).unwrap_or_default();
         let mut length = 0;
         std::iter::from_fn(move || {
-            // All candidates begin with the first `length` bytes.
+            // All candidates start with the first `length` bytes.
             while !candidates.is_empty() {
                 let byte = *text.get(length)?;
                 let at = |token: &[u8]| token.get(length).copied();
@@ -110,7 +111,7 @@ impl ControlTokens {
                 let to = candidates.partition_point(|token| at(token).is_none_or(|other| other <= byte));
                 candidates = candidates.get(from..to)?;
                 length += 1;
-                // The shortest of them comes first.
+                // The shortest candidate comes first.
                 if candidates.first().is_some_and(|token| token.len() == length) {
                     return Some(length);
                 }
@@ -119,7 +120,7 @@ impl ControlTokens {
         })
     }
 
-    /// Where control tokens stand in a text.
+    /// Finds the control tokens in a text.
     fn occurrences(&self, rendered: &Rendered) -> Result<Occurrences> {
         let bytes = rendered.text.as_bytes();
         let mut candidates = Vec::new();
@@ -136,7 +137,7 @@ impl ControlTokens {
                 if !is_callers && range.end <= next_border {
                     memory::push(&mut candidates, range, "the tokens of a prompt")?;
                 } else if spelled.last().is_none_or(|last| last.end < range.end) {
-                    // One that ends in the last one, or where it does, is covered by it.
+                    // The last range covers one that ends inside it, or where it ends.
                     memory::push(&mut spelled, range, "the tokens of a prompt")?;
                 }
             }
@@ -144,7 +145,8 @@ impl ControlTokens {
         if spelled.is_empty() {
             return Ok(Occurrences { meant: BTreeMap::new(), spelled });
         }
-        // A tokenizer takes longer special tokens first, and those of one length from left to right.
+        // A tokenizer takes longer special tokens first, and those of equal length from left to
+        // right.
         candidates.sort_by_key(|range| (std::cmp::Reverse(range.len()), range.start));
         let mut meant: BTreeMap<usize, usize> = BTreeMap::new();
         for range in candidates {
@@ -157,12 +159,12 @@ impl ControlTokens {
     }
 }
 
-/// Where control tokens stand in a text.
+/// The places of control tokens in a text.
 struct Occurrences {
-    /// Those that the template wrote, as far as the tokenizer will find them: the start and end of each. Not counted
-    /// where no other ones stand.
+    /// Tokens that the template wrote and the tokenizer will find: the start and end of each. Left
+    /// empty where there are no spelled ones.
     meant: BTreeMap<usize, usize>,
-    /// Those that the caller spelled or helped to spell, by their starts.
+    /// Tokens that the caller spelled or helped to spell, in the order of their starts.
     spelled: Vec<Range<usize>>,
 }
 
@@ -170,7 +172,7 @@ struct Occurrences {
 mod tests {
     use super::*;
 
-    /// Segments of a text in which what stands in «…» comes from the conversation; plain ones as "=…".
+    /// The segments of a text, plain ones as "=…". Text in «…» comes from the conversation.
     fn cut(tokens: &[&str], source: &str) -> Vec<String> {
         let control = ControlTokens::new(tokens.iter().copied());
         let (mut text, mut borders) = (String::new(), Vec::new());
@@ -219,9 +221,9 @@ mod tests {
     fn overlaps_with_meant_tokens_are_cut() {
         // The spelled "<<" reaches into the meant "<a>".
         assert_eq!(cut(&["<<", "<a>"], "x«<»<a>y"), ["=x<", "<a>y"]);
-        // The spelled ">>>>" is longer than the meant "<a>" whose end it takes.
+        // The spelled ">>>>" is longer than the meant "<a>", and takes its end.
         assert_eq!(cut(&[">>>>", "<a>"], "<a>«>>>»y"), ["<a>", "=>>>y"]);
-        // Of meant ones, the longer wins, as in the tokenizer.
+        // Among meant tokens the longer one wins, as in the tokenizer.
         assert_eq!(cut(&["ab", "bcd"], "abcd«bcd»"), ["abcd", "=bcd"]);
         assert_eq!(cut(&["aa"], "«aaa»"), ["=aaa"]);
     }

@@ -4,13 +4,14 @@ use crate::Result;
 use crate::gguf::{Metadata, StringArray};
 use crate::tokenizer::may_be_control;
 
-/// `tokenizer.ggml.token_type` of text, and of tokens that a tokenizer must not find in plain text.
+/// Values of `tokenizer.ggml.token_type`: for text, and for tokens that a tokenizer must not find
+/// in plain text.
 const NORMAL: i64 = 1;
 const UNKNOWN: i64 = 2;
 const CONTROL: i64 = 3;
 
-/// The texts of a vocabulary's special tokens: some that templates name, and all that text of the conversation must
-/// not become.
+/// The texts of a vocabulary's special tokens: those with names in templates, and all those that
+/// text of the conversation must not become.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SpecialTokens {
     pub(super) bos: Option<String>,
@@ -38,15 +39,16 @@ impl SpecialTokens {
         self
     }
 
-    /// All control tokens: those that the tokenizer finds in a text only where it is told to parse special tokens. The
-    /// tokens that are named otherwise count as control tokens too.
+    /// All control tokens: a tokenizer finds them in a text only when told to parse special tokens.
+    /// The tokens that are set by role count as control tokens too.
     pub fn control<S: Into<String>>(mut self, texts: impl IntoIterator<Item = S>) -> Self {
         self.control.extend(texts.into_iter().map(Into::into));
         self
     }
 
-    /// The special tokens of a file's vocabulary: those that the file calls control tokens, and those that a tokenizer
-    /// knows by their texts, such as `<|im_end|>`, whatever the file calls them.
+    /// The special tokens of a file's vocabulary: those that the file calls control tokens, and
+    /// those that a tokenizer recognizes by their texts, such as `<|im_end|>`, whatever the file
+    /// calls them.
     ///
     /// # Errors
     ///

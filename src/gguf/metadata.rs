@@ -221,7 +221,8 @@ struct Strings {
     ends: Ends,
 }
 
-/// Where strings end in their text: in 32 bits each where that is enough, as it is for every vocabulary of a file.
+/// Where each string ends in the text: 32 bits each where that is enough, as it is for every
+/// vocabulary in a file.
 #[derive(Debug)]
 enum Ends {
     Short(Vec<u32>),
@@ -229,7 +230,7 @@ enum Ends {
 }
 
 impl Ends {
-    /// The ends, of which none is before the one before it.
+    /// The ends; none is before the one before it.
     fn new(ends: Vec<usize>) -> Result<Self> {
         Ok(match ends.last() {
             Some(&last) if u32::try_from(last).is_err() => Self::Long(ends),
@@ -259,8 +260,8 @@ impl Default for StringArray {
 }
 
 impl StringArray {
-    /// Strings that lie one after the other in `text`, each up to its end; `None` where an end is not a character
-    /// boundary at or after the end before it.
+    /// Splits `text` into consecutive strings, each up to its end. `None` where an end is not a
+    /// character boundary at or after the end before it.
     ///
     /// # Errors
     /// `OutOfMemory`.
@@ -299,7 +300,8 @@ impl StringArray {
     }
 }
 
-/// For tests and tools: where memory for the strings cannot be had, the process ends, as with all collections.
+/// For tests and tools: like other collections, this ends the process when there is no memory for
+/// the strings.
 impl<S: AsRef<str>> FromIterator<S> for StringArray {
     fn from_iter<I: IntoIterator<Item = S>>(strings: I) -> Self {
         let (mut text, mut ends) = (String::new(), Vec::new());
@@ -313,10 +315,11 @@ impl<S: AsRef<str>> FromIterator<S> for StringArray {
 
 /// The metadata of a file: unique keys in file order.
 ///
-/// The typed getters return `Ok(None)` where the key is absent, and an error of kind `InvalidFile` that names the key
-/// where the value has another type or does not fit. Integers of every width are accepted where the value fits; booleans
-/// are no integers. Getters that make a vector may report `OutOfMemory`; a clone of the metadata, like all clones, ends the
-/// process where memory for it cannot be had.
+/// The typed getters return `Ok(None)` where the key is absent, and an error of kind `InvalidFile`
+/// that names the key where the value has another type or does not fit. Integers of every width are
+/// accepted where the value fits; booleans are no integers. Getters that make a vector may report
+/// `OutOfMemory`. Cloning the metadata, like all cloning, ends the process when there is no memory
+/// for it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Metadata {
     entries: Vec<(String, Value)>,
@@ -472,7 +475,7 @@ impl Metadata {
     }
 }
 
-/// All numbers that `convert` has a number for.
+/// Converts numbers, and leaves out those for which `convert` returns `None`.
 fn convert_all<T: Copy, N>(values: &[T], convert: impl Fn(T) -> Option<N>) -> Result<Vec<N>> {
     let mut numbers = memory::with_room(values.len(), "an array")?;
     numbers.extend(values.iter().filter_map(|&value| convert(value)));

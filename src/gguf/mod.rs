@@ -104,7 +104,7 @@ pub struct Gguf {
     storages: Vec<Storage>,
 }
 
-/// All but the data.
+/// Everything but the data.
 #[derive(Debug)]
 struct Header {
     path: PathBuf,
@@ -129,17 +129,18 @@ impl Gguf {
     /// write a new one and rename it over the old one; or [read](Self::read) files that may change.
     ///
     /// # Errors
-    /// `Io` where a file is missing or cannot be mapped; `InvalidFile` where it is damaged; `Unsupported` for big-endian
-    /// files, versions other than 2 and 3, and unknown tensor types; `OutOfMemory`, also where the process may not have as
-    /// much address space as the file has bytes. The error names the file, and the key or tensor.
+    /// `Io` where a file is missing or cannot be mapped; `InvalidFile` where it is damaged;
+    /// `Unsupported` for big-endian files, versions other than 2 and 3, and unknown tensor types;
+    /// `OutOfMemory`, also where the file has more bytes than the process may have address space.
+    /// The error names the file, and the key or tensor.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let (parts, parsed) = split::open(path, Access::Map).map_err(|error| error.in_file(path))?;
         Self::assemble(path, parts, parsed).map_err(|error| error.in_file(path))
     }
 
-    /// Reads a file, or all files of a split set, into memory. Nothing is mapped, and what happens to the files afterwards
-    /// does not matter. It takes memory for all tensors.
+    /// Reads a file, or all files of a split set, into memory. Nothing is mapped, so later changes
+    /// to the files do not matter. This takes memory for all tensors.
     ///
     /// # Errors
     /// As [`open`](Self::open); `Io` for a file that is cut short while it is read.
@@ -147,7 +148,7 @@ impl Gguf {
         Self::read_and_tell(path.as_ref(), &mut |_, _| Ok(()))
     }
 
-    /// [`read`](Self::read), which tells how many bytes were read and how many there are.
+    /// Like [`read`](Self::read), and reports progress: bytes read so far, and bytes in all.
     pub(crate) fn read_and_tell(path: &Path, tell: &mut dyn FnMut(u64, u64) -> Result<()>) -> Result<Self> {
         let (parts, parsed) = split::open(path, Access::Read(tell)).map_err(|error| error.in_file(path))?;
         Self::assemble(path, parts, parsed).map_err(|error| error.in_file(path))
@@ -167,7 +168,7 @@ impl Gguf {
     fn assemble(path: &Path, parts: Vec<Part>, parsed: Parsed) -> Result<Self> {
         let Parsed { version, alignment, metadata, tensors } = parsed;
         let sorted = split::index_tensors(&tensors)?;
-        // Nobody reads a header again: it does not stay in memory besides what was made of it.
+        // Gives the headers' pages back: their content was parsed, and nobody reads them again.
         let mut headers = memory::filled(parts.len(), u64::MAX, "the parts of the model")?;
         for tensor in &tensors {
             if let Some(header) = headers.get_mut(tensor.part) {
@@ -189,7 +190,7 @@ impl Gguf {
         Ok(Self { header: Arc::new(header), storages })
     }
 
-    /// The same without the tensors' data.
+    /// The same model without the tensors' data.
     pub(crate) fn without_data(&self) -> Self {
         Self { header: Arc::clone(&self.header), storages: Vec::new() }
     }
@@ -209,20 +210,21 @@ impl Gguf {
         find_by_name(&self.header.tensors, &self.header.sorted, |tensor| &tensor.name, name)
     }
 
-    /// The bytes of a tensor of this file: exactly its size, aligned to at least 8 bytes. Empty for a tensor of another
-    /// file that does not fit this one, and for the file of a [model](crate::Model::gguf), which has the data for itself.
+    /// The bytes of a tensor of this file: exactly its size, aligned to at least 8 bytes. Empty for
+    /// a tensor of another file that does not fit this one. Also empty for the file of a
+    /// [model](crate::Model::gguf), because the model keeps the data to itself.
     pub fn data(&self, tensor: &TensorInfo) -> &[u8] {
         let bytes = self.storages.get(tensor.part).map(Storage::bytes);
         bytes.and_then(|bytes| bytes.get(byte_range(tensor)?)).unwrap_or_default()
     }
 
-    /// The bytes of a tensor, to write to; none where they are mapped.
+    /// The bytes of a tensor, to write to; empty where they are mapped.
     pub(crate) fn data_mut(&mut self, tensor: &TensorInfo) -> &mut [u8] {
         let bytes = self.storages.get_mut(tensor.part).map(Storage::bytes_mut);
         bytes.and_then(|bytes| bytes.get_mut(byte_range(tensor)?)).unwrap_or_default()
     }
 
-    /// Whether the bytes of a tensor are those of a mapped file.
+    /// Whether tensors' bytes are those of a mapped file.
     pub(crate) fn is_mapped(&self) -> bool {
         self.storages.iter().any(|storage| matches!(storage, Storage::Mapped(_)))
     }
@@ -249,7 +251,8 @@ impl Gguf {
         self.header.version
     }
 
-    /// What the offsets of tensors are multiples of, in bytes; for a split set, the first file's.
+    /// The alignment in bytes: every tensor's offset is a multiple of it. For a split set, the
+    /// first file's.
     pub fn alignment(&self) -> u64 {
         self.header.alignment
     }
@@ -265,7 +268,8 @@ fn byte_range(tensor: &TensorInfo) -> Option<Range<usize>> {
     Some(start..start.checked_add(usize::try_from(tensor.size).ok()?)?)
 }
 
-/// The positions of `items` in the order of their names; the name that appears twice, if one does.
+/// The positions of `items` in the order of their names; as the inner error, a name that appears
+/// twice.
 ///
 /// # Errors
 /// `OutOfMemory`.
@@ -288,7 +292,7 @@ fn find_by_name<'a, T>(items: &'a [T], sorted: &[usize], name: impl Fn(&T) -> &S
     items.get(*sorted.get(found)?)
 }
 
-/// The bytes of a tensor; an explanation where it cannot exist.
+/// The size of a tensor in bytes; an explanation where such a tensor cannot exist.
 fn tensor_bytes(ty: TensorType, dims: &[u64]) -> Result<u64, String> {
     let [columns, ..] = *dims else { return Err("it has no dimensions".to_string()) };
     if dims.contains(&0) {
@@ -306,7 +310,7 @@ fn tensor_bytes(ty: TensorType, dims: &[u64]) -> Result<u64, String> {
     bytes.filter(|&n| isize::try_from(n).is_ok()).ok_or_else(|| format!("its dimensions {dims:?} are too large"))
 }
 
-/// The alignment itself where it can be one; an explanation otherwise.
+/// Returns the alignment if it is valid; an explanation otherwise.
 fn check_alignment(alignment: u64) -> Result<u64, String> {
     if alignment.is_power_of_two() && ALIGNMENTS.contains(&alignment) {
         return Ok(alignment);
@@ -315,7 +319,7 @@ fn check_alignment(alignment: u64) -> Result<u64, String> {
     Err(format!("metadata key general.alignment is {alignment}, but must be a power of two from {min} to {max}"))
 }
 
-/// A name from a file as it may stand in a message: on one line, and not long.
+/// Makes a name from a file fit for a message: on one line, and not long.
 pub(crate) fn show(name: &str) -> String {
     const LONGEST: usize = 120;
     let mut shown: String = name.chars().take(LONGEST).flat_map(char::escape_debug).collect();

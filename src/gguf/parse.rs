@@ -1,12 +1,13 @@
-//! The parser: bytes of one file to metadata and tensor index. It is total: whatever the bytes are, it returns, reads
-//! nothing past the header, and allocates no more than a small multiple of the bytes that are there.
+//! The parser: from the bytes of one file to metadata and tensor index. It is total: whatever the
+//! bytes are, it returns, reads nothing past the header, and allocates no more than a small
+//! multiple of the bytes that are there.
 
 use super::metadata::{Array, Metadata, StringArray, Value};
 use super::{MAX_KEY_BYTES, MAX_NESTING, TensorInfo, TensorType, check_alignment, show, tensor_bytes};
 use crate::{Error, ErrorKind, Result, memory};
 use std::fmt;
 
-/// The alignment of tensor data in a file that does not say.
+/// The alignment of tensor data in a file that does not state one.
 pub(super) const DEFAULT_ALIGNMENT: u64 = 32;
 
 /// The fewest bytes that a metadata entry takes: key length, one byte of key, value type, one byte of value.
@@ -16,7 +17,7 @@ const MIN_TENSOR_BYTES: u64 = 8 + 1 + 4 + 4 + 8;
 /// The bytes of an array's head, and so the fewest of an array within an array: type and count.
 const MIN_ARRAY_BYTES: u64 = 4 + 8;
 
-/// What one file says.
+/// The parsed header of one file.
 #[derive(Debug)]
 pub(super) struct Parsed {
     pub version: u32,
@@ -57,7 +58,7 @@ pub(super) fn parse(bytes: &[u8], part: usize) -> Result<Parsed> {
     Ok(Parsed { version, alignment, metadata, tensors })
 }
 
-/// Reads magic and version, and tells apart what people mistake for a GGUF file.
+/// Reads magic and version, and recognizes files that people mistake for GGUF.
 fn check_magic(reader: &mut Reader<'_>) -> Result<u32> {
     let invalid = |message: &str| Err(Error::invalid_file(message));
     let big_endian = || Error::unsupported("this is a big-endian GGUF file: convert it to little-endian");
@@ -82,7 +83,7 @@ fn check_magic(reader: &mut Reader<'_>) -> Result<u32> {
         1 => Err(Error::unsupported(
             "this file has GGUF version 1, which nobody writes any more: convert the model anew",
         )),
-        // A small number in the other byte order has its low half empty.
+        // A small version number in the other byte order has zeros in its low half.
         _ if version & 0xffff == 0 => Err(big_endian()),
         _ => Err(Error::unsupported(format!("this file has GGUF version {version}; versions 2 and 3 are supported"))),
     }
@@ -161,7 +162,7 @@ fn read_array(reader: &mut Reader<'_>, depth: usize) -> Result<Array, Fault> {
     })
 }
 
-/// Reads strings into one allocation: a first walk adds up their lengths, a second one copies.
+/// Reads strings into one allocation: a first walk adds up their lengths, a second one copies them.
 fn read_strings(reader: &mut Reader<'_>, count: u64) -> Result<StringArray, Fault> {
     let count = reader.count(count, 8, "strings")?;
     let mut walk = *reader;
@@ -279,7 +280,7 @@ fn to_bool(byte: u8) -> Result<bool, Fault> {
     }
 }
 
-/// What is wrong, said by code that does not know in which key or tensor.
+/// An error from code that does not know which key or tensor it is reading.
 #[derive(Debug)]
 struct Fault {
     kind: ErrorKind,
@@ -291,7 +292,7 @@ impl Fault {
         Self { kind: ErrorKind::InvalidFile, text }
     }
 
-    /// The error for what is wrong with `what`.
+    /// Turns the fault into an error about `what`.
     fn error(self, what: impl fmt::Display) -> Error {
         Error::new(self.kind, format!("{what}: {self}"))
     }
@@ -352,7 +353,8 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// A number of elements of at least `min_bytes` each, once the file is known to be long enough for them.
+    /// Checks that the file is long enough for `count` elements of at least `min_bytes` each, and
+    /// returns `count`.
     fn count(&self, count: u64, min_bytes: u64, what: &str) -> Result<usize, Fault> {
         let left = self.remaining().len() as u64;
         match count.checked_mul(min_bytes) {

@@ -1,4 +1,5 @@
-//! Split sets: a model in files named `…-00001-of-0000N.gguf`, each of which says which part it is.
+//! Split sets: a model in several files named `…-00001-of-0000N.gguf`. Each file says which part it
+//! is.
 
 use super::parse::{Parsed, parse};
 use super::storage::{Reading, Storage};
@@ -6,7 +7,7 @@ use super::{TensorInfo, show};
 use crate::{Error, ErrorKind, Result, memory};
 use std::path::{Path, PathBuf};
 
-/// As many as names have digits for.
+/// The limit of the five digits in a name.
 const MOST_PARTS: usize = 99_999;
 
 /// One file of a model.
@@ -16,14 +17,14 @@ pub(super) struct Part {
     pub storage: Storage,
 }
 
-/// How the bytes of files are had.
+/// How to get at the bytes of files.
 pub(super) enum Access<'a> {
     Map,
     Read(&'a mut dyn FnMut(u64, u64) -> Result<()>),
 }
 
-/// Opens a file and, where it says that it is one of several, all others in its directory. Returns the parts in order,
-/// and what the first one says, with the tensors of all.
+/// Opens a file and, where it says that it is part of a set, all others of the set in its
+/// directory. Returns the parts in order, and the first one's header with the tensors of all.
 pub(super) fn open(path: &Path, access: Access<'_>) -> Result<(Vec<Part>, Parsed)> {
     match access {
         Access::Map => open_with(path, &mut Storage::map),
@@ -33,7 +34,7 @@ pub(super) fn open(path: &Path, access: Access<'_>) -> Result<(Vec<Part>, Parsed
             tell(0)?;
             let mut reading = Reading { tell: &mut tell, done: 0 };
             let opened = open_with(path, &mut |path: &Path| Storage::read(path, &mut reading))?;
-            // Files may be shorter than they were.
+            // Files may have become shorter since their sizes were added up.
             tell(total)?;
             Ok(opened)
         }
@@ -88,7 +89,8 @@ fn open_part(path: &Path, index: usize, storage: &mut dyn FnMut(&Path) -> Result
     Ok((Part { path: path.to_path_buf(), storage }, parsed))
 }
 
-/// Bytes of a file, and of all others of its set if its name is that of a part: before any of them is opened.
+/// Bytes of a file, and of all others of its set if its name is that of a part, before any of them
+/// is opened.
 fn total_bytes(path: &Path) -> u64 {
     let len = |path: &Path| std::fs::metadata(path).map_or(0, |file| file.len());
     let of_set = || {
@@ -109,7 +111,7 @@ fn missing(path: &Path, index: usize, count: usize, error: Error) -> Error {
     Error::new(ErrorKind::Io, message).with_source(error).in_file(path)
 }
 
-/// Which part a file says it is (from 0), and of how many; `None` for a file that is whole.
+/// Which part a file says it is (from 0), and of how many; `None` for a whole file.
 fn place_in_set(parsed: &Parsed) -> Result<Option<(usize, usize)>> {
     let count = parsed.metadata.usize("split.count")?.unwrap_or(1);
     let index = parsed.metadata.usize("split.no")?;
@@ -134,7 +136,7 @@ fn part_name(stem: &str, index: usize, count: usize) -> String {
     format!("{stem}-{:05}-of-{count:05}.gguf", index + 1)
 }
 
-/// What the names of all parts start with, taken from the name of one of them.
+/// The beginning that the names of all parts share, taken from the name of one of them.
 fn stem_of_set(path: &Path, index: usize, count: usize) -> Result<&str> {
     let ending = part_name("", index, count);
     path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(ending.as_str())).ok_or_else(
@@ -157,13 +159,13 @@ fn check_total(all: &Parsed) -> Result<()> {
     }
 }
 
-/// Positions of the tensors sorted by name, once no name appears twice in the model.
+/// Positions of the tensors sorted by name, after checking that no name appears twice in the model.
 pub(super) fn index_tensors(tensors: &[TensorInfo]) -> Result<Vec<usize>> {
     super::sorted_by_name(tensors, |tensor| &tensor.name)?
         .map_err(|name| Error::invalid_file(format!("tensor {} appears twice", show(name))))
 }
 
-/// Refuses a part of a split set, where there is no directory to find the others in.
+/// Refuses a part of a split set where there is no directory in which to find the others.
 pub(super) fn check_whole(parsed: &Parsed) -> Result<()> {
     match place_in_set(parsed)? {
         None => Ok(()),

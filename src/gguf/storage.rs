@@ -9,11 +9,11 @@ use std::path::Path;
 
 /// The alignment of a file's first byte in memory; file offsets of tensors are multiples of it.
 const ALIGNMENT: usize = 8;
-/// The smallest pages that there are.
+/// The smallest page size of any system.
 #[cfg(target_os = "linux")]
 const PAGE: usize = 4096;
 
-/// Bytes that are read from a file at a time, and then told of.
+/// How many bytes to read from a file before reporting progress.
 const STEP: usize = 16 << 20;
 
 /// The bytes of a file, the first of them aligned to 8 in memory.
@@ -29,7 +29,7 @@ pub(super) enum Storage {
     },
 }
 
-/// Hears how many bytes of all files were read.
+/// Hears how many bytes of all files have been read.
 pub(crate) struct Reading<'a> {
     pub(crate) tell: &'a mut dyn FnMut(u64) -> Result<()>,
     pub(crate) done: u64,
@@ -39,10 +39,11 @@ impl Storage {
     /// Maps a file; nothing is read yet.
     pub fn map(path: &Path) -> Result<Self> {
         let Some((file, bytes)) = open(path)? else { return Self::from_vec(Vec::new()) };
-        // SAFETY: the mapping is private to this value, read-only, and of plain bytes, for which every content is valid.
-        // What Rust cannot rule out is another process that changes the file meanwhile: changed bytes are read as
-        // weights, and a file cut short ends the process with SIGBUS when its lost pages are touched. `Gguf::open`
-        // documents that files must be left alone; replacing them by renaming is harmless.
+        // SAFETY: the mapping is private to this value, read-only, and of plain bytes, for which
+        // every content is valid. Rust cannot rule out that another process changes the file
+        // meanwhile: changed bytes are read as weights, and a file cut short ends the process with
+        // SIGBUS when its lost pages are touched. `Gguf::open` documents that files must be left
+        // alone; replacing them by renaming is harmless.
         let map = unsafe { Mmap::map(&file) };
         let map = map.map_err(|error| match error.kind() {
             io::ErrorKind::OutOfMemory => no_memory("map", bytes, error),
@@ -71,7 +72,7 @@ impl Storage {
         Ok(Storage::Read(map))
     }
 
-    /// Takes over bytes in memory; they are copied only if their buffer happens not to be aligned.
+    /// Takes over bytes in memory, and copies them only if their buffer happens not to be aligned.
     ///
     /// # Errors
     /// `OutOfMemory`.
@@ -92,13 +93,14 @@ impl Storage {
         Ok(Storage::Memory { buffer, start })
     }
 
-    /// Drops the pages of these bytes from the process, if they are mapped; whoever reads them maps them again.
+    /// Drops the pages of these bytes from the process, if they are mapped. A later read maps them
+    /// again.
     pub fn give_back(&self, bytes: Range<usize>) {
         #[cfg(target_os = "linux")]
         if let Storage::Mapped(map) = self {
             let pages = bytes.start / PAGE * PAGE..bytes.end / PAGE * PAGE;
-            // SAFETY: the mapping is of a file and never written to, so that its pages are the same when they come back.
-            // Where pages are larger, or it fails, they stay.
+            // SAFETY: the mapping is of a file and never written to, so its pages have the same
+            // content when they come back. Where pages are larger, or the call fails, they stay.
             let _ = unsafe {
                 map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, pages.start, pages.end - pages.start)
             };
@@ -107,12 +109,14 @@ impl Storage {
         let _ = bytes;
     }
 
-    /// Gives the first bytes back to the system for good: what is read there afterwards is not the file any more.
+    /// Gives the first bytes back to the system for good. Reading there afterwards no longer gives
+    /// the file's bytes.
     pub fn forget(&mut self, bytes: usize) {
         self.give_back(0..bytes);
         #[cfg(target_os = "linux")]
         if let Storage::Read(map) = self {
-            // SAFETY: nobody else has a reference to the memory, whose pages become zeros. Where it fails they stay.
+            // SAFETY: nobody else has a reference to the memory, whose pages become zeros. Where
+            // the call fails they stay.
             let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, 0, bytes / PAGE * PAGE) };
         }
     }
@@ -125,7 +129,7 @@ impl Storage {
         }
     }
 
-    /// The bytes, to write to; none where they are mapped.
+    /// The bytes, to write to; empty where they are mapped.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         match self {
             Storage::Mapped(_) => &mut [],
@@ -138,14 +142,14 @@ impl Storage {
 /// Opens a file; `None` where it is empty.
 fn open(path: &Path) -> Result<Option<(File, u64)>> {
     let cannot_open = |error| Error::io("cannot open the file", error);
-    // Asked for first, as to open a pipe would wait for its writer.
+    // Checked first, because opening a pipe would wait for its writer.
     let kind = std::fs::metadata(path).map_err(cannot_open)?;
     if !kind.is_file() {
         let what = if kind.is_dir() { "a directory" } else { "no regular file" };
         return Err(Error::new(ErrorKind::Io, format!("cannot open the file: it is {what}")));
     }
     let file = File::open(path).map_err(cannot_open)?;
-    // Of the file that was opened, which may be another one by now.
+    // The length of the file that was opened: the path may name another one by now.
     let bytes = file.metadata().map_err(cannot_open)?.len();
     Ok((bytes > 0).then_some((file, bytes)))
 }
@@ -193,7 +197,7 @@ mod tests {
         let mut cancel = |_| Err(Error::new(ErrorKind::Cancelled, "enough"));
         let cancelled = Storage::read(&path, &mut Reading { tell: &mut cancel, done: 0 }).unwrap_err();
         assert_eq!(cancelled.kind(), ErrorKind::Cancelled);
-        // What cuts the file while it is read: the first step's listener.
+        // Cuts the file while it is read, from the listener of the first step.
         let mut cut = |_| {
             File::options().write(true).open(&path).unwrap().set_len(1 << 20).unwrap();
             Ok(())

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// Stamps the enum and everything that is known about each type from one table.
+/// Generates the enum and all facts about each type from one table.
 macro_rules! tensor_types {
     ($($name:ident = $id:literal, block of $len:literal in $bytes:literal bytes;)*) => {
         /// How the elements of a tensor are stored: every type of ggml's `enum ggml_type` that files may hold.
@@ -115,7 +115,7 @@ impl TensorType {
         (columns / self.block_len()).checked_mul(self.block_bytes())
     }
 
-    /// The name that ggml had for a number whose type it has since removed from files.
+    /// ggml's former name for a number whose type it has since removed from files.
     pub(super) fn removed_name(id: u32) -> Option<&'static str> {
         Some(match id {
             4 => "Q4_2",

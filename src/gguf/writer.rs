@@ -27,7 +27,7 @@ pub struct GgufWriter {
     version: u32,
     entries: Vec<(String, Value)>,
     tensors: Vec<Tensor>,
-    /// Whether there was no memory for one of them.
+    /// Whether memory ran out for one of them.
     incomplete: bool,
 }
 
@@ -51,13 +51,14 @@ impl GgufWriter {
         Self { version: 3, entries: Vec::new(), tensors: Vec::new(), incomplete: false }
     }
 
-    /// Sets the version, 2 or 3; their layout is the same.
+    /// Sets the version, 2 or 3; both have the same layout.
     pub fn version(mut self, version: u32) -> Self {
         self.version = version;
         self
     }
 
-    /// Adds a value. `general.alignment` sets the alignment of the tensors' data, which is 32 bytes without it.
+    /// Adds a value. `general.alignment` sets the alignment of the tensors' data; the default is 32
+    /// bytes.
     pub fn metadata(mut self, key: impl Into<String>, value: impl Into<Value>) -> Self {
         self.incomplete |= memory::push(&mut self.entries, (key.into(), value.into()), "the metadata").is_err();
         self
@@ -113,7 +114,7 @@ impl GgufWriter {
             out.put_size(offset)?;
             offset += tensor.data.len().next_multiple_of(alignment);
         }
-        // Each tensor is followed by padding; so is the header, unless nothing follows.
+        // Padding follows each tensor, and the header unless it is the end of the file.
         if !self.tensors.is_empty() {
             out.pad(alignment)?;
         }
@@ -124,7 +125,7 @@ impl GgufWriter {
         Ok(())
     }
 
-    /// Checks what the parser would, and returns the alignment.
+    /// Checks the same rules as the parser, and returns the alignment.
     fn check(&self) -> Result<usize> {
         if !matches!(self.version, 2 | 3) {
             let message = format!("cannot write GGUF version {}; versions 2 and 3 are supported", self.version);
@@ -192,7 +193,7 @@ fn check_name(what: &str, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// How many arrays deep a value is.
+/// How many arrays deep a value is nested.
 fn nesting(value: &Value) -> usize {
     fn of_array(array: &Array) -> usize {
         match array {
@@ -203,7 +204,7 @@ fn nesting(value: &Value) -> usize {
     value.as_array().map_or(0, of_array)
 }
 
-/// Bytes in memory that grow as long as there is some.
+/// Bytes in memory that grow as long as memory lasts.
 struct Growing(Vec<u8>);
 
 impl Write for Growing {

@@ -1,7 +1,8 @@
-//! How much memory a process may still take, where the system tells: on Linux, by what is free, by the limits of its
-//! control groups (versions 1 and 2, with all those above them), and by its own resource limits.
+//! How much memory a process may still take, where the system tells. On Linux the answer considers
+//! free memory, the limits of the process's control groups (versions 1 and 2, with all groups above
+//! them), and its own resource limits.
 
-/// What is left of memory in bytes; `None` where the system does not tell.
+/// Available memory in bytes; `None` where the system does not tell.
 #[cfg(target_os = "linux")]
 pub(crate) fn available_memory() -> Option<u64> {
     linux::available_in(std::path::Path::new("/"))
@@ -9,17 +10,17 @@ pub(crate) fn available_memory() -> Option<u64> {
 
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn available_memory() -> Option<u64> {
-    None // only Linux tells without a system library
+    None // other systems tell only through a system library
 }
 
-/// What the limits of this process's control groups leave in bytes; `None` where there are none. Linux ends a process that
-/// uses more.
+/// How many bytes the limits of this process's control groups leave; `None` where there are no
+/// limits. Linux ends a process that uses more.
 #[cfg(target_os = "linux")]
 pub(super) fn left_by_groups() -> Option<u64> {
     use std::sync::OnceLock;
-    /// More than any machine has: version 1 says so where there is no limit.
+    /// More than any machine has. Version 1 reports a number this large where there is no limit.
     const UNLIMITED: u64 = 1 << 60;
-    // Most processes have no limits, and never ask again.
+    // Most processes have no limits, and need not look again.
     static HAS_LIMITS: OnceLock<bool> = OnceLock::new();
     let left = || linux::cgroups(std::path::Path::new("/")).filter(|&left| left < UNLIMITED);
     if *HAS_LIMITS.get_or_init(|| left().is_some()) { left() } else { None }
@@ -34,8 +35,8 @@ pub(super) fn left_by_groups() -> Option<u64> {
 mod linux {
     use std::path::{Component, Path, PathBuf};
 
-    /// What is left by the files below `root`: the least of what is free, or holds what can be read again, and of what each
-    /// limit leaves.
+    /// How much memory is left according to the files below `root`: the least of the available
+    /// memory (free, or holding what can be read again) and of what each limit leaves.
     pub(super) fn available_in(root: &Path) -> Option<u64> {
         let free = kilobytes(&read(root, "proc/meminfo")?, "MemAvailable:")?;
         let limits = [cgroups(root), resources(root)].into_iter().flatten();
@@ -68,10 +69,11 @@ mod linux {
     /// A hierarchy of control groups that counts memory, and the names of its files.
     struct Kind {
         is_v2: bool,
-        /// What a group may have: the least of them.
+        /// Files that hold a group's limits; the smallest limit counts.
         limits: &'static [&'static str],
         usage: &'static str,
-        /// Lines of `memory.stat` with bytes that are read again when they are needed: caches of files.
+        /// Lines of `memory.stat` that count caches of files: bytes that the system drops and reads
+        /// again when needed.
         caches: &'static [&'static str],
     }
 
@@ -99,8 +101,9 @@ mod linux {
         [left(&V2), left(&V1)].into_iter().flatten().min()
     }
 
-    /// Where a group is below a mount, of which `mounted` is the group at the top. A container may have a group of its own
-    /// mounted, and not see those above it; a path from outside of it is then not below the mount, whose top is the group.
+    /// The group's path below a mount point; `mounted` is the group at the top of that mount. A
+    /// container may have its own group mounted and not see the groups above it. A path from
+    /// outside the container is then not below the mount, and the top of the mount is the group.
     fn below(path: &str, mounted: &str) -> PathBuf {
         let path = Path::new(path).strip_prefix(mounted).unwrap_or(Path::new(""));
         let is_below = path.components().all(|part| matches!(part, Component::Normal(_)));
@@ -119,7 +122,7 @@ mod linux {
             is_it.then(|| path.strip_suffix(" (deleted)").unwrap_or(path))
         }
 
-        /// The group that is mounted, and where, in a line of `/proc/self/mountinfo`.
+        /// The mounted group and its mount point, from a line of `/proc/self/mountinfo`.
         fn mount(&self, line: &str) -> Option<(String, String)> {
             let (mount, system) = line.split_once(" - ")?;
             let mut system = system.split(' ');
@@ -133,13 +136,13 @@ mod linux {
             is_it.then(|| (unescaped(group), unescaped(place)))
         }
 
-        /// The least that the limits of a group and of those above it, up to the mount, leave.
+        /// The least that the limits of a group and of the groups above it, up to the mount, leave.
         fn left(&self, root: &Path, mount: &str, group: &Path) -> Option<u64> {
             let mount = Path::new(mount.trim_start_matches('/'));
             let mut least = None;
             for (above, group) in group.ancestors().enumerate() {
                 let group = mount.join(group);
-                // In version 1 a group may be told not to count what is below it.
+                // In version 1, an option of a group decides whether it counts the groups below it.
                 let counts_below = || read(root, group.join("memory.use_hierarchy")).is_none_or(|on| on.trim() != "0");
                 if above > 0 && !self.is_v2 && !counts_below() {
                     break;
@@ -158,7 +161,7 @@ mod linux {
             };
             // "max" is no number.
             let limit = |file: &&str| read(root, group.join(file))?.trim().parse::<u64>().ok();
-            // Version 1 tells what groups above it allow, also where they are not to be seen.
+            // Version 1 reports the limit of the groups above, even where those are not visible.
             let above = if self.is_v2 { None } else { of_stat("hierarchical_memory_limit") };
             let limit = self.limits.iter().filter_map(limit).chain(above).min()?;
             let usage = read(root, group.join(self.usage)).and_then(|usage| usage.trim().parse::<u64>().ok());
@@ -232,7 +235,7 @@ mod linux {
             tree.add("sys/fs/cgroup/a/b/c/memory.max", "9000\n");
             tree.add("sys/fs/cgroup/a/b/c/memory.current", "1000\n");
             assert_eq!(tree.left(), Some(8000));
-            // Files that can be read again are no obstacle, other memory is.
+            // Caches of files do not count against the limit, other memory does.
             tree.add("sys/fs/cgroup/a/b/memory.max", "7000\n");
             tree.add("sys/fs/cgroup/a/b/memory.current", "3000\n");
             tree.add("sys/fs/cgroup/a/b/memory.stat", "anon 700\nfile 2300\ninactive_file 1500\nactive_file 500\n");
@@ -241,7 +244,7 @@ mod linux {
             tree.add("sys/fs/cgroup/a/memory.max", "max\n");
             tree.add("sys/fs/cgroup/a/memory.current", "4000\n");
             assert_eq!(tree.left(), Some(1000));
-            // More than the limit, after it was lowered.
+            // Usage exceeds a limit that was lowered later.
             tree.add("sys/fs/cgroup/memory.max", "10\n");
             tree.add("sys/fs/cgroup/memory.current", "4000\n");
             assert_eq!(tree.left(), Some(0));
@@ -255,7 +258,7 @@ mod linux {
             tree.add("sys/fs/cgroup/memory.max", "5000");
             tree.add("sys/fs/cgroup/x/memory.max", "4000");
             assert_eq!(tree.left(), Some(4000));
-            // Of a namespace whose root is the container's group; and of a process outside of that.
+            // A namespace whose root is the container's group; and a process outside of that group.
             tree.add("proc/self/mountinfo", MOUNT_V2);
             for path in ["0::/\n", "0::/../other\n"] {
                 tree.add("proc/self/cgroup", path);
@@ -281,7 +284,7 @@ mod linux {
             assert_eq!(tree.left(), Some(2000));
             tree.add(&memory("a/memory.use_hierarchy"), "0\n");
             assert_eq!(tree.left(), Some(FREE));
-            // Above a container's mount.
+            // A limit above a container's mount.
             tree.add(&memory("a/b/memory.stat"), "hierarchical_memory_limit 1000\ntotal_inactive_file 700\n");
             assert_eq!(tree.left(), Some(900));
         }

@@ -5,7 +5,7 @@ use crate::model::arch::{SUPPORTED, unsupported};
 use crate::program::{Rope, RopeScaling, RopeStyle};
 use crate::{Error, Result};
 
-/// What the families of this version have in common.
+/// The settings that the families of this version have in common.
 #[derive(Debug, Clone)]
 pub(crate) struct Config {
     /// `general.architecture`, the prefix of the other keys.
@@ -29,14 +29,15 @@ pub(crate) struct Config {
     pub(crate) rope_scaling: RopeScaling,
 }
 
-/// More than any real model has; keeps products of sizes far from overflow.
+/// More than any real model has. The bound keeps products of sizes far from overflow.
 const LARGEST: usize = 1 << 24;
 
 impl Config {
     pub(crate) fn read(gguf: &Gguf) -> Result<Self> {
         let meta = gguf.metadata();
         let arch = meta.str("general.architecture")?.ok_or_else(|| missing("general.architecture"))?;
-        // First of all, so that the keys an unknown architecture lacks are not called missing.
+        // Checked first, so that no error calls keys missing that an unknown architecture does not
+        // have.
         if !SUPPORTED.contains(&arch) {
             return Err(unsupported(arch));
         }
@@ -109,7 +110,8 @@ impl Config {
         })
     }
 
-    /// The rotary embedding that the metadata describe, with the factors of `rope_freqs.weight` where given.
+    /// The rotary embedding that the metadata describe, with the factors of `rope_freqs.weight`
+    /// where the file has them.
     pub(crate) fn rope(&self, style: RopeStyle, factors: Option<&[f32]>) -> Result<Rope> {
         Rope::new(style, self.rope_columns, self.rope_base, self.rope_scaling, factors)
     }
@@ -134,7 +136,7 @@ fn size(meta: &Metadata, key: &str) -> Result<Option<usize>> {
     }
 }
 
-/// A size that may be given for each layer, where all layers must agree.
+/// A size that the file may give for each layer; all layers must agree.
 fn uniform(meta: &Metadata, key: &str) -> Result<Option<usize>> {
     if !matches!(meta.get(key), Some(crate::gguf::Value::Array(_))) {
         return size(meta, key);

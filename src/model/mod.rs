@@ -27,8 +27,8 @@ use std::sync::Arc;
 
 /// A loaded model: weights, tokenizer, chat template and the device that runs it.
 ///
-/// Cloning is cheap (the clones share everything), and a model may be used from any number of threads. What is
-/// particular to one conversation is in a [`Session`](crate::Session).
+/// Cloning is cheap (the clones share everything), and any number of threads may use a model. A
+/// [`Session`](crate::Session) holds the state of one conversation.
 #[derive(Clone)]
 pub struct Model(Arc<Inner>);
 
@@ -49,9 +49,8 @@ struct Inner {
 impl Model {
     /// Loads a model with the default [options](Self::options): the best usable device, the context length that the
     /// model was trained for.
-    ///
     /// # Errors
-    /// What is wrong with the file, or why it cannot be run.
+    /// The error says what is wrong with the file, or why it cannot run.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         Self::options().load(path)
     }
@@ -82,7 +81,7 @@ impl Model {
             log::warn!("{}: the chat template is unusable: {e}", gguf.path().display());
         }
         let context = options.context.unwrap_or(config.context);
-        // Whoever computes has the data, and gives it back when it is not needed any more.
+        // The backend owns the data, and gives it back when it is not needed any more.
         let (gguf, data) = (gguf.without_data(), gguf);
         let (backend, report, rescue) = options.open_backend(data, &program, &config)?;
         log::info!("{}: {}, {}", gguf.path().display(), config.arch, backend.describe());
@@ -129,14 +128,14 @@ impl Model {
         self.0.gguf.metadata().str("general.name").ok().flatten()
     }
 
-    /// The file: metadata and the list of tensors. Their [data](Gguf::data) is not there: what runs the model has it, as it
-    /// needs it. Whoever wants it opens the file once more.
+    /// The file: metadata and the list of tensors. Their [data](Gguf::data) is not there: the
+    /// backend has it, in the form that it needs. To get the data, open the file again.
     pub fn gguf(&self) -> &Gguf {
         &self.0.gguf
     }
 
-    /// Which device runs the model, and why others do not. Where that device failed in use, the CPU does from then on,
-    /// and the report says so.
+    /// Which device runs the model, and why others do not. If that device fails in use, the CPU
+    /// takes over, and the report says so.
     pub fn device_report(&self) -> &DeviceReport {
         self.0.rescue.as_ref().and_then(Rescue::report).unwrap_or(&self.0.report)
     }
@@ -151,7 +150,7 @@ impl Model {
         self.backend().threads()
     }
 
-    /// The forward pass as text, an operation a line: for debugging models.
+    /// The forward pass as text, one operation per line: for debugging models.
     pub fn program(&self) -> impl fmt::Display + '_ {
         &*self.0.program
     }
@@ -161,18 +160,19 @@ impl Model {
         self.0.program.bytes_per_token()
     }
 
-    /// Bytes of cached keys and values that are read to generate one token behind `depth` others: with
-    /// [`bytes_per_token`](Self::bytes_per_token) the measure of decoding speed in long contexts.
+    /// Bytes of cached keys and values that are read to generate one token after `depth` others.
+    /// Together with [`bytes_per_token`](Self::bytes_per_token), this measures decoding speed in
+    /// long contexts.
     pub fn kv_bytes_per_token(&self, depth: usize) -> u64 {
         cpu::kv_bytes_read(&self.0.program, self.0.kv_type, depth)
     }
 
-    /// Runs `work` while each kernel that this model runs on its GPU is timed there, and returns how long each took, the
-    /// longest first.
+    /// Runs `work` while the GPU times each kernel that it runs for this model. Returns how long
+    /// each kernel took, the longest first.
     ///
-    /// Passes of all sessions of the model count, on any thread, with the draws of their tokens. They compute what they
-    /// always do, a little slower: kernels are launched one by one. Where the GPU runs a part of the model, that part is
-    /// timed.
+    /// The profile counts the passes of all sessions of the model, on any thread, including the
+    /// draws of tokens. They compute the same as always, but a little slower, because kernels are
+    /// launched one by one. If the GPU runs only a part of the model, only that part is timed.
     ///
     /// ```no_run
     /// # fn main() -> wavelm::Result<()> {
@@ -188,10 +188,10 @@ impl Model {
     /// ```
     ///
     /// # Errors
-    /// Before `work` runs: `Unsupported` where the CPU runs the model, `InvalidInput` where it is profiled already,
-    /// `Device` where the driver has no times.
+    /// Before `work` runs: `Unsupported` where the CPU runs the model, `InvalidInput` where a
+    /// profile of it runs already, `Device` where the driver cannot measure times.
     pub fn profile<T>(&self, work: impl FnOnce() -> T) -> Result<(T, Vec<KernelTime>)> {
-        /// Ends the profile, also where `work` panics.
+        /// Ends the profile, even if `work` panics.
         struct Profile(Option<Arc<dyn Backend>>);
         impl Profile {
             fn end(&mut self) -> Vec<KernelTime> {
@@ -210,17 +210,18 @@ impl Model {
         Ok((done, profile.end()))
     }
 
-    /// What runs new sessions.
+    /// The backend of new sessions.
     pub(crate) fn backend(&self) -> &Arc<dyn Backend> {
         self.0.rescue.as_ref().and_then(Rescue::backend).unwrap_or(&self.0.backend)
     }
 
-    /// Where a session goes whose device was given up meanwhile.
+    /// The backend to move to for a session whose device was given up meanwhile.
     pub(crate) fn follow(&self) -> Option<Arc<dyn Backend>> {
         self.0.rescue.as_ref()?.follow(self.0.report.device())
     }
 
-    /// Where a session of the model's first device goes after `error`; `None` where it stays.
+    /// The backend to move to for a session of the model's first device after `error`; `None` where
+    /// it stays.
     pub(crate) fn rescue(&self, error: &Error) -> Option<Arc<dyn Backend>> {
         self.0.rescue.as_ref()?.rescue(&self.0.program, &self.0.report, error)
     }

@@ -1,4 +1,4 @@
-//! How a model is loaded.
+//! Options for loading a model.
 
 use super::config::Config;
 use super::placement::{Load, Placement};
@@ -17,7 +17,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How far loading has come.
+/// How far loading has progressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Progress {
@@ -33,12 +33,12 @@ impl Progress {
         if self.total_bytes == 0 { 1.0 } else { self.bytes as f64 / self.total_bytes as f64 }
     }
 
-    /// What a callback returns to let the loading go on.
+    /// Return this from a callback to continue loading.
     pub fn go_on(&self) -> ControlFlow<()> {
         ControlFlow::Continue(())
     }
 
-    /// What a callback returns to give up; loading then ends with an error of the kind
+    /// Return this from a callback to give up. Loading then ends with an error of the kind
     /// [`Cancelled`](ErrorKind::Cancelled).
     pub fn cancel(&self) -> ControlFlow<()> {
         ControlFlow::Break(())
@@ -49,8 +49,9 @@ impl Progress {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MemoryEstimate {
-    /// The weights, of which a process holds each once. On the CPU these are pages of the mapped file, which the system may
-    /// drop and read again, until they are copied; copies, and files that are [read](LoadOptions::map), stay in memory.
+    /// The weights; a process holds each once. On the CPU they are pages of the mapped file, which
+    /// the system may drop and read again, until they are copied. Copies, and files that are
+    /// [read](LoadOptions::map), stay in memory.
     pub weights: u64,
     /// The cache of one session whose context is full.
     pub kv_cache: u64,
@@ -59,7 +60,7 @@ pub struct MemoryEstimate {
 }
 
 impl MemoryEstimate {
-    /// All of it, with one session.
+    /// The sum of all, with one session.
     pub fn total(&self) -> u64 {
         self.weights.saturating_add(self.kv_cache).saturating_add(self.buffers)
     }
@@ -118,31 +119,33 @@ impl LoadOptions {
 
     /// Which device runs the model. Default: [`Device::Auto`].
     ///
-    /// On the CPU the logits after some tokens are the same bits however the tokens came into the
+    /// On the CPU the logits after some tokens have the same bits however the tokens came into the
     /// context: in one prompt or one by one, alone or in passes with other sequences, the first
     /// time or again after the cache was dropped, on any number of threads. They differ between
-    /// instruction sets, as they do between devices. On a GPU, passes of other lengths add up in
-    /// other orders, so that a text may depend on how its context was evaluated.
+    /// instruction sets and between devices. A GPU adds up in another order when a pass has another
+    /// length, so a text may depend on how its context was evaluated.
     pub fn device(mut self, device: Device) -> Self {
         self.device = device;
         self
     }
 
-    /// How many threads compute, the calling one included. Default: `$WAVELM_THREADS`, else the number of physical
-    /// cores that this process may use. Where a GPU computes, they read the weights, and are eight at most.
+    /// How many threads compute, including the calling one. Default: `$WAVELM_THREADS`, else the
+    /// number of physical cores that this process may use. If a GPU computes, the threads read the
+    /// weights, and there are at most eight.
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = Some(threads);
         self
     }
 
-    /// Computes on the caller's pool instead of one that the model owns. [`threads`](Self::threads) is then ignored.
+    /// Computes on the caller's pool instead of the model's own one. [`threads`](Self::threads) is
+    /// then ignored.
     pub fn pool(mut self, pool: Arc<rayon::ThreadPool>) -> Self {
         self.pool = Some(pool);
         self
     }
 
-    /// The longest context of a session, in tokens. Default: what the model was trained for. Memory for the cache is
-    /// taken as sessions grow, not in advance.
+    /// The longest context of a session, in tokens. Default: the length that the model was trained
+    /// for. The cache takes memory as sessions grow, not in advance.
     pub fn context(mut self, tokens: usize) -> Self {
         self.context = Some(tokens);
         self
@@ -160,26 +163,27 @@ impl LoadOptions {
         self
     }
 
-    /// Calls `callback` while the weights are brought into memory: on a GPU as they arrive there, where they are those
-    /// that the model needs; on the CPU as they are read, where without a callback they are only mapped, and read when
-    /// first used. A file that is not [mapped](Self::map) is read before, all of it: then these are the bytes of the file. If a
-    /// GPU turns out not to be usable, the next device starts again from 0.
+    /// Calls `callback` while the weights come into memory. With a GPU it counts the weights that
+    /// the model needs, as they arrive there. With the CPU it counts bytes as they are read;
+    /// without a callback the weights are only mapped, and read when first used. A file that is not
+    /// [mapped](Self::map) is read completely before that, and the callback counts the bytes of the
+    /// file. If a GPU turns out to be unusable, the next device starts again from 0.
     pub fn on_progress(mut self, callback: impl FnMut(Progress) -> ControlFlow<()> + Send + 'static) -> Self {
         self.on_progress = Some(Box::new(callback));
         self
     }
 
-    /// Which layers a GPU runs. Default: [`Placement::Automatic`], which leaves room for a session of the
-    /// [context](Self::context) that was asked for, else for one of 4,096 tokens.
+    /// Which layers a GPU runs. Default: [`Placement::Automatic`], which leaves room for one
+    /// session of the [context](Self::context) set here, or of 4,096 tokens if none is set.
     pub fn placement(mut self, placement: Placement) -> Self {
         self.placement = placement;
         self
     }
 
-    /// Whether sessions go on on the CPU where a GPU fails in use: their tokens are evaluated again
-    /// there. Tokens that were given stand, and what follows is, bit by bit, what a session on the
-    /// CPU writes after them, which need not be what the GPU would have written. An
-    /// [event](Self::on_event) and a logged warning tell of it. Where it is off, the session
+    /// Whether sessions go on on the CPU when a GPU fails in use: the CPU evaluates their tokens
+    /// again. Tokens that were already returned stand. The continuation is, bit by bit, the same as
+    /// that of a session on the CPU after these tokens; the GPU might have continued otherwise. An
+    /// [event](Self::on_event) and a logged warning report the move. If this is off, the session
     /// returns the error. Default: on.
     pub fn rescue(mut self, on: bool) -> Self {
         self.rescue = on;
@@ -188,63 +192,70 @@ impl LoadOptions {
 
     /// Whether the file is mapped into memory. Default: on.
     ///
-    /// Mapped, a model loads in no time, and its weights are read when they are first used. But whoever changes the file
-    /// meanwhile changes the weights, and whoever cuts it short ends the process with a bus error (SIGBUS) when a lost part is
-    /// used; replacing it by renaming another one over it is harmless. On the CPU the danger is over once all weights are
-    /// copied to the order that the kernels are fastest with, which is done between the first tokens (some fifty) where there
-    /// is memory for it: the file is then let go of. It stays mapped where nothing is copied: with little memory, on ARM, for
-    /// models of floating-point weights, with [`Precision::Reference`] and where `WAVELM_CPU_WEIGHTS=mapped` says so. Where a
-    /// GPU runs the model, it stays mapped for a [rescue](Self::rescue).
+    /// A mapped model loads in no time, and its weights are read when they are first used. But a
+    /// change of the file changes the weights, and cutting it short ends the process with a bus
+    /// error (SIGBUS) when a lost part is used. Replacing it by renaming another file over it is
+    /// harmless. On the CPU the danger is over once all weights are copied to the order that the
+    /// kernels read fastest. This happens between the first tokens (some fifty) where there is
+    /// memory for it; afterwards the file is let go of. It stays mapped where nothing is copied:
+    /// with little memory, on ARM, for models of floating-point weights, with
+    /// [`Precision::Reference`] and with `WAVELM_CPU_WEIGHTS=mapped`. If a GPU runs the model, the
+    /// file stays mapped for a [rescue](Self::rescue).
     ///
-    /// Off, the file is read into memory before the model is loaded, which takes as long as reading does. What happens to the
-    /// file afterwards does not matter; one that is cut short before all was read is an error of the kind
-    /// [`Io`](ErrorKind::Io). A process holds each weight once in either case: on the CPU, the weights are put in the faster
-    /// order where they lie, unless `WAVELM_CPU_WEIGHTS=mapped` asks for the file's.
+    /// If this is off, the file is read into memory before the model is loaded, which takes as long
+    /// as reading does. Later changes of the file do not matter; a file that is cut short before
+    /// all was read gives an error of the kind [`Io`](ErrorKind::Io). In either case a process
+    /// holds each weight once: on the CPU, the weights are put in the faster order in place, unless
+    /// `WAVELM_CPU_WEIGHTS=mapped` asks for the file's order.
     ///
-    /// For [`load_gguf`](Self::load_gguf) the caller has decided, by [`Gguf::open`] or [`Gguf::read`].
+    /// With [`load_gguf`](Self::load_gguf) the caller has decided already, by [`Gguf::open`] or
+    /// [`Gguf::read`].
     pub fn map(mut self, on: bool) -> Self {
         self.map = on;
         self
     }
 
-    /// Calls `callback` when something happens to the model in use that a program may want to tell of, on the thread
-    /// that it happens to.
+    /// Calls `callback` when something happens to the running model that a program may want to
+    /// report. The call comes on the thread on which the event happens.
     pub fn on_event(mut self, callback: impl Fn(&Event) + Send + Sync + 'static) -> Self {
         self.on_event = Some(Box::new(callback));
         self
     }
 
-    /// How many threads copy weights to a GPU at a time, eight at most. Default: [`threads`](Self::threads). One is slower, and a
-    /// way out where a driver loses copies that run beside each other.
+    /// How many threads copy weights to a GPU at a time, at most eight. Default:
+    /// [`threads`](Self::threads). One thread is slower, but helps if a driver loses concurrent
+    /// copies.
     pub fn copy_threads(mut self, threads: usize) -> Self {
         self.copy_threads = Some(threads);
         self
     }
 
-    /// Whether all weights are read back from a GPU once they are there, and compared with what was sent: what lies in damaged
-    /// memory, or was lost on the way, is an error of the device. Takes about as long as sending them. Default: off.
+    /// Whether to read all weights back from a GPU after sending them, and compare. Weights in
+    /// damaged memory, or lost on the way, are then an error of the device. Takes about as long as
+    /// sending them. Default: off.
     ///
-    /// In either case a part of the weights is looked at again now and then while the model runs.
+    /// In either case, a part of the weights is checked again now and then while the model runs.
     pub fn verify(mut self, on: bool) -> Self {
         self.verify = on;
         self
     }
 
-    /// How long a GPU may leave a question unanswered before it is given up: it then gets no further call, its memory is
-    /// leaked, since it may still write there, and sessions [go on](Self::rescue) on the CPU. Work that is expected to take
-    /// long is waited for longer, twenty times that. The self-test of a device, before a model is loaded, has a third of
-    /// this time for all of its waits together. Default: 30 seconds.
+    /// How long to wait for a GPU's answer before giving the GPU up. A GPU that was given up gets
+    /// no further call; its memory is leaked, because it may still write there, and sessions [go
+    /// on](Self::rescue) on the CPU. Work that is expected to take long gets twenty times as long.
+    /// The self-test of a device, before a model is loaded, has a third of this time for all its
+    /// waits together. Default: 30 seconds.
     ///
-    /// Nothing ends a kernel that hangs, and a driver waits for one without end.
+    /// Nothing can end a kernel that hangs, and a driver waits for it forever.
     pub fn device_timeout(mut self, time: Duration) -> Self {
         self.device_timeout = time;
         self
     }
 
-    /// Loads the model at `path`; of a split model, any part.
+    /// Loads the model at `path`; for a split model, the path of any part.
     ///
     /// # Errors
-    /// What is wrong with the file, an option or the device.
+    /// The error says what is wrong with the file, an option or the device.
     pub fn load(mut self, path: impl AsRef<Path>) -> Result<Model> {
         self.check()?;
         let gguf = match self.map {
@@ -263,8 +274,8 @@ impl LoadOptions {
         Model::load_with(&mut self, gguf)
     }
 
-    /// How much memory the model at `path` would take with these options, without loading it. Only the header is read, and the
-    /// file mapped for that.
+    /// How much memory the model at `path` would take with these options, without loading it. This
+    /// maps the file and reads only the header.
     ///
     /// # Errors
     /// As [`load`](Self::load).
@@ -310,7 +321,7 @@ impl LoadOptions {
         }
     }
 
-    /// Tells who watches how far loading has come.
+    /// Reports loading progress to the callback.
     fn tell(&mut self, bytes: u64, total_bytes: u64) -> Result<()> {
         match self.on_progress.as_mut().map(|callback| callback(Progress { bytes, total_bytes })) {
             Some(ControlFlow::Break(())) => {
@@ -320,9 +331,9 @@ impl LoadOptions {
         }
     }
 
-    /// Reads all tensors in, if somebody watches.
+    /// Reads in all tensors, if there is a callback.
     fn prefetch(&mut self, gguf: &Gguf) -> Result<()> {
-        // What was read was told of.
+        // The callback has already heard of a file that was read.
         if self.on_progress.is_none() || !(self.map || gguf.is_mapped()) {
             return Ok(());
         }
@@ -332,7 +343,7 @@ impl LoadOptions {
         for tensor in gguf.tensors() {
             const STEP: usize = 16 << 20;
             for part in gguf.data(tensor).chunks(STEP) {
-                // One byte of each memory page makes the system read the page.
+                // Reading one byte of a memory page makes the system load that page.
                 std::hint::black_box(part.iter().step_by(4096).fold(0u8, |sum, &b| sum.wrapping_add(b)));
                 bytes += part.len() as u64;
                 self.tell(bytes, total_bytes)?;
@@ -341,7 +352,8 @@ impl LoadOptions {
         Ok(())
     }
 
-    /// Chooses the device and loads the program there; with where its sessions go when it fails, unless that is not wanted.
+    /// Chooses the device and loads the program there. Also returns the backend to move sessions to
+    /// when the device fails, unless the options rule that out.
     pub(super) fn open_backend(
         &mut self,
         gguf: Gguf,
@@ -381,7 +393,7 @@ impl LoadOptions {
                     return Ok((backend, report.with_placement(part), rescue));
                 }
                 Err(e) if e.kind() == ErrorKind::Cancelled => return Err(e),
-                // What the caller forces is no reason to do something else.
+                // A forced placement is an error where it does not fit, instead of a fallback.
                 Err(e) if self.placement != Placement::Automatic && e.kind() == ErrorKind::OutOfMemory => {
                     return Err(e);
                 }

@@ -12,31 +12,34 @@ use std::sync::Arc;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Placement {
-    /// All where they fit its memory, with the cache of a session and the buffers of a pass. Else as many as fit, the
-    /// first ones, and the CPU runs the others.
+    /// All layers, if they fit in the GPU's memory together with the cache of a session and the
+    /// buffers of a pass. Otherwise the GPU runs as many of the first layers as fit, and the CPU
+    /// the others.
     #[default]
     Automatic,
-    /// The first so many; the CPU runs the others. As many as the model has, or more, are all of it, with the output
-    /// matrix. What does not fit is an error of the kind [`OutOfMemory`](ErrorKind::OutOfMemory).
+    /// The first N layers; the CPU runs the others. A number equal to the model's or larger places
+    /// the whole model, with the output matrix. A placement that does not fit is an error of the
+    /// kind [`OutOfMemory`](ErrorKind::OutOfMemory).
     Layers(usize),
 }
 
-/// What is placed on a GPU.
+/// A model to place on a GPU.
 pub(super) struct Load<'a> {
     pub(super) gguf: &'a Arc<Gguf>,
     pub(super) program: &'a Arc<Program>,
     pub(super) hip: hip::HipOptions,
     pub(super) cpu: cpu::CpuOptions,
-    /// The context that there must be room for.
+    /// The context to leave room for.
     pub(super) context: usize,
 }
 
 impl Load<'_> {
-    /// Loads the model; where the GPU does not run all of it, the text says how much and why. `tell` hears how many bytes
-    /// of weights are on the GPU.
+    /// Loads the model. If the GPU does not run all of it, the returned text says how much it runs
+    /// and why. `tell` hears how many bytes of weights are on the GPU.
     ///
     /// # Errors
-    /// `OutOfMemory` where not even one layer fits, or not as many as were asked for; else as the backends' own.
+    /// `OutOfMemory` where not even one layer fits, or not the requested number; otherwise the
+    /// backends' errors.
     pub(super) fn place(
         &self,
         placement: Placement,
@@ -66,10 +69,11 @@ impl Load<'_> {
         Ok((Arc::new(SplitBackend::new(front, back)), Some(text)))
     }
 
-    /// As many layers as fit: by what is free now, and one after the other fewer where the device has less after all.
+    /// Places as many layers as fit. Starts from the memory that is free now, and tries one layer
+    /// fewer at a time if the device has less after all.
     fn fit(&self, layers: usize, tell: &mut Tell<'_>) -> Result<(Arc<dyn Backend>, Option<String>)> {
         let free = hip::free_memory(self.hip.gpu)?;
-        // Code and what the driver keeps for itself.
+        // Leaves room for code and for the driver's own memory.
         let usable = free - free / 32;
         let needed = |program: &Arc<Program>| hip::bytes(&self.hip, program, self.context);
         let all = needed(self.program)?;

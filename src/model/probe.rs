@@ -1,7 +1,8 @@
-//! The first use of a GPU on a machine, in a process of its own: a driver that crashes there ends that one.
+//! The first use of a GPU on a machine runs in a child process, so that a driver that crashes there
+//! ends only that process.
 //!
-//! The process runs the caller's own program, whose `main` calls [`probe_child_entry`] first. Where that was not called no
-//! process is started: the program would do whatever else it does.
+//! The child runs the caller's own program, whose `main` calls [`probe_child_entry`] first. Without
+//! that call no process is started, because the program would do its normal work instead.
 
 use super::config::Config;
 use super::{LoadOptions, arch};
@@ -17,21 +18,23 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// What is asked of the process: device, precision, type of the cache, seconds of patience.
+/// The request to the child: device, precision, type of the cache, seconds of patience.
 const REQUEST: &str = "WAVELM_PROBE_CHILD";
-/// The model whose kernels it tests.
+/// The path of the model whose kernels the child tests.
 const MODEL: &str = "WAVELM_PROBE_MODEL";
-/// How it ends where nothing crashed, whatever else was found: that is found here again.
+/// The child's exit code if nothing crashed. Any other finding does not matter: the parent finds it
+/// again.
 const SURVIVED: u8 = 86;
-/// What is kept for a machine whose driver survived.
+/// The record that is kept for a machine whose driver survived.
 const WELL: &[u8] = b"survived";
 
 static WAS_ENTERED: AtomicBool = AtomicBool::new(false);
 
-/// To be called first in `main`, before threads are started and arguments are read, by programs that use
-/// [`LoadOptions::probe_in_child`].
+/// Programs that use [`LoadOptions::probe_in_child`] call this first in `main`, before they start
+/// threads or read arguments.
 ///
-/// It returns at once, but in the process that wavelm starts to try a GPU out: there it does that, and ends the process.
+/// It returns at once, except in the process that wavelm starts to try out a GPU. There it does
+/// that, and ends the process.
 ///
 /// ```no_run
 /// fn main() -> wavelm::Result<()> {
@@ -49,12 +52,12 @@ pub fn probe_child_entry() {
     };
     let asked = request.to_str().and_then(Request::parse);
     if let (Some(asked), Some(model)) = (asked, env::var_os(MODEL)) {
-        // A typed error is no crash.
+        // An error of a known kind is no crash.
         asked.answer(Path::new(&model)).ok();
     }
-    // What a driver does when a process ends may crash too, but says nothing.
+    // A driver may also crash while a process ends, but that tells nothing about it.
     #[cfg(unix)]
-    // SAFETY: nothing of this process is needed any more.
+    // SAFETY: nothing of this process is needed any more, and `_exit` runs no handlers.
     unsafe {
         libc::_exit(i32::from(SURVIVED))
     };
@@ -62,7 +65,7 @@ pub fn probe_child_entry() {
     std::process::exit(i32::from(SURVIVED));
 }
 
-/// What is to be tried.
+/// The settings to try out.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Request {
     pub(super) device: Device,
@@ -91,7 +94,7 @@ impl Request {
         Some(Self { device, precision, kv_type, patience })
     }
 
-    /// Tests the devices that the model would be loaded on, as loading does.
+    /// Tests the devices on which the model would be loaded, as loading does.
     fn answer(&self, model: &Path) -> Result<()> {
         let gguf = Gguf::open(model)?;
         let config = Config::read(&gguf)?;
@@ -109,10 +112,10 @@ impl Request {
         Ok(())
     }
 
-    /// Whether the driver of this machine survives; asks the cache first.
+    /// Checks that this machine's driver survives; asks the cache first.
     ///
     /// # Errors
-    /// `Device` where it crashed or did not end, now or before.
+    /// `Device` where the driver crashed or did not end, now or in an earlier run.
     pub(super) fn probe(&self, gguf: &Gguf) -> Result<()> {
         let skip = |reason: &str| log::warn!("the GPU is not tried out in a process of its own: {reason}");
         if !WAS_ENTERED.load(Ordering::Relaxed) {
@@ -123,7 +126,7 @@ impl Request {
             skip("the model is no file");
             return Ok(());
         }
-        // No driver is started for that.
+        // Finding the machine's identity starts no driver.
         let Some(machine) = hip::machine() else { return Ok(()) };
         let known = match machine.known() {
             Some(known) => known,
@@ -150,9 +153,9 @@ impl Request {
         ))
     }
 
-    /// Runs the program again; what is to be kept of it.
+    /// Runs the program again as the child; returns the record to keep.
     fn run(&self, model: &Path) -> Result<Vec<u8>> {
-        /// Each wait in the process has a deadline of its own; starting may have several.
+        /// Each wait in the child has a deadline of its own, and starting may need several waits.
         const FACTOR: u32 = 4;
         let program = env::current_exe().map_err(|e| Error::io("cannot find the program itself", e))?;
         let mut command = Command::new(program);
@@ -164,7 +167,7 @@ impl Request {
             match child.try_wait() {
                 Ok(Some(status)) => break Some(status),
                 Ok(None) if began.elapsed() < limit => std::thread::sleep(Duration::from_millis(5)),
-                // Also where nobody can say how it ended.
+                // This also covers the case that nobody can say how it ended.
                 _ => break None,
             }
         };
@@ -177,7 +180,7 @@ impl Request {
     }
 }
 
-/// What is kept of how the process ended.
+/// The record to keep of how the process ended.
 fn outcome(ended: Option<ExitStatus>, limit: Duration) -> Vec<u8> {
     match ended {
         Some(status) if status.code() == Some(i32::from(SURVIVED)) => WELL.to_vec(),
@@ -187,12 +190,15 @@ fn outcome(ended: Option<ExitStatus>, limit: Duration) -> Vec<u8> {
 }
 
 impl LoadOptions {
-    /// Whether the first use of a GPU by an unknown driver, that of the self-test, is in a process of its own: where the
-    /// driver crashes, the CPU runs the model, here and in later runs. Default: off.
+    /// Whether the first use of a GPU with an unknown driver, the self-test, runs in a process of
+    /// its own. If the driver crashes there, the CPU runs the model, now and in later runs.
+    /// Default: off.
     ///
-    /// The process runs this program, whose `main` calls [`probe_child_entry`](crate::probe_child_entry) first; where it did
-    /// not, nothing is started, and a warning says so. What was found is kept in the user's cache folder, for this
-    /// combination of GPUs, driver library, system and version of wavelm. Models that are no files are not tried out.
+    /// The process runs this program, whose `main` calls
+    /// [`probe_child_entry`](crate::probe_child_entry) first. If `main` did not call it, no process
+    /// is started, and a warning says so. The result is kept in the user's cache folder, for this
+    /// combination of GPUs, driver library, system and version of wavelm. Models that are not files
+    /// are not tried out.
     pub fn probe_in_child(mut self, on: bool) -> Self {
         self.probe_in_child = on;
         self
@@ -227,7 +233,7 @@ mod tests {
         let limit = Duration::from_secs(9);
         let code = |code: i32| outcome(Some(ExitStatus::from_raw(code << 8)), limit);
         assert_eq!(code(i32::from(SURVIVED)), WELL);
-        // Another program may end so.
+        // Another program may end with this code.
         assert_eq!(code(0), b"it ended with exit status: 0");
         assert!(outcome(Some(ExitStatus::from_raw(6)), limit).starts_with(b"it ended with signal: 6"));
         assert_eq!(outcome(None, limit), b"it did not end in 9s");

@@ -1,4 +1,4 @@
-//! What becomes of the sessions of a device that fails while it is in use: they go on on the CPU.
+//! The rescue: the sessions of a device that fails in use go on on the CPU.
 
 use crate::backend::{Backend, cpu, hip};
 use crate::device::{Device, DeviceReport};
@@ -7,43 +7,43 @@ use crate::program::Program;
 use crate::{Error, ErrorKind, Result};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-/// What happened to a model in use that a program may want to tell of; see
+/// An event of a running model that a program may want to report; see
 /// [`LoadOptions::on_event`](crate::LoadOptions::on_event).
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
-    /// The device of a session failed, or has no memory left. The session evaluates its tokens again on another device
-    /// and goes on there.
+    /// The device of a session failed, or ran out of memory. The session evaluates its tokens again
+    /// on another device and goes on there.
     ///
-    /// Tokens that were given already stand. What follows is what a session on the new device
-    /// writes after exactly these tokens, bit by bit where that is the CPU. It need not be what the
-    /// device that failed would have written: a GPU rounds other numbers than the CPU, so that of
-    /// two tokens that are about as likely it may choose the other one.
+    /// Tokens that were already returned stand. The continuation is the same as that of a session
+    /// on the new device after exactly these tokens, bit by bit if that device is the CPU. The
+    /// failed device might have continued otherwise: a GPU rounds differently from the CPU, so it
+    /// may choose the other one of two tokens that are about equally likely.
     #[non_exhaustive]
     SessionMoved {
-        /// Where the session was.
+        /// The session's previous device.
         from: Device,
-        /// Where it is now.
+        /// The session's new device.
         to: Device,
-        /// What failed.
+        /// What failed, as text.
         reason: String,
     },
 }
 
 pub(super) type OnEvent = Box<dyn Fn(&Event) + Send + Sync>;
 
-/// The way out of a device that fails.
+/// The way out of a failing device.
 pub(super) struct Rescue {
     gguf: Arc<Gguf>,
     cpu: cpu::CpuOptions,
     on_event: Option<OnEvent>,
-    /// Made when a session first needs it, and shared by all that do.
+    /// Made when a session first needs it, and shared by all sessions that do.
     backend: Mutex<Option<Arc<dyn Backend>>>,
-    /// Set once the device is given up: what is true of the model since.
+    /// Set once the device is given up, with the facts about the model from then on.
     lost: OnceLock<Lost>,
 }
 
-/// A device that is given up.
+/// A device that was given up.
 struct Lost {
     report: DeviceReport,
     reason: String,
@@ -51,31 +51,32 @@ struct Lost {
 }
 
 impl Rescue {
-    /// Sessions go to a CPU backend with these options.
+    /// Prepares to move sessions to a CPU backend with these options.
     pub(super) fn new(gguf: Arc<Gguf>, cpu: cpu::CpuOptions, on_event: Option<OnEvent>) -> Self {
         Self { gguf, cpu, on_event, backend: Mutex::default(), lost: OnceLock::new() }
     }
 
-    /// The report since the device was given up.
+    /// The report from the moment the device was given up.
     pub(super) fn report(&self) -> Option<&DeviceReport> {
         self.lost.get().map(|lost| &lost.report)
     }
 
-    /// What runs sessions since the device was given up.
+    /// The backend of sessions from the moment the device was given up.
     pub(super) fn backend(&self) -> Option<&Arc<dyn Backend>> {
         self.lost.get().map(|lost| &lost.backend)
     }
 
-    /// Where a session of a device goes that was given up; tells of it.
+    /// The backend to move to for a session whose device was given up; reports the move.
     pub(super) fn follow(&self, from: Device) -> Option<Arc<dyn Backend>> {
         let lost = self.lost.get()?;
         self.tell(from, &lost.reason);
         Some(Arc::clone(&lost.backend))
     }
 
-    /// Where a session goes whose device, which `report` is about, failed with `error`; tells of it. Nowhere, if the
-    /// error is none of the device's, or the CPU cannot help either. A device that failed in any other way than for
-    /// want of memory is given up: drivers do not recover from that within a process.
+    /// The backend to move to for a session whose device failed with `error`; `report` is about
+    /// that device. Reports the move. `None` if the device is not to blame for the error, or the
+    /// CPU cannot help either. A device is given up after any failure but lack of memory: drivers
+    /// do not recover from such failures within a process.
     pub(super) fn rescue(
         &self,
         program: &Arc<Program>,
@@ -83,7 +84,7 @@ impl Rescue {
         error: &Error,
     ) -> Option<Arc<dyn Backend>> {
         let from = report.device();
-        // A GPU's kernels may not take what the CPU takes.
+        // The CPU accepts inputs that a GPU's kernels may refuse.
         let is_fault = matches!(error.kind(), ErrorKind::Device | ErrorKind::OutOfMemory | ErrorKind::Unsupported);
         if !is_fault || from == Device::Cpu {
             return None;
@@ -95,7 +96,7 @@ impl Rescue {
                 return None;
             }
         };
-        // What passes by itself moves the session alone.
+        // A transient error moves only this session.
         if error.kind() == ErrorKind::Device && !hip::is_transient(error) {
             self.lost.get_or_init(|| {
                 let reason = error.to_string();
@@ -114,7 +115,7 @@ impl Rescue {
     }
 
     fn cpu(&self, program: &Arc<Program>) -> Result<Arc<dyn Backend>> {
-        // Held while the backend is made, so that no two threads make one.
+        // The lock is held while the backend is made, so that no two threads make one.
         let mut made = self.backend.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(backend) = &*made {
             return Ok(Arc::clone(backend));

@@ -1,4 +1,4 @@
-//! What a bug in a forward pass does to a session.
+//! The effect of a bug in a forward pass on a session.
 
 use super::*;
 use crate::session::{Prompt, Session};
@@ -7,7 +7,7 @@ use crate::{ErrorKind, Precision};
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tiny/llama-gqa-tied.gguf");
 
-/// The model, and the same with a pass that panics unless it has one token.
+/// The model, and the same model with a pass that panics unless it has exactly one token.
 fn sound_and_broken(threads: usize) -> Option<(Model, Model)> {
     if !Path::new(FILE).exists() {
         println!("skipped: {FILE} is not there");

@@ -1,18 +1,18 @@
-//! How a family writes its program.
+//! How a model family writes its program.
 
 use super::{Buf, BufInfo, KvShape, Op, Program, Rope, RowKind, Weight, WeightInfo};
 use crate::gguf::{Gguf, TensorInfo, TensorType};
 use crate::{Error, Result, memory, quant};
 
-/// Writes a [`Program`] while checking every weight against the file.
+/// Writes a [`Program`], and checks every weight against the file on the way.
 pub(crate) struct Builder<'a> {
     gguf: &'a Gguf,
     program: Program,
-    /// Of lists for which there was no memory; `build` reports it.
+    /// Remembers that memory for a list ran out; `build` reports it.
     full: Result<()>,
 }
 
-/// What memory is for.
+/// What the memory is for, in texts of errors.
 const WHAT: &str = "the program of the model";
 
 impl<'a> Builder<'a> {
@@ -49,7 +49,8 @@ impl<'a> Builder<'a> {
     /// The matrix `tensor` with `columns` inputs and `rows` outputs.
     ///
     /// # Errors
-    /// Where the file has no such tensor, has it in another shape, or in a type that cannot be dequantized.
+    /// Where the file has no such tensor, or has it in another shape or in a type that cannot be
+    /// dequantized.
     pub(crate) fn matrix(&mut self, tensor: &str, columns: usize, rows: usize) -> Result<Weight> {
         let info = self.gguf.tensor(tensor).ok_or_else(|| {
             Error::invalid_file(format!("tensor {tensor} is missing, but a model of this architecture needs it"))
@@ -67,7 +68,8 @@ impl<'a> Builder<'a> {
                 info.tensor_type()
             )));
         }
-        // Norms and biases are used as they are; every writer of GGUF files stores them as F32 (or F16).
+        // Norms and biases are used as stored; every writer of GGUF files stores them as F32 (or
+        // F16).
         if rows == 1 && !matches!(info.tensor_type(), TensorType::F32 | TensorType::F16 | TensorType::BF16) {
             return Err(Error::unsupported(format!(
                 "tensor {tensor} is a vector of type {:?}; only F32, F16 and BF16 vectors are supported",
@@ -103,7 +105,7 @@ impl<'a> Builder<'a> {
         Ok(Some(out))
     }
 
-    /// Registers a rotary embedding; the result is what [`Op::Rope`] names.
+    /// Registers a rotary embedding and returns its number, to use in [`Op::Rope`].
     pub(crate) fn rope(&mut self, rope: Rope) -> usize {
         if let Some(known) = self.program.ropes.iter().position(|r| *r == rope) {
             return known;
@@ -112,7 +114,8 @@ impl<'a> Builder<'a> {
         self.program.ropes.len() - 1
     }
 
-    /// Adds a layer to the cache; the result is what [`Op::StoreKv`] and [`Op::Attention`] name.
+    /// Adds a layer to the cache and returns its number, to use in [`Op::StoreKv`] and
+    /// [`Op::Attention`].
     pub(crate) fn kv_layer(&mut self, shape: KvShape) -> usize {
         let layer = self.program.kv.len();
         self.keep_full(|program| memory::push(&mut program.kv, shape, WHAT));
@@ -123,7 +126,7 @@ impl<'a> Builder<'a> {
         self.keep_full(|program| memory::push(&mut program.ops, op, WHAT));
     }
 
-    /// Adds to the program, unless memory was short before.
+    /// Adds to the program, unless memory ran out before.
     fn keep_full(&mut self, add: impl FnOnce(&mut Program) -> Result<()>) {
         if self.full.is_ok() {
             self.full = add(&mut self.program);

@@ -1,11 +1,12 @@
-//! Cutting a program into parts: between layers one buffer alone, the residual stream, is alive.
+//! Cutting a program into parts. Between layers only one buffer, the residual stream, is alive, so
+//! a program can be cut there.
 
 use super::liveness::Effects;
 use super::{Buf, Op, Operands, Program, RowKind, Use, Weight, WeightUse};
 use crate::{Result, memory};
 use std::collections::HashMap;
 
-/// Puts other numbers in the place of operands.
+/// Gives operands new numbers.
 struct Renumber<'a> {
     buf: &'a mut Numbers,
     weight: &'a mut Numbers,
@@ -26,7 +27,7 @@ impl Operands for Renumber<'_> {
     }
 }
 
-/// A place between two operations where one buffer alone is alive.
+/// A place between two operations where only one buffer is alive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Cut {
     /// The first operation after it.
@@ -36,14 +37,15 @@ pub(crate) struct Cut {
 }
 
 impl Program {
-    /// For each layer of the cache where it begins: after everything that the layers before it compute, and before all
-    /// that it computes itself. `None` where more than one buffer crosses.
+    /// For each layer of the cache, the place where it begins: after everything that earlier layers
+    /// compute, and before anything that it computes itself. `None` where more than one buffer
+    /// crosses.
     ///
     /// # Errors
     /// `OutOfMemory`.
     pub(crate) fn layer_cuts(&self) -> Result<Vec<Option<Cut>>> {
         let mut alive = memory::filled(self.buffers.len(), false, WHAT)?;
-        // Before each operation, the only buffer that is alive.
+        // For each operation, the only buffer that is alive before it.
         let mut single = memory::filled(self.ops.len(), None, WHAT)?;
         for (at, op) in self.ops.iter().enumerate().rev() {
             let Effects { reads, overwrites } = op.effects();
@@ -77,8 +79,9 @@ impl Program {
         memory::collected((0..self.kv.len()).map(cut), WHAT)
     }
 
-    /// A program of these operations alone, with the buffers, weights and layers that they use. `seam` is its buffer
-    /// number 0; where the operations do not end with the logits, it is what they compute.
+    /// A program of these operations alone, with the buffers, weights and layers that they use.
+    /// `seam` becomes buffer number 0. It is the result where the operations do not end with the
+    /// logits.
     ///
     /// # Errors
     /// `OutOfMemory`.
@@ -93,7 +96,7 @@ impl Program {
             op.operands(&mut Renumber { buf: &mut bufs, weight: &mut weights, layer: &mut layers });
             op
         };
-        // Room for one more.
+        // Room for one more: the logits.
         let mut part = memory::with_room(ops.len() + 1, WHAT)?;
         part.extend(ops.iter().map(&mut renumber));
         let mut ops: Vec<Op> = part;
@@ -112,7 +115,7 @@ impl Program {
     }
 }
 
-/// What memory is for.
+/// What the memory is for, in texts of errors.
 const WHAT: &str = "the parts of a model on two devices";
 
 /// New numbers in the order of first use.
@@ -122,7 +125,7 @@ struct Numbers {
 }
 
 impl Numbers {
-    /// Room for so many.
+    /// Makes room for `count` numbers.
     fn new(count: usize) -> Result<Self> {
         let mut new = HashMap::new();
         memory::reserve_in_map(&mut new, count, WHAT)?;
@@ -175,7 +178,7 @@ mod tests {
         let x = Buf(0);
         assert_eq!(program().layer_cuts().unwrap(), [Some(Cut { op: 2, buf: x }), Some(Cut { op: 8, buf: x })]);
         let mut crossing = program();
-        // The last layer reads what the first has computed.
+        // The last layer reads a result of the first one.
         crossing.ops.insert(13, Op::Add { x, y: Buf(2) });
         crossing.ops.swap(13, 10);
         crossing.ops[10] = Op::Add { x: Buf(1), y: Buf(3) };

@@ -1,4 +1,4 @@
-//! Printing programs: from the table of operands.
+//! Prints programs from the table of operands.
 
 use super::{Buf, Op, Operands, Program, RowKind, Use, Weight, WeightUse};
 use std::fmt;

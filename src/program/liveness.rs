@@ -16,7 +16,7 @@ impl Operands for Effects {
 }
 
 impl Op {
-    /// What the operation does to buffers.
+    /// The operation's effects on buffers.
     pub(super) fn effects(&self) -> Effects {
         let mut effects = Effects::default();
         self.clone().operands(&mut effects);
@@ -35,7 +35,8 @@ impl Op {
         self.effects().overwrites.contains(&buf)
     }
 
-    /// The buffer that the operation writes or works on in place; none where it writes to the cache or ends the program.
+    /// The buffer that the operation writes or updates in place; `None` where it writes to the
+    /// cache or ends the program.
     pub(crate) fn output(&self) -> Option<Buf> {
         struct Output(Option<Buf>);
         impl Operands for Output {

@@ -1,12 +1,13 @@
-//! The program of a model: a straight line of operations over numbered buffers, made once per model by its family
-//! (`model::arch`) and interpreted by a backend.
+//! The program of a model: a straight line of operations over numbered buffers. The model's family
+//! (`model::arch`) makes it once per model, and a backend interprets it.
 //!
-//! What an operation reads, writes and is printed as stands in one table, [`Op::operands`]. Liveness, cutting, printing and
-//! byte counts follow from it.
+//! One table, [`Op::operands`], holds what each operation reads and writes, and how it prints.
+//! Liveness, cutting, printing and byte counts follow from it.
 //!
-//! Every buffer holds `f32` values of the shape `[rows, columns]`; the columns are fixed here, the rows vary from pass
-//! to pass. A buffer over *tokens* has one row for each token of the batch, one over *outputs* (see [`Op::Rows`]) one
-//! row for each token whose logits are wanted. Printing a program (`{program}`) is how one debugs a model.
+//! Every buffer holds `f32` values of the shape `[rows, columns]`; the columns are fixed here, the
+//! rows vary from pass to pass. A buffer over *tokens* has one row for each token of the batch; a
+//! buffer over *outputs* (see [`Op::Rows`]) has one row for each token whose logits are wanted. To
+//! debug a model, print its program (`{program}`).
 
 mod builder;
 mod cut;
@@ -106,8 +107,8 @@ impl Program {
         self.weights.get(weight.0).ok_or_else(|| bug("weight", weight.0))
     }
 
-    /// Bytes of weights that one token's pass reads: every matrix once, one row of an embedding table that is not also
-    /// the output matrix.
+    /// Bytes of weights that one token's pass reads: every matrix once, but only one row of an
+    /// embedding table that is not also the output matrix.
     pub(crate) fn bytes_per_token(&self) -> u64 {
         let mut used = std::collections::HashSet::new();
         for op in &self.ops {
@@ -120,14 +121,15 @@ impl Program {
         used.iter().filter_map(|&w| self.weights.get(w)).map(|w| w.tensor.size()).sum()
     }
 
-    /// The buffer that a pass results in: the logits, or what the part of a program hands on.
+    /// The result of a pass: the logits, or the buffer that a part of a program hands on.
     pub(crate) fn result(&self) -> Option<&BufInfo> {
         let logits = self.ops.iter().rev().find_map(|op| if let Op::Logits { x } = op { Some(*x) } else { None });
         self.buffers.get(logits?.0)
     }
 }
 
-/// The error for a handle that is not of this program. Tests stop there.
+/// The error for a handle that does not belong to this program. Debug builds panic here, so that
+/// tests find it.
 fn bug(what: &str, number: usize) -> Error {
     debug_assert!(false, "there is no {what} {number}");
     Error::new(ErrorKind::Device, format!("the program has no {what} {number}: a bug in wavelm"))

@@ -20,7 +20,7 @@ pub(crate) struct AttentionInfo {
     /// Columns of a query or key head, and of a value head.
     pub(crate) head_dim: usize,
     pub(crate) value_dim: usize,
-    /// What the scores are multiplied with before the softmax.
+    /// Factor for the scores before the softmax.
     pub(crate) scale: f32,
     /// A query at position `p` sees only the positions above `p - window`.
     pub(crate) window: Option<usize>,
@@ -37,7 +37,7 @@ pub(crate) enum Op {
     Scale { x: Buf, by: f32 },
     /// `out = x / rms(x) * weight` (Zhang and Sennrich 2019)
     RmsNorm { x: Buf, weight: Weight, eps: f32, out: Buf },
-    /// The same for each head of `weight.columns` columns of `x` by itself.
+    /// The same for each head of `x` by itself; a head has `weight.columns` columns.
     HeadNorm { x: Buf, weight: Weight, eps: f32 },
     /// `out = x * weightᵀ + bias`
     MatMul { x: Buf, weight: Weight, bias: Option<Weight>, out: Buf },
@@ -53,7 +53,7 @@ pub(crate) enum Op {
     Add { x: Buf, y: Buf },
     /// `x = cap * tanh(x / cap)`
     Softcap { x: Buf, cap: f32 },
-    /// `out = ` the rows of `x` whose logits are wanted: from tokens to outputs.
+    /// Copies the rows of `x` whose logits are wanted to `out`: from tokens to outputs.
     Rows { x: Buf, out: Buf },
     /// `x` holds the logits: the end of the program.
     Logits { x: Buf },
@@ -64,7 +64,8 @@ pub(crate) enum Op {
 pub(crate) enum Use {
     /// Reads it.
     Read,
-    /// Overwrites all of its rows. Where the operation reads the same buffer as well, it reads a row before it writes it.
+    /// Overwrites all of its rows. An operation that also reads the buffer reads each row before it
+    /// writes it.
     Write,
     /// Works in place.
     Update,
@@ -77,11 +78,11 @@ pub(crate) enum WeightUse {
     Matrix,
     /// Takes one row for each token.
     Rows,
-    /// A vector that is added to rows, or that they are multiplied with.
+    /// Adds the vector to rows, or multiplies rows with it.
     Vector,
 }
 
-/// Hears of each operand of an operation, and may put another one in its place.
+/// Visits each operand of an operation, and may replace it.
 pub(crate) trait Operands {
     /// A buffer.
     fn buffer(&mut self, _: &mut Buf, _: Use) {}
@@ -92,7 +93,8 @@ pub(crate) trait Operands {
 }
 
 impl Op {
-    /// The table of operands: what each operation reads, writes and multiplies with, in the order in which they are printed.
+    /// The table of operands: what each operation reads, writes and multiplies with, in the order
+    /// of printing.
     pub(crate) fn operands(&mut self, v: &mut impl Operands) {
         use Use::{Read, Update, Write};
         match self {
@@ -157,7 +159,7 @@ impl Op {
         }
     }
 
-    /// Prints what is no operand.
+    /// Prints the parameters that are no operands.
     pub(super) fn print_parameters(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Op::Scale { by, .. } => write!(f, ", by {by}"),

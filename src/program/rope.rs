@@ -1,11 +1,11 @@
-//! Rotary position embeddings (Su et al. 2021) with the scalings that GGUF files ask for: linear, YaRN (Peng et al.
-//! 2023) and a factor for each frequency (`rope_freqs`, Llama 3).
+//! Rotary position embeddings (Su et al. 2021) with the scalings that GGUF files ask for: linear,
+//! YaRN (Peng et al. 2023) and a factor for each frequency (`rope_freqs`, Llama 3).
 
 use crate::gguf::{Metadata, show};
 use crate::{Error, Result, memory};
 use std::fmt;
 
-/// Which columns of a head are rotated together.
+/// Which pairs of columns of a head are rotated together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RopeStyle {
     /// Neighbours: `(0, 1), (2, 3), …` (the original; GGUF files of Llama models).
@@ -18,9 +18,9 @@ pub(crate) enum RopeStyle {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Rope {
     pub(crate) style: RopeStyle,
-    /// The frequency of each pair; twice as many columns of each head are rotated, the others stay.
+    /// The frequency of each pair. Each head has twice this many rotated columns; the others stay.
     pub(crate) inv_freq: Vec<f64>,
-    /// Sines and cosines are multiplied with it (YaRN's attention temperature).
+    /// Factor for sines and cosines (YaRN's attention temperature).
     pub(crate) magnitude: f64,
 }
 
@@ -87,8 +87,8 @@ impl RopeScaling {
 }
 
 impl Rope {
-    /// The embedding of the first `columns` columns of each head with base frequency `base`; `factors` divides the
-    /// frequency of each pair.
+    /// The embedding of the first `columns` columns of each head with base frequency `base`. The
+    /// frequency of each pair is divided by its element of `factors`.
     ///
     /// # Errors
     /// `OutOfMemory`.
@@ -109,7 +109,7 @@ impl Rope {
             RopeScaling::None => (memory::collected(plain, WHAT)?, 1.0),
             RopeScaling::Linear { factor } => (memory::collected(plain.map(|f| f / factor), WHAT)?, 1.0),
             RopeScaling::Yarn { factor, original_context, ext_factor, attn_factor, beta_fast, beta_slow } => {
-                // The pair that turns `turns` times over the original context.
+                // The pair that makes `turns` full turns over the original context.
                 let pair =
                     |turns: f64| n * (original_context / (turns * 2.0 * std::f64::consts::PI)).ln() / (2.0 * base.ln());
                 let low = pair(beta_fast).floor().max(0.0);

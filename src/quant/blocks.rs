@@ -15,14 +15,14 @@ pub(crate) trait Block<const N: usize>: Pod {
     /// The weights of the block. Total: no bytes are invalid.
     fn dequantize(&self, out: &mut [f32; N]);
 
-    /// The block that stands for `x`. Total: values that are not finite give some block.
+    /// The block that represents `x`. Total: values that are not finite give some block.
     fn quantize(x: &[f32; N]) -> Self;
 }
 
-/// Views bytes as blocks; the bytes of an incomplete last block are left out.
+/// Views bytes as blocks, and leaves out the bytes of an incomplete last block.
 pub(crate) fn cast<B: Pod>(data: &[u8]) -> &[B] {
     let whole = data.len() - data.len() % size_of::<B>();
-    // Cannot fail for types of alignment 1, which the assertions below make all blocks.
+    // This cannot fail for types of alignment 1; the assertions below check that all blocks are.
     bytemuck::try_cast_slice(&data[..whole]).unwrap_or_default()
 }
 
@@ -132,7 +132,8 @@ pub(crate) struct BlockQ4K {
     pub(crate) qs: [u8; 128],
 }
 
-/// 256 weights of 5 bits in 8 groups of 32: as [`BlockQ4K`], where bit 4 of `q[32g + l]` is bit `g` of `qh[l]`.
+/// 256 weights of 5 bits in 8 groups of 32: as [`BlockQ4K`], and bit 4 of `q[32g + l]` is bit `g`
+/// of `qh[l]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub(crate) struct BlockQ5K {

@@ -1,10 +1,12 @@
-//! Conversions between f32 and the 16-bit floats, inlined and without branches where loops must vectorize.
+//! Conversions between f32 and the 16-bit floats: inlined, and free of branches where loops must
+//! vectorize.
 
 /// The value of IEEE half-precision bits, exactly. A NaN stays a NaN with its payload.
 #[inline]
 pub(crate) fn f16_to_f32(bits: u16) -> f32 {
-    // Moved to the place of f32's exponent and mantissa, a half reads 2^112 times too small, subnormals included, so one
-    // multiplication makes it right. Only infinities and NaNs, which come out as finite, need their exponent filled.
+    // A half whose bits are moved to the place of f32's exponent and mantissa reads 2^112 times too
+    // small, subnormals included, so one multiplication corrects it. Only infinities and NaNs come
+    // out wrong, as finite numbers, and need their exponent filled.
     let magnitude = u32::from(bits & 0x7fff) << 13;
     let scaled = (f32::from_bits(magnitude) * f32::from_bits((127 + 112) << 23)).to_bits();
     let special = if magnitude >= 0x7c00 << 13 { 0x7f80_0000 } else { 0 };

@@ -1,7 +1,9 @@
-//! The formats of 256 weights a block, in groups of 16 or 32 with quantized scales: Q2_K, Q3_K, Q4_K, Q5_K, Q6_K.
+//! The formats of 256 weights a block, in groups of 16 or 32 with quantized scales: Q2_K, Q3_K,
+//! Q4_K, Q5_K, Q6_K.
 //!
-//! The quantizers here are plain: per group a small search for the scale of least squared error, then the group scales
-//! are themselves rounded. They are good for tests and tools; ggml's weigh the errors by importance and search longer.
+//! The quantizers here are plain. For each group, a small search finds the scale of least squared
+//! error; then the group scales themselves are rounded. They are good for tests and tools. ggml's
+//! quantizers weigh the errors by importance and search longer.
 
 use super::blocks::{
     Block, BlockQ2K, BlockQ3K, BlockQ4K, BlockQ5K, BlockQ6K, F16, pack_scales_mins_k4, pack_scales_q3k, scale_min_k4,
@@ -138,7 +140,8 @@ impl Block<256> for BlockQ6K {
     }
 }
 
-/// The nibbles of Q4_K and Q5_K: of each 64 levels, the first 32 low and the others high.
+/// Packs the nibbles of Q4_K and Q5_K: of each 64 levels, the first 32 go into low nibbles and the
+/// others into high ones.
 fn pack_nibble_pairs(q: &[u8; 256]) -> [u8; 128] {
     std::array::from_fn(|i| {
         let first = i / 32 * 64 + i % 32;
@@ -159,7 +162,8 @@ impl Symmetric {
         let groups = x.as_chunks::<16>().0;
         let ideal: [f32; 16] = std::array::from_fn(|g| symmetric_scale(&groups[g], levels));
         let peak = ideal.iter().fold(0.0_f32, |peak, &v| if v.abs() > peak.abs() { v } else { peak });
-        // The negative end of the range reaches one further, so the largest scale goes there.
+        // The negative end of the range reaches one step further, so the scale of the largest
+        // magnitude goes there.
         let d = F16::from_f32(peak / -f32::from(scales));
         let rounded = ideal.map(|scale| nearest(ratio(scale, d.to_f32()), scales));
         let q = std::array::from_fn(|i| nearest(ratio(x[i], d.to_f32() * f32::from(rounded[i / 16])), levels));
@@ -167,7 +171,8 @@ impl Symmetric {
     }
 }
 
-/// The scale for levels in `-levels..levels` with the least squared error among a few near the one that just fits.
+/// The scale for levels in `-levels..levels` with the least squared error, among a few candidates
+/// near the scale that just fits.
 fn symmetric_scale(x: &[f32; 16], levels: u8) -> f32 {
     let peak = x.iter().fold(0.0_f32, |peak, &v| if v.abs() > peak.abs() { v } else { peak });
     let fitting = peak / -f32::from(levels);
@@ -202,8 +207,8 @@ impl<const G: usize> Affine<G> {
     }
 }
 
-/// The scale and minimum (as its distance below zero) with the least squared error among a few that span somewhat less
-/// than the range of `x`.
+/// The scale and minimum (as its distance below zero) with the least squared error, among a few
+/// candidates that span somewhat less than the range of `x`.
 fn affine_scale_min<const L: usize>(x: &[f32; L], top: u8) -> (f32, f32) {
     let low = x.iter().fold(0.0_f32, |low, &v| low.min(v));
     let span = x.iter().fold(low, |high, &v| high.max(v)) - low;
@@ -215,13 +220,13 @@ fn affine_scale_min<const L: usize>(x: &[f32; L], top: u8) -> (f32, f32) {
     (span * shrink / f32::from(top), -low * shrink)
 }
 
-/// The candidate of the least error; `default` where no error compares, as with NaNs.
+/// The candidate with the least error; `default` where no error compares, as with NaNs.
 fn least_error(candidates: impl Iterator<Item = f32>, default: f32, error: impl Fn(f32) -> f32) -> f32 {
     let best = (default, f32::INFINITY);
     candidates.map(|c| (c, error(c))).fold(best, |best, next| if next.1 < best.1 { next } else { best }).0
 }
 
-/// `x / y`, and 0 where a zero scale stands for zeros.
+/// `x / y`, but 0 for a scale of zero, where all values are zeros.
 fn ratio(x: f32, y: f32) -> f32 {
     if y == 0.0 { 0.0 } else { x / y }
 }

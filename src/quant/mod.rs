@@ -1,8 +1,10 @@
-//! Block formats of quantized tensors, with scalar dequantization and quantization: the oracle of every fast kernel.
+//! Block formats of quantized tensors, with scalar dequantization and quantization. They are the
+//! oracle for every fast kernel.
 //!
-//! A quantized row is a whole number of blocks; a block holds 32 or 256 weights as small integers with one or two
-//! scales. The layouts are ggml's, as GGUF files hold them; [`dequantize`] agrees with the Python package `gguf` (its
-//! `gguf.quants`) bit for bit on every supported type, and [`quantize`] does where that package has a quantizer.
+//! A quantized row is a whole number of blocks; a block holds 32 or 256 weights as small integers
+//! with one or two scales. The layouts are ggml's, as GGUF files hold them. [`dequantize`] agrees
+//! with the Python package `gguf` (its `gguf.quants`) bit for bit on every supported type;
+//! [`quantize`] does so where that package has a quantizer.
 
 pub(crate) mod blocks;
 pub(crate) mod float;
@@ -23,7 +25,7 @@ pub fn is_supported(ty: TensorType) -> bool {
 
 /// Dequantizes whole blocks: `out.len()` elements of type `ty` from `data`.
 ///
-/// `data` needs no alignment. Scales that are infinite or NaN give infinite or NaN elements, as the arithmetic has it.
+/// `data` needs no alignment. Scales that are infinite or NaN give infinite or NaN elements.
 ///
 /// # Errors
 /// `Unsupported` for a type without a dequantizer; `InvalidInput` where the sizes do not agree.
@@ -74,8 +76,8 @@ pub fn dequantize(ty: TensorType, data: &[u8], out: &mut [f32]) -> Result<()> {
 
 /// Quantizes `values` to `ty`: whole blocks only.
 ///
-/// The values should be finite and of magnitudes that half-precision scales can hold (below 65504 is safe for every type):
-/// there is no error for others, but what they are quantized to is unspecified.
+/// The values should be finite, and of magnitudes that half-precision scales can hold (below 65504
+/// is safe for every type). Other values give no error, but an unspecified result.
 ///
 /// # Errors
 /// `Unsupported` for a type without a quantizer; `InvalidInput` where the length is not a whole number of blocks;
@@ -126,7 +128,7 @@ fn from_blocks<B: Block<N>, const N: usize>(data: &[u8], out: &mut [f32]) {
     }
 }
 
-/// What memory is for.
+/// What the memory is for, in texts of errors.
 const QUANTIZED: &str = "quantized weights";
 
 fn to_elements<const SIZE: usize>(values: &[f32], to_bytes: impl Fn(f32) -> [u8; SIZE]) -> Result<Vec<u8>> {
@@ -161,12 +163,12 @@ mod tests {
         mixed ^ (mixed >> 31)
     }
 
-    /// About normal: the sum of twelve uniform numbers, of variance 1.
+    /// Roughly normal numbers of variance 1: each is the sum of twelve uniform ones.
     fn normal(seed: &mut u64) -> f32 {
         (0..12).map(|_| (random(seed) >> 40) as f32 / (1 << 24) as f32).sum::<f32>() - 6.0
     }
 
-    /// The root of the mean squared error of a round trip, relative to that of replacing all values by 0.
+    /// The root mean squared error of a round trip, relative to that of replacing all values by 0.
     fn relative_error(ty: TensorType, values: &[f32]) -> f64 {
         let mut out = vec![f32::NAN; values.len()];
         dequantize(ty, &quantize(ty, values).unwrap(), &mut out).unwrap();
@@ -214,7 +216,8 @@ mod tests {
     fn round_trips_are_close() {
         let mut seed = 1;
         let values: Vec<f32> = (0..64 * 256).map(|_| normal(&mut seed) * 0.02).collect();
-        // Each bound is a little above what the quantizer reaches, and well below that of one bit less.
+        // Each bound is a little above the quantizer's error, and well below the error with one bit
+        // less.
         for (ty, bound) in [
             (F32, 0.0),
             (F16, 0.0003),

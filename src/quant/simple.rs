@@ -1,6 +1,6 @@
 //! The formats of 32 weights a block with one scale: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0.
 //!
-//! Quantization rounds as ggml's reference does, so that the same weights give the same file.
+//! Quantization rounds like ggml's reference, so the same weights give the same file.
 
 use super::blocks::{Block, BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ8_0, F16};
 use crate::gguf::TensorType;
@@ -84,8 +84,8 @@ impl Block<32> for BlockQ8_0 {
     }
 }
 
-/// Scale and levels 0..2 * `zero` such that `d * (q - zero)` stands for `x`. The value of the greatest magnitude gets
-/// level 0, which is why the scale is negative where that value is positive.
+/// Scale and levels 0..2 * `zero` such that `d * (q - zero)` represents `x`. The value of the
+/// greatest magnitude gets level 0; the scale is therefore negative where that value is positive.
 fn quantize_symmetric(x: &[f32; 32], zero: u8) -> (F16, [u8; 32]) {
     let peak = x.iter().fold(0.0_f32, |peak, &v| if v.abs() > peak.abs() { v } else { peak });
     let d = peak / -f32::from(zero);
@@ -94,7 +94,7 @@ fn quantize_symmetric(x: &[f32; 32], zero: u8) -> (F16, [u8; 32]) {
     (F16::from_f32(d), x.map(|v| ((v * inverse + shift) as u8).min(2 * zero - 1)))
 }
 
-/// Scale, minimum and levels 0..=`top` such that `d * q + m` stands for `x`.
+/// Scale, minimum and levels 0..=`top` such that `d * q + m` represents `x`.
 fn quantize_affine(x: &[f32; 32], top: u8) -> (F16, F16, [u8; 32]) {
     let (min, max) = x[1..].iter().fold((x[0], x[0]), |(min, max), &v| (min.min(v), max.max(v)));
     let d = (max - min) / f32::from(top);

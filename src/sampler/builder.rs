@@ -6,7 +6,8 @@ use std::sync::Arc;
 use super::Sampler;
 use crate::{Error, Result, memory};
 
-/// Sets up a [`Sampler`]. What is not set stays as in [`Sampler::default`]; [`build`](Self::build) checks all of it.
+/// Sets up a [`Sampler`]. Settings start as in [`Sampler::default`]; [`build`](Self::build) checks
+/// all of them.
 #[derive(Debug, Clone)]
 #[must_use = "a builder does nothing before build()"]
 pub struct SamplerBuilder {
@@ -19,8 +20,8 @@ impl SamplerBuilder {
         Self { sampler: Sampler::default(), biases: BTreeMap::new() }
     }
 
-    /// Divides the logits before the draw: above 1 evens the choice out, below 1 sharpens it, and 0 always takes the
-    /// most likely token. At least 0; 0.8 by default.
+    /// Divides the logits before the draw: a temperature above 1 evens out the choice, one below 1
+    /// sharpens it, and 0 always takes the most likely token. At least 0; 0.8 by default.
     pub fn temperature(mut self, temperature: f32) -> Self {
         self.sampler.temperature = temperature;
         self
@@ -62,15 +63,17 @@ impl SamplerBuilder {
         self
     }
 
-    /// Is subtracted from the logit of a token for each time that it occurs within the [window](Self::penalty_window).
-    /// Negative values make repetition likelier; 0 is off, and the default.
+    /// Subtracts `penalty` from the logit of a token for each time that it occurs within the
+    /// [window](Self::penalty_window). Negative values make repetition likelier; 0 is off, and the
+    /// default.
     pub fn frequency_penalty(mut self, penalty: f32) -> Self {
         self.sampler.frequency_penalty = penalty;
         self
     }
 
-    /// Is subtracted once from the logit of each token that occurs within the [window](Self::penalty_window). Negative
-    /// values make repetition likelier; 0 is off, and the default.
+    /// Subtracts `penalty` once from the logit of each token that occurs within the
+    /// [window](Self::penalty_window). Negative values make repetition likelier; 0 is off, and the
+    /// default.
     pub fn presence_penalty(mut self, penalty: f32) -> Self {
         self.sampler.presence_penalty = penalty;
         self
@@ -95,14 +98,15 @@ impl SamplerBuilder {
         self.logit_bias(token, f32::NEG_INFINITY)
     }
 
-    /// Lists the `count` most likely tokens of each step in [`Choice::top_logprobs`](super::Choice::top_logprobs). 0,
-    /// for none, by default.
+    /// Lists the `count` most likely tokens of each step in
+    /// [`Choice::top_logprobs`](super::Choice::top_logprobs). 0 by default, which lists none.
     pub fn top_logprobs(mut self, count: usize) -> Self {
         self.sampler.top_logprobs = count;
         self
     }
 
-    /// Makes every generation draw the same random numbers. Without a seed, each one draws its own.
+    /// Makes every generation draw the same random numbers. Without a seed, each generation draws
+    /// its own.
     pub fn seed(mut self, seed: u64) -> Self {
         self.sampler.seed = Some(seed);
         self
@@ -111,7 +115,7 @@ impl SamplerBuilder {
     /// Checks the settings.
     ///
     /// # Errors
-    /// `InvalidInput` for a setting out of its range, which the message states; `OutOfMemory`.
+    /// `InvalidInput` for a setting out of its range, with the range in the message; `OutOfMemory`.
     pub fn build(self) -> Result<Sampler> {
         let Self { mut sampler, biases } = self;
         let share = 0.0..=1.0;

@@ -4,35 +4,39 @@
 //!
 //! # The steps
 //!
-//! They run in the order that llama.cpp runs them in by default, so that settings carry over; each is skipped where
-//! its setting is neutral:
+//! They run in llama.cpp's default order, so that settings carry over. Each is skipped where its
+//! setting is neutral:
 //!
 //! 1. **Bias and bans** are added to the logits.
-//! 2. **Penalties** for tokens among the last [`penalty_window`](SamplerBuilder::penalty_window) ones of the prompt and
-//!    the answer: [repetition](SamplerBuilder::repetition_penalty), [frequency](SamplerBuilder::frequency_penalty),
-//!    [presence](SamplerBuilder::presence_penalty).
+//! 2. **Penalties** for tokens among the last [`penalty_window`](SamplerBuilder::penalty_window)
+//!    ones of the prompt and the answer: [repetition](SamplerBuilder::repetition_penalty),
+//!    [frequency](SamplerBuilder::frequency_penalty), [presence](SamplerBuilder::presence_penalty).
 //! 3. **[Top-k](SamplerBuilder::top_k)** keeps the k best tokens.
-//! 4. **[Typical](SamplerBuilder::typical)** keeps those whose surprisal is near the entropy.
-//! 5. **[Top-p](SamplerBuilder::top_p)** keeps the best ones up to a share of the probability.
-//! 6. **[Min-p](SamplerBuilder::min_p)** keeps those at least so many times as likely as the best.
-//! 7. **[Temperature](SamplerBuilder::temperature)** divides what is left of the logits; then one token is drawn. It
-//!    comes last because the steps before then see the model's own probabilities: a high temperature varies the choice
-//!    among the tokens that the model finds plausible, and lets no others in. A temperature of 0 takes the best token
-//!    after step 2, of equals the one with the lowest id.
+//! 4. **[Typical](SamplerBuilder::typical)** keeps the tokens whose surprisal is near the entropy.
+//! 5. **[Top-p](SamplerBuilder::top_p)** keeps the best tokens up to a share of the probability.
+//! 6. **[Min-p](SamplerBuilder::min_p)** keeps the tokens whose probability is at least a given
+//!    fraction of the best one's.
+//! 7. **[Temperature](SamplerBuilder::temperature)** divides the remaining logits; then one token
+//!    is drawn. It comes last so that the steps before it see the model's own probabilities: a high
+//!    temperature varies the choice among the tokens that the model finds plausible, and lets no
+//!    others in. A temperature of 0 takes the best token after step 2; of equally good ones, the
+//!    one with the lowest id.
 //!
-//! Steps 3 to 6 always leave at least one token. Each measures probabilities among the tokens that the one before left.
+//! Steps 3 to 6 always leave at least one token. Each step measures probabilities among the tokens
+//! that the step before it left.
 //!
 //! # The same seed gives the same tokens on every machine
 //!
-//! … if the logits are the same. Random numbers come from a counter ([Philox](https://doi.org/10.1145/2063384.2063405),
-//! keyed by the seed, counting the tokens), exp and ln are made of the operations that IEEE 754 rounds exactly, and
-//! probabilities are fixed-point integers, whose sums do not depend on the order. A token less than 2^-41 times as
-//! likely as the best one is never drawn.
+//! … if the logits are the same. Random numbers come from a counter-based generator
+//! ([Philox](https://doi.org/10.1145/2063384.2063405), keyed by the seed, counting the tokens). exp
+//! and ln use only operations that IEEE 754 rounds exactly. Probabilities are fixed-point integers,
+//! whose sums do not depend on the order. A token less than 2^-41 times as likely as the best one
+//! is never drawn.
 //!
 //! # Logits that are not numbers
 //!
-//! NaN counts as -∞, which is never chosen. +∞ counts as the largest finite number. Only where nothing is left to choose
-//! is there an error.
+//! NaN counts as -∞, which is never chosen. +∞ counts as the largest finite number. An error occurs
+//! only when no token is left to choose.
 //!
 //! ```
 //! use wavelm::sampler::Sampler;
@@ -77,7 +81,7 @@ pub struct Sampler {
     frequency_penalty: f32,
     presence_penalty: f32,
     penalty_window: usize,
-    /// Sorted by token, each of which occurs once; -∞ is a ban.
+    /// Sorted by token, and each token occurs once; -∞ is a ban.
     biases: Arc<Vec<(u32, f32)>>,
     top_logprobs: usize,
     seed: Option<u64>,
@@ -103,7 +107,7 @@ impl Default for Sampler {
 }
 
 impl Sampler {
-    /// Always the most likely token; of equals the one with the lowest id.
+    /// Always takes the most likely token; of equally likely ones, the one with the lowest id.
     pub fn greedy() -> Self {
         Self { temperature: 0.0, ..Self::default() }
     }
@@ -113,15 +117,16 @@ impl Sampler {
         SamplerBuilder::new()
     }
 
-    /// Starts a generation after these tokens, which the penalties look at.
+    /// Starts a generation after the tokens of `prompt`, which the penalties take into account.
     ///
     /// Without a [seed](SamplerBuilder::seed), a new one is taken from the operating system's randomness.
     ///
     /// # Errors
-    /// `OutOfMemory`, where the [window](SamplerBuilder::penalty_window) takes more tokens than there is memory for.
+    /// `OutOfMemory`, where there is not enough for the tokens in the
+    /// [window](SamplerBuilder::penalty_window).
     pub fn start(&self, prompt: &[u32]) -> Result<SamplerState> {
-        // Each RandomState has keys of its own that derive from the system's randomness; the standard library's only
-        // way to it.
+        // Each RandomState has its own keys, derived from the system's randomness. The standard
+        // library has no other way to it.
         let seed = self.seed.unwrap_or_else(|| std::hash::RandomState::new().hash_one(prompt.len()));
         SamplerState::new(self.clone(), seed, prompt)
     }

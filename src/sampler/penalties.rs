@@ -1,4 +1,4 @@
-//! Penalties on tokens that were there before.
+//! Penalties on tokens that occurred before.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -14,7 +14,7 @@ pub(super) struct History {
 }
 
 impl History {
-    /// The last `window` tokens of `tokens`, and of what is pushed later.
+    /// The last `window` tokens of `tokens`, and of those pushed later.
     ///
     /// # Errors
     /// `OutOfMemory`.
@@ -41,7 +41,7 @@ impl History {
         self.recent.try_reserve(1).map_err(|_| memory::out_of_memory(WHAT, bytes))
     }
 
-    /// Takes a token that there is room for.
+    /// Adds a token. [`reserve`](Self::reserve) has made room for it.
     pub(super) fn push(&mut self, token: u32) {
         if self.window == 0 {
             return;
@@ -71,9 +71,9 @@ impl History {
 
     /// Applies the penalties of `sampler` to `logits`; tokens without a logit are ignored.
     ///
-    /// The repetition penalty (Keskar et al., "CTRL", 2019) divides a logit by it, or multiplies one below zero, so
-    /// that the token becomes less likely in both cases. The frequency penalty is subtracted once per occurrence, the
-    /// presence penalty once (both as OpenAI defined them).
+    /// The repetition penalty (Keskar et al., "CTRL", 2019) divides a positive logit and multiplies
+    /// a negative one, so that the token becomes less likely in both cases. The frequency penalty
+    /// is subtracted once per occurrence, the presence penalty once (both as OpenAI defined them).
     pub(super) fn penalize(&self, logits: &mut [f32], sampler: &Sampler) {
         for (&token, &count) in &self.counts {
             if let Some(logit) = logits.get_mut(token as usize) {

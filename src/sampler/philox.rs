@@ -1,6 +1,6 @@
-//! Philox4x32-10: random numbers as a function of a key and a counter (Salmon, Moraes, Dror and Shaw, "Parallel random
-//! numbers: as easy as 1, 2, 3", SC 2011). There is no state to carry along: the CPU and a GPU compute the number of
-//! any step by themselves and agree on it.
+//! Philox4x32-10: random numbers as a function of a key and a counter (Salmon, Moraes, Dror and
+//! Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011). There is no state to carry along:
+//! the CPU and a GPU each compute the number of any step by themselves, and agree on it.
 
 /// The ten rounds: 128 random bits for a counter under a key.
 pub(crate) fn philox4x32_10(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
@@ -16,8 +16,8 @@ pub(crate) fn philox4x32_10(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     [c0, c1, c2, c3]
 }
 
-/// The random number of one step: 64 uniform bits, the first two words (low, high) of the block that has the seed
-/// (low, high) as its key and the step (low, high) as its counter's low half.
+/// The random number of one step: 64 uniform bits, the first two words (low, high) of a block. The
+/// block's key is the seed (low, high), and the low half of its counter is the step (low, high).
 pub(crate) fn uniform(seed: u64, step: u64) -> u64 {
     let counter = [step as u32, (step >> 32) as u32, 0, 0];
     let [low, high, ..] = philox4x32_10(counter, [seed as u32, (seed >> 32) as u32]);

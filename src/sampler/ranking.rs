@@ -1,22 +1,23 @@
-//! The candidates for the next token in rank order, of which only as many are sorted as are asked for.
+//! The candidates for the next token in rank order. Only as many are sorted as are asked for.
 
 use super::logits::{self, BLOCK};
 use super::math::weight;
 use crate::{Result, memory};
 
-/// A token and its logit as one integer, whose order is the rank: the higher logit first, of equals the lower id.
+/// A token and its logit as one integer whose order is the rank: higher logits first, and among
+/// equal logits the lower id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Candidate(u64);
 
 impl Candidate {
-    /// What every candidate with a finite logit ranks up to.
+    /// The last possible rank of a candidate with a finite logit.
     const LAST: Self = Self::new(u32::MAX, f32::MIN);
 
     /// `logit` must not be NaN.
     #[inline]
     pub(super) const fn new(token: u32, logit: f32) -> Self {
-        // The sum makes +0 of -0, which are equal. The bits of positive floats then order as integers do; those of
-        // negative ones in reverse.
+        // The sum turns -0 into +0, as the two are equal. The bits of positive floats then order as
+        // integers do; those of negative floats in reverse.
         let bits = (logit + 0.0).to_bits();
         let ascending = if bits >> 31 == 0 { bits | 1 << 31 } else { !bits };
         Self((!ascending as u64) << 32 | token as u64)
@@ -32,22 +33,22 @@ impl Candidate {
     }
 }
 
-/// How many candidates are sorted before it is known how many are needed: most draws need no more.
+/// How many candidates to sort before knowing how many are needed. Most draws need no more.
 const FIRST: usize = 256;
 
-/// A histogram of the distances to the best logit, for a search among more candidates than the [`FIRST`]: so many
-/// buckets to a distance of 1, …
+/// Buckets per distance of 1, in a histogram of distances to the best logit. It serves searches
+/// beyond the [`FIRST`] candidates, …
 const BUCKETS_PER_UNIT: f32 = 64.0;
-/// … and up to a distance of 32, where weights have been 0 for a while.
+/// … and covers distances up to 32; weights are 0 well before that.
 const BUCKETS: usize = 2048;
 
-/// The buffers of a [`Ranking`] and what it starts from, kept from token to token. A clone is empty.
+/// The buffers of a [`Ranking`] and its input, reused from token to token. A clone is empty.
 #[derive(Debug, Default)]
 pub(super) struct Buffers {
     /// The largest score of each block, from [`logits::peaks`].
     pub(super) peaks: Vec<f32>,
     ranked: Vec<Candidate>,
-    /// The logits after bias and penalties, where there are any.
+    /// The logits after bias and penalties, if the sampler has any.
     pub(super) scores: Vec<f32>,
 }
 
@@ -69,29 +70,30 @@ impl Buffers {
     }
 }
 
-/// What memory is for.
+/// What the memory is for, in texts of errors.
 const WHAT: &str = "the candidates for a token";
 
-/// The candidates among `scores`, which have no +∞. Scores of -∞ and NaN are no candidates.
+/// The candidates among `scores`, which contain no +∞. Scores of -∞ and NaN are no candidates.
 pub(super) struct Ranking<'a> {
     scores: &'a [f32],
     buffers: &'a mut Buffers,
-    /// Where not `complete`: the candidates are those that rank up to this one, …
+    /// Unless `complete`: the candidates are those that rank up to this one, …
     last: Candidate,
-    /// … and `buffers.ranked` has the first ones of them, sorted. Where `complete`, it has all candidates.
+    /// … and `buffers.ranked` has the first of them, sorted. If `complete`, it has all candidates.
     complete: bool,
-    /// The total at a temperature of 1 of all of `scores`, where it is known.
+    /// The total of all `scores` at a temperature of 1, where it is known.
     total: Option<u64>,
 }
 
 impl<'a> Ranking<'a> {
-    /// All of `scores`, whose peaks are already in `buffers`, and whose total at a temperature of 1 may be known.
+    /// All of `scores`. `buffers` already has their peaks; `total` is their total at a temperature
+    /// of 1, if known.
     pub(super) fn new(scores: &'a [f32], buffers: &'a mut Buffers, total: Option<u64>) -> Self {
         buffers.ranked.clear();
         Self { scores, buffers, last: Candidate::LAST, complete: false, total }
     }
 
-    /// The first candidates, sorted: all of them, or [`FIRST`].
+    /// The first candidates, sorted: [`FIRST`] of them, or all if there are fewer.
     fn first(&mut self) -> Result<&[Candidate]> {
         if !self.complete && self.buffers.ranked.is_empty() {
             self.load(FIRST)?;
@@ -99,7 +101,7 @@ impl<'a> Ranking<'a> {
         Ok(&self.buffers.ranked)
     }
 
-    /// The logit of the best candidate, which all weights are relative to; -∞ if there is none.
+    /// The logit of the best candidate; -∞ if there is none. All weights are relative to it.
     pub(super) fn best(&mut self) -> Result<f32> {
         Ok(self.first()?.first().map_or(f32::NEG_INFINITY, |candidate| candidate.logit()))
     }
@@ -137,7 +139,7 @@ impl<'a> Ranking<'a> {
         self.keep_to(Candidate::new(u32::MAX, floor.max(f32::MIN)));
     }
 
-    /// Replaces the candidates by those of them that `keep` accepts, given their rank.
+    /// Keeps only the candidates that `keep` accepts, given their rank.
     pub(super) fn retain(&mut self, mut keep: impl FnMut(usize) -> bool) -> Result<()> {
         self.all()?;
         let mut rank = 0;
@@ -165,8 +167,8 @@ impl<'a> Ranking<'a> {
         Ok(logits::total(self.scores, best, temperature, floor) - equals * weight(floor))
     }
 
-    /// The first candidate with which the weights at a temperature, cumulated in rank order, reach `target`; `None` if
-    /// all together do not.
+    /// The first candidate at which the cumulative weight in rank order, at a temperature, reaches
+    /// `target`; `None` if the weight of all together does not.
     pub(super) fn find(&mut self, target: u64, temperature: f32) -> Result<Option<Candidate>> {
         let best = self.best()?;
         let distance = |logit: f32| (best - logit) / temperature;
@@ -181,8 +183,8 @@ impl<'a> Ranking<'a> {
         if self.complete {
             return Ok(None);
         }
-        // All candidates go by their distance into buckets, whose order is then the order of ranks; only the bucket in
-        // which the target is reached needs to be sorted.
+        // All candidates go into buckets by distance. The order of buckets is then the order of
+        // ranks, so only the bucket in which the target is reached needs sorting.
         let bucket = |logit: f32| ((distance(logit) * BUCKETS_PER_UNIT) as usize).min(BUCKETS - 1);
         let mut masses = [0u64; BUCKETS];
         self.each(|candidate| {
@@ -236,8 +238,8 @@ impl<'a> Ranking<'a> {
     fn load(&mut self, count: usize) -> Result<()> {
         let mut ranked = std::mem::take(&mut self.buffers.ranked);
         ranked.clear();
-        // With the count-th highest peak as the threshold, `count` blocks hold a score that reaches it: what the
-        // first `count` candidates have is at least that. Few blocks need to be looked into.
+        // Take the count-th highest peak as the threshold. Then `count` blocks hold a score that
+        // reaches it, so the first `count` candidates all reach it. Few blocks need to be searched.
         let last = self.last;
         if 0 < count && count < self.buffers.peaks.len() {
             memory::reserve(&mut ranked, self.buffers.peaks.len(), WHAT)?;

@@ -1,4 +1,4 @@
-//! One generation's state: the seed, the step and the tokens that the penalties look at.
+//! One generation's state: the seed, the step and the tokens that penalties take into account.
 
 use std::borrow::Cow;
 
@@ -16,11 +16,12 @@ use crate::{Error, Result, memory};
 pub struct Choice {
     /// The token's id.
     pub token: u32,
-    /// The natural logarithm of the probability that the model gave to the token: the log-softmax of the logits before
-    /// any step of the sampler.
+    /// The natural logarithm of the token's probability under the model: the log-softmax of the
+    /// logits before any step of the sampler.
     pub logprob: f32,
-    /// The most likely tokens before any step of the sampler, the best first, as many as
-    /// [`top_logprobs`](super::SamplerBuilder::top_logprobs) asked for and have a finite logit.
+    /// The most likely tokens before any step of the sampler, the best first: as many as
+    /// [`top_logprobs`](super::SamplerBuilder::top_logprobs) asked for, if that many have a finite
+    /// logit.
     pub top_logprobs: Vec<TokenLogprob>,
 }
 
@@ -34,10 +35,10 @@ pub struct TokenLogprob {
     pub logprob: f32,
 }
 
-/// The most candidates among which a device looks for the typical ones.
+/// The most candidates among which a device searches for the typical ones.
 const MOST_TYPICAL: usize = 1024;
 
-/// What a choice depends on beside the logits.
+/// The settings and state that a choice depends on besides the logits.
 #[derive(Debug)]
 pub(crate) struct Request<'a> {
     pub(crate) seed: u64,
@@ -52,13 +53,13 @@ pub(crate) struct Request<'a> {
     pub(crate) repetition_penalty: f32,
     pub(crate) frequency_penalty: f32,
     pub(crate) presence_penalty: f32,
-    /// Tokens and what is added to their logits; each token is there once.
+    /// Tokens and the biases of their logits; each token occurs once.
     pub(crate) biases: &'a [(u32, f32)],
-    /// Tokens and how often they are in the penalty window; each token is there once.
+    /// Tokens and their counts in the penalty window; each token occurs once.
     pub(crate) counts: Vec<(u32, u32)>,
 }
 
-/// A token that a device chose, by the model's own logits.
+/// A token that a device chose, with values from the model's own logits.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Drawn {
     pub(crate) token: u32,
@@ -69,12 +70,13 @@ pub(crate) struct Drawn {
     pub(crate) total: u64,
 }
 
-/// The state of one generation, made by [`Sampler::start`]. A clone goes on to draw the same random numbers.
+/// The state of one generation, made by [`Sampler::start`]. A clone continues with the same random
+/// numbers.
 #[derive(Debug, Clone)]
 pub struct SamplerState {
     sampler: Sampler,
     seed: u64,
-    /// How many tokens were sampled: the counter of the random numbers.
+    /// How many tokens were sampled; the counter of the random numbers.
     step: u64,
     history: History,
     buffers: Buffers,
@@ -96,9 +98,9 @@ impl SamplerState {
     /// text.
     ///
     /// # Errors
-    /// `InvalidInput` where there is nothing to choose from (no logits, none above -∞, or all of those banned), where
-    /// a bias is for a token without a logit, and for more than 8,388,608 logits; `OutOfMemory`. The state is then as it was
-    /// before.
+    /// `InvalidInput` where there is nothing to choose from (no logits, none above -∞, or all of
+    /// those banned), where a bias is for a token without a logit, and for more than 8,388,608
+    /// logits; `OutOfMemory`. After an error the state is unchanged.
     pub fn sample(&mut self, logits: &[f32]) -> Result<Choice> {
         let Self { sampler, buffers, history, .. } = self;
         if logits.len() > MAX_VOCABULARY {
@@ -152,8 +154,9 @@ impl SamplerState {
         self.history.push(token);
     }
 
-    /// The next choice, for a device that makes it where the logits are, `vocabulary` of them. `None` where that cannot
-    /// be, and [`sample`](Self::sample) does it or says what is wrong.
+    /// Describes the next choice to a device that makes it where the `vocabulary` logits are.
+    /// `None` where the device cannot; [`sample`](Self::sample) then makes the choice or returns
+    /// the error.
     ///
     /// # Errors
     /// `OutOfMemory`.
@@ -184,10 +187,10 @@ impl SamplerState {
         }))
     }
 
-    /// Takes what a device chose for the last [`request`](Self::request).
+    /// Takes over a device's choice for the last [`request`](Self::request).
     ///
     /// # Errors
-    /// `OutOfMemory`; the state is then as it was before.
+    /// `OutOfMemory`; the state is then unchanged.
     pub(crate) fn accept(&mut self, drawn: Drawn) -> Result<Choice> {
         self.history.reserve()?;
         self.count(drawn.token);
@@ -195,14 +198,14 @@ impl SamplerState {
         Ok(Choice { token: drawn.token, logprob, top_logprobs: Vec::new() })
     }
 
-    /// All steps, on logits without +∞, whose peaks are in the buffers. `best` is the highest of them, and `total` the
-    /// total of the weights at a temperature of 1.
+    /// All steps, on logits without +∞, whose peaks are in the buffers. `best` is the highest peak,
+    /// and `total` the total of the weights at a temperature of 1.
     fn choose(&mut self, logits: &[f32], best: f32, total: u64) -> Result<u32> {
         let Self { sampler, buffers, history, .. } = self;
         if sampler.biases.is_empty() && history.is_empty() {
             return Self::draw(sampler, logits, best, Some(total), uniform(self.seed, self.step), buffers);
         }
-        // Kept apart from the other buffers, which change meanwhile.
+        // Taken out of the buffers, because the others change meanwhile.
         let mut scores = std::mem::take(&mut buffers.scores);
         scores.clear();
         memory::extend(&mut scores, logits, LOGITS)?;
@@ -218,7 +221,7 @@ impl SamplerState {
         drawn
     }
 
-    /// The later steps, on logits of which `best` is the highest, with a random number.
+    /// The later steps, with a random number; `best` is the highest of the logits.
     fn draw(
         sampler: &Sampler,
         logits: &[f32],
@@ -244,7 +247,7 @@ impl SamplerState {
     }
 }
 
-/// What memory is for.
+/// What the memory is for, in texts of errors.
 const LOGITS: &str = "a copy of the logits";
 
 /// The logarithm of a sum of weights.
@@ -252,7 +255,8 @@ fn log_of(total: u64) -> f64 {
     ln(total as f64 / UNIT as f64)
 }
 
-/// Replaces +∞ by the largest finite number, and returns that, the highest of the new peaks.
+/// Replaces +∞ by the largest finite number. Returns that number, which is the highest of the new
+/// peaks.
 ///
 /// # Errors
 /// `OutOfMemory`.

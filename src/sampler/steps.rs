@@ -1,4 +1,4 @@
-//! The steps that narrow the candidates down, and the draw from what is left.
+//! The steps that narrow down the candidates, and the draw among the remaining ones.
 
 use super::Sampler;
 use super::math::{ln, weight};
@@ -13,8 +13,9 @@ pub(super) fn narrow(ranking: &mut Ranking, sampler: &Sampler) -> Result<()> {
     if sampler.typical < 1.0 {
         typical(ranking, sampler.typical)?;
     }
-    // Both of the others keep the first so many candidates, and min-p asks only for the best one: its cut can be made
-    // first, if the total is the one from before, and top-p then has less to search.
+    // Top-p and min-p both keep a number of the first candidates, and min-p depends on the best one
+    // only. So min-p can cut first, if top-p uses the total from before the cut; top-p then has
+    // less to search.
     let total = if sampler.top_p < 1.0 { Some(ranking.total(1.0)?) } else { None };
     if sampler.min_p > 0.0 {
         min_p(ranking, sampler.min_p)?;
@@ -25,11 +26,13 @@ pub(super) fn narrow(ranking: &mut Ranking, sampler: &Sampler) -> Result<()> {
     Ok(())
 }
 
-/// Locally typical sampling (Meister, Pimentel, Wiher and Cotterell, 2022): keeps the smallest set of a mass of at
-/// least `mass` whose surprisals, `-ln p`, are the closest to their expectation, the entropy.
+/// Locally typical sampling (Meister, Pimentel, Wiher and Cotterell, 2022): keeps the smallest set
+/// with a mass of at least `mass` whose surprisals, `-ln p`, are the closest to their expectation,
+/// the entropy.
 ///
-/// Surprisals are the distances to the best logit but for a constant, which the difference to their mean does not have.
-/// The mean is made of integers, so that no order matters, and not divided by their total: nor are the distances.
+/// Surprisals are the distances to the best logit plus a constant, which cancels in the difference
+/// to their mean. The mean is computed with integers, so that the order does not matter. It is not
+/// divided by the total, and the distances are multiplied by the total instead.
 fn typical(ranking: &mut Ranking, mass: f32) -> Result<()> {
     const WHAT: &str = "the candidates for a token";
     let best = ranking.best()?;
@@ -42,7 +45,8 @@ fn typical(ranking: &mut Ranking, mass: f32) -> Result<()> {
         .filter(|&(weight, _)| weight > 0)
         .map(|(weight, distance)| (weight as f64 * f64::from(distance)) as u64)
         .sum();
-    // The rank follows the oddity in the low half of a number: oddities are positive, and order as their bits.
+    // A number has the oddity in its upper half and the rank in its lower half. Oddities are not
+    // negative, so they order like their bits.
     let oddity = |candidate: &Candidate| ((f64::from(distance(candidate)) * total as f64 - sum as f64) as f32).abs();
     let mut by_oddity: Vec<u64> = memory::with_room(candidates.len(), WHAT)?;
     let ranks = candidates.iter().zip(0u64..);
@@ -64,8 +68,8 @@ fn typical(ranking: &mut Ranking, mass: f32) -> Result<()> {
     ranking.retain(|rank| kept.get(rank).copied().unwrap_or(false))
 }
 
-/// Nucleus sampling (Holtzman, Buys, Du, Forbes and Choi, 2019): keeps the smallest set of the best candidates that
-/// has at least the share `mass` of `total`, and at least one.
+/// Nucleus sampling (Holtzman, Buys, Du, Forbes and Choi, 2019): keeps the smallest set of the best
+/// candidates that has at least the share `mass` of `total`; at least one candidate.
 fn top_p(ranking: &mut Ranking, mass: f32, total: u64) -> Result<()> {
     if let Some(last) = ranking.find(share(mass, total), 1.0)? {
         ranking.keep_to(last);
@@ -81,13 +85,14 @@ fn min_p(ranking: &mut Ranking, ratio: f32) -> Result<()> {
     Ok(())
 }
 
-/// The part `fraction` of `total`, rounded up, and at least 1.
+/// The share `fraction` of `total`, rounded up, and at least 1.
 fn share(fraction: f32, total: u64) -> u64 {
     ((f64::from(fraction) * total as f64).ceil() as u64).max(1)
 }
 
-/// Draws a candidate at a temperature: the one in whose part of the cumulated weights, in rank order, the fraction
-/// `random / 2^64` of their total falls. `None` if there are no candidates.
+/// Draws a candidate at a temperature. In rank order each candidate takes a stretch of the
+/// cumulative weight; the drawn one has the fraction `random / 2^64` of the total in its stretch.
+/// `None` if there are no candidates.
 pub(super) fn draw(ranking: &mut Ranking, temperature: f32, random: u64) -> Result<Option<Candidate>> {
     let total = ranking.total(temperature)?;
     let before = ((u128::from(random) * u128::from(total)) >> 64) as u64;

@@ -1,4 +1,4 @@
-//! The steps against straightforward implementations in f64.
+//! Compares the steps with straightforward implementations in f64.
 
 use super::logits;
 use super::math::weight;
@@ -139,7 +139,7 @@ fn min_p_of_1_keeps_the_best_and_its_equals() {
 
 #[test]
 fn a_draw_inverts_the_cumulated_distribution() {
-    // Long and flat enough that the draw has to search beyond the first ones
+    // Long and flat enough that the draw has to search beyond the first candidates
     for (len, scale, temperature) in [(5, 1.0, 0.7), (4000, 0.5, 1.0), (4000, 2.0, 5.0)] {
         let scores = random_logits(len as u64, len, scale);
         let sampler = off().temperature(temperature).build().unwrap();

@@ -1,4 +1,4 @@
-//! [`Generation`]: the stream of what a model says.
+//! [`Generation`]: the stream of a model's output.
 
 use super::{Prompt, Session};
 use crate::backend::Logits;
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 pub enum StopReason {
     /// The model drew a token that ends its turn or the text.
     EndOfGeneration,
-    /// As many tokens as were asked for.
+    /// The requested number of tokens was generated.
     MaxTokens,
     /// One of the stop texts was generated; it is not part of the pieces.
     StopText,
@@ -22,7 +22,7 @@ pub enum StopReason {
     Error,
 }
 
-/// What one step of a generation yields.
+/// The result of one step of a generation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Piece {
     text: String,
@@ -30,12 +30,13 @@ pub struct Piece {
 }
 
 impl Piece {
-    /// Whole characters that became certain with this token; empty while a character or a stop text may be unfinished.
+    /// The characters that became certain with this token. Empty while a character or a stop text
+    /// may be unfinished.
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// The token; `None` for a last piece that only brings held-back text.
+    /// The token; `None` for a last piece that only releases held-back text.
     pub fn token(&self) -> Option<TokenId> {
         self.choice.as_ref().map(|c| c.token)
     }
@@ -58,17 +59,18 @@ impl Piece {
 pub struct Stats {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
-    /// Those of them that were cached already.
+    /// How many of them were cached already.
     pub reused_tokens: usize,
-    /// Time to evaluate the others.
+    /// Time to evaluate the other ones.
     pub prompt_time: Duration,
     /// Tokens drawn so far, without the one that ended the generation.
     pub generated_tokens: usize,
-    /// Time since the prompt was evaluated, without the time the caller took.
+    /// Time since the prompt was evaluated, without the caller's own time.
     pub generation_time: Duration,
 }
 
-/// A running generation: an iterator over [`Piece`]s. Dropping it stops the work; the session keeps what was evaluated.
+/// A running generation: an iterator over [`Piece`]s. Dropping it stops the work; the session keeps
+/// the evaluated tokens.
 ///
 /// After an error the iterator ends; the session remains usable.
 pub struct Generation<'s> {
@@ -76,7 +78,7 @@ pub struct Generation<'s> {
     state: SamplerState,
     decoder: Decoder,
     logits: Option<Box<dyn Logits>>,
-    /// Drawn but not evaluated yet.
+    /// The token that was drawn but not evaluated yet.
     pending: Option<TokenId>,
     stop: StopTexts,
     left: usize,
@@ -112,14 +114,14 @@ impl<'s> Generation<'s> {
         self
     }
 
-    /// Ends where `text` is generated; may be called for several texts.
+    /// Ends where the model generates `text`. Call it several times for several texts.
     #[must_use]
     pub fn stop_at(mut self, text: impl Into<String>) -> Self {
         self.stop.add(text.into());
         self
     }
 
-    /// The seed of the sampler: the given one, or the one that was made up.
+    /// The seed of the sampler: the given one, or the random one.
     pub fn seed(&self) -> u64 {
         self.state.seed()
     }
@@ -168,14 +170,14 @@ impl<'s> Generation<'s> {
             let Some(mut logits) = self.logits.take() else { return Ok(None) };
             match logits.sample(&mut [&mut self.state]).pop() {
                 Some(Ok(choice)) => return self.accept(choice),
-                // The logits are lost with their device.
+                // The logits are lost together with their device.
                 Some(Err(e)) => self.logits = Some(self.session.repeat_last(e)?),
                 None => return Ok(None),
             }
         }
     }
 
-    /// Takes the drawn token.
+    /// Accepts the drawn token.
     fn accept(&mut self, choice: Choice) -> Result<Option<Piece>> {
         if self.session.model.tokenizer().is_end_of_generation(choice.token) {
             return self.finish(StopReason::EndOfGeneration);
@@ -190,13 +192,13 @@ impl<'s> Generation<'s> {
         Ok(Some(Piece { text, choice: Some(choice) }))
     }
 
-    /// The end of a step that began then.
+    /// Finishes a step that began at `began`.
     fn done(&mut self, step: Result<Option<Piece>>, began: Instant) -> Option<Result<Piece>> {
         self.stats.generation_time += began.elapsed();
         step.inspect_err(|_| self.reason = Some(StopReason::Error)).transpose()
     }
 
-    /// Ends the generation; where text was held back, a last piece brings it.
+    /// Ends the generation. A last piece releases any held-back text.
     fn finish(&mut self, reason: StopReason) -> Result<Option<Piece>> {
         self.reason = Some(reason);
         let (mut text, stopped) = self.stop.push(self.decoder.flush())?;
@@ -209,11 +211,12 @@ impl<'s> Generation<'s> {
     }
 }
 
-/// Advances each generation by one piece: what [`next`](Iterator::next) of each would return, in order. Those of the same
-/// model share one pass, which for many sequences takes little longer than for one.
+/// Advances each generation by one piece, and returns in order what [`next`](Iterator::next) of
+/// each would return. Generations of the same model share one pass; for many sequences it takes
+/// little longer than for one.
 ///
-/// The lists that it makes take some hundred bytes for each generation; where there is no memory for them, the process ends,
-/// as with all collections.
+/// The lists made here take some hundred bytes for each generation. Like other collections, they
+/// end the process when there is no memory.
 ///
 /// ```no_run
 /// # fn main() -> wavelm::Result<()> {
@@ -266,12 +269,13 @@ pub fn next_of_each<'a, 's: 'a>(
 }
 
 impl Generation<'_> {
-    /// Whether the next step is a pass for one token.
+    /// Whether the next step is a pass for a single token.
     fn can_share(&mut self) -> bool {
         self.reason.is_none() && self.left > 0 && self.pending.is_some() && self.session.takes_one()
     }
 
-    /// A step of several, with one pass. Where that fails there are no pieces: each may try alone.
+    /// One step of several generations, with one pass. If the pass fails there are no pieces, so
+    /// that each generation may try alone.
     fn step_together(mut group: Vec<(usize, &mut Self)>) -> Vec<(usize, Option<Result<Piece>>)> {
         let began = Instant::now();
         let passed = {
@@ -313,10 +317,10 @@ impl Iterator for Generation<'_> {
 
 impl std::iter::FusedIterator for Generation<'_> {}
 
-/// What memory is for.
+/// What the memory is for, in texts of errors.
 const TEXT: &str = "the generated text";
 
-/// Looks for the stop texts in a stream, holding back what may be the beginning of one.
+/// Searches a stream for the stop texts, and holds back text that may be the beginning of one.
 #[derive(Debug, Default)]
 struct StopTexts {
     texts: Vec<String>,
@@ -330,7 +334,7 @@ impl StopTexts {
         }
     }
 
-    /// Takes new text; returns what is certain, and whether a stop text was found behind it.
+    /// Takes new text. Returns the text that is certain, and whether a stop text follows it.
     ///
     /// # Errors
     /// `OutOfMemory`.
@@ -352,7 +356,7 @@ impl StopTexts {
         Ok((certain, false))
     }
 
-    /// What is held back: no stop text after all.
+    /// The held-back text, which turned out to be no stop text.
     fn held(&self) -> &str {
         &self.held
     }

@@ -1,4 +1,4 @@
-//! [`Session`]: one conversation with a model, and the cache of what was said.
+//! [`Session`]: one conversation with a model, and the cache of its tokens.
 
 mod generate;
 mod of_model;
@@ -21,14 +21,14 @@ use std::sync::Arc;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum ContextPolicy {
-    /// An error of the kind [`ContextFull`](ErrorKind::ContextFull). Nothing is lost: what was generated so far is in
-    /// the session.
+    /// An error of the kind [`ContextFull`](ErrorKind::ContextFull). Nothing is lost: the session
+    /// keeps the tokens generated so far.
     #[default]
     Error,
-    /// The oldest half of what follows the first `keep` tokens is forgotten, and the rest evaluated anew: generation
-    /// goes on without end, with a pause at each slide.
+    /// Keeps the first `keep` tokens and the newest half of what else the context has room for, and
+    /// evaluates these anew. Generation goes on without end, with a pause at each slide.
     Slide {
-        /// How many tokens at the start are never forgotten: a system prompt, say.
+        /// How many tokens at the start are never forgotten: for example a system prompt.
         keep: usize,
     },
 }
@@ -59,7 +59,7 @@ impl SessionOptions {
     }
 }
 
-/// One conversation: the tokens that the model has seen and the cache that belongs to them.
+/// One conversation: the tokens that the model has seen and their cache.
 ///
 /// A session is `Send` and borrows nothing. Many sessions of one model may work at the same time, from any threads.
 pub struct Session {
@@ -69,7 +69,8 @@ pub struct Session {
     kv: KvSequence,
     /// The evaluated tokens.
     tokens: Vec<TokenId>,
-    /// How many of them the cache holds: all, but where the session moved to another device and has not caught up yet.
+    /// How many of them the cache holds: all, unless the session moved to another device and has
+    /// not caught up yet.
     cached: usize,
     context: usize,
     when_full: ContextPolicy,
@@ -114,22 +115,23 @@ impl Session {
         &self.model
     }
 
-    /// The device that runs this session: the [model's](Model::device), or the CPU after that one failed.
+    /// The device that runs this session: the [model's](Model::device), or the CPU after that
+    /// device failed.
     pub fn device(&self) -> Device {
         self.device
     }
 
-    /// The tokens that are evaluated and cached.
+    /// The tokens that are evaluated. After a fault of a GPU the cache may lack some until the next pass.
     pub fn tokens(&self) -> &[TokenId] {
         &self.tokens
     }
 
-    /// How many tokens are cached.
+    /// How many tokens are evaluated.
     pub fn len(&self) -> usize {
         self.tokens.len()
     }
 
-    /// Whether nothing is cached.
+    /// Whether nothing is evaluated.
     pub fn is_empty(&self) -> bool {
         self.tokens.is_empty()
     }
@@ -139,7 +141,7 @@ impl Session {
         self.context
     }
 
-    /// What stops this session from another thread, also in the middle of a prompt.
+    /// A handle that stops this session from another thread, even in the middle of a prompt.
     pub fn canceller(&self) -> Canceller {
         self.canceller.clone()
     }
@@ -160,8 +162,8 @@ impl Session {
         self.kv.truncate(0);
     }
 
-    /// A second session with the same past. Both share the cache until one of them writes, so this is cheap: tokens and the
-    /// table of the cache's pages are copied.
+    /// A second session with the same past. The two share the cache until one of them writes, so a
+    /// fork is cheap: it copies only the tokens and the table of the cache's pages.
     ///
     /// # Errors
     /// `OutOfMemory`.
@@ -179,19 +181,22 @@ impl Session {
         })
     }
 
-    /// Makes `prompt` the whole context, and generates what follows.
+    /// Makes `prompt` the whole context, and generates the text that follows.
     ///
-    /// The longest beginning of `prompt` that is still cached is not evaluated again, so that a conversation is
-    /// continued by passing the whole of it, a little longer each time. The prompt is evaluated before this returns.
+    /// The session does not evaluate the longest cached beginning of `prompt` again. So continue a
+    /// conversation by passing all of it, a little longer each time. The prompt is evaluated before
+    /// this returns.
     ///
     /// # Errors
-    /// `InvalidInput` for a prompt without tokens or with unknown ones, `ContextFull` where it does not fit,
-    /// `Cancelled`, `OutOfMemory`, and what the device reports. The session then holds what was evaluated so far.
+    /// `InvalidInput` for a prompt without tokens or with unknown ones, `ContextFull` where it does
+    /// not fit, `Cancelled`, `OutOfMemory`, and errors of the device. The session then holds the
+    /// tokens evaluated so far.
     pub fn generate(&mut self, prompt: &Prompt, sampler: &Sampler) -> Result<Generation<'_>> {
         Generation::start(self, prompt, sampler)
     }
 
-    /// Makes `prompt` the whole context without generating: to evaluate a long prompt ahead of its use.
+    /// Makes `prompt` the whole context without generating. Use it to evaluate a long prompt ahead
+    /// of time.
     ///
     /// # Errors
     /// As [`generate`](Self::generate).
@@ -199,11 +204,12 @@ impl Session {
         self.set_context(prompt.tokens()).map(|_| ())
     }
 
-    /// Appends `tokens` to the context and hands the logits at each of them to `each`: its index in `tokens` and a row
-    /// of [`vocab_len`](Model::vocab_len) values that say what may follow it.
+    /// Appends `tokens` to the context, and hands the logits of each to `each`: the token's index
+    /// in `tokens`, and a row of [`vocab_len`](Model::vocab_len) values that predict the token
+    /// after it.
     ///
     /// # Errors
-    /// As [`generate`](Self::generate), and those of `each`.
+    /// As [`generate`](Self::generate), and the errors of `each`.
     pub fn logits(&mut self, tokens: &[TokenId], mut each: impl FnMut(usize, &[f32]) -> Result<()>) -> Result<()> {
         self.check(tokens)?;
         if self.tokens.len() + tokens.len() > self.context {
@@ -230,14 +236,15 @@ impl Session {
             };
             if let Err(e) = ran {
                 self.recover(e)?;
-                // The rows that were not handed out are computed again.
+                // Rows that `each` has not seen are computed again.
                 self.truncate(before + done);
             }
         }
         Ok(())
     }
 
-    /// Makes `tokens` the context, evaluating only what is not cached; the logits are those of the last token.
+    /// Makes `tokens` the context, and evaluates only those that are not cached. Returns the logits
+    /// of the last token.
     fn set_context(&mut self, tokens: &[TokenId]) -> Result<(Box<dyn Logits>, usize)> {
         self.check(tokens)?;
         let shortened;
@@ -250,15 +257,15 @@ impl Session {
             }
         };
         let common = self.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count();
-        // The last token is evaluated in any case: its logits are what is wanted.
+        // The last token is evaluated in any case, because its logits are needed.
         let reused = common.min(tokens.len().saturating_sub(1));
         self.truncate(reused);
         let fresh = tokens.get(reused..).unwrap_or_default();
         Ok((self.extend(fresh, &[])?, reused))
     }
 
-    /// Appends one token, sliding the context where it is full and that was asked for. The next one will be drawn with
-    /// `state`.
+    /// Appends one token. Slides a full context if the options ask for it. `state` will draw the
+    /// next token.
     fn push(&mut self, token: TokenId, state: &SamplerState) -> Result<Box<dyn Logits>> {
         if self.tokens.len() < self.context {
             return self.extend(&[token], &[state]);
@@ -272,7 +279,8 @@ impl Session {
         }
     }
 
-    /// Evaluates `tokens`, at least one, after the cached ones; for the last pass see [`Batch::draws`].
+    /// Evaluates `tokens`, at least one, after the cached ones. `draws` are for the last pass: see
+    /// [`Batch::draws`].
     fn extend(&mut self, tokens: &[TokenId], draws: &[&SamplerState]) -> Result<Box<dyn Logits>> {
         let mut rest = tokens;
         loop {
@@ -287,22 +295,22 @@ impl Session {
         }
     }
 
-    /// Evaluates the last token again, after its logits could not be had because of `error`.
+    /// Evaluates the last token again, after `error` kept its logits from being read.
     fn repeat_last(&mut self, error: Error) -> Result<Box<dyn Logits>> {
         self.recover(error)?;
         let token = self.tokens.pop();
         self.extend(token.as_slice(), &[])
     }
 
-    /// After `error`: moves to where the work can be tried again, or returns it.
+    /// After `error`, moves to a device where the work can be tried again, or returns the error.
     fn recover(&mut self, error: Error) -> Result<()> {
-        // Only the model's first device fails: from where a session moves to, it does not move on.
+        // Only the model's first device fails. A session that has moved does not move again.
         let backend = if self.device == Device::Cpu { None } else { self.model.rescue(&error) };
         self.move_to(backend.ok_or(error)?);
         Ok(())
     }
 
-    /// What a pass takes, on the device where the next one runs.
+    /// The limits of a pass on the device of the next one.
     fn limits(&mut self) -> Limits {
         if self.device != Device::Cpu
             && let Some(backend) = self.model.follow()
@@ -312,7 +320,7 @@ impl Session {
         self.backend.limits()
     }
 
-    /// Goes on on the CPU, whose cache is filled before the next pass.
+    /// Goes on on the CPU. Its cache is filled before the next pass.
     fn move_to(&mut self, backend: Arc<dyn Backend>) {
         self.kv = KvSequence::new(backend.kv_pool());
         self.cached = 0;
@@ -322,7 +330,7 @@ impl Session {
 
     /// One pass of the backend over tokens that follow the evaluated ones.
     fn pass(&mut self, tokens: &[TokenId], wanted: Wanted, draws: &[&SamplerState]) -> Result<Box<dyn Logits>> {
-        // Before the pass: what it did could not be taken back.
+        // Reserves before the pass, whose effects could not be undone.
         memory::reserve(&mut self.tokens, tokens.len(), TOKENS)?;
         while let Some(missing) = self.tokens.get(self.cached..).filter(|missing| !missing.is_empty()) {
             let chunk = missing.get(..self.backend.limits().tokens).unwrap_or(missing);
@@ -359,13 +367,14 @@ impl Session {
 
     /// Whether one more token can be evaluated by a single pass over it.
     fn takes_one(&mut self) -> bool {
-        // A device that was given up is left first.
+        // First leaves a device that was given up.
         self.limits();
         self.tokens.len() < self.context && self.cached == self.tokens.len() && !self.canceller.is_cancelled()
     }
 
-    /// Appends a token to each of several sessions on one backend that [take one](Self::takes_one), in one pass. The
-    /// logits have a row for each. After an error all are as they were.
+    /// Appends a token to each of several sessions on one backend, in one pass; every session must
+    /// [take one](Self::takes_one). The logits have a row for each session. After an error all are
+    /// unchanged.
     fn pass_of_each(sessions: &mut [(&mut Self, TokenId, &SamplerState)]) -> Result<Box<dyn Logits>> {
         let prepare = |(session, ..): &mut (&mut Self, TokenId, &SamplerState)| {
             memory::reserve(&mut session.tokens, 1, TOKENS)?;
@@ -392,7 +401,7 @@ impl Session {
         ran
     }
 
-    /// Reports a cancel that was asked for, once.
+    /// Reports a requested cancellation, once.
     fn check_cancelled(&self) -> Result<()> {
         if self.canceller.take() {
             return Err(Error::new(ErrorKind::Cancelled, "the session was cancelled"));
@@ -425,11 +434,11 @@ impl Session {
     }
 }
 
-/// What memory is for.
+/// What the memory is for, in texts of errors.
 const TOKENS: &str = "the tokens of a session";
 
-/// Of tokens and more of them the first `keep` and the newest of the others: as many as leave half of the context that is
-/// not kept free.
+/// The tokens that remain of `tokens` and `more`: the first `keep`, and of the others the newest
+/// half of the context that `keep` leaves. The other half stays free.
 ///
 /// # Errors
 /// `OutOfMemory`.

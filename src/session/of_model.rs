@@ -1,4 +1,4 @@
-//! What a model offers for sessions.
+//! A model's methods for sessions.
 
 use super::{Prompt, Session, SessionOptions};
 use crate::Result;
@@ -10,7 +10,7 @@ impl Model {
     /// A new session with the default [options](SessionOptions).
     ///
     /// # Errors
-    /// None today; a device may report that it has no memory left.
+    /// `OutOfMemory`.
     pub fn session(&self) -> Result<Session> {
         self.session_with(SessionOptions::default())
     }
@@ -18,12 +18,13 @@ impl Model {
     /// A new session.
     ///
     /// # Errors
-    /// `InvalidInput` where an option is out of range.
+    /// `InvalidInput` where an option is out of range; `OutOfMemory`.
     pub fn session_with(&self, options: SessionOptions) -> Result<Session> {
         Session::new(self.clone(), options)
     }
 
-    /// The prompt that asks the model for the next message of a conversation, by the model's own chat template.
+    /// The prompt that asks the model for a conversation's next message, written by the model's own
+    /// chat template.
     ///
     /// Text of the messages never turns into special tokens, whatever it contains.
     ///
@@ -33,7 +34,7 @@ impl Model {
         self.chat_prompt_with(messages, &ChatOptions::default())
     }
 
-    /// [`chat_prompt`](Self::chat_prompt) with options: tools, variables of the template, …
+    /// Like [`chat_prompt`](Self::chat_prompt), with options: tools, variables of the template, …
     ///
     /// # Errors
     /// As [`chat_prompt`](Self::chat_prompt).
@@ -42,8 +43,8 @@ impl Model {
         Prompt::from_rendered(self.tokenizer(), &rendered)
     }
 
-    /// Tokenizes text as a prompt, with the special tokens at the start that the file asks for. Text that looks like a
-    /// special token stays text.
+    /// Tokenizes text as a prompt, with the special tokens at the start that the file asks for.
+    /// Text that looks like a special token stays text.
     ///
     /// # Errors
     /// `InvalidInput` where the vocabulary cannot express the text.

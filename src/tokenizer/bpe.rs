@@ -1,4 +1,5 @@
-//! Byte-pair encoding: the pair of neighbours that comes first in the list of merges is joined, again and again.
+//! Byte-pair encoding: joins neighbours again and again, always the pair that comes first in the
+//! list of merges.
 
 use super::index::{NONE, ODD, mix, seed};
 use super::pretokenizer::PreTokenizer;
@@ -11,7 +12,7 @@ use std::collections::BinaryHeap;
 
 const MERGES: &str = "tokenizer.ggml.merges";
 
-/// What memory is for.
+/// What the memory is for, in texts of errors.
 const WHAT: &str = "the merges of the tokenizer";
 const TOKENS: &str = "the tokens of a text";
 const WORD: &str = "the pairs of a long word";
@@ -46,7 +47,7 @@ impl Merges {
         Ok(Self { list, slots, seed: seed() })
     }
 
-    /// Appends a merge, for which there is room, unless one of the same pair comes before it.
+    /// Appends a merge, unless an earlier one has the same pair. The caller has made room for it.
     fn push(&mut self, merge: Merge) {
         let slot = self.find_slot(merge.left, merge.right);
         if let Some(slot @ &mut NONE) = self.slots.get_mut(slot) {
@@ -60,7 +61,8 @@ impl Merges {
         let mask = self.slots.len() - 1;
         let mut at = mix((u64::from(left) << 32 | u64::from(right)) ^ self.seed, ODD) as usize & mask;
         loop {
-            // The table is never full: it has more slots than merges. An empty slot has no merge in the list.
+            // The table is never full, as it has more slots than merges. An empty slot refers to no
+            // merge of the list.
             match self.slots.get(at).and_then(|&rank| self.list.get(rank as usize)) {
                 Some(merge) if (merge.left, merge.right) != (left, right) => at = (at + 1) & mask,
                 _ => return at,
@@ -80,7 +82,7 @@ impl Merges {
     }
 }
 
-/// A token so far, in the list of those of a word.
+/// A token so far, in the linked list of a word's tokens.
 struct Symbol {
     previous: u32,
     next: u32,
@@ -89,15 +91,15 @@ struct Symbol {
     token: u32,
 }
 
-/// Memory to reuse between words.
+/// Memory that is reused between words.
 #[derive(Default)]
 pub(super) struct Scratch {
     symbols: Vec<Symbol>,
-    /// Pairs to merge: the rank in the upper half, the left symbol in the lower.
+    /// Pairs to merge, with the rank in the upper half and the left symbol in the lower half.
     queue: BinaryHeap<Reverse<u64>>,
 }
 
-/// Up to how many bytes searching all pairs for the best one beats a queue.
+/// The most bytes for which searching all pairs for the best one beats a queue.
 const SHORT: usize = 32;
 
 impl Bpe {
@@ -115,7 +117,7 @@ impl Bpe {
         Ok(Self { pre, merges, bytes })
     }
 
-    /// Appends the tokens of `text`, in which spaces are spaces.
+    /// Appends the tokens of `text`. Spaces in it are plain spaces.
     ///
     /// # Errors
     /// `OutOfMemory`.
@@ -156,7 +158,7 @@ impl Bpe {
         self.encode_part(vocab, word.get(start..).unwrap_or_default(), scratch, out)
     }
 
-    /// Encodes a part of a word that no token reaches beyond.
+    /// Encodes a part of a word; no token crosses its ends.
     #[inline]
     fn encode_part(&self, vocab: &Vocab, part: &[u8], scratch: &mut Scratch, out: &mut Vec<TokenId>) -> Result<()> {
         if self.pre.plain_text {
@@ -175,7 +177,7 @@ impl Bpe {
         }
     }
 
-    /// For few bytes: searches all pairs for the best one, again and again.
+    /// For few bytes: searches all pairs for the best one again and again.
     fn encode_short(&self, word: &[u8], out: &mut Vec<TokenId>) -> Result<()> {
         let mut tokens = [NONE; SHORT];
         // The rank of each token's merge with the next one.
@@ -211,7 +213,8 @@ impl Bpe {
         Ok(())
     }
 
-    /// Merges symbols, given as their start and token, with a queue of pairs: n symbols take n log n steps.
+    /// Merges symbols, given as start and token, with a queue of pairs: n symbols take n log n
+    /// steps.
     fn merge_long(&self, symbols: impl Iterator<Item = (usize, u32)>, scratch: &mut Scratch) -> Result<()> {
         let Scratch { symbols: list, queue } = scratch;
         list.clear();
@@ -240,7 +243,7 @@ impl Bpe {
             let Some((right_token, after)) = list.get(next as usize).map(|symbol| (symbol.token, symbol.next)) else {
                 continue;
             };
-            // One of the two may have been merged with something else since.
+            // One of the two may have become part of another merge in the meantime.
             if (left_token, right_token) != (merge.left, merge.right) {
                 continue;
             }
@@ -270,7 +273,8 @@ impl Bpe {
         Ok(())
     }
 
-    /// Appends the tokens of merged symbols; those without a token as their bytes, if these have tokens.
+    /// Appends the tokens of merged symbols. A symbol without a token becomes the tokens of its
+    /// bytes, if there are any.
     fn emit(&self, word: &[u8], scratch: &Scratch, out: &mut Vec<TokenId>) -> Result<()> {
         let mut symbol = scratch.symbols.first();
         while let Some(at) = symbol {
@@ -303,7 +307,7 @@ fn read_merges<'a>(list: impl ExactSizeIterator<Item = &'a str>, vocab: &Vocab, 
     for text in list {
         bytes.clear();
         memory::reserve(&mut bytes, text.len(), WHAT)?;
-        // The first character belongs to the left token even where it is a space.
+        // The first character belongs to the left token even if it is a space.
         let first = text.chars().next().map_or(0, char::len_utf8);
         let Some(space) = text.get(first..).and_then(|rest| rest.find(' ')).map(|at| first + at) else {
             unknown += 1;
@@ -314,7 +318,8 @@ fn read_merges<'a>(list: impl ExactSizeIterator<Item = &'a str>, vocab: &Vocab, 
         let middle = bytes.len();
         let spelled = spelled && spell(right, spelling, &mut bytes);
         let (left, right) = bytes.split_at(middle);
-        // Merges mostly come in the order of the tokens that they make, which saves searching for these.
+        // Merges mostly come in the order of the tokens that they make. Trying the next tokens
+        // first saves a search.
         let near = [joined, joined.wrapping_add(1)].into_iter().find(|&near| vocab.is_found_for(&bytes, near));
         joined = near.unwrap_or_else(|| vocab.find(&bytes));
         let merge = Merge { left: vocab.find(left), right: vocab.find(right), joined };
@@ -330,7 +335,7 @@ fn read_merges<'a>(list: impl ExactSizeIterator<Item = &'a str>, vocab: &Vocab, 
     Ok(merges)
 }
 
-/// Appends the bytes that a half of a merge stands for: no more than it has itself.
+/// Appends the bytes that one half of a merge stands for: no more bytes than the half has itself.
 fn spell(text: &str, spelling: Spelling, out: &mut Vec<u8>) -> bool {
     match spelling {
         Spelling::ByteLetters => bytes_of_letters(text, out),

@@ -3,8 +3,8 @@
 use super::{TokenId, Tokenizer};
 use crate::{Result, memory};
 
-/// Turns tokens into text one by one, in whole characters only: bytes of a character that is not complete yet wait for
-/// the tokens that complete it.
+/// Turns tokens into text one by one, in whole characters only: the bytes of an incomplete
+/// character wait for the tokens that complete it.
 ///
 /// Made by [`Tokenizer::decoder`]. Bytes that are not UTF-8 come out as U+FFFD.
 ///
@@ -25,7 +25,7 @@ use crate::{Result, memory};
 pub struct Decoder {
     tokenizer: Tokenizer,
     special: bool,
-    /// The space that [`Tokenizer::encode`] puts before a text is still to be removed.
+    /// Whether the space that [`Tokenizer::encode`] puts before a text is still to be removed.
     strip_space: bool,
     /// The bytes of an incomplete character, at most three.
     pending: Vec<u8>,
@@ -45,21 +45,22 @@ impl Decoder {
         self
     }
 
-    /// For tokens that continue a text, instead of starting one: a leading space stays.
+    /// For tokens that continue a text instead of starting one: keeps a leading space.
     pub fn continuing(mut self) -> Self {
         self.strip_space = false;
         self
     }
 
-    /// Takes the next token, and returns what it adds to the text: whole characters, maybe none. A token that the
-    /// vocabulary does not have adds nothing.
+    /// Takes the next token, and returns what it adds to the text: whole characters, maybe none. A
+    /// token that is not in the vocabulary adds nothing.
     ///
     /// # Errors
-    /// `OutOfMemory`: a file may have tokens of any length. The token is then not taken.
+    /// `OutOfMemory`: a file may have tokens of any length. The decoder does not take the token
+    /// then.
     pub fn push(&mut self, token: TokenId) -> Result<&str> {
         self.text.clear();
         let mut bytes = self.tokenizer.inner.vocab.rendered(token, self.special);
-        // Each byte may be one that becomes U+FFFD.
+        // In the worst case each byte becomes U+FFFD.
         let most = (self.pending.len() + bytes.len()) * char::REPLACEMENT_CHARACTER.len_utf8();
         memory::reserve_text(&mut self.text, most, TEXT)?;
         memory::reserve(&mut self.pending, bytes.len(), TEXT)?;
@@ -78,7 +79,7 @@ impl Decoder {
         Ok(&self.text)
     }
 
-    /// Ends the text: returns U+FFFD for a character that was never completed, and nothing otherwise.
+    /// Ends the text: returns U+FFFD for an incomplete character, and nothing otherwise.
     pub fn flush(&mut self) -> &str {
         self.text.clear();
         if !self.pending.is_empty() {
@@ -88,17 +89,17 @@ impl Decoder {
         &self.text
     }
 
-    /// The bytes of an incomplete character that wait for more.
+    /// The bytes of an incomplete character, which wait for the rest.
     pub fn pending(&self) -> &[u8] {
         &self.pending
     }
 }
 
-/// What memory is for.
+/// What the memory is for, in texts of errors.
 const TEXT: &str = "the text of a token";
 
-/// Appends the characters of `bytes`, with U+FFFD for what is not UTF-8, and returns what may be the start of a
-/// character at the end.
+/// Appends the characters of `bytes`, with U+FFFD for invalid UTF-8. Returns the bytes at the end
+/// that may be the start of a character.
 fn push_whole<'a>(bytes: &'a [u8], text: &mut String) -> &'a [u8] {
     let mut rest = bytes;
     loop {

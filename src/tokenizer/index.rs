@@ -14,7 +14,7 @@ pub(super) struct Strings {
 }
 
 impl Strings {
-    /// Room for as many strings of as many bytes in all.
+    /// Makes room for `strings` strings of `bytes` bytes in all.
     ///
     /// # Errors
     /// `OutOfMemory`.
@@ -23,7 +23,8 @@ impl Strings {
         Ok(Self { bytes: memory::with_room(bytes, WHAT)?, ends: memory::with_room(strings, WHAT)? })
     }
 
-    /// Appends a string that `write` makes, for which there is room; the total must stay below 4 GiB.
+    /// Appends a string that `write` makes. The caller has made room for it, and the total must
+    /// stay below 4 GiB.
     pub(super) fn push_with(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         write(&mut self.bytes);
         self.ends.push(self.bytes.len() as u32);
@@ -41,7 +42,8 @@ impl Strings {
     }
 }
 
-/// A multiplicative hash; `seed` differs between processes, so that no file can be made to collide.
+/// A multiplicative hash. `seed` differs between processes, so that nobody can craft a file whose
+/// strings collide.
 #[inline]
 pub(super) fn mix(a: u64, b: u64) -> u64 {
     let product = u128::from(a) * u128::from(b);
@@ -63,7 +65,7 @@ fn hash(seed: u64, bytes: &[u8]) -> u64 {
         state = mix(state ^ u64::from_le_bytes(*word), ODD);
         rest = tail;
     }
-    // Two reads that may overlap take in 4 to 7 bytes, three take in 1 to 3.
+    // Two reads that may overlap cover 4 to 7 bytes; three cover 1 to 3.
     let last = match (rest.first_chunk::<4>(), rest.last_chunk::<4>()) {
         (Some(low), Some(high)) => u64::from(u32::from_le_bytes(*low)) << 32 | u64::from(u32::from_le_bytes(*high)),
         _ => match rest {
@@ -80,7 +82,8 @@ fn hash(seed: u64, bytes: &[u8]) -> u64 {
 
 /// An open-addressing hash table from byte strings to their numbers in a [`Strings`].
 pub(super) struct Index {
-    /// The upper half of the hash and the number; all ones where empty.
+    /// The upper half of the hash in the upper half, the string's number in the lower half; all
+    /// ones where empty.
     slots: Vec<u64>,
     seed: u64,
     /// Bytes of the longest string.
@@ -99,7 +102,8 @@ impl Index {
         Ok(Self { slots: memory::filled(slots, EMPTY, "an index of the vocabulary")?, seed: seed(), longest: 0 })
     }
 
-    /// Adds string `number` of `strings`. It replaces an equal one, whose number is returned; [`NONE`] otherwise.
+    /// Adds string `number` of `strings`. It replaces an equal string and returns that one's
+    /// number; [`NONE`] otherwise.
     pub(super) fn insert(&mut self, strings: &Strings, number: u32) -> u32 {
         let Some(bytes) = strings.get(number) else { return NONE };
         self.longest = self.longest.max(bytes.len());
@@ -119,7 +123,7 @@ impl Index {
         self.slots.get(slot).map_or(NONE, |&slot| slot as u32)
     }
 
-    /// The slot that holds `bytes`, or the empty one where it would go.
+    /// The slot that holds `bytes`, or the empty slot where it would go.
     #[inline]
     fn find_slot(&self, strings: &Strings, bytes: &[u8], hash: u64) -> usize {
         let mask = self.slots.len() - 1;

@@ -1,12 +1,13 @@
 //! Tokenizers: text to token ids and back, from the metadata of a GGUF file alone.
 //!
-//! Two families are implemented, which hold for nearly all language models: byte-pair encoding on bytes (GPT-2, Llama 3,
-//! Qwen, …; `tokenizer.ggml.model` = `gpt2`), with the pre-tokenizers of llama.cpp, and SentencePiece's with scores
-//! (Llama 2, Gemma, …; `llama`). Token ids agree with llama.cpp's, with one intended difference: where special tokens are
-//! not looked for, plain text never becomes a control token, whatever it says and whatever the vocabulary holds.
+//! Two families are implemented, which cover nearly all language models: byte-pair encoding on
+//! bytes (GPT-2, Llama 3, Qwen, …; `tokenizer.ggml.model` = `gpt2`), with the pre-tokenizers of
+//! llama.cpp, and SentencePiece's with scores (Llama 2, Gemma, …; `llama`). Token ids agree with
+//! llama.cpp's, with one intended difference: plain text never becomes a control token unless the
+//! caller asks for special tokens, whatever the text says and whatever the vocabulary holds.
 //!
-//! Time and memory grow linearly with the text (with a logarithmic factor inside of a word), also for text without
-//! any space.
+//! Time and memory grow linearly with the text (with a logarithmic factor inside of a word), even
+//! for text without any space.
 
 mod bpe;
 mod decoder;
@@ -43,18 +44,19 @@ pub enum TokenKind {
     Normal,
     /// Stands for anything that the vocabulary cannot spell.
     Unknown,
-    /// Structure, such as the end of a turn; never made from plain text, and not shown.
+    /// Structure, such as the end of a turn. Plain text never becomes such a token, and it is not
+    /// shown.
     Control,
     /// A piece of text that is kept whole wherever it occurs.
     UserDefined,
-    /// A place in the vocabulary that means nothing.
+    /// A place in the vocabulary without a meaning.
     Unused,
-    /// A single byte, for what has no other token.
+    /// A single byte, for text that no other token spells.
     Byte,
 }
 
 impl TokenKind {
-    /// The kind with the number that GGUF gives it.
+    /// The kind for a number of GGUF.
     fn from_number(number: i64) -> Self {
         match number {
             1 => Self::Normal,
@@ -66,20 +68,20 @@ impl TokenKind {
         }
     }
 
-    /// Whether tokens of this kind are looked for in the text before anything else.
+    /// Whether the encoder looks for tokens of this kind before it does anything else.
     fn is_special(self) -> bool {
         matches!(self, Self::Control | Self::Unknown | Self::UserDefined)
     }
 }
 
-/// How to encode a text. The default is for plain text at the start of a context: BOS and EOS as the file asks, and
-/// nothing in the text is taken for a control token.
+/// How to encode a text. The default is for plain text at the start of a context: it adds BOS and
+/// EOS as the file asks, and takes nothing in the text for a control token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EncodeOptions {
     /// Adds BOS at the start and EOS at the end, each if the file asks for it.
     pub add_special: bool,
-    /// Takes the texts of control tokens, such as `<|im_start|>`, for these tokens. Leave it off for text from users.
-    /// User-defined tokens are always found.
+    /// Turns the texts of control tokens, such as `<|im_start|>`, into these tokens. Leave it off
+    /// for text from users. User-defined tokens are always found.
     pub parse_special: bool,
 }
 
@@ -124,9 +126,10 @@ impl Tokenizer {
     /// Builds the tokenizer that a file describes.
     ///
     /// # Errors
-    /// `InvalidFile` naming the key if something is missing or inconsistent, `Unsupported` for a kind of tokenizer that
-    /// this version does not have. An unknown pre-tokenizer is no error: the default one takes its place, with a warning
-    /// in the log. `OutOfMemory` where there is none for the vocabulary and its indexes.
+    /// `InvalidFile`, naming the key, if something is missing or inconsistent. `Unsupported` for a
+    /// kind of tokenizer that this version does not have. An unknown pre-tokenizer is no error: the
+    /// default one takes its place, with a warning in the log. `OutOfMemory` where there is not
+    /// enough for the vocabulary and its indexes.
     pub fn from_metadata(metadata: &Metadata) -> Result<Self> {
         const MODEL: &str = "tokenizer.ggml.model";
         let flag =
@@ -178,8 +181,8 @@ impl Tokenizer {
 
     /// The tokens of `text`.
     ///
-    /// Bytes for which a byte-level vocabulary has no token are left out; other vocabularies have the unknown token for
-    /// what they cannot spell.
+    /// A byte-level vocabulary leaves out bytes for which it has no token. Other vocabularies use
+    /// the unknown token for text that they cannot spell.
     ///
     /// # Errors
     /// `InvalidInput` for a text of 4 GiB or more; `OutOfMemory`.
@@ -189,9 +192,9 @@ impl Tokenizer {
         self.encode_trusting(text, trusted, options.add_special)
     }
 
-    /// The tokens of a text in parts, of which each says whether control tokens are looked for in it
-    /// ([`parse_special`](EncodeOptions::parse_special)). The parts are one text for everything else: words and tokens
-    /// may reach from one into the next.
+    /// The tokens of a text in parts. Each part says whether to look for control tokens in it
+    /// ([`parse_special`](EncodeOptions::parse_special)). For everything else the parts are one
+    /// text: words and tokens may reach from one into the next.
     ///
     /// # Errors
     /// `InvalidInput` for a text of 4 GiB or more; `OutOfMemory`.
@@ -214,15 +217,15 @@ impl Tokenizer {
         self.encode_trusting(&text, &trusted, add_special)
     }
 
-    /// Encodes a text in which control tokens are looked for in some ranges.
+    /// Encodes a text, and looks for control tokens in the ranges `trusted` only.
     fn encode_trusting(&self, text: &str, trusted: &[Range<usize>], add_special: bool) -> Result<Vec<TokenId>> {
         let Inner { vocab, model, .. } = &*self.inner;
-        // Room for a space before the text.
+        // Leaves room for a space before the text.
         if text.len() >= u32::MAX as usize {
             return Err(Error::invalid_input(format!("a text of {} bytes is too long to encode", text.len())));
         }
         memory::check_spare(TOKENS)?;
-        // English has about four bytes to a token.
+        // English has about four bytes per token.
         let mut out = memory::with_room(text.len() / 4 + 2, TOKENS)?;
         if add_special && self.inner.add_bos {
             out.extend(vocab.ids.bos);
@@ -303,8 +306,9 @@ impl Tokenizer {
         Decoder::new(self.clone())
     }
 
-    /// A decoder for tokens that follow `context`. It keeps a leading space where that continues a text, and removes it
-    /// where a text begins: after nothing or a control token.
+    /// A decoder for tokens that follow `context`. It keeps a leading space where the tokens
+    /// continue a text. It removes one where a text begins: after a control token, or without any
+    /// context.
     pub fn decoder_after(&self, context: &[TokenId]) -> Decoder {
         match context.last() {
             Some(&last) if self.token_kind(last) != Some(TokenKind::Control) => self.decoder().continuing(),
@@ -322,7 +326,8 @@ impl Tokenizer {
         self.inner.vocab.text(token)
     }
 
-    /// The bytes that a token stands for, whatever its kind: the text of control tokens is their name. Not always UTF-8.
+    /// The bytes of a token, whatever its kind: a control token's bytes are its name. Not always
+    /// UTF-8.
     pub fn token_bytes(&self, token: TokenId) -> Option<&[u8]> {
         self.inner.vocab.piece(token)
     }
@@ -369,7 +374,8 @@ impl Tokenizer {
         self.inner.add_eos && self.inner.vocab.ids.eos.is_some()
     }
 
-    /// Whether a token ends an answer: EOS, the end of a turn or of a message, and others known by their text.
+    /// Whether a token ends an answer: EOS, the end of a turn or of a message, and others
+    /// recognized by their text.
     pub fn is_end_of_generation(&self, token: TokenId) -> bool {
         self.inner.vocab.is_end_of_generation(token)
     }
@@ -392,7 +398,7 @@ impl std::fmt::Debug for Tokenizer {
     }
 }
 
-/// What memory is for.
+/// What the memory is for, in texts of errors.
 const TEXT: &str = "the text of tokens";
 const PARTS: &str = "a text in parts";
 const TOKENS: &str = "the tokens of a text";
@@ -428,9 +434,9 @@ fn decode_all(mut decoder: Decoder, tokens: &[TokenId]) -> Result<String> {
     Ok(text)
 }
 
-/// Appends `text` with spaces where it has [`SPACE`].
+/// Appends `text` with spaces in place of [`SPACE`].
 fn push_with_spaces(text: &str, out: &mut String) -> Result<()> {
-    // Spaces are shorter.
+    // A space has fewer bytes than [`SPACE`].
     memory::reserve_text(out, text.len(), TEXT)?;
     for (i, part) in text.split(SPACE).enumerate() {
         if i > 0 {
@@ -454,9 +460,11 @@ fn byte_ids(vocab: &Vocab) -> [u32; 256] {
     ids
 }
 
-/// Appends the bytes that GPT-2's letters stand for; `false` if `text` has a character that is none of these letters.
+/// Converts GPT-2's letters back to bytes and appends them; `false` if `text` has any other
+/// character.
 ///
-/// Bytes that are printable characters of Latin-1 stand for themselves; the others are U+0100 and on, in order.
+/// Bytes that are printable characters of Latin-1 stand for themselves; the others are U+0100 and
+/// on, in order.
 fn bytes_of_letters(text: &str, out: &mut Vec<u8>) -> bool {
     for c in text.chars() {
         let byte = match c as u32 {

@@ -1,13 +1,14 @@
-//! Pre-tokenizers: which expressions split the text before byte-pair encoding, by the name that the file gives
-//! (`tokenizer.ggml.pre`).
+//! Pre-tokenizers: the expressions that split the text before byte-pair encoding, chosen by the
+//! name in the file (`tokenizer.ggml.pre`).
 //!
-//! The expressions are those of llama.cpp, where they differ from the original tokenizer's (it counts every letter
-//! outside ASCII as both upper and lower case, for example), because files are made for it and compared with it.
+//! The expressions are llama.cpp's, even where they differ from the original tokenizer's, because
+//! files are made for llama.cpp and compared with it. For example, it counts every letter outside
+//! ASCII as both upper and lower case.
 
 use super::scan::{self, Char, Contraction, Lead, Letters, Runs, Segment, Tail, Words};
 use super::unicode::{Classes, LETTER, MARK, NUMBER, OTHER, PUNCTUATION, SPACE, SYMBOL};
 
-/// One expression of a pre-tokenizer, applied to every segment that the ones before it made.
+/// One expression of a pre-tokenizer, applied to every segment that earlier expressions made.
 enum Stage {
     Gpt2,
     Words(Words),
@@ -19,18 +20,19 @@ enum Stage {
 /// A pre-tokenizer and the settings that come with its name.
 pub(super) struct PreTokenizer {
     stages: &'static [Stage],
-    /// A segment that is a token as a whole is not merged.
+    /// A segment that is itself a token is not merged.
     pub(super) ignore_merges: bool,
     /// BOS is added unless the file says otherwise.
     pub(super) add_bos: bool,
-    /// Spaces are written as U+2581 in the vocabulary, and text as plain UTF-8 instead of GPT-2's letters for bytes.
+    /// The vocabulary writes spaces as U+2581, and text as plain UTF-8 instead of GPT-2's letters
+    /// for bytes.
     pub(super) plain_text: bool,
-    /// A run of newlines that is a token as a whole is not merged.
+    /// A run of newlines that is itself a token is not merged.
     pub(super) whole_newlines: bool,
 }
 
 impl PreTokenizer {
-    /// The pre-tokenizer that llama.cpp has for `name`, or `None` if there is none.
+    /// llama.cpp's pre-tokenizer for `name`, or `None` if there is none.
     pub(super) fn by_name(name: &str) -> Option<Self> {
         let plain =
             |stages| Self { stages, ignore_merges: false, add_bos: false, plain_text: false, whole_newlines: false };
@@ -80,7 +82,8 @@ impl PreTokenizer {
         })
     }
 
-    /// Calls `emit` with the segments of `text` (valid UTF-8) in order; together they are the text.
+    /// Calls `emit` with the segments of `text` (valid UTF-8) in order. Together they make up the
+    /// text.
     pub(super) fn split<'a>(&self, text: &'a [u8], emit: &mut dyn FnMut(&'a [u8])) {
         split(self.stages, Segment::new(text, Classes::get()), emit);
     }
@@ -218,7 +221,7 @@ fn is_bloom_letter(c: Char) -> bool {
     !c.is(SPACE) && !char::from_u32(c.code).is_some_and(|c| SEPARATORS.contains(c))
 }
 
-/// `[!-/:-~！-／：-～‘-‟、。]`: with all ASCII letters, as the model was trained.
+/// `[!-/:-~！-／：-～‘-‟、。]`: includes all ASCII letters, because the model was trained so.
 fn is_deepseek_punctuation(c: Char) -> bool {
     matches!(c.code, 0x21..=0x2F | 0x3A..=0x7E | 0xFF01..=0xFF0F | 0xFF1A..=0xFF5E | 0x2018..=0x201F | 0x3001..=0x3002)
 }
@@ -233,8 +236,9 @@ fn is_cjk_or_kana(c: Char) -> bool {
     matches!(c.code, 0x4E00..=0x9FA5 | 0x3040..=0x30FF)
 }
 
-/// Han, kana, Thai, Lao, Khmer, Burmese and Hangul as AFMoE delimits them. The compatibility ideographs start at U+8C48
-/// (not U+F900, of which it is the normal form) in llama.cpp, and so this takes in what lies between.
+/// Han, kana, Thai, Lao, Khmer, Burmese and Hangul as AFMoE delimits them. llama.cpp starts the
+/// compatibility ideographs at U+8C48 instead of U+F900, whose normal form that is. The range
+/// therefore includes all that lies between.
 fn is_afmoe_script(c: Char) -> bool {
     matches!(c.code,
         0x3400..=0x4DBF | 0x4E00..=0xFAFF | 0x3040..=0x30FF | 0xFF65..=0xFF9F | 0x2F00..=0x2FDF | 0x0E40..=0x0EFF

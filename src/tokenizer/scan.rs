@@ -1,8 +1,9 @@
-//! Scanners: each does by hand what one regular expression of a pre-tokenizer does, in one pass and without backtracking
-//! over more than one run of characters.
+//! Scanners. Each is a handwritten form of one regular expression of a pre-tokenizer. It takes one
+//! pass, and backtracks over no more than one run of characters.
 //!
-//! Positions are byte offsets into the segment at hand. The segment's end is the end of the text for every expression,
-//! also for look-ahead, because pre-tokenizers apply their expressions one after the other to what the one before left.
+//! Positions are byte offsets into the current segment. For every expression, also for its
+//! look-ahead, the segment's end is the end of the text, because each expression of a pre-tokenizer
+//! applies only to the segments that the one before it left.
 
 use super::unicode::{Classes, LETTER, MARK, NUMBER, OTHER, PUNCTUATION, SPACE, SYMBOL, Set, is_han};
 
@@ -57,7 +58,7 @@ impl<'a> Segment<'a> {
         Self { text: self.text.get(start..end).unwrap_or_default(), ..self }
     }
 
-    /// The character at byte `pos`, which must be where a character starts.
+    /// The character at byte `pos`, which must be the first byte of a character.
     #[inline]
     pub(super) fn at(self, pos: usize) -> Char {
         match self.text.get(pos) {
@@ -80,7 +81,7 @@ impl<'a> Segment<'a> {
         Char { code, class: self.classes.of(code), len: len.min(self.text.len() - pos) }
     }
 
-    /// Where the characters from `pos` on stop being in `set`.
+    /// The end of the run of characters from `pos` on that are in `set`.
     #[inline]
     pub(super) fn run(self, mut pos: usize, set: Set) -> usize {
         loop {
@@ -92,7 +93,7 @@ impl<'a> Segment<'a> {
         }
     }
 
-    /// Where up to `max` characters from `pos` on stop satisfying `member`.
+    /// The end of the run of up to `max` characters from `pos` on that satisfy `member`.
     fn run_of(self, mut pos: usize, max: usize, member: impl Fn(Char) -> bool) -> usize {
         for _ in 0..max {
             let c = self.at(pos);
@@ -104,8 +105,9 @@ impl<'a> Segment<'a> {
         pos
     }
 
-    /// Calls `emit` with the matches of an expression and with what lies between them, in order. `find` returns where a
-    /// match that starts at the given position ends, or the position itself where there is none.
+    /// Calls `emit` with the matches of an expression and with the text between them, in order.
+    /// `find` returns the end of the match that starts at the given position, or that position
+    /// itself if there is none.
     #[inline]
     pub(super) fn split(self, mut find: impl FnMut(usize) -> usize, emit: &mut dyn FnMut(Self)) {
         let (mut pos, mut gap) = (0, 0);
@@ -131,7 +133,8 @@ impl<'a> Segment<'a> {
         self.text.get(start..end).is_some_and(|text| text.iter().all(u8::is_ascii_uppercase))
     }
 
-    /// `\s+(?!\S)|\s+`: a run of white space without its last character if something follows it, and whole otherwise.
+    /// `\s+(?!\S)|\s+`: a run of white space, without its last character if something follows the
+    /// run.
     #[inline]
     fn spaces(self, start: usize) -> usize {
         let (mut pos, mut last) = (start, start);
@@ -145,7 +148,7 @@ impl<'a> Segment<'a> {
         }
     }
 
-    /// `'s|'t|'re|'ve|'m|'ll|'d` at an apostrophe, in either case where `fold` says so.
+    /// `'s|'t|'re|'ve|'m|'ll|'d` at an apostrophe; `fold` also accepts upper case.
     fn contraction(self, pos: usize, fold: bool) -> Option<usize> {
         let letter = |i: usize| {
             let byte = self.text.get(pos + i).copied().unwrap_or(0);
@@ -190,7 +193,7 @@ pub(super) enum Letters {
     Spaced,
 }
 
-/// Where a word takes an English contraction (`'s`, `'LL`, …) with it.
+/// How words and English contractions (`'s`, `'LL`, …) relate.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Contraction {
     Never,
@@ -212,8 +215,8 @@ pub(super) enum Tail {
     OneNewlineOrSlash,
 }
 
-/// The family of expressions that began with GPT-4's: contractions, words with one leading character, short digit
-/// groups, punctuation with its newlines, and white space.
+/// The family of expressions that began with GPT-4's: contractions, words with one leading
+/// character, short groups of digits, punctuation with its newlines, and white space.
 #[derive(Clone, Copy)]
 pub(super) struct Words {
     pub(super) contraction: Contraction,
@@ -248,7 +251,8 @@ impl Words {
     };
 
     pub(super) fn split<'a>(&self, segment: Segment<'a>, emit: &mut dyn FnMut(Segment<'a>)) {
-        // Up to here, a run of white space is known to hold no newline, so that it is not searched again.
+        // No run of white space holds a newline before this position, so it need not be searched
+        // again.
         let mut no_newline_before = 0;
         segment.split(|pos| self.find(segment, pos, &mut no_newline_before), emit);
     }
@@ -288,14 +292,15 @@ impl Words {
         if c.is(SPACE) { self.white_space(s, pos, c, no_newline_before) } else { pos }
     }
 
-    /// The word that starts at `pos`, be it with its first letter or with a leading character.
+    /// The word that starts at `pos`, either with its first letter or with a leading character.
     #[inline]
     fn word(&self, s: Segment<'_>, pos: usize, c: Char) -> Option<usize> {
         let leading = c.len > 0 && !c.is_newline() && !c.is(self.not_leading);
         if leading && let Some(end) = self.letters(s, pos + c.len) {
             return match self.letters {
-                // The first alternative, which needs lower case, is tried without the leading character too, before the
-                // second one is tried with it: then a mark is a word of lower case.
+                // The expression tries its first alternative, which needs lower case, without the
+                // leading character too, before it tries the second one with it. A mark then counts
+                // as a word in lower case.
                 Letters::Cased(set) if c.is(set) && s.only_upper_case(pos + c.len, end) => Some(pos + c.len),
                 _ => Some(end),
             };
@@ -360,7 +365,8 @@ impl Words {
 
 /// `\s{512}(?!\S)|\s{256}(?!\S)|…|\s{4}(?!\S)|\s{1,2}(?!\S)|\s{1}`
 fn power_of_two(s: Segment<'_>, pos: usize) -> usize {
-    // The lengths of a run of up to 512 and whether it may end there: white space or the end of the text follows.
+    // The end of the first `count` characters, if all are white space and the match may end there:
+    // white space or the end of the text follows.
     let take = |count: usize| {
         let mut end = pos;
         for _ in 0..count {
@@ -377,8 +383,9 @@ fn power_of_two(s: Segment<'_>, pos: usize) -> usize {
     sizes.into_iter().find_map(take).unwrap_or(pos + s.at(pos).len)
 }
 
-/// `U*W+|U+W*` where `U` is the set without a-z and `W` the set without A-Z: characters outside ASCII are in both, so
-/// that `U*` gives back from its end up to the last of them when no lower-case letter follows it.
+/// `U*W+|U+W*` where `U` is the set without a-z and `W` the set without A-Z. Characters outside
+/// ASCII are in both sets. If no lower-case letter follows `U*`, it therefore backtracks, and the
+/// match ends after the last such character.
 fn cased(s: Segment<'_>, start: usize, set: Set) -> usize {
     let mut pos = start;
     let mut wide_end = None;
@@ -396,7 +403,7 @@ fn cased(s: Segment<'_>, start: usize, set: Set) -> usize {
     if end > pos { end } else { wide_end.unwrap_or(pos) }
 }
 
-/// An expression that looks for runs of characters, maybe with one leading space: ` ?[…]{min,max}`.
+/// An expression for runs of characters, maybe with one leading space: ` ?[…]{min,max}`.
 #[derive(Clone, Copy)]
 pub(super) struct Runs {
     pub(super) lead: Lead,
@@ -490,8 +497,8 @@ pub(super) fn thousands<'a>(s: Segment<'a>, emit: &mut dyn FnMut(Segment<'a>)) {
     }
 }
 
-/// Splits after the one or two numbers by which a run of numbers exceeds groups of three, and after each group; what
-/// precedes a run stays with its first group.
+/// Splits a run of numbers into groups of three; one or two left over come first. Text before a run
+/// stays with its first group.
 pub(super) fn number_groups<'a>(s: Segment<'a>, emit: &mut dyn FnMut(Segment<'a>)) {
     let (mut start, mut pos) = (0, 0);
     while pos < s.text.len() {

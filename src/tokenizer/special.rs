@@ -15,11 +15,11 @@ pub(super) enum Fragment {
 pub(super) struct Special<'a> {
     pub(super) text: &'a [u8],
     pub(super) id: TokenId,
-    /// It is found in any text, not only where control tokens are looked for.
+    /// Found in any text, not only where control tokens are looked for.
     pub(super) anywhere: bool,
-    /// White space before it belongs to it.
+    /// Takes the white space before it.
     pub(super) strip_left: bool,
-    /// White space after it belongs to it.
+    /// Takes the white space after it.
     pub(super) strip_right: bool,
 }
 
@@ -28,7 +28,7 @@ pub(super) struct Special<'a> {
 pub(super) struct Trie {
     roots: Vec<u32>,
     nodes: Vec<Node>,
-    /// Tokens that take white space with them; few and mostly none.
+    /// Tokens that take white space with them: mostly none, at most a few.
     strip_left: Vec<TokenId>,
     strip_right: Vec<TokenId>,
 }
@@ -43,11 +43,11 @@ struct Node {
 
 const NO_NODE: u32 = u32::MAX;
 
-/// What memory is for.
+/// What the memory is for, in texts of errors.
 const WHAT: &str = "the special tokens";
 const IN_TEXT: &str = "the special tokens of a text";
 
-/// A match that was taken, with the white space around it.
+/// An accepted match, with the white space around it.
 struct Taken {
     start: usize,
     end: usize,
@@ -120,8 +120,8 @@ impl Trie {
         (length == text.len()).then_some(token)
     }
 
-    /// The longest token shorter than `below` that `text` starts with, and its length. Control tokens must lie in the
-    /// first `trusted` bytes.
+    /// The longest token shorter than `below` at the start of `text`, and its length. A control
+    /// token must lie in the first `trusted` bytes.
     fn longest(&self, text: &[u8], trusted: usize, below: usize) -> Option<(usize, TokenId)> {
         let mut at = *self.roots.get(usize::from(*text.first()?))?;
         let mut found = None;
@@ -137,9 +137,9 @@ impl Trie {
         found
     }
 
-    /// Splits `text` at the special tokens in it. Longer tokens are taken before shorter ones, wherever they are, and
-    /// equally long ones from left to right. Control tokens must lie in one of the `trusted` ranges, which are in order
-    /// and apart from each other.
+    /// Splits `text` at the special tokens in it. Longer tokens take precedence over shorter ones
+    /// wherever they are; tokens of equal length go from left to right. Control tokens must lie in
+    /// one of the `trusted` ranges, which are in order and apart from each other.
     ///
     /// # Errors
     /// `OutOfMemory`.
@@ -172,8 +172,8 @@ impl Trie {
             let trusted = range.filter(|range| range.start <= start).map_or(0, |range| range.end - start);
             self.longest(text.get(start..).unwrap_or_default(), trusted, below)
         };
-        // Where the longest token at a position cannot be taken, because a longer one nearby was, the next shorter one
-        // there gets its turn among those of its length.
+        // A longer token nearby may block the longest token at a position. Then the next shorter
+        // token there gets its turn, together with the others of its length.
         let mut by_length: std::collections::BTreeMap<usize, Vec<(usize, TokenId)>> = Default::default();
         for (start, &byte) in text.iter().enumerate() {
             if self.roots.get(usize::from(byte)) != Some(&NO_NODE)
@@ -193,8 +193,8 @@ impl Trie {
                 if !is_free(&occupied, start) {
                     continue;
                 }
-                // What was taken before is at least as long, so that it covers one end of whatever it overlaps; white
-                // space that it took with it is next to it.
+                // Tokens taken earlier are at least as long, so each one covers an end of any match
+                // that it overlaps. The white space that a token takes lies next to it.
                 if !is_free(&occupied, start + length - 1) {
                     if let Some((shorter, token)) = longest(start, length) {
                         memory::push(by_length.entry(shorter).or_default(), (start, token), IN_TEXT)?;
@@ -248,7 +248,7 @@ mod tests {
         assert_eq!(trie(&["bcde", "abc"]).split("abcde", ALL).unwrap(), [Text(0..1), Token(0)]);
         assert_eq!(trie(&["ab", "abc", "c"]).split("abcab", ALL).unwrap(), [Token(1), Token(0)]);
         assert_eq!(trie(&["ab", "ba"]).split("abab", ALL).unwrap(), [Token(0), Token(0)]);
-        // "abc" is blocked by the longer "cdef", and "ab" takes its place.
+        // The longer "cdef" blocks "abc", and "ab" takes its place.
         assert_eq!(trie(&["abc", "ab", "cdef"]).split("abcdef", ALL).unwrap(), [Token(1), Token(2)]);
         assert_eq!(trie(&["\n\n", "\n\n\n"]).split("\n\n\n\n\n\n\n\n", ALL).unwrap(), [Token(1), Token(1), Token(0)]);
         assert_eq!(trie(&[]).split("text", ALL).unwrap(), [Text(0..4)]);

@@ -1,5 +1,6 @@
-//! SentencePiece's byte-pair encoding: the two neighbours that make the token with the best score are joined, again and
-//! again, over the whole text; what is no token in the end is spelled in bytes.
+//! SentencePiece's byte-pair encoding: joins neighbours again and again over the whole text, always
+//! the two that make the token with the best score. Characters that end up without a token are
+//! spelled in bytes.
 
 use super::index::NONE;
 use super::vocab::{SCORES, Vocab, same_length};
@@ -9,28 +10,29 @@ use crate::{ErrorKind, Result, memory};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-/// What memory is for.
+/// What the memory is for, in texts of errors.
 const WHAT: &str = "the scores of the tokenizer";
 const TOKENS: &str = "the tokens of a text";
 const PAIRS: &str = "the pairs of a text";
 
 pub(super) struct Spm {
-    /// Scores as integers that order like them, all above 0; empty if the file has none.
+    /// Scores as integers in the same order, all above 0; empty if the file has none.
     scores: Vec<u32>,
     /// The token of each single byte, or [`NONE`].
     bytes: [u32; 256],
-    /// The token for characters that no tokens spell; no control token, which text must never become.
+    /// The token for characters that no tokens spell. It is never a control token, because text
+    /// must not become one.
     unk: Option<TokenId>,
 }
 
-/// A token so far, in the list of those of a text.
+/// A token so far, in the linked list of a text's tokens.
 struct Symbol {
     previous: u32,
     next: u32,
     start: u32,
-    /// 0 once merged into the symbol before.
+    /// 0 once it is merged into the symbol before it.
     length: u32,
-    /// The token that it was merged to; [`NONE`] for a character.
+    /// The token that it has become; [`NONE`] for a single character.
     token: u32,
 }
 
@@ -38,21 +40,21 @@ struct Symbol {
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Pair {
     score: u32,
-    /// Where scores are equal, the leftmost pair is next.
+    /// Among equal scores, the leftmost pair is next.
     left: Reverse<u32>,
-    /// Bytes of both together, which tell whether one has changed since.
+    /// Bytes of both together; another length shows that one of them has changed since.
     length: u32,
     token: u32,
 }
 
-/// Memory to reuse between texts.
+/// Memory that is reused between texts.
 #[derive(Default)]
 pub(super) struct Scratch {
     symbols: Vec<Symbol>,
     queue: BinaryHeap<Pair>,
 }
 
-/// Up to how many bytes searching all pairs for the best one beats a queue.
+/// The most bytes for which searching all pairs for the best one beats a queue.
 const SHORT: usize = 32;
 
 impl Spm {
@@ -68,7 +70,7 @@ impl Spm {
         Ok(Self { scores, bytes: byte_ids(vocab), unk })
     }
 
-    /// Appends the tokens of `text`, in which spaces are spaces.
+    /// Appends the tokens of `text`. Spaces in it are plain spaces.
     ///
     /// # Errors
     /// `OutOfMemory`.
@@ -90,7 +92,7 @@ impl Spm {
         self.encode_part(vocab, text.get(start..).unwrap_or_default(), scratch, out)
     }
 
-    /// Encodes a part of the text that no token reaches beyond.
+    /// Encodes a part of the text; no token crosses its ends.
     fn encode_part(&self, vocab: &Vocab, text: &str, scratch: &mut Scratch, out: &mut Vec<TokenId>) -> Result<()> {
         if text.len() <= SHORT {
             return self.encode_short(vocab, text.as_bytes(), out);
@@ -139,15 +141,15 @@ impl Spm {
         Ok(())
     }
 
-    /// For few bytes: searches all pairs for the best one, again and again.
+    /// For few bytes: searches all pairs for the best one again and again.
     fn encode_short(&self, vocab: &Vocab, text: &[u8], out: &mut Vec<TokenId>) -> Result<()> {
-        // Symbol i is from start i to start i + 1; pair i is symbol i and the next one.
+        // Symbol i lies between starts i and i + 1; pair i is symbol i and the next one.
         let mut starts = [0; SHORT + 1];
         let mut tokens = [NONE; SHORT];
         let mut pairs = [(0, NONE); SHORT];
         let mut count = 0;
         for (at, &byte) in text.iter().enumerate() {
-            // Whatever is no continuation byte starts a character.
+            // Every byte that is no continuation byte starts a character.
             if byte & 0xC0 != 0x80 {
                 starts[count] = at;
                 count += 1;
@@ -219,7 +221,8 @@ impl Spm {
         Ok(())
     }
 
-    /// Appends a token or, for a character that was not merged, its token, those of its bytes, or the unknown one.
+    /// Appends a token. A character that was not merged becomes its own token, the tokens of its
+    /// bytes, or the unknown token.
     fn emit(&self, vocab: &Vocab, bytes: &[u8], token: u32, out: &mut Vec<TokenId>) -> Result<()> {
         let token = if token == NONE { vocab.find(bytes) } else { token };
         if token != NONE {
@@ -237,7 +240,7 @@ impl Spm {
     }
 }
 
-/// The scores, which a few files have as integers.
+/// The scores; a few files store them as integers.
 fn scores(metadata: &Metadata) -> Result<Option<Vec<f32>>> {
     match metadata.f32s(SCORES) {
         Ok(scores) => Ok(scores),
@@ -249,9 +252,9 @@ fn scores(metadata: &Metadata) -> Result<Option<Vec<f32>>> {
     }
 }
 
-/// An integer that orders like the score; not a number is the worst.
+/// An integer that orders like the score; NaN is the worst.
 fn order(score: f32) -> u32 {
-    // -0 + 0 is 0: the two are equal.
+    // -0 + 0 is 0, which makes both zeros equal.
     let bits = if score.is_nan() { f32::NEG_INFINITY.to_bits() } else { (score + 0.0).to_bits() };
     if bits >> 31 == 1 { !bits } else { bits | 1 << 31 }
 }

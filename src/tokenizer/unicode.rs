@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 /// A set of character classes, one bit each. Every character has exactly one class; the end of the text has none.
 pub(super) type Set = u8;
 
-/// Anything that is none of the others: controls, format characters, unassigned code points.
+/// Everything else: controls, format characters, unassigned code points.
 pub(super) const OTHER: Set = 1;
 /// `\p{L}`
 pub(super) const LETTER: Set = 1 << 1;
@@ -24,7 +24,7 @@ pub(super) const SPACE: Set = 1 << 6;
 const BLOCK: usize = 256;
 const CODE_POINTS: usize = 0x11_0000;
 
-/// The classes of all code points: equal blocks of 256 are stored once (about 40 KiB in all).
+/// The classes of all code points. Equal blocks of 256 are stored once (about 40 KiB in all).
 pub(super) struct Classes {
     ascii: [Set; 128],
     block_of: Vec<u8>,
@@ -38,9 +38,9 @@ impl Classes {
         TABLE.get_or_init(Self::build)
     }
 
-    /// Block by block, so that no large piece of memory is asked for.
+    /// Builds the table block by block, so that it needs no large piece of memory.
     fn build() -> Self {
-        // A few more than there are.
+        // A few more than needed.
         const BLOCKS: usize = 192;
         let mut table = Self {
             ascii: [OTHER; 128],
@@ -90,8 +90,8 @@ impl Classes {
     }
 }
 
-/// Han characters, as llama.cpp delimits them for Kimi K2: the unified ideographs and their extensions up to F, and the
-/// compatibility ideographs.
+/// Han characters as llama.cpp delimits them for Kimi K2: the unified ideographs with their
+/// extensions up to F, and the compatibility ideographs.
 pub(super) fn is_han(code: u32) -> bool {
     matches!(code,
         0x3400..=0x4DBF | 0x4E00..=0x9FFF | 0xF900..=0xFAFF

@@ -1,4 +1,5 @@
-//! The vocabulary: token texts, kinds and roles, as the file gives them and as llama.cpp completes them.
+//! The vocabulary: token texts, kinds and roles, as the file gives them and llama.cpp completes
+//! them.
 
 use super::index::{Index, NONE, Strings};
 use super::special::{Special, Trie};
@@ -60,9 +61,9 @@ pub struct SpecialIds {
 #[derive(Clone, Copy)]
 struct Token {
     kind: TokenKind,
-    /// A control token that is part of the answer nevertheless.
+    /// A control token that is nevertheless part of the answer.
     visible: bool,
-    /// What [`Vocab::find`] finds for the token's piece is this token.
+    /// Whether [`Vocab::find`] finds this token for its piece.
     findable: bool,
 }
 
@@ -74,9 +75,9 @@ impl Token {
 
 /// All tokens.
 pub(super) struct Vocab {
-    /// The file's own, which are not copied.
+    /// The file's own texts; they are not copied.
     texts: StringArray,
-    /// What each token stands for in text.
+    /// The bytes that each token stands for.
     pieces: Strings,
     tokens: Vec<Token>,
     /// From pieces to the tokens that plain text may become.
@@ -111,7 +112,7 @@ impl BytePairs {
 }
 
 impl Vocab {
-    /// Reads the vocabulary; `defaults` are roles for which the file need not name a token.
+    /// Reads the vocabulary. `defaults` are ids for roles that the file may leave out.
     pub(super) fn new(metadata: &Metadata, spelling: Spelling, defaults: SpecialIds) -> Result<Self> {
         let list = metadata.strings(TOKENS)?.ok_or_else(|| missing(TOKENS, "vocabulary"))?;
         let count = list.len();
@@ -155,8 +156,9 @@ impl Vocab {
         for default in [&mut ids.bos, &mut ids.eos, &mut ids.unk] {
             *default = default.filter(|&id| (id as usize) < count);
         }
-        // Whether a wrong id is an error: without these, text begins or ends in the wrong place. The others are often
-        // wrong in files that work well otherwise, and are then as good as not given.
+        // Whether a wrong id is an error. Without these ids, text begins or ends in the wrong
+        // place. Other ids are often wrong in files that otherwise work well, so a wrong one counts
+        // as absent.
         let needed = true;
         for (key, id, needed) in [
             ("bos_token_id", &mut ids.bos, needed),
@@ -167,7 +169,7 @@ impl Vocab {
             ("seperator_token_id", &mut ids.sep, !needed),
             ("padding_token_id", &mut ids.pad, !needed),
             ("mask_token_id", &mut ids.mask, !needed),
-            // Names of older files first, so that the newer ones win.
+            // Keys of older files come first, so that the newer ones win.
             ("prefix_token_id", &mut ids.fim_prefix, !needed),
             ("suffix_token_id", &mut ids.fim_suffix, !needed),
             ("middle_token_id", &mut ids.fim_middle, !needed),
@@ -187,9 +189,9 @@ impl Vocab {
         Ok(())
     }
 
-    /// Files rarely say which tokens end a turn, so these are known by their texts.
+    /// Finds roles by the tokens' texts, because files rarely say which tokens end a turn.
     fn find_roles_by_text<'a>(&mut self, texts: impl Iterator<Item = &'a str>) -> Result<()> {
-        // What the file itself says about fill-in-the-middle counts before what texts suggest.
+        // The file's own ids for fill-in-the-middle take precedence over these texts.
         let mut by_text: [Option<(usize, TokenId)>; ROLES.len()] = Default::default();
         let mut ends = Vec::new();
         for (id, text) in texts.enumerate() {
@@ -245,10 +247,10 @@ impl Vocab {
 
         let end = |text: &str| ends.iter().copied().find(|&id| self.texts.get(id as usize) == Some(text));
         let has = |text: &str| end(text).is_some();
-        // In OpenAI's harmony format and in Solar's, <|end|> ends a message and not the answer.
+        // In OpenAI's harmony format and in Solar's, <|end|> ends a message but not the answer.
         let messages = (has("<|call|>") || has("<|calls|>")) && (has("<|return|>") || has("<|flush|>"));
         let message_end = if messages { end("<|end|>") } else { None };
-        // Gemma 4 and PLaMo have an ordinary token </s>.
+        // In Gemma 4 and PLaMo, </s> is an ordinary token.
         let ordinary = if has("<|tool_response>") || has("<|plamo:eos|>") { end("</s>") } else { None };
         ends.retain(|&id| Some(id) != message_end && Some(id) != ordinary);
         for (id, kind) in [(message_end, TokenKind::Control), (ordinary, TokenKind::Normal)] {
@@ -269,11 +271,11 @@ impl Vocab {
         }
     }
 
-    /// Fills in what each token stands for, and the index of those that plain text may become.
+    /// Fills in the bytes of each token, and the index of the tokens that plain text may become.
     fn spell<'a>(&mut self, texts: impl Iterator<Item = &'a str>, spelling: Spelling) {
         for (id, text) in (0..).zip(texts) {
             let Some(token) = self.tokens.get_mut(id as usize) else { break };
-            // Whether the piece is what the token is found by, when plain text is encoded.
+            // Whether encoding plain text may find the token by its piece.
             let mut findable = !text.is_empty();
             self.pieces.push_with(|out| match (token.kind, spelling) {
                 (TokenKind::Byte, _) if byte_of(text).is_some() => {
@@ -300,7 +302,7 @@ impl Vocab {
                     }
                 }
                 (_, Spelling::LowerBlock) => {
-                    // A literal space is never in the text to look up, where it would be U+2581.
+                    // Lookups never see a literal space, because text has U+2581 in its place.
                     findable &= !text.contains(' ');
                     for (i, part) in text.split(LOWER_BLOCK).enumerate() {
                         if i > 0 {
@@ -345,12 +347,13 @@ impl Vocab {
         self.texts.get(id as usize)
     }
 
-    /// What the token stands for in text, whatever its kind.
+    /// The bytes that the token stands for, whatever its kind.
     pub(super) fn piece(&self, id: TokenId) -> Option<&[u8]> {
         self.pieces.get(id)
     }
 
-    /// What the token adds to a text: nothing for control tokens unless `special`, nor for tokens without meaning.
+    /// The bytes that the token adds to a text: none for control tokens unless `special`, and none
+    /// for tokens without meaning.
     pub(super) fn rendered(&self, id: TokenId, special: bool) -> &[u8] {
         let Some(token) = self.tokens.get(id as usize) else { return &[] };
         let shown = match token.kind {
@@ -367,14 +370,14 @@ impl Vocab {
         self.index.get(&self.pieces, piece)
     }
 
-    /// Whether this is the token that [`find`](Self::find) finds for `piece`: faster than searching for it.
+    /// Whether [`find`](Self::find) finds this token for `piece`; faster than searching.
     #[inline]
     pub(super) fn is_found_for(&self, piece: &[u8], id: TokenId) -> bool {
         self.tokens.get(id as usize).is_some_and(|token| token.findable) && self.pieces.get(id) == Some(piece)
     }
 
-    /// Whether a token that [`find`](Self::find) finds has these two bytes next to each other. No merge ever reaches
-    /// across two bytes that are in no token, so that text can be cut between them.
+    /// Whether any token that [`find`](Self::find) may find has these two bytes next to each other.
+    /// If none has, no merge ever reaches across the two bytes, so text can be cut between them.
     #[inline]
     pub(super) fn joins(&self, first: u8, second: u8) -> bool {
         self.inside.contains(first, second)
@@ -400,7 +403,7 @@ impl Vocab {
 
 fn read_id(metadata: &Metadata, key: &str, id: &mut Option<TokenId>, needed: bool, count: usize) -> Result<()> {
     let key = format!("tokenizer.ggml.{key}");
-    // A few files have -1 for "none".
+    // A few files store -1 for "none".
     let Some(value) = metadata.i64(&key)? else { return Ok(()) };
     match u32::try_from(value) {
         Ok(value) if (value as usize) < count => *id = Some(value),
@@ -432,7 +435,8 @@ pub(super) fn same_length(key: &str, length: usize, tokens: usize) -> Result<()>
     Err(Error::invalid_file(format!("{key} has {length} elements, but {TOKENS} has {tokens}")))
 }
 
-/// Which special tokens take the white space around them. Files do not say so; llama.cpp knows these models.
+/// Which special tokens take the white space around them. Files do not say so; the models are those
+/// that llama.cpp knows.
 enum Strip {
     Nothing,
     LeftOf(&'static str),
@@ -465,8 +469,8 @@ impl Strip {
     }
 }
 
-/// Texts of tokens by their role, most telling first: end of turn, end of message, fill-in-the-middle prefix, suffix,
-/// middle, padding, repository and file separator.
+/// Texts of tokens for each role, the most telling first. The roles: end of turn, end of message,
+/// fill-in-the-middle prefix, suffix, middle, padding, repository and file separator.
 const ROLES: [&[&str]; 8] = [
     &[
         "<|eot_id|>",
@@ -543,16 +547,18 @@ const END_OF_GENERATION: [&str; 22] = [
     "[e~[",
 ];
 
-/// Control tokens of OpenAI's harmony format that give an answer its structure, and are shown for that.
+/// Control tokens of OpenAI's harmony format. They are shown because they give an answer its
+/// structure.
 const HARMONY: [&str; 4] = ["<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"];
 
-/// What memory is for.
+/// What the memory is for, in texts of errors.
 const END_TOKENS: &str = "the tokens that end an answer";
 
-/// No text of a role is longer.
+/// An upper bound for the length of texts in [`ROLES`].
 const LONGEST_ROLE_TEXT: usize = 32;
 
-/// Whether a vocabulary may make a token with this text a control token, whatever kind its file says.
+/// Whether a vocabulary may treat a token with this text as a control token, whatever kind the file
+/// gives.
 pub(crate) fn may_be_control(text: &str) -> bool {
     text.len() <= LONGEST_ROLE_TEXT
         && (END_OF_GENERATION.contains(&text)

@@ -1,4 +1,4 @@
-//! How fast a device copies within its memory: what the bytes that kernels read in a second are compared with.
+//! Measures how fast a device copies within its memory, to compare kernels' reading speed with.
 
 use super::device::{self, Device};
 use super::health::PATIENCE;
@@ -7,32 +7,34 @@ use crate::{Error, ErrorKind, Result};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Bytes of a copy, where a quarter of the free memory is as much, and the fewest that say something: less fits caches.
+/// Bytes of a copy: at most, where a quarter of the free memory allows it, and at least. Smaller
+/// copies fit in caches and tell nothing.
 const MOST: u64 = 1 << 30;
 const LEAST: u64 = 32 << 20;
 
-/// Copies that are timed together, so that queuing them takes no part of the time, and how often.
+/// Copies that are timed together, so that queuing them does not count, and the number of rounds.
 const COPIES: usize = 4;
 const ROUNDS: usize = 7;
 
-/// Bytes that are read to see whether memory is slow, and chunks that are too small for that.
+/// Bytes to read when checking whether memory is slow, and the smallest chunk worth checking.
 const SAMPLE: usize = 32 << 20;
 const SMALL: usize = 16 << 20;
-/// How much slower is slow: the bus to the system's memory is more than ten times slower than a card's own.
+/// How much slower counts as slow: the bus to the system's memory is more than ten times slower
+/// than a card's own memory.
 const SLOW: f64 = 4.0;
 
-/// Whether weights lie in the device's own memory: some systems give a device that is full the system's, in silence, which is ten
-/// times slower or more.
+/// Checks whether weights lie in the device's own memory. Some systems silently give a full device
+/// the system's memory, which is ten times slower or more.
 pub(super) struct Spill {
     device: Arc<Device>,
-    /// Memory that is the device's own.
+    /// Memory that is certainly the device's own.
     from: DeviceBuffer,
     to: DeviceBuffer,
 }
 
 impl Spill {
-    /// To be made before the weights get memory. `None` where there is nothing to find out: all memory is the system's, the
-    /// chunks of these sizes are small, or there is no room.
+    /// Make this before the weights get memory. `None` where there is nothing to check: all memory
+    /// is the system's, the chunks of these sizes are small, or there is no room.
     pub(super) fn new(device: &Arc<Device>, chunks: &[usize]) -> Option<Self> {
         let bytes = SAMPLE.min(chunks.iter().copied().max()?);
         if device.integrated || bytes < SMALL {
@@ -43,10 +45,10 @@ impl Spill {
         Some(Self { device: Arc::clone(device), from, to })
     }
 
-    /// Compares copies from the ends of the chunks with others.
+    /// Compares copies from the ends of the chunks with copies from the device's own memory.
     ///
     /// # Errors
-    /// `OutOfMemory`, where a chunk is slow and `refuses`; what the driver reports.
+    /// `OutOfMemory`, where a chunk is slow and `refuses` is set; errors of the driver.
     pub(super) fn check(self, stream: &Stream, chunks: &[DeviceBuffer], refuses: bool) -> Result<()> {
         let own = self.time(stream, &self.from, self.to.bytes())?;
         for chunk in chunks.iter().filter(|chunk| chunk.bytes() >= SMALL) {
@@ -68,7 +70,8 @@ impl Spill {
         Ok(())
     }
 
-    /// Seconds for the last bytes of a buffer: the least of some tries, as others may use the device.
+    /// Seconds to copy the last bytes of a buffer: the shortest of some tries, as others may use
+    /// the device.
     fn time(&self, stream: &Stream, from: &DeviceBuffer, bytes: usize) -> Result<f64> {
         const TRIES: usize = 4;
         let mut least = f64::INFINITY;
@@ -81,10 +84,11 @@ impl Spill {
     }
 }
 
-/// Bytes that are read and written in a second by copies within the memory of a GPU: the median of some rounds.
+/// Bytes read and written per second by copies within the memory of a GPU: the median of some
+/// rounds.
 ///
 /// # Errors
-/// `OutOfMemory` where too little memory is free for copies that caches do not help, and `Device`.
+/// `OutOfMemory` where too little memory is free for copies that exceed caches, and `Device`.
 pub(crate) fn copy_bandwidth(gpu: usize) -> Result<f64> {
     let device = device::open(gpu, PATIENCE)?;
     let driver = device.driver()?;
@@ -101,19 +105,20 @@ pub(crate) fn copy_bandwidth(gpu: usize) -> Result<f64> {
     let buffer = || DeviceBuffer::new(&device, bytes, "a copy to measure");
     let (from, to) = (buffer()?, buffer()?);
     let (began, ended) = (Event::timed(&device)?, Event::timed(&device)?);
-    // The last, so that it is waited for before the others are dropped.
+    // The stream comes last, so that its work is waited for before the buffers are dropped.
     let stream = Stream::new(&device)?;
     let round = || -> Result<f64> {
         began.record(&stream)?;
         for _ in 0..COPIES {
-            // SAFETY: both buffers have as many bytes, and are freed after the stream was waited for.
+            // SAFETY: both buffers have at least `bytes` bytes, and are freed only after the stream
+            // was waited for.
             unsafe { driver.copy_on_device(to.start(), from.start(), bytes, stream.handle()) }?;
         }
         ended.record(&stream)?;
         stream.wait()?;
         Ok(ended.since(&began)?.as_secs_f64())
     };
-    // The first is to warm up: memory that was never written may not be there yet.
+    // The first round warms up: memory that was never written may not exist yet.
     round()?;
     let mut seconds = (0..ROUNDS).map(|_| round()).collect::<Result<Vec<f64>>>()?;
     seconds.sort_by(f64::total_cmp);

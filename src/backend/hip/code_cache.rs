@@ -1,10 +1,10 @@
-//! Kernels that were compiled on this machine, kept in the user's cache folder.
+//! A cache of kernels that were compiled on this machine, in the user's cache folder.
 //!
-//! What lies there becomes code that a GPU runs with all of the user's rights, so a file is believed only where nobody but the
-//! user can have written it: it is a regular file that was opened without following a link, it and its folder belong to
-//! the user, and nobody else may write to them. A SHA-256 of what it was made from and one of the code find files that were
-//! damaged or stand under another's name. A file that is not believed is compiled again; a folder that cannot be
-//! used costs time, nothing else.
+//! A GPU runs the code from there with all of the user's rights. So a file is trusted only if
+//! nobody but the user can have written it: it is a regular file, opened without following a link;
+//! it and its folder belong to the user, and nobody else may write to them. One SHA-256 of the
+//! code's inputs and one of the code detect files that are damaged or have another file's name.
+//! Code of an untrusted file is compiled again; an unusable folder costs time, nothing else.
 
 use hmac_sha256::Hash;
 use std::env;
@@ -13,7 +13,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// What a file begins with: then come the hash of the recipe, that of the code, and the code.
+/// The first bytes of a file. The hash of the recipe, the hash of the code, and the code follow.
 const MAGIC: &[u8; 8] = b"wavelm 2";
 /// Bytes before the code.
 const HEADER: usize = MAGIC.len() + 2 * HASH;
@@ -21,7 +21,7 @@ const HASH: usize = 32;
 /// The largest file that is read. The objects of all families together are smaller.
 const MOST: u64 = 1 << 26;
 
-/// What a piece of code was made from: source, headers, flags, compiler, architecture.
+/// The inputs of a piece of code: source, headers, flags, compiler, architecture.
 pub(super) struct Recipe {
     hash: [u8; HASH],
     name: String,
@@ -33,7 +33,7 @@ impl Recipe {
         Self::named(name, "hsaco", parts)
     }
 
-    /// That of what is known of a machine.
+    /// A recipe for the facts about a machine.
     pub(super) fn of_probe<'a>(parts: impl IntoIterator<Item = &'a str>) -> Self {
         Self::named("probe", "txt", parts)
     }
@@ -41,7 +41,7 @@ impl Recipe {
     fn named<'a>(name: &str, extension: &str, parts: impl IntoIterator<Item = &'a str>) -> Self {
         let mut hash = Hash::new();
         for part in parts {
-            // The lengths keep two lists of parts apart that are the same when they are joined.
+            // With the lengths, two lists of parts differ even if they are the same when joined.
             hash.update((part.len() as u64).to_le_bytes());
             hash.update(part);
         }
@@ -58,10 +58,10 @@ pub(super) struct CodeCache {
 }
 
 impl CodeCache {
-    /// The folder by the conventions of the system, made if it is not there.
+    /// The folder by the conventions of the system, created if missing.
     ///
     /// # Errors
-    /// Why nothing can be kept.
+    /// The reason why nothing can be kept.
     pub(super) fn open() -> Result<Self, String> {
         let variable = |name: &str| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
         let cache = if cfg!(windows) {
@@ -102,7 +102,7 @@ impl CodeCache {
         self.folder.join(&recipe.name)
     }
 
-    /// The code of a recipe, unless there is none that can be believed.
+    /// The code of a recipe; `None` if there is none that can be trusted.
     pub(super) fn get(&self, recipe: &Recipe) -> Option<Vec<u8>> {
         let path = self.path(recipe);
         match read(&path, recipe) {
@@ -115,14 +115,14 @@ impl CodeCache {
         }
     }
 
-    /// Keeps the code of a recipe. Whoever reads at the same time finds the old file, or the new one, or none.
+    /// Keeps the code of a recipe. A concurrent reader finds the old file, the new one, or none.
     pub(super) fn put(&self, recipe: &Recipe, code: &[u8]) -> io::Result<()> {
         /// Threads of one process must not write to the same file either.
         static WRITTEN: AtomicU32 = AtomicU32::new(0);
         let number = WRITTEN.fetch_add(1, Ordering::Relaxed);
         let unfinished = self.folder.join(format!("{}.{}.{number}", recipe.name, std::process::id()));
         let write = || {
-            // Left behind by a process that was killed and had the same number.
+            // Removes what a killed process with the same number left behind.
             let _ = fs::remove_file(&unfinished);
             let mut options = OpenOptions::new();
             options.write(true).create_new(true);
@@ -142,11 +142,11 @@ impl CodeCache {
     }
 }
 
-/// The code in a file of the cache.
+/// The code in a file of the cache, checked.
 fn read(path: &Path, recipe: &Recipe) -> io::Result<Vec<u8>> {
     let no = |reason: &str| io::Error::new(io::ErrorKind::InvalidData, reason);
     let file = open(path)?;
-    // Asked of the open file: what the path names may change meanwhile.
+    // Checks the open file, because the path may name another file by now.
     let data = file.metadata()?;
     if !data.is_file() {
         return Err(no("this is no regular file"));
@@ -177,7 +177,7 @@ fn read(path: &Path, recipe: &Recipe) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Opens a file but no link, and no pipe whose writer would have to be waited for.
+/// Opens a file, but no link, and no pipe: opening a pipe would wait for its writer.
 fn open(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true);
@@ -216,7 +216,7 @@ mod tests {
         assert_eq!(fs::read_dir(&cache.folder).unwrap().count(), 1);
         let path = cache.folder.join(&a.name);
         let whole = fs::read(&path).unwrap();
-        // Another's file under this name.
+        // The file of another recipe under this name.
         fs::write(cache.folder.join(&b.name), &whole).unwrap();
         assert_eq!(cache.get(&b), None);
         for length in 0..whole.len() {
@@ -229,7 +229,7 @@ mod tests {
             fs::write(&path, damaged).unwrap();
             assert_eq!(cache.get(&a), None, "bit {bit}");
         }
-        // A file in the place of the folder: nothing can be kept, also by root.
+        // With a file in place of the folder, nothing can be kept, not even by root.
         assert!(CodeCache::in_folder(path.clone()).is_err());
         fs::remove_dir_all(&folder).unwrap();
     }
@@ -263,7 +263,7 @@ mod tests {
 
         symlink(&cache.folder, folder.join("link")).unwrap();
         assert!(CodeCache::in_folder(folder.join("link")).unwrap_err().contains("link"));
-        // Root can give a file to somebody else.
+        // Root can give a file to another user.
         if user() == 0 {
             std::os::unix::fs::chown(&path, Some(1), None).unwrap();
             assert_eq!(cache.get(&a), None, "another user's file");
@@ -275,7 +275,7 @@ mod tests {
         fs::remove_dir_all(&folder).unwrap();
     }
 
-    /// A pipe in the place of a file must not be waited for.
+    /// A pipe in place of a file must not block.
     #[cfg(unix)]
     #[test]
     fn a_pipe_is_no_file() {

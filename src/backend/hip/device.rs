@@ -1,4 +1,4 @@
-//! Finding GPUs, and opening one.
+//! Finds GPUs, and opens one.
 
 use super::driver::{Attempt, Attribute, Driver, Handle, LIBRARY_VARIABLE, drivers};
 use super::health::{self, Health, PATIENCE, Patience};
@@ -10,21 +10,21 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-/// Makes each launch wait for the one before it where it is `off`: to compare.
+/// `off` makes each launch wait for the one before it, for comparisons.
 const OVERLAP_VARIABLE: &str = "WAVELM_HIP_OVERLAP";
 
 /// A GPU of this machine.
 pub(crate) struct Found {
-    /// What it is, for people.
+    /// Its name for people.
     pub(crate) name: String,
     /// Why it cannot be used.
     pub(crate) unusable: Option<String>,
-    /// What the driver says of it, where there is one that knows it.
+    /// The driver's data on it, if a driver knows it.
     pub(crate) info: Option<GpuInfo>,
 }
 
-/// All GPUs, in the order of their numbers: those of AMD's library first, then those of NVIDIA's. Where no library
-/// knows an AMD GPU, those that the kernel knows follow with the reason.
+/// All GPUs, in the order of their numbers: first those of AMD's library, then those of NVIDIA's.
+/// If no library knows an AMD GPU that the kernel knows, it follows at the end, with the reason.
 pub(crate) fn find() -> Vec<Found> {
     let found = places().0.into_iter().map(|place| match place {
         Place::Device(driver, index) => describe(driver, index),
@@ -33,8 +33,8 @@ pub(crate) fn find() -> Vec<Found> {
     found.collect()
 }
 
-/// Opens GPU number `index` of those that [`find`] lists. Who waits for it does so for `patience`, or longer where the work
-/// is expected to take long.
+/// Opens GPU number `index` in the order of [`find`]. Waits for the GPU last `patience`, or longer
+/// for work that is expected to take long.
 pub(super) fn open(index: usize, patience: Duration) -> Result<Arc<Device>> {
     let (places, why_none) = places();
     let missing = || {
@@ -51,16 +51,16 @@ pub(super) fn open(index: usize, patience: Duration) -> Result<Arc<Device>> {
     }
 }
 
-/// Why there is no GPU, where there is none.
+/// Why there are no GPUs; `None` if there are some.
 pub(crate) fn why_none() -> Option<String> {
     places().1
 }
 
-/// What has a number.
+/// A GPU that has a number.
 enum Place {
     /// A device of a driver, and its number there.
     Device(Arc<Driver>, usize),
-    /// The name of what no driver knows, and why.
+    /// The name of a GPU that no driver knows, and why.
     Without(String, String),
 }
 
@@ -68,7 +68,7 @@ enum Place {
 const FORKED: &str = "this process was forked from one that used the GPU's driver, which does not survive that; load models \
                       after the fork alone";
 
-/// All GPUs, and where there are none, why no library has one.
+/// All GPUs; if there are none, the reason why no library has one.
 fn places() -> (Vec<Place>, Option<String>) {
     let drivers = drivers();
     if drivers.are_lost() {
@@ -89,7 +89,7 @@ fn places() -> (Vec<Place>, Option<String>) {
             Ok(count) => places.extend(devices(driver, count)),
             Err(e) => known(format!("{e}{}", hints::of_system())),
         },
-        // Who has an NVIDIA GPU alone need not read about AMD's library.
+        // With only an NVIDIA GPU, nobody needs to read about AMD's library.
         None if drivers.cuda.is_some() && kernel_gpus().is_empty() => {}
         None => known(format!("{}{}", no_library(&drivers.attempts), hints::of_system())),
     }
@@ -99,13 +99,13 @@ fn places() -> (Vec<Place>, Option<String>) {
             Err(e) => why = Some(e.to_string()),
         }
     }
-    // Last, so that they take no number from a GPU that works.
+    // At the end, so that they take no number from a GPU that works.
     places.extend(without);
     let why = why.filter(|_| places.is_empty());
     (places, why)
 }
 
-/// Starts a driver and counts its devices. One that does not answer is not asked again.
+/// Starts a driver and counts its devices. A driver that does not answer is not asked again.
 pub(super) fn start(driver: &Arc<Driver>) -> Result<usize> {
     driver.own_health().check()?;
     let of_thread = Arc::clone(driver);
@@ -135,13 +135,13 @@ pub(super) struct Device {
     pub(super) wave: u32,
     /// Compute units.
     pub(super) units: u32,
-    /// Whether launches may begin while those before them still run.
+    /// Whether a launch may begin while the ones before it still run.
     pub(super) overlaps: bool,
-    /// Whether it takes the processor's memory.
+    /// Whether it uses the processor's memory.
     pub(super) integrated: bool,
 }
 
-// SAFETY: the context is a name for the device that any thread may use.
+// SAFETY: the context is only a name for the device, and any thread may use it.
 unsafe impl Send for Device {}
 // SAFETY: as above.
 unsafe impl Sync for Device {}
@@ -198,22 +198,22 @@ impl Device {
         })
     }
 
-    /// Where it is on the bus, for one of AMD.
+    /// Its address on the bus, if it is AMD's.
     pub(super) fn bus_id(&self) -> Option<String> {
         self.driver.bus_id(self.number)
     }
 
-    /// Whether it still answers.
+    /// Whether the device still answers.
     pub(super) fn health(&self) -> &Health {
         &self.health
     }
 
-    /// How long work may take that is expected to take so long.
+    /// How long to wait for work that is expected to take `expected`.
     pub(super) fn patience(&self, expected: Duration) -> Duration {
         self.patience.limit(expected)
     }
 
-    /// What is said where a wait of so long was in vain.
+    /// The message after waiting for `limit` in vain.
     pub(super) fn no_answer(&self, limit: Duration) -> String {
         match self.patience.total() {
             None => format!("{} did not answer for {limit:.1?}", self.name),
@@ -221,7 +221,7 @@ impl Device {
         }
     }
 
-    /// Counts a time that somebody waited.
+    /// Records time that was spent waiting.
     pub(super) fn spend(&self, time: Duration) {
         self.patience.spend(time);
     }
@@ -229,8 +229,8 @@ impl Device {
     /// The driver, with this device bound to the calling thread.
     ///
     /// # Errors
-    /// `Device`, where the driver cannot, and in a forked process, which must not call it: not even to free something. Also
-    /// where the device is lost: it gets no further call.
+    /// `Device` where the driver fails. Also in a forked process, which must not call the driver,
+    /// not even to free something. Also where the device is lost: it gets no further call.
     pub(super) fn driver(&self) -> Result<&Driver> {
         if drivers().are_lost() {
             return Err(Error::new(ErrorKind::Device, FORKED));
@@ -274,7 +274,8 @@ fn info(driver: &Driver, index: usize) -> Result<Found> {
     Ok(Found { name, unusable: kernels.err(), info: Some(info) })
 }
 
-/// Whether GPUs of an architecture are parts of processors: what HIP says only from version 6.2 on.
+/// Whether GPUs of an architecture are parts of processors. HIP reports this only from version 6.2
+/// on.
 fn is_integrated(arch: &str) -> bool {
     const PARTS: [&str; 12] = [
         "gfx902", "gfx909", "gfx90c", "gfx1013", "gfx1033", "gfx1035", "gfx1036", "gfx1103", "gfx1150", "gfx1151",
@@ -283,7 +284,8 @@ fn is_integrated(arch: &str) -> bool {
     PARTS.contains(&arch)
 }
 
-/// Why no library was loaded: those that are there but do not load by their reasons, the others by name.
+/// Why no library was loaded: libraries that exist but do not load with their reasons, missing ones
+/// by name.
 fn no_library(attempts: &[Attempt]) -> String {
     let missing = |a: &&Attempt| a.reason.contains("No such file") || a.reason.contains("os error 126");
     let broken = attempts.iter().filter(|a| !missing(a)).map(|a| a.reason.clone());

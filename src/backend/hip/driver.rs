@@ -1,8 +1,8 @@
-//! The driver of the GPUs: a table of function pointers that is filled when a program runs, so that nothing has to be
-//! installed to build one, and the same binary works with and without a GPU.
+//! The driver of the GPUs: a table of function pointers that is filled when a program runs. So
+//! building a program needs no driver, and the same binary works with and without a GPU.
 //!
-//! AMD's `libamdhip64` and NVIDIA's `libcuda` fill the same table: HIP's module functions take what the CUDA driver's
-//! take. What differs is behind [`Vendor`].
+//! AMD's `libamdhip64` and NVIDIA's `libcuda` fill the same table, because HIP's module functions
+//! have the same parameters as the CUDA driver's. [`Vendor`] holds the differences.
 
 #[cfg(feature = "link-hip")]
 mod link;
@@ -23,7 +23,7 @@ use timing::TimingFunctions;
 /// Names the one library to load, in place of all others.
 pub(super) const LIBRARY_VARIABLE: &str = "WAVELM_HIP_LIBRARY";
 
-/// What a driver function returns; 0 is success.
+/// The result of a driver function; 0 is success.
 pub(super) type Status = c_int;
 /// An address in device memory.
 pub(super) type DevicePtr = u64;
@@ -34,7 +34,8 @@ pub(super) type Handle = *mut c_void;
 const OUT_OF_MEMORY: Status = 2;
 /// `hipErrorNoDevice` and `CUDA_ERROR_NO_DEVICE`.
 const NO_DEVICE: Status = 100;
-/// `hipErrorInvalidDevice` and `CUDA_ERROR_INVALID_DEVICE`: what HIP 5 says of itself where there is no device.
+/// `hipErrorInvalidDevice` and `CUDA_ERROR_INVALID_DEVICE`. HIP 5 returns it where there is no
+/// device.
 const INVALID_DEVICE: Status = 101;
 
 /// Declares a table of driver functions, and how to fill it from a library.
@@ -77,7 +78,7 @@ pub(super) mod timing;
 pub(super) use table;
 
 table! {
-    /// What both vendors have, under the name in HIP and the one in CUDA.
+    /// Functions that both vendors have, with the name in HIP and the name in CUDA.
     Functions {
         init(c_uint) = "hipInit" | "cuInit";
         device_count(*mut c_int) = "hipGetDeviceCount" | "cuDeviceGetCount";
@@ -109,7 +110,8 @@ table! {
 }
 
 table! {
-    /// What only HIP has. Up to version 5 the properties have another layout and the name without a suffix.
+    /// Functions that only HIP has. Up to version 5 the properties have another layout, and the
+    /// function's name has no suffix.
     HipFunctions {
         set_device(c_int) = "hipSetDevice";
         properties(*mut c_void, c_int) = "hipGetDevicePropertiesR0600" | "hipGetDeviceProperties";
@@ -117,7 +119,8 @@ table! {
 }
 
 table! {
-    /// What only CUDA has. Its devices are numbers, but not by promise those that count them.
+    /// Functions that only CUDA has. CUDA's device handles are numbers, but not necessarily the
+    /// devices' indexes.
     CudaFunctions {
         device(*mut c_int, c_int) = "cuDeviceGet";
         retain_context(*mut Handle, c_int) = "cuDevicePrimaryCtxRetain";
@@ -162,7 +165,8 @@ pub(super) struct Driver {
     /// Whether it starts, and whether its devices answer.
     own_health: Health,
     health: Mutex<Vec<Arc<Health>>>,
-    /// Never unloaded: the drivers' threads and exit handlers do not survive that. `None` where it is linked.
+    /// Never unloaded: the drivers' threads and exit handlers do not survive that. `None` if it is
+    /// linked.
     _library: std::mem::ManuallyDrop<Option<Library>>,
 }
 
@@ -183,14 +187,15 @@ pub(super) struct Attempt {
 pub(super) struct Drivers {
     pub(super) hip: Option<Arc<Driver>>,
     pub(super) cuda: Option<Arc<Driver>>,
-    /// What else was tried.
+    /// Other libraries that were tried.
     pub(super) attempts: Vec<Attempt>,
     /// The process that they were loaded in.
     process: u32,
 }
 
 impl Drivers {
-    /// Whether this process was forked from the one that the drivers were loaded in: they do not survive that.
+    /// Whether this process was forked from the process that loaded the drivers; they do not
+    /// survive a fork.
     pub(super) fn are_lost(&self) -> bool {
         (self.hip.is_some() || self.cuda.is_some()) && self.process != std::process::id()
     }
@@ -238,7 +243,7 @@ pub(super) fn drivers() -> &'static Drivers {
     })
 }
 
-/// Where AMD's library may be where it is not linked.
+/// Paths where AMD's library may be, for builds that do not link it.
 pub(super) fn hip_candidates() -> Vec<PathBuf> {
     let windows: Vec<String> = (5..=10).rev().map(|n| format!("amdhip64_{n}.dll")).collect();
     let windows = [windows, vec!["amdhip64.dll".to_owned()]].concat();
@@ -252,8 +257,8 @@ pub(super) fn cuda_candidates() -> Vec<PathBuf> {
 
 impl Driver {
     fn load(path: &Path) -> Result<Self, String> {
-        // SAFETY: loading runs the library's constructors. The names are those of the GPU vendors' libraries, or what
-        // the user of the program asks for by an environment variable.
+        // SAFETY: loading runs the library's constructors. The names are those of the GPU vendors'
+        // libraries, or the user of the program asks for the library with an environment variable.
         let library = unsafe { Library::new(path) }.map_err(|e| innermost(&e))?;
         let functions = Functions::find(&library)?;
         let vendor = match HipFunctions::find(&library) {
@@ -312,7 +317,7 @@ impl Driver {
         &self.own_health
     }
 
-    /// Whether device number `index` answers: all that use it share what is known.
+    /// The health of device number `index`, shared by all its users.
     pub(super) fn health(&self, index: usize) -> Arc<Health> {
         let mut known = self.health.lock().unwrap_or_else(PoisonError::into_inner);
         while known.len() <= index {
@@ -335,7 +340,7 @@ impl Driver {
         self.fill.as_ref()
     }
 
-    /// Whether launches can begin before those before them are done.
+    /// Whether a launch can begin before the launches before it are done.
     pub(super) fn has_overlap(&self) -> bool {
         self.overlap.is_some()
     }
@@ -355,7 +360,7 @@ impl Driver {
         &self.name
     }
 
-    /// An error for what a function returned, if it is not success.
+    /// Turns the result of a function into an error, unless it is success.
     fn check(&self, status: Status, what: &str) -> Result<()> {
         match status {
             0 => Ok(()),
@@ -370,7 +375,7 @@ impl Driver {
     /// Starts the driver and counts its devices; none is not an error.
     pub(super) fn start(&self) -> Result<usize> {
         let mut count = 0;
-        // SAFETY: the only flags there are; the count is written to a variable that lives.
+        // SAFETY: 0 is the only valid flag; the count is written to a variable that lives.
         let status = match unsafe { (self.functions.init)(0) } {
             // SAFETY: as above.
             0 => unsafe { (self.functions.device_count)(&mut count) },
@@ -383,7 +388,7 @@ impl Driver {
         Ok(usize::try_from(count).unwrap_or(0))
     }
 
-    /// The version as the library counts it: that of HIP, or of the CUDA that the driver supports.
+    /// The library's version as it counts: of HIP, or of the CUDA that the driver supports.
     pub(super) fn version(&self) -> Option<String> {
         let mut version = 0;
         // SAFETY: the version is written to a variable that lives.
@@ -409,8 +414,8 @@ impl Driver {
         }
     }
 
-    /// The context of a device, which [`bind`](Self::bind) takes. It is never given back: other libraries in the
-    /// process share it.
+    /// The context of a device, for [`bind`](Self::bind). It is never given back, because other
+    /// libraries in the process share it.
     pub(super) fn context(&self, device: c_int) -> Result<Handle> {
         let mut context = std::ptr::null_mut();
         if let Vendor::Cuda(cuda) = &self.vendor {
@@ -420,7 +425,7 @@ impl Driver {
         Ok(context)
     }
 
-    /// Makes the device that of the calling thread.
+    /// Binds the device to the calling thread.
     pub(super) fn bind(&self, device: c_int, context: Handle) -> Result<()> {
         let status = match &self.vendor {
             // SAFETY: the function takes any number.
@@ -433,7 +438,7 @@ impl Driver {
 
     pub(super) fn device_name(&self, device: c_int) -> Result<String> {
         let mut name = [0 as c_char; 256];
-        // SAFETY: the function writes at most as many characters as it is told.
+        // SAFETY: the function writes at most as many characters as its argument allows.
         let status = unsafe { (self.functions.device_name)(name.as_mut_ptr(), name.len() as c_int - 1, device) };
         self.check(status, "cannot read the name of the device")?;
         // SAFETY: the last character is still zero.
@@ -464,9 +469,9 @@ impl Driver {
     pub(super) fn arch(&self, device: c_int) -> Result<String> {
         match &self.vendor {
             Vendor::Hip(hip) => {
-                // The structure has another size in each version, the largest a tenth of this.
+                // The structure's size differs between versions; the largest is a tenth of this.
                 let mut properties = vec![0u64; 2048];
-                // SAFETY: the memory is larger and more aligned than what any version writes.
+                // SAFETY: the memory is larger and more aligned than any version of the structure.
                 let status = unsafe { (hip.properties)(properties.as_mut_ptr().cast(), device) };
                 self.check(status, "cannot read the properties of the device")?;
                 find_arch(bytemuck::cast_slice(&properties)).ok_or_else(|| {
@@ -489,7 +494,7 @@ impl Driver {
         Ok(total as u64)
     }
 
-    /// Free memory of the bound device and all of it, in bytes.
+    /// Free memory of the bound device and its total, in bytes.
     pub(super) fn memory(&self) -> Result<(u64, u64)> {
         let (mut free, mut total) = (0, 0);
         // SAFETY: the numbers are written to variables that live.
@@ -499,7 +504,8 @@ impl Driver {
     }
 }
 
-/// The calls that work on a bound device. They only pass on what they are given, so their promises are the callers'.
+/// Calls that work on a bound device. They only pass on their arguments, so the callers make the
+/// promises.
 impl Driver {
     pub(super) fn allocate(&self, bytes: usize) -> Result<DevicePtr> {
         let mut memory = 0;
@@ -509,7 +515,7 @@ impl Driver {
     }
 
     /// # Safety
-    /// The memory is from [`allocate`](Self::allocate) and not used any more.
+    /// The memory is from [`allocate`](Self::allocate) and is not used any more.
     pub(super) unsafe fn free(&self, memory: DevicePtr) -> Result<()> {
         // SAFETY: the caller's promise.
         self.check(unsafe { (self.functions.free)(memory) }, "cannot free device memory")
@@ -532,7 +538,7 @@ impl Driver {
     }
 
     /// # Safety
-    /// Both places have this many bytes, and stay unchanged until the stream has done it.
+    /// Both places have `n` bytes, and stay unchanged until the stream has done the copy.
     pub(super) unsafe fn copy_to_device(&self, to: DevicePtr, from: *const u8, n: usize, stream: Handle) -> Result<()> {
         // SAFETY: the caller's promise.
         self.check(unsafe { (self.functions.copy_to_device)(to, from.cast(), n, stream) }, "cannot copy to the device")
@@ -555,7 +561,7 @@ impl Driver {
     /// Loads a code object, or PTX that ends with a zero byte.
     ///
     /// # Safety
-    /// `code` is a whole one.
+    /// `code` is a complete code object or PTX.
     pub(super) unsafe fn load_module(&self, code: &[u8]) -> Result<Handle> {
         let mut module = std::ptr::null_mut();
         // SAFETY: the caller's promise; the module is written to a variable that lives.
@@ -581,11 +587,12 @@ impl Driver {
         Ok(function)
     }
 
-    /// Queues a launch, one that `overlaps` with what was queued before it where the driver can do that.
+    /// Queues a launch. Where the driver can, a launch that `overlaps` may begin while earlier work
+    /// still runs.
     ///
     /// # Safety
-    /// The arguments are those of the function, and what they point to is right for it. One that overlaps waits for what
-    /// was queued before it on its own.
+    /// The arguments are those of the function, and the memory that they point to is right for it.
+    /// A kernel that overlaps waits for the work queued before it on its own.
     pub(super) unsafe fn launch(
         &self,
         function: Handle,
@@ -609,11 +616,12 @@ impl Driver {
     }
 }
 
-/// The architecture in a device's properties: a string of its own that begins with `gfx`, wherever the version of the
-/// structure has it. What follows a colon are features of the target, not of the processor.
+/// Finds the architecture in a device's properties: a separate string that begins with `gfx`,
+/// wherever the version of the structure has it. Text after a colon names features of the target,
+/// not the processor.
 fn find_arch(properties: &[u8]) -> Option<String> {
     properties.split(|&byte| byte == 0).find_map(|text| {
-        // The string before it need not end right before it: only a whole run between zeros counts.
+        // Another field may directly precede the string; only a whole run between zeros counts.
         let text = std::str::from_utf8(text).ok()?;
         let name = text.split(':').next()?;
         let version = name.strip_prefix("gfx")?;
@@ -621,7 +629,7 @@ fn find_arch(properties: &[u8]) -> Option<String> {
     })
 }
 
-/// What the system says about a library that does not load.
+/// The system's own message about a library that does not load.
 pub(super) fn innermost(error: &dyn std::error::Error) -> String {
     let mut error = error;
     while let Some(source) = error.source() {

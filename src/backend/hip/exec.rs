@@ -1,4 +1,5 @@
-//! One forward pass on one stream: inputs up, then the launches of the plan's steps, as a graph where that helps.
+//! One forward pass on one stream: uploads the inputs, then launches the plan's steps, as a graph
+//! where that helps.
 
 use super::device::Device;
 use super::graph::{Graphs, Key};
@@ -19,14 +20,14 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// What logits hold before a pass. No sound one is +∞.
+/// The content of logits before a pass. No valid logit is +∞.
 const UNWRITTEN: f32 = f32::INFINITY;
 
-/// How many operations a program takes.
+/// How many operations a pass of the program takes.
 struct Operations {
-    /// For a token, without attention.
+    /// Per token, without attention.
     of_token: f64,
-    /// For a token that attends to a token.
+    /// Per pair of a token and a token that it attends to.
     of_attended: f64,
 }
 
@@ -47,7 +48,7 @@ pub(super) struct Executor {
     pub(super) program: Arc<Program>,
     pub(super) plan: Plan,
     kernels: Vec<Kernels>,
-    /// Tokens in the tiles of the program's attentions.
+    /// The tile sizes of the program's attentions, in tokens.
     tile_sizes: Vec<usize>,
     /// Where each layer's keys and values lie in a page, and the size of one.
     pub(super) layers: Vec<usize>,
@@ -55,13 +56,15 @@ pub(super) struct Executor {
     pub(super) buffers: Buffers,
     graphs: Graphs,
     operations: Operations,
-    /// How many tokens the last pass had, and how long it took: so will the next one of as many.
+    /// How many tokens the last pass had, and how long it took. The next pass with the same number
+    /// should take as long.
     last_pass: (usize, Duration),
-    /// How many passes there were.
+    /// How many passes there have been.
     passes: usize,
-    /// Whether kernels are chosen so that all of them are tested, not for speed.
+    /// Whether to choose kernels so that all of them are tested, instead of for speed.
     pub(super) tests: bool,
-    // The stream comes before the memory that its work uses: it is waited for when it is dropped.
+    // The stream comes before the memory that its work uses, because dropping it waits for that
+    // work.
     pub(super) stream: Stream,
     pub(super) memory: DeviceBuffer,
     inputs: InputMemory,
@@ -78,7 +81,7 @@ impl Executor {
         loading: &mut Loading<'_, '_>,
     ) -> Result<Self> {
         let plan = prepare::plan(program, device)?;
-        // Before anything is uploaded: without kernels there is no point.
+        // Comes before any upload: without kernels, an upload would be wasted.
         let kernels = prepare::kernels(program, &plan, kv_type, device, modules)?;
         let mut tile_sizes: Vec<usize> = kernels
             .iter()
@@ -133,8 +136,8 @@ impl Executor {
         &self.stream
     }
 
-    /// Runs the program, and what `then` queues, and waits for both. The logits go to `logits`, which has room for the
-    /// batch's outputs.
+    /// Runs the program and the work that `then` queues, and waits for both. The logits go to
+    /// `logits`, which has room for the batch's outputs.
     pub(super) fn run(
         &mut self,
         batch: &Batch<'_>,
@@ -143,7 +146,8 @@ impl Executor {
         cancel: &Canceller,
         mut then: impl FnMut(&Stream) -> Result<()>,
     ) -> Result<()> {
-        /// How often a pass is queued that meets captures of other threads, with twice as long a pause each time.
+        /// How often to queue a pass that conflicts with captures of other threads. Each pause is
+        /// twice as long as the one before.
         const TRIES: u32 = 8;
         if batch.tokens() > MOST_TOKENS || batch.outputs() > MOST_OUTPUTS {
             return Err(Error::invalid_input(format!("a pass takes {MOST_TOKENS} tokens, not {}", batch.tokens())));
@@ -155,7 +159,7 @@ impl Executor {
         if logits.bytes() < self.result_len(batch) * 4 {
             return Err(Error::new(ErrorKind::Device, "the logits have too little memory: a bug in wavelm"));
         }
-        // Nobody touches the memory that a lost device may still read and write.
+        // A lost device may still read and write the memory, so do not touch it.
         self.device.driver()?;
         let mut queued = self.queue(batch, pages, logits, cancel).and_then(|()| then(&self.stream));
         for again in 0..TRIES {
@@ -163,13 +167,14 @@ impl Executor {
                 Err(e) if is_transient(e) && !cancel.is_cancelled() => log::debug!("{}: {e}", self.device.name),
                 _ => break,
             }
-            // What was queued writes the same again.
+            // The next try writes the same again, so wait for the work that was queued.
             self.stream.wait()?;
             std::thread::sleep(Duration::from_millis(1 << again));
             queued = self.queue(batch, pages, logits, cancel).and_then(|()| then(&self.stream));
         }
         let (began, (tokens, time)) = (Instant::now(), self.last_pass);
-        // In any case: what is queued reads and writes memory that the caller may now free or use.
+        // Waits in any case, because the queued work uses memory that the caller may now free or
+        // use.
         let time = if tokens == batch.tokens() { time } else { Duration::ZERO };
         let waited = self.stream.wait_about(time, self.slowest(batch));
         self.last_pass = (batch.tokens(), began.elapsed());
@@ -183,9 +188,9 @@ impl Executor {
         batch.result_rows(&self.program) * self.program.result().map_or(0, |buffer| buffer.columns)
     }
 
-    /// What a pass may take on a device that is as slow as any.
+    /// How long a pass may take on the slowest devices.
     fn slowest(&self, batch: &Batch<'_>) -> Duration {
-        /// A tenth of what a compute unit of the slowest devices does in a second.
+        /// A tenth of the operations per second of a compute unit on the slowest devices.
         const OPERATIONS: f64 = 2e10;
         let Operations { of_token, of_attended } = self.operations;
         let attended = |span: &Span<'_>| span.tokens.len() as f64 * (span.first_pos + span.tokens.len()) as f64;
@@ -201,9 +206,11 @@ impl Executor {
         logits: &DeviceBuffer,
         cancel: &Canceller,
     ) -> Result<()> {
-        // What a pass does not write is then seen when it is read, or drawn from: also where a whole graph does nothing. First,
-        // so that the device does it while the inputs are gathered.
-        // SAFETY: every pass waits for the stream at its end, also where it fails, and the caller has the logits for itself.
+        // This marks logits that the pass does not write, so that reading them or drawing from them
+        // shows it, even if a whole graph does nothing. It comes first, so that the device fills
+        // the memory while the host gathers the inputs.
+        // SAFETY: every pass waits for the stream at its end, even if it fails, and only the caller
+        // has the logits.
         unsafe { self.stream.fill(logits, UNWRITTEN.to_bits(), self.result_len(batch)) }?;
         // SAFETY: as above.
         let inputs = unsafe {
@@ -211,7 +218,7 @@ impl Executor {
             self.inputs.upload(&self.device, &self.stream, &self.program, batch, &self.tile_sizes, counters)
         }?;
         let key = Key::new(&inputs, pages.start(), logits.start());
-        // Events between the launches would be part of the graph.
+        // A graph would record the timer's events between the launches.
         let key = key.filter(|_| self.stream.timer().is_none());
         if let Some(graph) = key.as_ref().and_then(|key| self.graphs.find(key)) {
             return if cancel.is_cancelled() { Err(cancelled()) } else { graph.launch(&self.stream) };

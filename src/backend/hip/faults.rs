@@ -1,9 +1,10 @@
-//! Faults of an AMD GPU that its runtime ends the process for, unless somebody takes them: page faults, illegal
+//! Handles faults of an AMD GPU for which its runtime would end the process: page faults, illegal
 //! instructions, resets.
 //!
-//! ROCm's HSA runtime, which HIP is built on, tells handlers of such an event, and aborts where none of them takes it. The one
-//! here does while work of this library is on a device: whoever waits then sees the flag, and the device is lost.
-//! Events at other times are left to the rest of the program. From ROCm 7 on HIP itself does not abort, and its calls
+//! ROCm's HSA runtime, the base of HIP, reports such an event to handlers, and aborts the process
+//! if no handler accepts it. The handler here accepts events while work of this library is on a
+//! device: the waiting thread then sees the flag, and the device is lost. At other times it leaves
+//! events to the rest of the program. From ROCm 7 on HIP itself does not abort, and its calls
 //! return errors.
 
 use super::driver::Status;
@@ -13,32 +14,33 @@ use std::mem::ManuallyDrop;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-/// Streams with work that nobody has waited for.
+/// How many streams have work that nobody has waited for.
 static BUSY: AtomicUsize = AtomicUsize::new(0);
-/// Whether an event was taken, what it was, and where.
+/// Whether an event was accepted, its kind, and its address.
 static TAKEN: AtomicBool = AtomicBool::new(false);
 static KIND: AtomicUsize = AtomicUsize::new(0);
 static ADDRESS: AtomicU64 = AtomicU64::new(0);
 
-/// `HSA_STATUS_SUCCESS`: the event was taken. Anything else leaves it to other handlers.
+/// `HSA_STATUS_SUCCESS`: accepts the event. Any other status leaves it to other handlers.
 const SUCCESS: Status = 0;
 /// `HSA_STATUS_ERROR`
 const NOT_TAKEN: Status = 0x1000;
 
-/// `hsa_amd_event_t`, as far as all events have it.
+/// `hsa_amd_event_t`, only the part that all events share.
 #[repr(C)]
 struct SystemEvent {
     /// `HSA_AMD_GPU_MEMORY_FAULT_EVENT`, `HSA_AMD_GPU_HW_EXCEPTION_EVENT`, `HSA_AMD_GPU_MEMORY_ERROR_EVENT`
     kind: u32,
     agent: u64,
-    /// Of a memory fault or error.
+    /// For a memory fault or error.
     address: u64,
 }
 
 type Handler = unsafe extern "C" fn(*const SystemEvent, *mut c_void) -> Status;
 type Register = unsafe extern "C" fn(Handler, *mut c_void) -> Status;
 
-/// Takes events from now on, where the process has HSA's runtime: to be called after HIP has started, which loads it.
+/// Handles events from now on, if the process has HSA's runtime. Call it after HIP has started,
+/// because that loads the runtime.
 pub(super) fn watch() {
     static WATCHING: OnceLock<Result<(), String>> = OnceLock::new();
     WATCHING.get_or_init(|| {
@@ -52,25 +54,26 @@ pub(super) fn watch() {
 }
 
 fn register() -> Result<(), String> {
-    // SAFETY: nothing is loaded by this, so that no constructors run.
+    // SAFETY: this loads nothing, so no constructors run.
     let library = unsafe { Library::open(Some("libhsa-runtime64.so.1"), RTLD_LAZY | libc::RTLD_NOLOAD) };
     let library = ManuallyDrop::new(library.map_err(|_| "libhsa-runtime64 is not loaded".to_owned())?);
     // SAFETY: the function has this signature, by the documented interface of the library.
     let register = unsafe { library.get::<Register>(b"hsa_amd_register_system_event_handler") };
     let register = register.map_err(|_| "its libhsa-runtime64 has no handlers of system events".to_owned())?;
-    // SAFETY: the handler may be called from any thread for as long as the process lives, and takes no data.
+    // SAFETY: the handler may be called from any thread at any time while the process lives, and
+    // takes no data.
     match unsafe { register(on_event, std::ptr::null_mut()) } {
         SUCCESS => Ok(()),
         failed => Err(format!("libhsa-runtime64 refuses a handler of system events with the status {failed}")),
     }
 }
 
-/// What the runtime calls, on a thread of its own.
+/// The runtime's callback, on a thread of the runtime.
 ///
 /// # Safety
-/// The event is one of the runtime's, or null.
+/// `event` is an event of the runtime, or null.
 unsafe extern "C" fn on_event(event: *const SystemEvent, _: *mut c_void) -> Status {
-    // SAFETY: the caller's promise; all kinds of events have an agent and 8 bytes behind it.
+    // SAFETY: the caller's promise; all kinds of events have an agent and 8 bytes after it.
     let Some(event) = (unsafe { event.as_ref() }) else { return NOT_TAKEN };
     if event.kind > 2 || BUSY.load(Ordering::SeqCst) == 0 {
         return NOT_TAKEN;
@@ -81,7 +84,7 @@ unsafe extern "C" fn on_event(event: *const SystemEvent, _: *mut c_void) -> Stat
     SUCCESS
 }
 
-/// The event that was taken, if there was one. HIP is of no use in the process since.
+/// The accepted event, if there was one. HIP is unusable in this process from then on.
 pub(super) fn taken() -> Option<String> {
     if !TAKEN.load(Ordering::Relaxed) {
         return None;

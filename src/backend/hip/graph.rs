@@ -1,4 +1,4 @@
-//! Passes that were captured: what hundreds of launches cost the host is then paid once for passes of the same shape.
+//! Captured passes: passes of the same shape pay the host's cost of hundreds of launches only once.
 
 use super::device::Device;
 use super::driver::{DevicePtr, Handle};
@@ -8,18 +8,19 @@ use crate::{Error, ErrorKind, Result};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Turns graphs off where it is `off`: to compare, and for drivers whose graphs are broken.
+/// `off` turns graphs off: for comparisons, and for drivers whose graphs are broken.
 const VARIABLE: &str = "WAVELM_HIP_GRAPHS";
 
-/// Graphs that are kept at most. A session needs a new one each time its page table doubles.
+/// The most graphs to keep. A session needs a new one each time its page table doubles.
 const MOST: usize = 32;
 
-/// What the launches of a pass depend on, apart from what kernels read in memory.
+/// Everything that a pass's launches depend on, except data that kernels read from memory.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     tokens: usize,
     outputs: usize,
-    /// Where each input lies, which follows from the number of sequences and the length of their tables.
+    /// The address of each input. It follows from the number of sequences and the length of their
+    /// tables.
     addresses: Vec<DevicePtr>,
     table_len: usize,
     pages: usize,
@@ -29,7 +30,7 @@ pub(super) struct Key {
 }
 
 impl Key {
-    /// The key of a pass that may come again: one that decodes.
+    /// The key of a pass that may come again, a decode pass; `None` for others.
     pub(super) fn new(inputs: &Inputs, pool: DevicePtr, logits: DevicePtr) -> Option<Self> {
         inputs.decodes().then(|| Self {
             tokens: inputs.tokens,
@@ -72,17 +73,17 @@ impl Graphs {
     }
 
     pub(super) fn keep(&mut self, key: Key, graph: Graph) {
-        // Of those that are not used any more nobody knows; to make all anew costs milliseconds.
+        // We do not track which graphs are stale; making all of them anew costs milliseconds.
         if self.kept.len() >= MOST {
             self.kept.clear();
         }
         self.kept.insert(key, graph);
     }
 
-    /// Records what `launch` queues on the stream, without running it.
+    /// Records the work that `launch` queues on the stream, without running it.
     ///
     /// # Errors
-    /// Those of `launch`, and what the driver reports. Nothing is queued then.
+    /// Errors of `launch` and of the driver. Nothing is queued then.
     pub(super) fn capture(&self, stream: &Stream, launch: impl FnOnce() -> Result<()>) -> Result<Graph> {
         let graphs = self.device.driver()?.graphs();
         let graphs = graphs.ok_or_else(|| Error::new(ErrorKind::Device, "the driver has no graphs"))?;
@@ -103,7 +104,7 @@ impl Graphs {
         };
         // SAFETY: the graph was just made.
         let made = unsafe { graphs.instantiate(graph) };
-        // SAFETY: what was made of it does not need it any more.
+        // SAFETY: the executable graph does not need the captured one any more.
         if let Err(e) = unsafe { graphs.destroy(graph) } {
             log::warn!("{e}");
         }
@@ -117,7 +118,7 @@ pub(super) struct Graph {
     executable: Handle,
 }
 
-// SAFETY: the handle is a name that any thread may use.
+// SAFETY: the handle is only a name, and any thread may use it.
 unsafe impl Send for Graph {}
 
 impl Graph {
@@ -125,8 +126,8 @@ impl Graph {
     pub(super) fn launch(&self, stream: &Stream) -> Result<()> {
         let graphs = self.device.driver()?.graphs();
         let graphs = graphs.ok_or_else(|| Error::new(ErrorKind::Device, "the driver has no graphs"))?;
-        // SAFETY: both exist. What the launches use is in the key that the graph was found by, or lives as long as the
-        // executor that owns the graph.
+        // SAFETY: both exist. The launches use memory whose addresses are in the graph's key, or
+        // that lives as long as the executor, which owns the graph.
         unsafe { graphs.launch(self.executable, stream.handle()) }
     }
 }

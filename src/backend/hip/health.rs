@@ -1,9 +1,10 @@
-//! Whether a device still answers: deadlines for everything that waits for it.
+//! Detects devices that do not answer: every wait for a device has a deadline.
 //!
-//! A kernel that never ends stops every call that waits for the device, and nothing in a driver ends such a wait. So nobody
-//! sleeps in a driver: who waits asks again and again whether the work is done, and a call that may wait on its own
-//! (freeing memory does) is made on a thread that can be left behind. After the deadline the device is *lost*: it
-//! gets no further call, and its memory is leaked, since it may still write there.
+//! A kernel that never ends blocks every call that waits for the device, and no function of a
+//! driver ends such a wait. So no thread of ours sleeps in a driver. A waiting thread polls whether
+//! the work is done, and a call that may wait on its own (freeing memory does) runs on a thread
+//! that can be left behind. After the deadline the device is *lost*: it gets no further call, and
+//! its memory is leaked, because the device may still write there.
 
 use super::device::Device;
 use super::driver::Driver;
@@ -14,44 +15,45 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long work may take that is expected to take less.
+/// How long to wait for work that is expected to take less.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
-/// Work may take so many times what it is expected to take.
+/// How many times its expected duration work may take.
 const FACTOR: u32 = 20;
-/// What one look at the clock counts for at most: a process that was stopped meanwhile, or a machine that slept, is no
-/// reason to give a device up.
+/// The most time that counts between two readings of the clock. A process that was stopped
+/// meanwhile, or a machine that slept, is no reason to give a device up.
 const STEP: Duration = Duration::from_millis(500);
-/// How often a call is looked at that was made on another thread.
+/// How often to check on a call that runs on another thread.
 const LOOK: Duration = Duration::from_millis(20);
-/// How long a lost device's thread gets to end on its own.
+/// How long a lost device's thread may take to end on its own.
 const GRACE: Duration = Duration::from_secs(1);
-/// Sleep between two questions: this part of what was waited so far, within these bounds.
+/// Time to sleep between two polls: this part of the time waited so far, within these bounds.
 const SLEEP_PART: u32 = 128;
 const SHORTEST: Duration = Duration::from_micros(20);
 const LONGEST: Duration = Duration::from_millis(2);
 
-/// What is known of a device in all of the process.
+/// The state of a device in the whole process.
 #[derive(Default)]
 pub(super) struct Health {
-    /// Why it is given up.
+    /// Why the device was given up.
     lost: OnceLock<String>,
-    /// Whether ROCm tells of its faults.
+    /// Whether ROCm reports its faults.
     is_amd: bool,
-    /// Whether passes may be captured: not where graphs were found to compute something else.
+    /// Whether captures are ruled out, because graphs computed something else than the launches.
     pub(super) is_without_graphs: AtomicBool,
 }
 
-/// What is seen of a thread that somebody watches.
+/// The progress of a thread that another thread watches.
 #[derive(Default)]
 struct Watched {
-    /// Calls so far: it gets on.
+    /// Calls so far; a growing number shows progress.
     calls: AtomicU64,
-    /// Whether it computes on the host, for as long as it likes.
+    /// Whether it computes on the host, which may take any time.
     is_on_host: AtomicBool,
 }
 
 thread_local! {
-    /// Who watches this thread. Its calls then need no threads of their own.
+    /// The state for the thread that watches this one. If there is one, calls need no threads of
+    /// their own.
     static WATCHED: RefCell<Option<Arc<Watched>>> = const { RefCell::new(None) };
 }
 
@@ -59,7 +61,7 @@ fn is_watched() -> bool {
     WATCHED.with_borrow(Option::is_some)
 }
 
-/// Calls `f`, which uses the host alone and may take long.
+/// Calls `f`, which uses only the host and may take long.
 pub(super) fn on_host<T>(f: impl FnOnce() -> T) -> T {
     let set = |is_on_host| {
         WATCHED.with_borrow(|watched| {
@@ -107,7 +109,7 @@ impl Health {
         None
     }
 
-    /// Gives the device up; the error says why, or why it was given up before.
+    /// Gives the device up. The error has the reason, or the earlier one if it was given up before.
     pub(super) fn lose(&self, reason: String) -> Error {
         let reason = self.lost.get_or_init(|| {
             log::warn!("{reason}; nothing uses this device any more in this process");
@@ -136,21 +138,22 @@ impl Clock {
     }
 }
 
-/// How somebody waits for work.
+/// How to wait for some work.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Pace {
-    /// To sleep through before the first question.
+    /// How long to sleep before the first poll.
     pub(super) asleep: Duration,
-    /// Until then one asks without sleeping; others may have the processor.
+    /// Until this time, poll without sleeping, but yield the processor to other threads.
     pub(super) awake_until: Duration,
-    /// What the work is expected to take, at the slowest.
+    /// How long the work may take, at the slowest.
     pub(super) expected: Duration,
 }
 
-/// Asks until `is_done`.
+/// Polls until `is_done`.
 ///
 /// # Errors
-/// Those of `is_done`; `Device` where the device is lost, or takes too long and is lost from now on.
+/// Errors of `is_done`; `Device` where the device is lost, or takes too long and is lost from now
+/// on.
 pub(super) fn wait(device: &Device, pace: Pace, mut is_done: impl FnMut(&Driver) -> Result<bool>) -> Result<()> {
     let driver = device.driver()?;
     let _relaxed = driver.relaxed();
@@ -177,11 +180,11 @@ pub(super) fn wait(device: &Device, pace: Pace, mut is_done: impl FnMut(&Driver)
     }
 }
 
-/// Makes calls of the driver that may wait for the device on their own: on a thread that is left behind where they do not
-/// return.
+/// Makes calls of the driver that may wait for the device on their own. They run on a thread that
+/// is left behind if they do not return.
 ///
 /// # Errors
-/// Those of `call`; `Device` where the device is lost, or is from now on.
+/// Errors of `call`; `Device` where the device is lost, or is from now on.
 pub(super) fn guarded<T: Send + 'static>(
     device: &Arc<Device>,
     what: &str,
@@ -190,7 +193,7 @@ pub(super) fn guarded<T: Send + 'static>(
     guarded_for(device, what, Duration::ZERO, call)
 }
 
-/// The same for calls that are expected to take some time.
+/// The same, for calls that are expected to take some time.
 ///
 /// # Errors
 /// As for [`guarded`].
@@ -221,11 +224,11 @@ pub(super) fn guarded_for<T: Send + 'static>(
     }
 }
 
-/// Does work on a device that is not trusted yet, on a thread that is left behind where one call of it does not return.
-/// The calls that `work` makes need no guards of their own.
+/// Does work on a device that is not trusted yet. It runs on a thread that is left behind if one
+/// call does not return, so the calls that `work` makes need no guards of their own.
 ///
 /// # Errors
-/// Those of `work`; `Device` as for [`guarded`].
+/// Errors of `work`; `Device` as for [`guarded`].
 pub(super) fn watched<T: Send + 'static>(
     device: &Arc<Device>,
     what: &str,
@@ -240,7 +243,7 @@ pub(super) fn watched<T: Send + 'static>(
         if now != calls || watched.is_on_host.load(Ordering::Relaxed) {
             (calls, quiet_since) = (now, elapsed);
         }
-        // It then ends at its next call, if there is one.
+        // After a loss the thread ends at its next call, if there is one.
         let graced = health.check().is_ok() || elapsed - *lost_at.get_or_insert(elapsed) < GRACE;
         graced && elapsed - quiet_since < limit
     };
@@ -257,7 +260,8 @@ pub(super) fn watched<T: Send + 'static>(
     }
 }
 
-/// What `start` returns, which starts a driver or looks for devices; `None` where it does not return.
+/// Returns the result of `start`, which starts a driver or looks for devices; `None` if it does not
+/// return in time.
 pub(super) fn in_time<T: Send + 'static>(limit: Duration, start: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     if is_watched() {
         return Some(start());
@@ -265,8 +269,8 @@ pub(super) fn in_time<T: Send + 'static>(limit: Duration, start: impl FnOnce() -
     on_a_thread(move || Ok(start()), |clock: &mut Clock| clock.elapsed() < limit).and_then(Result::ok)
 }
 
-/// Runs `work` on a thread; `None` where that was left behind because nobody waits any more. Where there are no threads
-/// left, it runs here.
+/// Runs `work` on a thread; `None` if the thread was left behind because `still_waits` gave up. If
+/// the system has no threads left, `work` runs here.
 fn on_a_thread<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
     mut still_waits: impl FnMut(&mut Clock) -> bool,
@@ -277,7 +281,7 @@ fn on_a_thread<T: Send + 'static>(
     let of_thread = Arc::clone(&work);
     let run = move || {
         if let Some(work) = take(&of_thread) {
-            // Nobody may be there any more.
+            // The receiver may have given up by now.
             let _ = result.send(work());
         }
     };
@@ -300,10 +304,10 @@ fn on_a_thread<T: Send + 'static>(
     }
 }
 
-/// How long one waits for a device.
+/// How long to wait for a device.
 pub(super) struct Patience {
     least: Duration,
-    /// What is left for all waits together.
+    /// How much time is left for all waits together, if that is limited.
     left: Option<Mutex<Duration>>,
 }
 
@@ -312,13 +316,13 @@ impl Patience {
         Self { least, left: None }
     }
 
-    /// For the self-test: a third, for all of its waits together.
+    /// The patience for the self-test: a third, for all of its waits together.
     pub(super) fn short(&self) -> Self {
         let least = self.least / 3;
         Self { least, left: Some(Mutex::new(least)) }
     }
 
-    /// What all waits together may take, where that is limited.
+    /// The limit for all waits together, if there is one.
     pub(super) fn total(&self) -> Option<Duration> {
         self.left.as_ref().map(|_| self.least)
     }

@@ -1,10 +1,10 @@
-//! What keeps AMD's library from finding a GPU, as far as the system tells.
+//! Why AMD's library may not find a GPU, as far as the system tells.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-/// What people can do, as the end of a sentence.
+/// Advice for people, as the end of a sentence.
 pub(super) fn of_system() -> String {
     if cfg!(windows) {
         return "; AMD's driver (Adrenalin) brings amdhip64_6.dll or later: install it or a newer one".to_owned();
@@ -58,7 +58,7 @@ fn hint(kfd: io::Result<()>, has_dxg: bool, is_container: bool, nodes: Vec<(io::
         }
         Err(_) => return "; /dev/kfd cannot be opened".to_owned(),
     }
-    // A library needs both.
+    // A library needs both nodes.
     match nodes.iter().find(|(opened, _)| is(opened, ErrorKind::PermissionDenied)) {
         Some((_, node)) if is_container => format!(
             "; this container may not open {}: start it with --group-add for the group that owns it, and where SELinux \

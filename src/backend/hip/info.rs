@@ -1,6 +1,6 @@
-//! What is known of a GPU.
+//! The data on a GPU.
 
-/// What a driver says of a GPU.
+/// A driver's data on a GPU.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct GpuInfo {
@@ -23,7 +23,7 @@ pub struct GpuInfo {
 }
 
 impl GpuInfo {
-    /// Groups of 64 lanes. What AMD's library counts from gfx10 on are pairs of them.
+    /// Groups of 64 lanes. From gfx10 on, AMD's library counts pairs of them.
     pub(crate) fn groups(&self) -> f64 {
         let pairs = ["gfx10", "gfx11", "gfx12", "sm_"].iter().any(|family| self.arch.starts_with(family));
         f64::from(self.compute_units) * if pairs { 2.0 } else { 1.0 }

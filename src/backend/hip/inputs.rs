@@ -1,4 +1,5 @@
-//! What a pass takes from the host, in one copy: tokens, positions, page tables, angles, and zeros to count with.
+//! A pass's inputs from the host, in one copy: tokens, positions, page tables, angles, and zeros
+//! for counters.
 
 use super::device::Device;
 use super::memory::{DeviceBuffer, HostBuffer, Layout, Stream};
@@ -9,9 +10,9 @@ use crate::{Error, Result, memory};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Spans of at least so many tokens attend in tiles.
+/// Spans of at least this many tokens attend in tiles.
 const PROMPT_TOKENS: usize = 16;
-/// Passes of at most so many tokens decode.
+/// Passes of at most this many tokens decode.
 const MOST_DECODED: usize = 8;
 
 /// Addresses and sizes of the inputs of a pass.
@@ -23,39 +24,41 @@ pub(super) struct Inputs {
     pub(super) ids: u64,
     pub(super) positions: u64,
     pub(super) token_tables: u64,
-    /// Page tables of this many entries each.
+    /// Page tables with `table_len` entries each.
     pub(super) table: u64,
     pub(super) table_len: usize,
     /// The rows whose logits are wanted.
     pub(super) wanted: u64,
-    /// Zeros: what blocks count with. They come anew with each pass, so that it does not matter what was left there.
+    /// Zeros, which blocks use as counters. They are uploaded with each pass, so values left over
+    /// from before do not matter.
     pub(super) counters: u64,
     /// For each rotary embedding, cosines and sines for each token.
     pub(super) angles: Vec<u64>,
     /// Runs of tokens of short spans.
     pub(super) decode: Vec<Range<usize>>,
-    /// For each tile size the tiles of the long spans: where they are, and how many.
+    /// For each tile size the tiles of the long spans: their address, and how many.
     pub(super) tiles: Vec<(usize, u64, usize)>,
-    /// The most pages that a token of a short span sees, or a few more.
+    /// The most pages that a token of a short span sees, or slightly more.
     pub(super) pages: usize,
-    /// Whether each token is of a sequence of its own.
+    /// Whether each token belongs to a different sequence.
     pub(super) single: bool,
 }
 
 impl Inputs {
-    /// Whether this pass decodes: few tokens of short spans alone. There will be more of its shape.
+    /// Whether this pass decodes: it has few tokens, all in short spans. More passes of its shape
+    /// will follow.
     pub(super) fn decodes(&self) -> bool {
         self.tokens > 0 && self.tokens <= MOST_DECODED && self.tiles.iter().all(|(.., count)| *count == 0)
     }
 
-    /// Where each input lies.
+    /// The address of each input.
     pub(super) fn addresses(&self) -> Vec<u64> {
         let single = [self.ids, self.positions, self.token_tables, self.table, self.wanted, self.counters];
         single.into_iter().chain(self.angles.iter().copied()).collect()
     }
 }
 
-/// The memory that inputs go through and to. It grows when a pass needs more.
+/// The memory for inputs, on the host and on the device. It grows when a pass needs more.
 pub(super) struct InputMemory {
     host: HostBuffer,
     device: DeviceBuffer,
@@ -67,8 +70,8 @@ impl InputMemory {
         Ok(Self { host: HostBuffer::new(device, FIRST)?, device: DeviceBuffer::new(device, FIRST, "inputs")? })
     }
 
-    /// Queues the copy of a batch's inputs. `tile_sizes` are the tokens in a tile that attention asks for, and `counters`
-    /// is the number of zeros.
+    /// Queues the copy of a batch's inputs. `tile_sizes` are attention's tile sizes in tokens, and
+    /// `counters` is the number of zeros.
     ///
     /// # Errors
     /// `InvalidInput` for tokens that are not in the vocabulary, or positions without a page among `capacity`.
@@ -87,7 +90,7 @@ impl InputMemory {
         let mut writer = Writer { layout: Layout::default(), parts: Vec::new() };
         let mut inputs = Inputs { tokens: batch.tokens(), outputs: batch.outputs(), ..Inputs::default() };
         let (mut ids, mut positions, mut token_tables, mut wanted) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        // Powers of two, so that passes of the same launches follow each other.
+        // Rounds up to a power of two, so that successive passes have the same launches.
         inputs.table_len = batch.spans.iter().map(|s| s.pages.len()).max().unwrap_or(0).next_power_of_two();
         let mut table = memory::with_room(inputs.table_len.saturating_mul(batch.spans.len()), WHAT)?;
         let mut tiles = vec![Vec::new(); tile_sizes.len()];
@@ -168,15 +171,16 @@ impl Inputs {
     }
 }
 
-/// Positions and rows are far below 2^32: a pass has 256 rows, and a position has a page of memory.
+/// Narrows positions and rows, which are far below 2^32: a pass has at most `MOST_TOKENS` rows, and
+/// a position has a page of memory.
 fn narrow(value: usize) -> u32 {
     u32::try_from(value).unwrap_or(u32::MAX)
 }
 
-/// What memory is for.
+/// What the memory is for, in texts of errors.
 const WHAT: &str = "the inputs of a pass";
 
-/// Collects parts of 32-bit words.
+/// Collects parts, in 32-bit words.
 struct Writer {
     layout: Layout,
     parts: Vec<(usize, Vec<u32>)>,

@@ -1,16 +1,17 @@
-//! Where the keys and values of each layer lie in a page of the cache on a GPU: the host's side of hip/kv.h.
+//! Where the keys and values of each layer lie in a page of the cache on a GPU: the host's side of
+//! hip/kv.h.
 //!
-//! Keys are rows there, padded as values are. On the CPU they are transposed in groups, which its kernels need to add in
-//! one order for few and for many queries.
+//! On the GPU keys are rows, padded like values. On the CPU keys are transposed in groups, because
+//! its kernels must add in the same order for few and for many queries.
 
 use crate::backend::KvType;
 use crate::backend::kv::PAGE_LEN;
 use crate::program::Program;
 use crate::{Error, ErrorKind, Result, memory};
 
-/// Bytes that the place of each head is a multiple of.
+/// Alignment of each head's place, in bytes.
 const ALIGN: usize = 64;
-/// Numbers that share a scale, where there are scales.
+/// Numbers that share a scale, in formats with scales.
 const BLOCK: usize = 32;
 
 /// The offset of each layer in a page, and the size of a page.

@@ -1,4 +1,5 @@
-//! What decides whether a driver can be trusted: GPUs, libraries, kernel and versions, without loading any of it.
+//! The facts that decide whether a driver can be trusted: GPUs, libraries, kernel and versions.
+//! Reading them loads no driver.
 
 use super::code_cache::{CodeCache, Recipe};
 use super::device::kernel_gpus;
@@ -16,7 +17,7 @@ pub(crate) struct Machine {
 /// This machine; `None` where there is no GPU that a driver could find.
 pub(crate) fn machine() -> Option<Machine> {
     let named = env::var_os(LIBRARY_VARIABLE).filter(|v| !v.is_empty()).map(PathBuf::from);
-    // Each of them is there where a kernel driver is: of AMD, of AMD in WSL, of NVIDIA.
+    // At least one of them exists if there is a kernel driver: AMD's, AMD's in WSL, NVIDIA's.
     const SIGNS: [&str; 3] = ["/dev/kfd", "/dev/dxg", "/proc/driver/nvidia"];
     if cfg!(target_os = "linux") && named.is_none() && SIGNS.iter().all(|path| !Path::new(path).exists()) {
         return None;
@@ -27,10 +28,11 @@ pub(crate) fn machine() -> Option<Machine> {
     };
     let mut parts = vec![env!("CARGO_PKG_VERSION").to_owned()];
     parts.extend(libraries.iter().map(|path| identity(path)));
-    // The loader finds the others, by its own list, which each installation changes.
+    // The loader finds other libraries by this list of its own, which each installation changes.
     parts.push(identity(Path::new("/etc/ld.so.cache")));
     parts.push(format!("{:?}", env::var_os("LD_LIBRARY_PATH")));
-    // The versions of the kernel's side: a module that was built apart from it has its own.
+    // The versions on the kernel's side. A module that was built apart from the kernel has its own
+    // version.
     const FILES: [&str; 3] =
         ["/proc/sys/kernel/osrelease", "/sys/module/amdgpu/version", "/proc/driver/nvidia/version"];
     parts.extend(FILES.iter().map(|path| fs::read_to_string(path).unwrap_or_default()));
@@ -40,7 +42,7 @@ pub(crate) fn machine() -> Option<Machine> {
     Some(Machine { recipe, cache })
 }
 
-/// A file by where it is, its size and its time: each installation changes one of them.
+/// A file's path, size and time; each installation changes one of them.
 fn identity(path: &Path) -> String {
     let data = fs::metadata(path).ok();
     let time = data.as_ref().and_then(|data| data.modified().ok()?.duration_since(UNIX_EPOCH).ok());
@@ -48,7 +50,7 @@ fn identity(path: &Path) -> String {
 }
 
 impl Machine {
-    /// What was kept of it.
+    /// The record that was kept for this machine.
     pub(crate) fn known(&self) -> Option<Vec<u8>> {
         self.cache.as_ref()?.get(&self.recipe)
     }
@@ -59,7 +61,7 @@ impl Machine {
         }
     }
 
-    /// Where it is kept, for people.
+    /// The path of the record, for people.
     pub(crate) fn place(&self) -> String {
         self.cache.as_ref().map_or_else(String::new, |cache| cache.path(&self.recipe).display().to_string())
     }

@@ -11,23 +11,24 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Every part of a buffer that is handed to kernels starts at a multiple of this: enough for all vector loads.
+/// The alignment of every part of a buffer that kernels get: enough for all vector loads.
 pub(super) const ALIGN: usize = 256;
 
-/// Work of a time that is not known is waited for awake for so long: sampling, for example, takes less.
+/// How long to poll for work of unknown duration before sleeping. Sampling, for example, takes
+/// less.
 const SHORT: Duration = Duration::from_micros(100);
-/// How long one is awake before work is expected to end, and how much longer afterwards, at most.
+/// How long to poll before the expected end of work, and how much longer after it, at most.
 const LONGEST_AWAKE: Duration = Duration::from_millis(1);
-/// Sleeping for a time takes about so much longer.
+/// A sleep takes about this much longer than asked for.
 const SHORTEST_SLEEP: Duration = Duration::from_micros(100);
 
-/// How long to sleep through work of about this time, and when to give up asking for its end.
+/// How long to sleep during work of about this duration, and when to stop polling for its end.
 fn asleep_and_awake(time: Duration) -> (Duration, Duration) {
     let awake = (time / 4).min(LONGEST_AWAKE);
     (if awake > SHORTEST_SLEEP { time - awake } else { Duration::ZERO }, time + awake + SHORT)
 }
 
-/// Memory of a device, freed when dropped.
+/// Memory of a device; dropping it frees the memory.
 pub(super) struct DeviceBuffer {
     device: Arc<Device>,
     start: DevicePtr,
@@ -35,7 +36,7 @@ pub(super) struct DeviceBuffer {
 }
 
 impl DeviceBuffer {
-    /// Memory with any content.
+    /// Allocates memory with any content.
     ///
     /// # Errors
     /// `OutOfMemory`, naming `what` it is for.
@@ -66,13 +67,14 @@ impl DeviceBuffer {
 impl Drop for DeviceBuffer {
     fn drop(&mut self) {
         let start = self.start;
-        // SAFETY: the memory came from `allocate` and is freed only here. Whoever queues work on it waits for that
-        // before the buffer is dropped; where that wait failed, the device is lost, and this leaks.
+        // SAFETY: the memory came from `allocate` and is freed only here. All users wait for the
+        // work that they queue on it before the buffer is dropped; if such a wait failed, the
+        // device is lost, and this leaks.
         end(&self.device, "freeing memory", move |driver| unsafe { driver.free(start) });
     }
 }
 
-/// Gives something back to the driver. What a lost device may still use is leaked.
+/// Gives something back to the driver. Leaks it if a lost device may still use it.
 pub(super) fn end(device: &Arc<Device>, what: &str, call: impl FnOnce(&Driver) -> Result<()> + Send + 'static) {
     if device.health().is_lost() {
         return;
@@ -82,11 +84,11 @@ pub(super) fn end(device: &Arc<Device>, what: &str, call: impl FnOnce(&Driver) -
     }
 }
 
-/// A pointer or handle on its way to the thread that makes a call with it.
+/// A pointer or handle on its way to the thread that passes it to a call.
 #[derive(Clone, Copy)]
 pub(super) struct Sent<T>(T);
 
-// SAFETY: what is sent is a name to the driver, whose functions any thread may call with it.
+// SAFETY: the pointer is only a name for the driver, whose functions accept it from any thread.
 unsafe impl<T> Send for Sent<*mut T> {}
 
 impl<T: Copy> Sent<T> {
@@ -99,7 +101,7 @@ impl<T: Copy> Sent<T> {
     }
 }
 
-/// Pinned memory of the host, which the device reads and writes by itself.
+/// Pinned memory of the host. The device reads and writes it by itself.
 pub(super) struct HostBuffer {
     device: Arc<Device>,
     start: *mut u8,
@@ -122,7 +124,7 @@ impl HostBuffer {
         Ok(Self { device: Arc::clone(device), start, bytes })
     }
 
-    /// The memory. No copy from or to it may be under way.
+    /// The memory. No copy from or to it may be in progress.
     pub(super) fn as_mut_slice(&mut self) -> &mut [u8] {
         // SAFETY: `start` is valid for this many initialized bytes, and borrowed as `self` is.
         unsafe { std::slice::from_raw_parts_mut(self.start, self.bytes) }
@@ -137,27 +139,27 @@ impl HostBuffer {
 impl Drop for HostBuffer {
     fn drop(&mut self) {
         let start = Sent(self.start);
-        // SAFETY: the memory came from `allocate_host` and is freed only here; whoever queues a copy waits for it, and
-        // where that wait failed, the device is lost, and this leaks.
+        // SAFETY: the memory came from `allocate_host` and is freed only here. Code that queues a
+        // copy waits for it; if such a wait failed, the device is lost, and this leaks.
         end(&self.device, "freeing pinned memory", move |driver| unsafe { driver.free_host(start.get().cast()) });
     }
 }
 
-/// A queue of work on a device, and the event that its end is waited for with.
+/// A queue of work on a device, and the event that marks its end for waiting.
 pub(super) struct Stream {
     device: Arc<Device>,
-    /// Where others queue too that [share](Self::sharing) it.
+    /// Other streams that [share](Self::sharing) this queue use it too.
     queue: Arc<Queue>,
     event: Handle,
-    /// Times each kernel, where that is asked for.
+    /// Times each kernel, if a profile runs.
     timer: Option<Timer>,
     #[cfg(target_os = "linux")]
     work: Work,
 }
 
-// SAFETY: the handles are names that any thread may use.
+// SAFETY: the handles are only names, and any thread may use them.
 unsafe impl Send for Stream {}
-// SAFETY: as above; the drivers order calls for one stream by themselves.
+// SAFETY: as above; the drivers serialize calls for one stream by themselves.
 unsafe impl Sync for Stream {}
 
 impl Stream {
@@ -166,8 +168,8 @@ impl Stream {
         Self::on(Arc::new(Queue { device: Arc::clone(device), stream }))
     }
 
-    /// One that queues its work in the same queue of the device, and waits for all that is there. GPUs of AMD were seen to be
-    /// busy for ever where there are several queues.
+    /// A stream that uses the same queue of the device, and waits for all work in it. With several
+    /// queues, GPUs of AMD were seen to be busy forever.
     pub(super) fn sharing(other: &Self) -> Result<Self> {
         Self::on(Arc::clone(&other.queue))
     }
@@ -189,7 +191,7 @@ impl Stream {
     /// Times each kernel that is queued from now on.
     ///
     /// # Errors
-    /// `InvalidInput` where they are timed already, `Device` where the driver cannot.
+    /// `InvalidInput` where kernels are timed already, `Device` where the driver cannot time them.
     pub(super) fn start_timer(&mut self) -> Result<()> {
         if self.timer.is_some() {
             return Err(Error::invalid_input("the kernels of this device are timed already"));
@@ -199,17 +201,17 @@ impl Stream {
         Ok(())
     }
 
-    /// Ends what [`start_timer`](Self::start_timer) began.
+    /// Ends the timing that [`start_timer`](Self::start_timer) began.
     pub(super) fn take_timer(&mut self) -> Option<Timer> {
         self.timer.take()
     }
 
-    /// What times kernels at the moment.
+    /// The timer of kernels, if there is one now.
     pub(super) fn timer(&self) -> Option<&Timer> {
         self.timer.as_ref()
     }
 
-    /// To queue work with, which is to be waited for.
+    /// The handle for queuing work, which must be waited for.
     pub(super) fn handle(&self) -> Handle {
         #[cfg(target_os = "linux")]
         self.work.begins();
@@ -227,7 +229,7 @@ impl Stream {
     /// `Device` where the copy cannot be queued, or the parts do not fit.
     ///
     /// # Safety
-    /// `from` stays as it is, and both stay allocated, until the stream was [waited](Self::wait) for.
+    /// `from` is unchanged, and both stay allocated, until the stream was [waited](Self::wait) for.
     pub(super) unsafe fn upload(
         &self,
         to: &DeviceBuffer,
@@ -245,7 +247,8 @@ impl Stream {
     /// As [`upload`](Self::upload).
     ///
     /// # Safety
-    /// These bytes stay as they are, and both buffers allocated, until the stream or an event after it was waited for.
+    /// These bytes are unchanged, and both buffers stay allocated, until the stream or an event
+    /// after the copy was waited for.
     pub(super) unsafe fn upload_range(
         &self,
         to: &DeviceBuffer,
@@ -270,19 +273,20 @@ impl Stream {
     /// As [`upload`](Self::upload).
     ///
     /// # Safety
-    /// Nobody else uses them, and the buffer stays allocated, until the stream was [waited](Self::wait) for.
+    /// Nobody else uses these words, and the buffer stays allocated, until the stream was
+    /// [waited](Self::wait) for.
     pub(super) unsafe fn fill(&self, to: &DeviceBuffer, word: u32, words: usize) -> Result<()> {
         if words.checked_mul(4).is_none_or(|bytes| bytes > to.bytes) {
             return Err(Error::new(ErrorKind::Device, "more than a buffer is filled: a bug in wavelm"));
         }
         match self.device.driver()?.fill() {
-            // SAFETY: so many are inside of the buffer; the rest is the caller's promise.
+            // SAFETY: the buffer has this many words; the rest is the caller's promise.
             Some(fill) if words > 0 => unsafe { fill.words(to.start, word, words, self.handle()) },
             _ => Ok(()),
         }
     }
 
-    /// Copies to the host and waits for it.
+    /// Copies to the host and waits for the copy.
     pub(super) fn download(&self, from: &DeviceBuffer, offset: usize, to: &mut HostBuffer, bytes: usize) -> Result<()> {
         // SAFETY: the copy is waited for before anybody can use either buffer.
         let queued = unsafe { self.queue_download(from, offset, to, bytes) };
@@ -310,7 +314,7 @@ impl Stream {
         unsafe { self.device.driver()?.copy_to_host(to.start, from.start + offset as u64, bytes, self.handle()) }
     }
 
-    /// Copies between parts of device memory and waits for it.
+    /// Copies between parts of device memory and waits for the copy.
     pub(super) fn copy(&self, to: (&DeviceBuffer, usize), from: (&DeviceBuffer, usize), bytes: usize) -> Result<()> {
         let outside =
             |(buffer, offset): (&DeviceBuffer, usize)| offset.checked_add(bytes).is_none_or(|end| end > buffer.bytes);
@@ -326,16 +330,17 @@ impl Stream {
     /// Waits until all queued work is done.
     ///
     /// # Errors
-    /// `Device`, where any of it failed, or takes so long that the device is lost.
+    /// `Device`, where any of the work failed, or takes so long that the device is lost.
     pub(super) fn wait(&self) -> Result<()> {
         self.wait_about(Duration::ZERO, Duration::ZERO)
     }
 
-    /// The same, for work that takes about this `time`: as for unknown times, a little of it is waited for awake. `slowest`
-    /// is what it may well take.
+    /// Like [`wait`](Self::wait), for work of about this `time`. It ends with a little polling, as
+    /// waits of unknown duration do. `slowest` is how long the work may reasonably take.
     ///
-    /// A driver wakes who sleeps 50 microseconds late or more, which is much of the time that a token takes. So this sleeps
-    /// for most of the time, and then asks for the rest, in which other threads may have the processor.
+    /// A driver wakes a sleeping thread 50 microseconds late or more, which is much of the time for
+    /// a token. So this sleeps for most of the time and polls for the rest; other threads may have
+    /// the processor meanwhile.
     ///
     /// # Errors
     /// As [`wait`](Self::wait).
@@ -358,10 +363,11 @@ impl Stream {
             health::wait(&self.device, pace, |driver| unsafe { driver.query_event(self.event) })
         });
         let waited = waited.inspect_err(|_| {
-            // What is queued may still run, with buffers that the caller drops after an error.
+            // The queued work may still run, with buffers that the caller drops after an error.
             if !self.device.health().is_lost() {
                 let stream = Sent(self.queue.stream);
-                // SAFETY: the stream is destroyed only after this returned, or never, where the device is lost.
+                // SAFETY: the stream is destroyed only after this returns, or never, if the device
+                // is lost.
                 let wait = move |driver: &Driver| unsafe { driver.synchronize_stream(stream.get()) };
                 guarded(&self.device, "waiting after an error", wait).ok();
             }
@@ -377,7 +383,8 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         let (stream, event) = (Sent(self.queue.stream), Sent(self.event));
-        // SAFETY: the event came from the driver and is destroyed only here, after the work is done; the queue exists.
+        // SAFETY: the event came from the driver and is destroyed only here, after the work is
+        // done; the queue exists.
         end(&self.device, "ending work", move |driver| unsafe {
             let waited = driver.synchronize_stream(stream.get());
             let event = if event.get().is_null() { Ok(()) } else { driver.destroy_event(event.get()) };
@@ -392,7 +399,7 @@ struct Queue {
     stream: Handle,
 }
 
-// SAFETY: the handle is a name that any thread may use.
+// SAFETY: the handle is only a name, and any thread may use it.
 unsafe impl Send for Queue {}
 // SAFETY: as above.
 unsafe impl Sync for Queue {}
@@ -400,18 +407,19 @@ unsafe impl Sync for Queue {}
 impl Drop for Queue {
     fn drop(&mut self) {
         let stream = Sent(self.stream);
-        // SAFETY: the stream came from the driver and is destroyed only here; each user waited for its work.
+        // SAFETY: the stream came from the driver and is destroyed only here; each user waited for
+        // its own work.
         end(&self.device, "ending a stream", move |driver| unsafe { driver.destroy_stream(stream.get()) });
     }
 }
 
-/// A place in a stream that can be waited for.
+/// A place in a stream, for waiting.
 pub(super) struct Event {
     device: Arc<Device>,
     event: Handle,
 }
 
-// SAFETY: the handle is a name that any thread may use.
+// SAFETY: the handle is only a name, and any thread may use it.
 unsafe impl Send for Event {}
 
 impl Event {
@@ -419,19 +427,19 @@ impl Event {
         Ok(Self { device: Arc::clone(device), event: device.driver()?.create_event(false)? })
     }
 
-    /// One that has a time.
+    /// An event that records a time.
     pub(super) fn timed(device: &Arc<Device>) -> Result<Self> {
         Ok(Self { device: Arc::clone(device), event: device.driver()?.create_event(true)? })
     }
 
-    /// The time from `earlier` to this one; both are timed, recorded and waited for.
+    /// The time from `earlier` to this one. Both are timed, recorded and waited for.
     pub(super) fn since(&self, earlier: &Event) -> Result<Duration> {
         // SAFETY: both exist.
         let milliseconds = unsafe { self.device.driver()?.timing()?.elapsed(earlier.event, self.event) }?;
         Ok(Duration::try_from_secs_f64(f64::from(milliseconds) / 1e3).unwrap_or_default())
     }
 
-    /// Makes it the place after all that is queued now.
+    /// Moves the event to the end of all work that is queued now.
     pub(super) fn record(&self, stream: &Stream) -> Result<()> {
         // SAFETY: both exist.
         unsafe { self.device.driver()?.record_event(self.event, stream.queue.stream) }
@@ -455,7 +463,7 @@ impl Drop for Event {
     }
 }
 
-/// Cuts a buffer into aligned parts: first everybody asks for bytes, then the buffer is made.
+/// Cuts a buffer into aligned parts: first all parts are planned, then the buffer is allocated.
 #[derive(Default)]
 pub(super) struct Layout {
     bytes: usize,

@@ -1,8 +1,10 @@
-//! The GPU backend: weights stay quantized in device memory, and a pass is a row of kernel launches on one stream.
+//! The GPU backend: weights stay quantized in device memory, and a pass is a sequence of kernel
+//! launches on one stream.
 //!
-//! The kernels are in hip/ and loaded when a model is; see [`objects`] for where from. Everything that can be known in
-//! advance is: which kernels a program needs, where its buffers lie, how large they get. A model that does not fit a
-//! device, or that it has no kernels for, is refused while it is loaded.
+//! The kernels are in hip/ and are loaded with a model; see [`objects`] for their origin.
+//! Everything that can be determined in advance is: which kernels a program needs, where its
+//! buffers lie, how large they get. A model is refused while it is loaded if it does not fit the
+//! device, or the device has no kernels for it.
 
 pub(crate) mod bandwidth;
 mod code_cache;
@@ -55,24 +57,24 @@ use std::time::Duration;
 use weights::Loading;
 pub(crate) use weights::Tell;
 
-/// Tokens in a pass at most.
+/// The most tokens in a pass.
 const MOST_TOKENS: usize = 512;
-/// Outputs in a pass at most.
+/// The most outputs in a pass.
 const MOST_OUTPUTS: usize = 64;
 
-/// How the GPU backend is made.
+/// Options of the GPU backend.
 pub(crate) struct HipOptions {
-    /// The number of the GPU, as [`device::find`] counts them.
+    /// The number of the GPU, in the order of [`device::find`].
     pub(crate) gpu: usize,
     pub(crate) kv_type: KvType,
     pub(crate) precision: Precision,
     /// Threads that read the weights.
     pub(crate) threads: usize,
-    /// How long one waits for the GPU at least before it is given up.
+    /// How long to wait for the GPU, at least, before giving it up.
     pub(crate) patience: Duration,
-    /// Whether the weights are read back and compared.
+    /// Whether to read the weights back and compare them.
     pub(crate) verify: bool,
-    /// Whether weights may not lie in slower memory than the GPU's own.
+    /// Whether it is an error if weights lie in slower memory than the GPU's own.
     pub(crate) refuses_spill: bool,
 }
 
@@ -81,7 +83,7 @@ pub(crate) fn free_memory(gpu: usize) -> Result<u64> {
     room::usable(&*device::open(gpu, health::PATIENCE)?)
 }
 
-/// A program as it runs on a GPU: for [`Precision::Reference`] its weights are `f32`.
+/// The program in the form that runs on a GPU: for [`Precision::Reference`] its weights are `f32`.
 fn stored(program: &Arc<Program>, precision: Precision) -> Arc<Program> {
     if precision == Precision::Fast {
         return Arc::clone(program);
@@ -111,7 +113,7 @@ pub(crate) fn bytes(options: &HipOptions, program: &Arc<Program>, context: usize
         RowKind::Outputs => result.columns.saturating_mul(MOST_OUTPUTS * 4),
     });
     let (_, page_bytes) = kv::layers(program, kv_type)?;
-    // The pages double when they are full, and are copied from half as many.
+    // Full pages double, and the old half stays allocated during the copy.
     let pages = context.div_ceil(PAGE_LEN).next_power_of_two().max(pool::FIRST_PAGES);
     let cache = (page_bytes as u64).saturating_mul(pages as u64);
     Ok(bytes.saturating_add(result as u64).saturating_add(cache).saturating_add(cache / 2))
@@ -139,11 +141,12 @@ pub(crate) struct HipBackend {
     pool: Arc<KvPool>,
     executor: Arc<Mutex<Executor>>,
     sampling: Arc<Sampling>,
-    /// Whether the logits of the last pass whose logits were used were read, not drawn from.
+    /// Whether the last logits that were used were read, instead of drawn from.
     reads_rows: Arc<AtomicBool>,
-    /// Whether the kernels were compared with the CPU's, so that results that cannot be are a fault of the device.
+    /// Whether the kernels were compared with the CPU's. Impossible results are then a fault of the
+    /// device.
     tested: bool,
-    /// Memory for logits that nobody holds at the moment.
+    /// Memory for logits that nobody uses at the moment.
     idle: Arc<Mutex<Vec<Rows>>>,
 }
 
@@ -151,8 +154,8 @@ impl HipBackend {
     /// Loads the program's weights and kernels. `tell` hears how many bytes of weights are on the device.
     ///
     /// # Errors
-    /// `Device` or `OutOfMemory`, with what the device lacks; `Unsupported` for what there are no kernels for; those of
-    /// `tell`.
+    /// `Device` or `OutOfMemory`, with what the device lacks; `Unsupported` for operations or types
+    /// without kernels; errors of `tell`.
     pub(crate) fn new(gguf: &Gguf, program: &Arc<Program>, options: &HipOptions, tell: &mut Tell<'_>) -> Result<Self> {
         let program = stored(program, options.precision);
         let device = device::open(options.gpu, options.patience)?;
@@ -164,7 +167,7 @@ impl HipBackend {
         Self::with_executor(&device, &modules, program, options.kv_type, executor)
     }
 
-    /// A backend for the self-test, whose kernels were not compared with the CPU's.
+    /// A backend for the self-test: its kernels have not been compared with the CPU's yet.
     fn untested(
         device: &Arc<Device>,
         modules: &Modules,
@@ -205,12 +208,12 @@ impl HipBackend {
         })
     }
 
-    /// The memory of the cache pages.
+    /// The store for the cache pages' memory.
     pub(crate) fn page_store(&self) -> Box<dyn PageStore> {
         Box::new(self.pages.clone())
     }
 
-    /// Memory for `rows` rows of logits: that of a pass before, where it is large enough.
+    /// Memory for `rows` rows of logits, reused from an earlier pass if it is large enough.
     fn rows(&self, rows: usize) -> Result<Rows> {
         let bytes = rows.saturating_mul(self.columns).saturating_mul(4);
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
@@ -243,7 +246,8 @@ impl Backend for HipBackend {
         let outputs = batch.result_rows(&self.program);
         let mut rows = self.rows(outputs)?;
         let requests = requests(batch.draws.iter().copied(), self.columns)?;
-        // Where the last logits were read, not drawn from, these will be too: their copy is queued behind the pass.
+        // If the last logits were read instead of drawn from, these probably will be too, so their
+        // copy is queued after the pass.
         let is_single = requests.is_empty() && outputs == 1 && batch.tokens() == 1;
         let copies_row = is_single && self.reads_rows.load(Ordering::Relaxed);
         if copies_row {
@@ -253,7 +257,8 @@ impl Backend for HipBackend {
             let mut executor = self.executor.lock().unwrap_or_else(PoisonError::into_inner);
             let Rows { memory, draw, row } = &mut rows;
             let then = |stream: &Stream| match row {
-                // SAFETY: the executor waits for the stream, and until then all of them are borrowed here.
+                // SAFETY: the executor waits for the stream, and this borrows all of them until
+                // then.
                 Some(row) if copies_row => unsafe { stream.queue_download(memory, 0, row, self.columns * 4) },
                 _ if requests.is_empty() => Ok(()),
                 // SAFETY: as above.
@@ -271,7 +276,7 @@ impl Backend for HipBackend {
             }
             ran => (ran, None),
         };
-        // Returned to the idle ones when dropped, also after an error.
+        // Dropping it returns the memory to the idle ones, even after an error.
         let logits = HipLogits {
             device: Arc::clone(&self.device),
             executor: Arc::clone(&self.executor),
@@ -293,22 +298,23 @@ impl Backend for HipBackend {
     }
 
     fn end_profile(&self) -> Vec<KernelTime> {
-        // Each pass was waited for, so nothing is queued.
+        // Each pass has been waited for, so nothing is queued.
         let timer = self.executor.lock().unwrap_or_else(PoisonError::into_inner).stream.take_timer();
         timer.map_or_else(Vec::new, |timer| timer.times())
     }
 }
 
-/// Rows of logits on the device, and what was needed so far to draw tokens from them.
+/// Rows of logits on the device, and the memory used so far to draw tokens from them.
 struct Rows {
     memory: DeviceBuffer,
-    /// A place on the host for one.
+    /// A buffer on the host for one row.
     row: Option<HostBuffer>,
     draw: Option<DrawMemory>,
 }
 
 impl Rows {
-    /// The place on the host. What is not copied there is seen: it begins with what no logit is.
+    /// The buffer on the host. It starts with a value that no logit has, so that missing copies
+    /// show.
     fn place(&mut self, device: &Arc<Device>, columns: usize) -> Result<&mut HostBuffer> {
         let mut place = match self.row.take() {
             Some(place) => place,
@@ -328,9 +334,9 @@ struct HipLogits {
     idle: Arc<Mutex<Vec<Rows>>>,
     /// `None` only while it is dropped.
     rows: Option<Rows>,
-    /// What was drawn with the states of the batch, if it had some.
+    /// The tokens drawn with the states of the batch, if it had some.
     drawn: Option<Vec<Option<Drawn>>>,
-    /// Whether the host has the only row.
+    /// Whether the host already has the only row.
     row_is_here: bool,
     reads_rows: Arc<AtomicBool>,
     outputs: usize,
@@ -339,13 +345,14 @@ struct HipLogits {
 }
 
 impl HipLogits {
-    /// The memory, if it has this row.
+    /// The memory, if it has row `row`.
     fn rows(&mut self, row: usize) -> Result<&mut Rows> {
         let unknown = || Error::invalid_input(format!("row {row} of logits was not asked for"));
         self.rows.as_mut().filter(|_| row < self.outputs).ok_or_else(unknown)
     }
 
-    /// Draws a token from each of the first rows, all at once; `None` for what is not drawn on the device.
+    /// Draws a token from each of the first rows, all at once; `None` for each row that the device
+    /// does not draw from.
     fn draw(&mut self, states: &[&mut SamplerState]) -> Result<Vec<Option<Drawn>>> {
         if let Some(drawn) = self.drawn.take() {
             return Ok(drawn);
@@ -360,16 +367,16 @@ impl HipLogits {
     }
 }
 
-/// What a device can draw, with the rows that it draws from.
+/// The draws that the device can make, with their rows.
 fn requests<'a>(states: impl Iterator<Item = &'a SamplerState>, columns: usize) -> Result<Vec<(usize, Request<'a>)>> {
     let request = |(row, state): (usize, &'a SamplerState)| Ok(state.request(columns)?.map(|request| (row, request)));
     host_memory::try_collected(states.enumerate().filter_map(|state| request(state).transpose()), "the draws of a pass")
 }
 
-/// What was found for the requests, for each of so many rows.
+/// The draws in the order of the rows, for `rows` rows.
 ///
 /// # Errors
-/// That of the first row which has one: what a device says of the others is worth nothing.
+/// The first row's error, if any: after one error, the device's other results are worthless.
 fn by_row(
     rows: usize,
     requests: &[(usize, Request<'_>)],
@@ -385,22 +392,22 @@ fn by_row(
     Ok(drawn)
 }
 
-/// Which values of a row are looked at.
+/// Which values of a row to check.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Look {
     /// All of them.
     All,
-    /// Those of one cache line in 32, which are others in each of 32 passes. Reading all of them takes 4 % of the time that a token
-    /// of a small model takes.
+    /// One cache line in 32, a different one in each of 32 passes. For a small model, reading all
+    /// lines takes 4 % of the time for a token.
     Some { passes: usize },
 }
 
-/// Whether these can be the results of a row: none is not a number or +∞, which is also what they are before a pass, and
-/// at least one is more than -∞. What else a model computes, the CPU finds out.
+/// Whether these can be the results of a row. No value may be NaN or +∞, and +∞ is also their
+/// content before a pass. At least one value must be finite. The CPU finds other errors in results.
 fn are_possible(values: &[f32], look: Look) -> bool {
     const LINE: usize = 64 / size_of::<f32>();
     const LINES: usize = 32;
-    // Without a branch for each, so that many are looked at in one go.
+    // Has no branch per value, so that the compiler vectorizes it.
     let are_impossible = |values: &[f32]| values.iter().fold(false, |found, value| found | !value.lt(&f32::INFINITY));
     let impossible = match look {
         Look::All => are_impossible(values),
@@ -410,7 +417,7 @@ fn are_possible(values: &[f32], look: Look) -> bool {
 }
 
 impl HipLogits {
-    /// A row as it is on the host.
+    /// A row of logits on the host.
     fn read(&mut self, row: usize, all: bool) -> Result<&[f32]> {
         let (columns, row_is_here, tested) = (self.columns, self.row_is_here, self.tested);
         let (device, executor) = (Arc::clone(&self.device), Arc::clone(&self.executor));
@@ -429,7 +436,7 @@ impl HipLogits {
         drop(executor);
         let values = place.as_slice().get(..bytes).and_then(|bytes| bytemuck::try_cast_slice(bytes).ok());
         let values: &[f32] = values.ok_or_else(|| Error::new(ErrorKind::Device, "pinned memory is not aligned"))?;
-        // The self-test compares them, and names the kernel.
+        // The self-test compares the values itself, and names the kernel.
         if tested && !are_possible(values, look) {
             let text = "the GPU reports success, but its logits are not written, or not numbers";
             return Err(Error::new(ErrorKind::Device, text));
@@ -452,7 +459,8 @@ impl Logits for HipLogits {
         };
         let choose = |(row, state): (usize, &mut &mut SamplerState)| match drawn.next().flatten() {
             Some(drawn) => state.accept(drawn),
-            // What is not drawn on the device, the CPU draws; or it says why there is nothing to choose.
+            // If the device does not draw, the CPU does, or returns the error that there is nothing
+            // to choose from.
             None => state.sample(self.read(row, true)?),
         };
         states.iter_mut().enumerate().map(choose).collect()

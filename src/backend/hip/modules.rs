@@ -1,4 +1,5 @@
-//! The kernel cache: a module for each family of kernels, loaded when the first of its kernels is asked for.
+//! The kernel cache: a module for each family of kernels, loaded when its first kernel is
+//! requested.
 
 use super::device::Device;
 use super::driver::{Driver, Handle, overlap};
@@ -11,7 +12,7 @@ use std::ffi::{CString, c_void};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// What a driver may well take to compile a family.
+/// How long a driver may reasonably take to compile a family.
 const COMPILING: Duration = Duration::from_secs(15);
 
 /// The kernels of a device.
@@ -24,12 +25,12 @@ pub(super) struct Modules {
 struct Module {
     device: Arc<Device>,
     module: Handle,
-    /// The kernels that wait for the launches before them on their own.
+    /// The kernels that wait for earlier launches on their own.
     waiting: HashSet<String>,
     _object: Arc<Object>,
 }
 
-// SAFETY: the handle is a name that any thread may use.
+// SAFETY: the handle is only a name, and any thread may use it.
 unsafe impl Send for Module {}
 // SAFETY: as above.
 unsafe impl Sync for Module {}
@@ -37,23 +38,24 @@ unsafe impl Sync for Module {}
 impl Drop for Module {
     fn drop(&mut self) {
         let module = Sent::new(self.module);
-        // SAFETY: the module is unloaded only here; every kernel of it holds it, so none is used any more.
+        // SAFETY: the module is unloaded only here; each of its kernels holds a reference to it, so
+        // none is in use any more.
         end(&self.device, "unloading a module", move |driver| unsafe { driver.unload_module(module.get()) });
     }
 }
 
-/// A function of a module, and the threads of its blocks.
+/// A function of a module, and the number of threads in its blocks.
 #[derive(Clone)]
 pub(super) struct Kernel {
     module: Arc<Module>,
     function: Handle,
     threads: u32,
     name: Arc<str>,
-    /// Whether it begins while the launch before it still runs.
+    /// Whether it may begin while the launch before it still runs.
     overlaps: bool,
 }
 
-// SAFETY: the handle is a name that any thread may use.
+// SAFETY: the handle is only a name, and any thread may use it.
 unsafe impl Send for Kernel {}
 // SAFETY: as above.
 unsafe impl Sync for Kernel {}
@@ -66,7 +68,7 @@ impl Modules {
     /// The kernel `name` of `family`, which runs in blocks of `threads` threads.
     ///
     /// # Errors
-    /// `Device` where there is no code for this device, or the driver does not take it.
+    /// `Device` where there is no code for this device, or the driver refuses it.
     pub(super) fn kernel(&self, family: &'static str, name: &str, threads: u32) -> Result<Kernel> {
         let module = self.module(family)?;
         let symbol = CString::new(name).map_err(|_| Error::new(ErrorKind::Device, "a kernel name with a zero byte"))?;
@@ -77,7 +79,7 @@ impl Modules {
     }
 
     fn module(&self, family: &'static str) -> Result<Arc<Module>> {
-        // Held while loading, so that no two threads load the same family.
+        // The lock is held while loading, so that no two threads load the same family.
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(module) = loaded.get(family) {
             return Ok(Arc::clone(module));
@@ -88,7 +90,7 @@ impl Modules {
             true => overlap::waiting_kernels(&object.code).into_iter().map(str::to_owned).collect(),
             false => HashSet::new(),
         };
-        // Debuggers and some runtimes read the code later, where it was.
+        // Debuggers and some runtimes read the code later, at its original address.
         let module = Arc::new(Module { device: Arc::clone(&self.device), module, waiting, _object: object });
         loaded.insert(family, Arc::clone(&module));
         Ok(module)
@@ -96,7 +98,7 @@ impl Modules {
 }
 
 impl Modules {
-    /// Loads the first object of a family that the driver takes.
+    /// Loads the first object of a family that the driver accepts.
     fn load(&self, family: &'static str) -> Result<(Handle, Arc<Object>)> {
         let device = &self.device;
         let mut objects = health::on_host(|| objects::find(family, &device.arch))
@@ -108,7 +110,7 @@ impl Modules {
                     refused = before;
                     Arc::new(object)
                 }
-                // The driver's reason says more than that there is nothing else.
+                // The driver's reason is more useful than the absence of further objects.
                 (Err(reason), Some(before)) => {
                     log::debug!("{}: no other {family} kernels: {reason}", device.name);
                     return Err(before);
@@ -116,9 +118,10 @@ impl Modules {
                 (Err(reason), None) => return Err(Error::new(ErrorKind::Device, reason)),
             };
             let of_call = Arc::clone(&object);
-            // SAFETY: the code is embedded and checked when it was, or the user's, who vouches for it.
+            // SAFETY: the code is embedded and was checked on unpacking, or it is the user's, who
+            // vouches for it.
             let load = move |driver: &Driver| unsafe { driver.load_module(&of_call.code) }.map(Sent::new);
-            // A driver compiles PTX, which takes the processor as long as it takes.
+            // A driver compiles PTX, which may keep the processor busy for any time.
             let called = match device.arch.starts_with("sm_") {
                 true => health::on_host(|| guarded_for(device, "loading a module", COMPILING, load)),
                 false => guarded(device, "loading a module", load),
@@ -143,7 +146,8 @@ impl Modules {
 /// Arguments of a launch, in the order of the kernel's parameters.
 #[derive(Default)]
 pub(super) struct Args {
-    /// Each in the first bytes of a word: all parameters are pointers and numbers of 4 or 8 bytes.
+    /// Each lies in the first bytes of a word: all parameters are pointers or numbers of 4 or 8
+    /// bytes.
     words: Vec<u64>,
 }
 
@@ -175,7 +179,7 @@ impl Args {
 }
 
 impl Kernel {
-    /// Queues a launch. An empty grid is none.
+    /// Queues a launch. An empty grid launches nothing.
     ///
     /// # Safety
     /// The arguments are those of the kernel, and the memory that they point to is as large as the kernel expects for
@@ -186,10 +190,11 @@ impl Kernel {
         }
         let mut pointers: Vec<*mut c_void> = args.words.iter_mut().map(|w| std::ptr::from_mut(w).cast()).collect();
         let driver = self.module.device.driver()?;
-        // What is timed is a launch alone.
+        // A launch that is timed must run alone.
         let overlaps = self.overlaps && stream.timer().is_none();
         let mut launch = || {
-            // SAFETY: the caller's promise; the function is one of a loaded module, and waits where it overlaps.
+            // SAFETY: the caller's promise; the function belongs to a loaded module, and waits on
+            // its own if it overlaps.
             unsafe { driver.launch(self.function, grid, self.threads, stream.handle(), &mut pointers, overlaps) }
                 .map_err(|e| Error::new(e.kind(), format!("kernel {}: {e}", self.name)).with_source(e))
         };

@@ -1,5 +1,5 @@
-//! Where the machine code of the kernels comes from: a folder of the user's, what is embedded in this library, or a
-//! compiler that is there when a program runs.
+//! Sources of the kernels' machine code: a folder of the user's, the objects embedded in this
+//! library, or a compiler on the machine at run time.
 
 use super::rtc;
 use crate::memory;
@@ -8,7 +8,8 @@ use std::env;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-/// A folder of `<family>.<target>.hsaco` and `<family>.<target>.ptx` files, which are taken before the embedded ones.
+/// A folder of `<family>.<target>.hsaco` and `<family>.<target>.ptx` files, which take precedence
+/// over the embedded ones.
 pub(super) const FOLDER_VARIABLE: &str = "WAVELM_HSACO_DIR";
 
 /// An embedded code object.
@@ -21,12 +22,12 @@ struct Embedded {
 }
 
 #[derive(Clone, Copy)]
-// Each build has one kind: what was built with the library, or before.
+// Each build uses only one variant: objects built with the library, or prebuilt ones.
 #[allow(dead_code)]
 enum Code {
     Plain(&'static [u8]),
-    /// A part of an LZMA archive, which has the objects of one family for neighbouring targets: they are so alike that
-    /// together they take a third of the space.
+    /// A part of an LZMA archive. An archive holds the objects of one family for neighbouring
+    /// targets, which are so alike that together they take a third of the space.
     Packed {
         archive: &'static [u8],
         from: usize,
@@ -36,7 +37,7 @@ enum Code {
 
 include!(concat!(env!("OUT_DIR"), "/hip_objects.rs"));
 
-/// FNV-1a with 64 bits: finds what was damaged, not what was forged.
+/// FNV-1a with 64 bits: detects damage, not forgery.
 pub(super) fn fnv(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
@@ -47,7 +48,7 @@ pub(super) struct Object {
     pub(super) origin: String,
 }
 
-/// A family that every model needs: where it is, the others are too.
+/// A family that every model needs. Where it exists, the others exist too.
 const PROBE: &str = "matvec";
 
 /// Where the kernels for an architecture come from, or why there are none.
@@ -55,10 +56,11 @@ pub(super) fn origin(arch: &str) -> Result<String, String> {
     source(PROBE, arch).map(|source| source.origin())
 }
 
-/// The kernels of a family for an architecture, best first: a driver may refuse what an older one does not know.
+/// The kernels of a family for an architecture, best first: a driver may refuse code that is newer
+/// than itself.
 ///
 /// # Errors
-/// Why there are none.
+/// The reason why there are none.
 pub(super) fn find<'a>(
     family: &'a str,
     arch: &str,
@@ -67,7 +69,7 @@ pub(super) fn find<'a>(
     let mut found = locate(folder.as_deref(), EMBEDDED, family, arch).peekable();
     let none = found.peek().is_none().then(|| missing(folder.as_deref(), EMBEDDED, family, arch));
     let arch = arch.to_owned();
-    // Looked for only where all else is refused: to start a compiler takes its time.
+    // Tried only if the driver refuses everything else, because starting a compiler takes time.
     let mut compiled =
         std::iter::once_with(move || rtc::Target::new(&arch).map(|t| Source::Compiled(t, family))).peekable();
     if let Some(reason) = none
@@ -90,11 +92,11 @@ fn source<'a>(family: &'a str, arch: &str) -> Result<Source<'a>, String> {
         .map_err(|e| format!("{}; {e}", missing(folder.as_deref(), EMBEDDED, family, arch)))
 }
 
-/// Where an object is.
+/// The place of an object.
 enum Source<'a> {
     File(PathBuf),
     Embedded(&'a Embedded),
-    /// And the family.
+    /// Also has the family.
     Compiled(rtc::Target, &'a str),
 }
 
@@ -115,7 +117,7 @@ fn locate<'a>(
     files.into_iter().chain(targets.into_iter().filter_map(of_target).map(Source::Embedded))
 }
 
-/// Why there are none.
+/// The reason why there are none.
 fn missing(folder: Option<&Path>, embedded: &[Embedded], family: &str, arch: &str) -> String {
     let elsewhere = match folder {
         Some(folder) => format!("{} ({FOLDER_VARIABLE}) has none either", folder.display()),
@@ -129,7 +131,7 @@ fn missing(folder: Option<&Path>, embedded: &[Embedded], family: &str, arch: &st
 }
 
 impl Source<'_> {
-    /// What people read of it.
+    /// The origin, for people.
     fn origin(&self) -> String {
         match self {
             Self::File(path) => path.display().to_string(),
@@ -144,16 +146,17 @@ impl Source<'_> {
             Self::Embedded(embedded) => embedded.unpack()?,
             Self::Compiled(target, family) => Cow::Owned(target.object(family)?),
         };
-        // PTX is text, which the driver takes as a C string; machine code begins with the magic number of ELF files.
+        // PTX is text, and the driver takes it as a C string. Machine code begins with the magic
+        // number of ELF files.
         let is_text = !code.starts_with(b"\x7fELF") && code.last() != Some(&0);
         let code = if is_text { Cow::Owned(terminated(&code).map_err(|e| e.to_string())?) } else { code };
         Ok(Object { code, origin: self.origin() })
     }
 }
 
-/// The bytes of a file, as far as there is memory.
+/// The bytes of a file. Lack of memory is an error.
 fn read(path: &Path) -> io::Result<Vec<u8>> {
-    // The vector is made to grow by the reader, which reports where it cannot.
+    // The reader grows the vector, and reports an error where it cannot.
     let mut code = Vec::new();
     std::fs::File::open(path)?.read_to_end(&mut code)?;
     Ok(code)
@@ -167,7 +170,8 @@ fn terminated(text: &[u8]) -> crate::Result<Vec<u8>> {
     Ok(terminated)
 }
 
-/// Whether kernels of an architecture use matrix cores: those of the families matmul_core_*, which no other has.
+/// Whether kernels of an architecture use matrix cores. Only these architectures have the families
+/// matmul_core_*.
 pub(super) fn has_matrix_cores(arch: &str) -> bool {
     const FAMILIES: [&str; 5] = ["gfx11", "gfx12", "gfx94", "gfx95", "sm_"];
     FAMILIES.iter().any(|family| arch.starts_with(family)) || ["gfx908", "gfx90a", "gfxsim"].contains(&arch)
@@ -192,7 +196,8 @@ impl Embedded {
 
 /// The part of an archive from byte `from` on.
 fn unpack(archive: &[u8], from: usize, length: usize) -> io::Result<Vec<u8>> {
-    /// Kibibytes that the decoder may take: its window is as large as the largest archive's content.
+    /// The most memory for the decoder in KiB. Its window is as large as the largest archive's
+    /// content.
     const MOST_MEMORY: u32 = 64 << 10;
     let mut reader = lzma_rust2::LzmaReader::new_mem_limit(archive, MOST_MEMORY, None)?;
     io::copy(&mut (&mut reader).take(from as u64), &mut io::sink())?;
@@ -205,7 +210,8 @@ fn unpack(archive: &[u8], from: usize, length: usize) -> io::Result<Vec<u8>> {
     Ok(code)
 }
 
-/// What runs on an architecture, best first: itself, and what its maker promises to run on it. There are no guesses.
+/// The targets whose code runs on an architecture, best first: the architecture itself, and those
+/// whose compatibility its maker promises. There are no guesses.
 fn targets(arch: &str) -> Vec<String> {
     let mut targets = vec![arch.to_owned()];
     if let Some(version) = arch.strip_prefix("sm_").and_then(|v| v.parse::<u32>().ok()) {
@@ -314,7 +320,7 @@ mod tests {
         for bit in 0..ARCHIVE.len() * 8 {
             let mut archive = ARCHIVE.to_vec();
             archive[bit / 8] ^= 1 << (bit % 8);
-            // Some bits matter to nothing that is read: a larger window, or what follows the code.
+            // Some bits have no effect on the code: they enlarge the window, or follow the code.
             match packed(archive.leak(), expected.len()).unpack() {
                 Ok(code) => assert_eq!(code, expected.as_bytes(), "bit {bit}"),
                 Err(_) => errors += 1,

@@ -1,4 +1,4 @@
-//! The launches of a pass: what each step of the plan makes of its kernels and the pass's inputs.
+//! The launches of a pass: each step of the plan with its kernels and the pass's inputs.
 
 use super::driver::DevicePtr;
 use super::exec::Executor;
@@ -14,17 +14,18 @@ use three::Three;
 
 mod three;
 
-/// Rows in a block of the kernels for few columns, and where results are quantized in groups.
+/// Rows per block in the kernels for few columns, in general and where results are quantized in
+/// groups.
 const MATVEC_ROWS: usize = 4;
 const GROUP_ROWS: usize = 32;
 
-/// The launches of a pass whose inputs are on their way.
+/// The launches of a pass whose inputs have been queued.
 pub(super) struct Pass<'a> {
     pub(super) executor: &'a Executor,
     pub(super) inputs: &'a Inputs,
     pub(super) pages: DevicePtr,
     pub(super) logits: DevicePtr,
-    /// The buffer whose f16 form is up to date.
+    /// The buffer whose f16 form is current.
     pub(super) halved: Cell<Option<Buf>>,
 }
 
@@ -32,12 +33,12 @@ pub(super) fn bug(what: &str) -> Error {
     Error::new(ErrorKind::Device, format!("{what}: a bug in wavelm"))
 }
 
-/// A number that kernels take as 32 bits.
+/// A number as a kernel's 32-bit parameter.
 fn narrow(value: usize) -> Result<u32> {
     u32::try_from(value).map_err(|_| Error::unsupported(format!("{value} is more than a GPU kernel can count")))
 }
 
-/// Blocks for so many items.
+/// The number of blocks for `items` items.
 fn blocks(items: usize, per_block: usize) -> Result<u32> {
     narrow(items.div_ceil(per_block))
 }
@@ -69,7 +70,7 @@ impl Pass<'_> {
         Ok((start + q as u64, start + groups as u64))
     }
 
-    /// The int8 form where it is wanted, null where not.
+    /// The int8 form if it is `wanted`, otherwise null.
     fn int8_if(&self, wanted: bool, buf: Buf) -> Result<(DevicePtr, DevicePtr)> {
         if wanted { self.int8(buf) } else { Ok((0, 0)) }
     }
@@ -79,16 +80,17 @@ impl Pass<'_> {
     }
 
     fn launch(&self, kernel: &Kernel, grid: [u32; 3], args: Args) -> Result<()> {
-        // SAFETY: each call below has the arguments that the kernel's file lists, in order. Buffers have room for the
-        // most rows of a pass, which `run` checks; weights have the sizes that the program was built with; page
-        // numbers are checked by `run`; all of it is allocated until `run` has waited.
+        // SAFETY: each call below passes the arguments that the kernel's file lists, in order.
+        // Buffers have room for the most rows of a pass, and `run` checks that limit; weights have
+        // the sizes that the program was built with; `run` checks page numbers; all of the memory
+        // stays allocated until `run` has waited.
         unsafe { kernel.launch(&self.executor.stream, grid, args) }
     }
 
     /// Queues the launches of a step.
     pub(super) fn step(&self, step: &Step, kernels: &Kernels) -> Result<()> {
         if !matches!(step, Step::MatMul { .. } | Step::Residual { .. } | Step::GatedMatMul { .. }) {
-            // Only products leave alone what others of them read.
+            // Only matrix products leave the inputs of other products unchanged.
             self.halved.set(None);
         }
         match (step, kernels) {
@@ -129,7 +131,7 @@ impl Pass<'_> {
         }
     }
 
-    /// Steps of one launch.
+    /// Steps that are one launch.
     fn simple(&self, step: &Step, kernel: &Kernel) -> Result<()> {
         let elements = |buf| Ok::<_, Error>(self.rows(buf)? * self.columns(buf)?);
         let over_elements =
@@ -255,7 +257,7 @@ impl Pass<'_> {
         self.executor.program.weight(weight)
     }
 
-    /// The kernel for the few rows that `x` has, if they are few.
+    /// The kernel for the number of rows of `x`, if that is small.
     fn few<'k>(&self, x: Buf, kernels: &'k [Kernel]) -> Result<Option<&'k Kernel>> {
         let count = self.rows(x)?;
         Ok(MATVEC_COLUMNS.iter().zip(kernels).find(|(n, _)| count <= **n).map(|(_, kernel)| kernel))
@@ -271,7 +273,7 @@ impl Pass<'_> {
     ) -> Result<()> {
         match (self.few(x, few)?, products) {
             (None, _) => {
-                // Those with weights of one type have the same kernels.
+                // Products with weights of one type have the same kernels.
                 let ty = |product: &Product| self.info(product.weight).ok().map(|info| info.tensor.tensor_type());
                 let mut many = many.iter();
                 products.chunk_by(|a, b| ty(a) == ty(b)).try_for_each(|products| {
@@ -314,7 +316,7 @@ impl Pass<'_> {
         self.launch(kernel, [narrow(across)?, narrow(down)?, narrow(splits)?], args)
     }
 
-    /// The norm of `x + add`, in f16 alone.
+    /// The norm of `x + add`, only in f16.
     fn halve_norm(&self, x: Buf, add: Buf, (weight, eps, out): (Weight, f32, Buf), kernel: &Kernel) -> Result<()> {
         let (halves, scales) = self.halves_of(out)?;
         let args = Args::default().ptr(self.float(x)?).ptr(self.float(add)?).ptr(self.weight(weight)?);
@@ -323,7 +325,7 @@ impl Pass<'_> {
         self.launch(kernel, [narrow(self.rows(x)?)?, 1, 1], args)
     }
 
-    /// A gated unit of two products, in f16 alone, as that of `gate`.
+    /// A gated unit of two products, only in f16. The result replaces the f16 form of `gate`.
     fn halve_glu(&self, gate: Buf, up: Buf, kernel: &Kernel) -> Result<()> {
         let (halves, scales) = self.halves_of(gate)?;
         let args = Args::default().ptr(self.float(gate)?).ptr(self.float(up)?).ptr(halves).ptr(scales);
@@ -331,21 +333,21 @@ impl Pass<'_> {
         self.launch(kernel, [narrow(self.rows(gate)?)?, 1, 1], args.u32(narrow(self.columns(gate)?)?))
     }
 
-    /// Takes note that a buffer is written, and its f16 form not.
+    /// Records that a buffer was written, so that its f16 form is stale.
     fn overwritten(&self, buf: Buf) {
         if self.halved.get() == Some(buf) {
             self.halved.set(None);
         }
     }
 
-    /// Where the f16 form of a buffer is: numbers, and scales of the rows.
+    /// The addresses of a buffer's f16 form: numbers, and scales of the rows.
     fn halves_of(&self, x: Buf) -> Result<(DevicePtr, DevicePtr)> {
         let (numbers, scales) = self.executor.buffers.halves(x).ok_or_else(|| bug("a buffer has no f16 form"))?;
         let start = self.executor.memory.start();
         Ok((start + numbers as u64, start + scales as u64))
     }
 
-    /// The f16 form of a buffer, which is made where it is not up to date: numbers, and scales of the rows.
+    /// The f16 form of a buffer, computed if it is stale: numbers, and scales of the rows.
     fn halves(&self, x: Buf, halve: &Kernel) -> Result<(DevicePtr, DevicePtr)> {
         let (numbers, scales) = self.halves_of(x)?;
         if self.halved.get() != Some(x) {
@@ -368,7 +370,7 @@ impl Pass<'_> {
         self.result_args(args, x, product)
     }
 
-    /// Adds the arguments after the activations, which all products have in common.
+    /// Adds the arguments after the activations; all products have them in common.
     fn result_args(&self, args: Args, x: Buf, product: &Product) -> Result<Args> {
         let info = self.info(product.weight)?;
         Ok(args
@@ -380,7 +382,7 @@ impl Pass<'_> {
             .u32(narrow(self.rows(x)?)?))
     }
 
-    /// Where blocks that share a result leave their parts of it, and count.
+    /// The memory where blocks that share a result keep their partial results, and count.
     fn partials(&self) -> DevicePtr {
         self.executor.memory.start() + self.executor.buffers.partials as u64
     }
@@ -403,7 +405,7 @@ impl Pass<'_> {
         self.launch(kernel, [grid, u32::from(self.rows(x)? > 0), 1], args)
     }
 
-    /// The arguments of a norm that is deferred: none is null.
+    /// Adds the arguments of a deferred norm; null if there is none.
     fn deferred(&self, args: Args, x: Buf, norm: Option<Deferred>) -> Result<Args> {
         Ok(match norm {
             Some(norm) => args.ptr(self.squares(x)?).f32(norm.eps),
@@ -416,8 +418,8 @@ impl Pass<'_> {
         Ok(self.executor.memory.start() + offset as u64)
     }
 
-    /// A product with few rows of activations that is added to the residual stream, and what the norm after it begins
-    /// with.
+    /// A product with few rows of activations. It is added to the residual stream, and prepares the
+    /// norm that follows.
     fn residual(
         &self,
         x: Buf,
@@ -482,7 +484,8 @@ impl Pass<'_> {
         kernels: &Attention,
     ) -> Result<()> {
         let inputs = self.inputs;
-        // What one token stores another one of its sequence reads.
+        // If two tokens belong to one sequence, one reads the keys and values that the other
+        // stores; they must then be stored before the attention.
         let (fresh, stored) = if inputs.single { (fresh, None) } else { (None, fresh) };
         if let Some(Fresh { k, v, rope }) = stored {
             self.store_kv(&kernels.store, layer, k, v, rope.map(|rope| (q_buf, rope)))?;
@@ -497,7 +500,7 @@ impl Pass<'_> {
                 .f32(info.scale)
                 .f32(info.softcap.unwrap_or(0.0)))
         };
-        // A window as long as positions can count is none.
+        // A window that does not fit in 32 bits is longer than any context, so there is none (0).
         let window = info.window.map_or(0, |w| u32::try_from(w.max(1)).unwrap_or(0));
         let tiles = inputs.tiles.iter().find(|(size, ..)| *size == kernels.tile_tokens);
         if let (Some(prompt), Some(&(_, tiles, count))) = (&kernels.prompt, tiles) {
@@ -516,7 +519,7 @@ impl Pass<'_> {
         }
         let all = 0..inputs.tokens;
         let runs = if kernels.prompt.is_some() { inputs.decode.as_slice() } else { std::slice::from_ref(&all) };
-        // Where some tokens attend in tiles, all are quantized in the end.
+        // If some tokens attend in tiles, all results are quantized at the end.
         let at_once = quantize && runs.iter().map(ExactSizeIterator::len).sum::<usize>() == inputs.tokens;
         let (k, v, (angles, pairs, neox)) = match fresh {
             Some(Fresh { k, v, rope }) => {
@@ -527,9 +530,11 @@ impl Pass<'_> {
         let (out_q, groups) = self.int8_if(at_once, out_buf)?;
         for run in runs {
             let tokens = run.len();
-            // As many blocks as run at once, each with two pages of work at least: to combine costs as much.
+            // As many blocks as run at once, but each with at least two pages of work, because
+            // combining costs as much.
             let (units, most) = (self.executor.device().units as usize, inputs.pages.div_ceil(2));
-            // With a block for each head, keys and values are read more often; they are few where blocks are.
+            // A block for each head reads keys and values more often. This is good where there are
+            // few blocks.
             let are_few = if self.executor.tests { tokens == 1 } else { info.heads * tokens * most <= units * 2 };
             let (decode, chunks, blocks) = match are_few {
                 true => (&kernels.one_head, info.heads, units * 2),

@@ -1,5 +1,5 @@
-//! Lowers a program to the launches of a pass: neighbours that one kernel can do are fused, and activations are
-//! quantized where they are produced.
+//! Lowers a program to the launches of a pass. It fuses neighbours that one kernel can compute, and
+//! quantizes activations where they are produced.
 
 use crate::gguf::TensorType;
 use crate::program::{Activation, AttentionInfo, Buf, Op, Program, Weight, is_read};
@@ -17,7 +17,7 @@ pub(super) enum Step {
         x: Buf,
         by: f32,
     },
-    /// `x += add`, then `out = norm(x)`, and the int8 form of `out` where `quantize` is set.
+    /// `x += add`, then `out = norm(x)`; also the int8 form of `out` if `quantize` is set.
     Norm {
         x: Buf,
         add: Option<Buf>,
@@ -35,15 +35,16 @@ pub(super) enum Step {
     Quantize {
         x: Buf,
     },
-    /// One to three products with the same activations. With few rows they come from a [`Step::Residual`] where `norm`
-    /// is set.
+    /// One to three products with the same activations. If `norm` is set and there are few rows,
+    /// the activations come from a [`Step::Residual`].
     MatMul {
         x: Buf,
         products: Vec<Product>,
         norm: Option<Deferred>,
     },
-    /// `stream += x * weightᵀ + bias`, then `out = norm(stream)` and its int8 form. With few rows it is one launch, which
-    /// leaves the norm's factor to the products that follow; nothing else reads `out` then, nor `product.out`.
+    /// `stream += x * weightᵀ + bias`, then `out = norm(stream)` and its int8 form. With few rows
+    /// it is one launch, which leaves the norm's factor to the products that follow. In that case
+    /// nothing else reads `out` or `product.out`.
     Residual {
         x: Buf,
         product: Product,
@@ -52,9 +53,9 @@ pub(super) enum Step {
         eps: f32,
         out: Buf,
     },
-    /// `gate.out = act(gate) * up`, where the products are not needed by themselves, and its int8 form where `quantize`
-    /// is set. `up.out` may be written or not, and `gate.out` where products with quantized weights are all that reads
-    /// it, `only_multiplied`.
+    /// `gate.out = act(gate) * up`, where nothing needs the products themselves; also its int8 form
+    /// if `quantize` is set. The step may or may not write `up.out`. It may also leave out
+    /// `gate.out` if only products with quantized weights read it (`only_multiplied`).
     GatedMatMul {
         x: Buf,
         gate: Product,
@@ -69,14 +70,16 @@ pub(super) enum Step {
         rope: usize,
         head_dim: usize,
     },
-    /// Stores keys and values; `turn` rotates these queries, and the keys on their way, by this embedding.
+    /// Stores keys and values. `turn` names queries and an embedding: it rotates these queries, and
+    /// the keys before they are stored.
     StoreKv {
         layer: usize,
         k: Buf,
         v: Buf,
         turn: Option<(Buf, usize)>,
     },
-    /// The int8 form of `out` as well where `quantize` is set. Where `fresh` is, it stores these keys and values first.
+    /// Attention; also the int8 form of `out` if `quantize` is set. If `fresh` is set, it first
+    /// stores these keys and values.
     Attention {
         layer: usize,
         q: Buf,
@@ -85,7 +88,7 @@ pub(super) enum Step {
         quantize: bool,
         fresh: Option<Fresh>,
     },
-    /// `gate = act(gate) * up`, and its int8 form where `quantize` is set.
+    /// `gate = act(gate) * up`, and its int8 form if `quantize` is set.
     Glu {
         gate: Buf,
         up: Buf,
@@ -106,13 +109,14 @@ pub(super) enum Step {
     },
 }
 
-/// A norm whose factor is still to be applied: the number under its root that is added.
+/// A norm whose factor is still to be applied; the number is the one added under its root.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Deferred {
     pub(super) eps: f32,
 }
 
-/// Keys and values that are still to be stored, and the embedding that rotates the keys and the queries, if one does.
+/// Keys and values that are still to be stored, and the embedding that rotates the keys and the
+/// queries, if there is one.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Fresh {
     pub(super) k: Buf,
@@ -128,11 +132,11 @@ pub(super) struct Product {
     pub(super) out: Buf,
 }
 
-/// What is fused where that is possible: which pays depends on the device.
+/// Fusions that are possible everywhere but pay only on some devices.
 pub(super) struct Fusing<'a> {
-    /// Whether a norm over so many columns is left to the products around it.
+    /// Whether to leave a norm over this many columns to the products around it.
     pub(super) norms: &'a dyn Fn(usize) -> bool,
-    /// Whether gated units are one launch.
+    /// Whether a gated unit is one launch.
     pub(super) gates: bool,
 }
 
@@ -156,7 +160,7 @@ impl Plan {
         let mut ops = program.ops.as_slice();
         while let Some((op, rest)) = ops.split_first() {
             ops = rest;
-            // An operation makes no more steps.
+            // One operation makes at most four steps.
             memory::reserve(&mut lowering.steps, 4, WHAT)?;
             match (op.clone(), rest) {
                 (
@@ -218,7 +222,8 @@ impl Plan {
     }
 }
 
-/// Whether products with weights for which `is_quantized` holds are all that reads `buf` before it is overwritten.
+/// Whether only products with weights for which `is_quantized` holds read `buf` before it is
+/// overwritten.
 fn only_products_read(ops: &[Op], buf: Buf, is_quantized: impl Fn(Weight) -> bool) -> bool {
     for op in ops {
         match *op {
@@ -234,7 +239,7 @@ fn only_products_read(ops: &[Op], buf: Buf, is_quantized: impl Fn(Weight) -> boo
 struct Lowering<'a> {
     program: &'a Program,
     steps: Vec<Step>,
-    /// For each buffer the step that wrote it last, and whether its int8 form is up to date.
+    /// For each buffer the step that wrote it last, and whether its int8 form is current.
     fresh: HashMap<Buf, (usize, bool)>,
 }
 
@@ -245,7 +250,8 @@ impl Lowering<'_> {
         self.steps.push(step);
     }
 
-    /// Sees to it that the int8 form of `x` is there: by the step that wrote it where that can, else by one of its own.
+    /// Provides the int8 form of `x`: from the step that wrote `x` if that step can, otherwise from
+    /// a separate step.
     fn quantize(&mut self, x: Buf) {
         let (writer, done) = self.fresh.get(&x).copied().unwrap_or((usize::MAX, false));
         if done {
@@ -255,7 +261,7 @@ impl Lowering<'_> {
             Some(Step::Norm { quantize, .. } | Step::Glu { quantize, .. } | Step::GatedMatMul { quantize, .. }) => {
                 *quantize = true;
             }
-            // Groups of 32 that no two heads share.
+            // Then no group of 32 crosses two heads.
             Some(Step::Attention { quantize, info, .. }) if info.value_dim % 32 == 0 => *quantize = true,
             _ => self.steps.push(Step::Quantize { x }),
         }
@@ -266,7 +272,8 @@ impl Lowering<'_> {
         self.program.weights.get(weight.0).map(|w| w.tensor.tensor_type())
     }
 
-    /// Appends a product, to the step before where that has the same activations and there is a kernel for both.
+    /// Appends a product. It joins the step before if that has the same activations and there is a
+    /// kernel for both.
     fn multiply(&mut self, x: Buf, product: Product) {
         let last = self.steps.len().wrapping_sub(1);
         let types =
@@ -290,11 +297,12 @@ impl Lowering<'_> {
         self.write(product.out, Step::MatMul { x, products: vec![product], norm });
     }
 
-    /// Makes the step before, if it is a product that the sum adds to `stream`, that sum and the norm after it.
+    /// Fuses the step before with this sum and the norm after it, if the step is a product that the
+    /// sum adds to `stream`.
     fn defer_norm(&mut self, rest: &[Op], stream: Buf, y: Buf, (weight, eps, out): (Weight, f32, Buf)) -> bool {
         let is_quantized = |weight| self.tensor_type(weight).is_some_and(TensorType::is_quantized);
         let residual = match self.steps.last() {
-            // A factor that is still missing is not there to be applied before the sum.
+            // A product that waits for a norm's factor itself cannot apply it before the sum.
             Some(Step::MatMul { x, products, norm: None }) => match products[..] {
                 [product]
                     if product.out == y
@@ -316,8 +324,9 @@ impl Lowering<'_> {
         true
     }
 
-    /// Takes the step before, if it stores keys and values of this layer, for the attention that follows. That may leave
-    /// queries as they are, so nobody reads them later.
+    /// Removes the step before, if it stores keys and values of this layer, so that the attention
+    /// stores them itself. The attention may then leave queries unrotated, so nothing may read them
+    /// later.
     fn take_fresh(&mut self, layer: usize, q: Buf, rest: &[Op]) -> Option<Fresh> {
         let fresh = match self.steps.last() {
             Some(&Step::StoreKv { layer: stored, k, v, turn }) if stored == layer => match turn {
@@ -332,7 +341,7 @@ impl Lowering<'_> {
         Some(fresh)
     }
 
-    /// Makes the step before, if it is the two products of a gated unit, that unit.
+    /// Fuses the step before into a gated unit, if it is the unit's two products.
     fn gate_products(&mut self, rest: &[Op], gate: Buf, up: Buf, act: Activation) -> bool {
         let is_quantized = |weight| self.tensor_type(weight).is_some_and(TensorType::is_quantized);
         let only_multiplied = only_products_read(rest, gate, is_quantized);
@@ -405,7 +414,7 @@ mod tests {
         assert_eq!((steps(h), steps(x), steps(y)), (1, 2, 2));
     }
 
-    /// The same with square matrices of these types.
+    /// The same, with square matrices of these types.
     fn with_weights(types: &[TensorType], ops: Vec<Op>) -> Program {
         let weights = types.iter().map(|&ty| WeightInfo {
             tensor: TensorInfo { name: String::new(), ty, dims: vec![256, 256], part: 0, offset: 0, size: 0 },
@@ -460,7 +469,7 @@ mod tests {
         assert!(
             matches!(fused.last(), Some(Step::MatMul { norm: Some(Deferred { .. }), products, .. }) if products.len() == 2)
         );
-        // Somebody needs the norm itself, or the product.
+        // Another operation needs the norm itself, or the product.
         assert!(!deferred(&ops(TensorType::F16, &[])));
         assert!(!deferred(&ops(TensorType::Q4_K, &[Op::Scale { x: h, by: 2.0 }])));
         assert!(!deferred(&ops(TensorType::Q4_K, &[Op::Add { x: Buf(4), y }])));

@@ -6,17 +6,17 @@ use crate::backend::kv::{PageId, PageStore};
 use crate::{Error, ErrorKind, Result};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Pages that are allocated at first.
+/// How many pages to allocate at first.
 pub(super) const FIRST_PAGES: usize = 16;
 
-/// Pages of one size. Kernels find a page at its number times the size, so all are in one allocation; when it is full
-/// it is replaced by a larger one.
+/// Pages of one size. Kernels compute a page's address as its number times the size, so all pages
+/// are in one allocation. A full allocation is replaced by a larger one.
 #[derive(Clone)]
 pub(super) struct Pages(Arc<Mutex<State>>);
 
 struct State {
     device: Arc<Device>,
-    /// For copies, in the queue of the passes, which are waited for before the memory changes.
+    /// For copies, in the same queue as passes. It is waited for before the memory changes.
     stream: Stream,
     memory: DeviceBuffer,
     page_bytes: usize,
@@ -35,14 +35,14 @@ impl Pages {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Calls `f` with the memory of all pages, which stays where it is meanwhile.
+    /// Calls `f` with the memory of all pages. The memory does not move meanwhile.
     pub(super) fn with_memory<T>(&self, f: impl FnOnce(&DeviceBuffer) -> T) -> T {
         f(&self.lock().memory)
     }
 }
 
 impl State {
-    /// Moves the pages to an allocation for `capacity` of them.
+    /// Moves the pages to a new allocation for `capacity` pages.
     fn grow(&mut self, capacity: usize) -> Result<()> {
         let memory = DeviceBuffer::new(&self.device, capacity.saturating_mul(self.page_bytes), "cache pages")?;
         self.stream.copy((&memory, 0), (&self.memory, 0), self.capacity * self.page_bytes)?;
@@ -65,7 +65,8 @@ impl PageStore for Pages {
         if needed <= state.capacity {
             return Ok(());
         }
-        // Twice as many, so that growing costs little in sum; where that does not fit, a few more.
+        // Doubles the capacity, so that growing costs little in total; if that does not fit, adds
+        // only a few.
         let (twice, few) = (state.capacity.saturating_mul(2).max(needed), needed.saturating_add(state.capacity / 8));
         match state.grow(twice) {
             Err(e) if e.kind() == ErrorKind::OutOfMemory => state.grow(few),
@@ -73,7 +74,7 @@ impl PageStore for Pages {
         }
     }
 
-    /// Pages are used again, not given back.
+    /// Released pages are reused; their memory is not given back.
     fn release(&self, _: PageId) {}
 
     fn copy(&self, from: PageId, to: PageId) -> Result<()> {

@@ -1,4 +1,4 @@
-//! What a pass needs and what is known before the first: the kernels of each step, and where buffers lie.
+//! Preparations before the first pass: the kernels of each step, and the layout of buffers.
 
 use super::device::Device;
 use super::memory::Layout;
@@ -11,30 +11,33 @@ use crate::gguf::TensorType;
 use crate::program::{Activation, AttentionInfo, Buf, Program, RowKind, Weight};
 use crate::{Error, Result, memory};
 
-/// Columns that the kernels for few columns come for.
+/// The numbers of columns for which there are kernels for few columns.
 pub(super) const MATVEC_COLUMNS: [usize; 4] = [1, 2, 4, 8];
-/// Parts of the positions that attention is cut into at most, for at most so many tokens.
+/// The most parts into which attention cuts the positions, and the most tokens for which it does
+/// so.
 pub(super) const MOST_SPLITS: usize = 64;
 pub(super) const MOST_SPLIT_TOKENS: usize = 16;
-/// Queries in a tile of prompt attention, and of that on matrix cores.
+/// Queries in a tile of prompt attention, without and with matrix cores.
 const QUERIES: usize = 32;
 const CORE_QUERIES: usize = 64;
 
 /// The kernels of a step.
 pub(super) enum Kernels {
     One(Kernel),
-    /// Products with the same activations: all of them for each of [`MATVEC_COLUMNS`], and each for more.
+    /// Products with the same activations: one kernel for all of them for each of
+    /// [`MATVEC_COLUMNS`], and kernels for single products with more columns.
     MatMul {
         few: Vec<Kernel>,
         many: Vec<Many>,
     },
-    /// A product that is added, and the norm after it: both in one for each of [`MATVEC_COLUMNS`], and one by one.
+    /// A product that is added, and the norm after it: one kernel for both for each of
+    /// [`MATVEC_COLUMNS`], and separate kernels.
     Residual {
         few: Vec<Kernel>,
         many: Many,
         norm: Halving,
     },
-    /// A gated unit: as a whole, and as the products and what is made of them.
+    /// A gated unit: as a whole, and as the products and their combination.
     GatedMatMul {
         few: Vec<Kernel>,
         many: Many,
@@ -43,11 +46,11 @@ pub(super) enum Kernels {
     Attention(Attention),
 }
 
-/// What makes the activations of products.
+/// The kernel that makes the activations of products.
 pub(super) enum Halving {
-    /// In f32 and int8.
+    /// Makes them in f32 and int8.
     Not(Kernel),
-    /// In f16 alone, as products on matrix cores need them.
+    /// Makes them only in f16, as products on matrix cores need them.
     Halves(Kernel),
 }
 
@@ -63,20 +66,21 @@ pub(super) struct Core {
     /// Makes the f16 form of the columns.
     pub(super) halve: Kernel,
     tiles: [Tile; 4],
-    /// The only one of them that is used, where the user chose.
+    /// The only tile that is used, if the user chose one.
     forced: Option<usize>,
 }
 
 struct Tile {
     columns: usize,
     rows: usize,
-    /// Blocks that a compute unit holds.
+    /// How many blocks a compute unit holds.
     blocks: usize,
     kernel: Kernel,
 }
 
-/// Threads in a block of the products with `n` columns that are added, as hip/matvec.hip has them: as many as have
-/// registers. GCN and CDNA before gfx90a have half as many for waves of 64.
+/// Threads in a block of the kernels that add a product with `n` columns, the same as in
+/// hip/matvec.hip: as many as there are registers for. GCN, and CDNA before gfx90a, have half as
+/// many registers for waves of 64.
 fn residual_threads(arch: &str, n: usize) -> u32 {
     let few = arch.starts_with("gfx9") && !["gfx90a", "gfx94", "gfx95"].iter().any(|a| arch.starts_with(a));
     match (few, n) {
@@ -86,15 +90,17 @@ fn residual_threads(arch: &str, n: usize) -> u32 {
     }
 }
 
-/// Columns, weight rows and blocks on a compute unit of matrix-core products, in the order of their columns.
+/// Columns, weight rows and blocks per compute unit of matrix-core tiles, in the order of their
+/// columns.
 const TILES: [(usize, usize, usize); 4] = [(16, 64, 2), (32, 128, 2), (64, 128, 1), (128, 128, 2)];
-/// Blocks that share a tile at most.
+/// The most blocks that share a tile.
 const MOST_CORE_SPLITS: usize = 8;
-/// The columns of the tile that is used whatever the shape.
+/// Forces the tile with this number of columns, whatever the shape.
 const TILE_VARIABLE: &str = "WAVELM_HIP_TILE";
 
 impl Core {
-    /// The kernel for `count` columns and matrices of `rows` and `columns`, and its grid.
+    /// The kernel for `count` columns and matrices of `rows` rows and `columns` columns, and its
+    /// grid.
     pub(super) fn choose(&self, rows: &[usize], columns: usize, count: usize, units: u32) -> (&Kernel, [usize; 3]) {
         let [small, medium, large, largest] = &self.tiles;
         let tile = match self.forced.unwrap_or_else(|| choose_tile(rows.iter().sum(), count, units as usize)) {
@@ -108,14 +114,15 @@ impl Core {
     }
 }
 
-/// Blocks that share each of `tiles` tiles: as many as run at once, `blocks`, but no more than have some work each.
+/// How many blocks share each of `tiles` tiles: as many as run at once (`blocks`), but only so many
+/// that each has some work.
 fn splits(tiles: usize, columns: usize, blocks: usize) -> usize {
     const LEAST_COLUMNS: usize = 512;
     (blocks / tiles.max(1)).clamp(1, (columns / LEAST_COLUMNS).clamp(1, MOST_CORE_SPLITS))
 }
 
-/// The columns of the tile for a shape: enough for all columns; for more than 64 the largest tile, unless it leaves a
-/// quarter of the compute units without work.
+/// The columns of the tile for a shape: enough for all columns. For more than 64 columns it is the
+/// largest tile, unless that leaves a quarter of the compute units without work.
 fn choose_tile(rows: usize, count: usize, units: usize) -> usize {
     match count {
         ..=16 => 16,
@@ -126,51 +133,53 @@ fn choose_tile(rows: usize, count: usize, units: usize) -> usize {
     }
 }
 
-/// How attention of a shape is launched.
+/// The kernels for attention of one shape.
 pub(super) struct Attention {
-    /// For few queries: a block for each head, and for several of a group.
+    /// For few queries: one kernel with a block for each head, and one with a block for several
+    /// heads of a group.
     pub(super) one_head: Kernel,
     pub(super) heads: Heads,
-    /// Stores keys and values where `decode` does not.
+    /// Stores keys and values where the decode kernel does not.
     pub(super) store: Kernel,
-    /// For results that are needed as integers and do not come from `decode`.
+    /// Quantizes results that are needed as integers and do not come from the decode kernel.
     pub(super) quantize: Kernel,
     /// For many queries, where heads are narrow enough.
     pub(super) prompt: Option<Kernel>,
     /// Query heads that share a key-value head.
     pub(super) group: usize,
-    /// Heads of the group that a block of `prompt` takes.
+    /// How many heads of the group a block of `prompt` takes.
     pub(super) heads_in_tile: usize,
     /// Tokens in a tile of `prompt`.
     pub(super) tile_tokens: usize,
 }
 
-/// Attention of few queries, whose blocks take several heads.
+/// Attention of few queries. Each block takes several heads.
 pub(super) struct Heads {
     pub(super) kernel: Kernel,
-    /// Heads of a group that a block takes.
+    /// How many heads of a group a block takes.
     pub(super) per_block: usize,
-    /// Blocks that a compute unit holds.
+    /// How many blocks a compute unit holds.
     pub(super) blocks: usize,
 }
 
-/// Whether norms are left to the products around them: `fused`, `apart`, or by their width.
+/// Whether to leave norms to the products around them: `fused`, `apart`, or, by default, depending
+/// on their width.
 const NORMS_VARIABLE: &str = "WAVELM_HIP_NORMS";
-/// Whether gated units are one launch: `fused`, else `apart`.
+/// Whether a gated unit is one launch: `fused`, otherwise `apart`.
 const GATES_VARIABLE: &str = "WAVELM_HIP_GATES";
 
 /// Lowers a program for a device.
 pub(super) fn plan(program: &Program, device: &Device) -> Result<Plan> {
     let asked = std::env::var(NORMS_VARIABLE).unwrap_or_default();
-    // A product that prepares the norm after it has a block for 32 rows: too few of them leave compute units idle. On an
-    // H100 (132) 64 blocks gain a tenth, 48 nothing.
+    // A product that prepares the norm after it has a block for every 32 rows. Too few blocks leave
+    // compute units idle. On an H100 (132 units) 64 blocks gain a tenth, 48 nothing.
     let fills = |columns: usize| columns / 32 * 5 >= device.units as usize * 2;
     let norms = |columns: usize| asked == "fused" || (asked != "apart" && fills(columns));
     let gates = std::env::var(GATES_VARIABLE).map_or(true, |asked| asked != "apart");
     Plan::new(program, &Fusing { norms: &norms, gates })
 }
 
-/// Finds the kernels of all steps, loading what is not loaded.
+/// Finds the kernels of all steps, and loads those that are not loaded yet.
 pub(super) fn kernels(
     program: &Program,
     plan: &Plan,
@@ -215,7 +224,7 @@ impl Finder<'_> {
                 Ok(Kernels::Residual {
                     few: MATVEC_COLUMNS.iter().map(few).collect::<Result<_>>()?,
                     many: self.many(product)?,
-                    // Products with quantized weights are all that reads the result.
+                    // Only products with quantized weights read the result.
                     norm: match has_matrix_cores(&self.device.arch) {
                         true => Halving::Halves(self.modules.kernel("halve", "halve_norm", 1024)?),
                         false => Halving::Not(self.modules.kernel("norm", "rms_norm", 1024)?),
@@ -241,7 +250,7 @@ impl Finder<'_> {
         }
     }
 
-    /// `matvec_<name>` for each number of columns, in blocks of so many threads.
+    /// `matvec_<name>` for each number of columns, in blocks of `threads` threads.
     fn few(&self, name: &str, threads: u32) -> Result<Vec<Kernel>> {
         let kernel = |n: &usize| self.modules.kernel("matvec", &format!("matvec_{name}_{n}"), threads);
         MATVEC_COLUMNS.iter().map(kernel).collect()
@@ -289,7 +298,7 @@ impl Finder<'_> {
         }
         let (group, kv) = (info.heads / info.kv_heads, self.kv_name()?);
         let core = [64, 128, 256].into_iter().find(|n| info.head_dim.max(info.value_dim) <= *n);
-        // A cache of f32 may hold what f16 does not.
+        // A cache of f32 may hold values that f16 cannot.
         let core = core.filter(|_| self.kv_type != KvType::F32 && has_matrix_cores(&self.device.arch));
         let wide = [2, 4, 8].into_iter().find(|n| info.value_dim <= 32 * n);
         let (tile, prompt) = match (core, wide) {
@@ -304,7 +313,8 @@ impl Finder<'_> {
         };
         let heads_in_tile = group.clamp(1, tile);
         let decode = |n| self.modules.kernel("attention", &format!("attend_decode_{kv}_{n}"), 256);
-        // On matrix cores, whose rows are heads, where there are several, and where f16 holds what the cache does.
+        // Matrix cores have heads as rows, so they need several heads, and a cache whose values fit
+        // f16.
         let waves = core.filter(|n| *n <= 128 && group > 1);
         let heads = match (waves, group) {
             (Some(n), _) => {
@@ -345,7 +355,8 @@ impl Finder<'_> {
     }
 }
 
-/// The family of kernels that multiply with a weight on matrix cores, where there is one for its type and shape.
+/// The family of kernels that multiply with a weight on matrix cores, if there is one for its type
+/// and shape.
 fn core_family(program: &Program, weight: Weight) -> Option<&'static str> {
     let info = program.weights.get(weight.0).filter(|w| w.columns.is_multiple_of(32))?;
     match info.tensor.tensor_type() {
@@ -361,29 +372,29 @@ fn core_family(program: &Program, weight: Weight) -> Option<&'static str> {
         TensorType::Q4_K => Some("matmul_core_q4_k"),
         TensorType::Q5_K => Some("matmul_core_q5_k"),
         TensorType::Q6_K => Some("matmul_core_q6_k"),
-        // In f32, they may be what f16 does not hold.
+        // Weights in f32 may have values that f16 cannot hold.
         _ => None,
     }
 }
 
-/// Where the buffers of the largest pass lie in their memory.
+/// The offsets of the largest pass's buffers in their memory.
 pub(super) struct Buffers {
     floats: Vec<usize>,
     /// For each buffer whose int8 form is used: the numbers, and the words of their groups.
     int8: Vec<Option<(usize, usize)>>,
     /// For each buffer whose f16 form is used: the numbers, and the scales of the rows.
     halves: Vec<Option<(usize, usize)>>,
-    /// For each buffer that a [`Step::Residual`] writes: the sums of squares of a norm that is deferred.
+    /// For each buffer that a [`Step::Residual`] writes: the sums of squares of a deferred norm.
     squares: Vec<Option<usize>>,
-    /// What blocks find that share a result, before it is combined.
+    /// Partial results of blocks that share a result.
     pub(super) partials: usize,
-    /// Numbers that these blocks count with.
+    /// Counters of these blocks.
     pub(super) counters: usize,
     pub(super) bytes: usize,
 }
 
 impl Buffers {
-    /// The logits' buffer is none of them: each pass brings its own.
+    /// The logits' buffer is not among them: each pass brings its own.
     pub(super) fn new(program: &Program, plan: &Plan, device: &Device) -> Result<Self> {
         let mut layout = Layout::default();
         let (mut floats, mut int8, mut halves, mut squares) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -427,7 +438,7 @@ impl Buffers {
             _ => 0,
         };
         let partial = plan.steps.iter().map(partial).max().unwrap_or(0);
-        // Of attention, or of the blocks that share tiles of a product.
+        // For attention, or for blocks that share tiles of a product.
         let units = device.units as usize;
         let tiles = TILES.iter().map(|(columns, rows, blocks)| columns * rows * blocks * units).max().unwrap_or(0);
         let partial = partial.saturating_mul(MOST_SPLITS * MOST_SPLIT_TOKENS).max(tiles);
@@ -471,7 +482,8 @@ mod tests {
         assert_eq!([64, 1024, 1536].map(|columns| splits(32, columns, 264)), [1, 2, 3]);
     }
 
-    /// The threads that a kernel was compiled for: in an object's notes, a number of two bytes before its name.
+    /// The threads for which a kernel was compiled: in an object's notes, a number of two bytes
+    /// before the kernel's name.
     fn compiled_threads(code: &[u8], kernel: &str) -> Option<u32> {
         let name = [b"\xa5.name", &[0xa0 | kernel.len() as u8][..], kernel.as_bytes()].concat();
         let at = code.windows(name.len()).position(|window| window == name)?;
@@ -488,7 +500,7 @@ mod tests {
             "gfx1151", "gfx1201",
         ];
         for arch in ARCHITECTURES {
-            // There are none in a build without kernels.
+            // A build without kernels has none.
             let found = super::super::objects::find("matvec", arch).ok().and_then(|mut all| all.next());
             let Some(Ok(object)) = found else { continue };
             for n in MATVEC_COLUMNS {

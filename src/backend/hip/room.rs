@@ -1,8 +1,8 @@
-//! How much memory a GPU has left, where its driver and the system say different things.
+//! How much memory a GPU has left. Its driver and the system may report different amounts.
 //!
-//! A GPU that is part of a processor has a region of its own, which the system does not count (its carve-out), and takes the rest from
-//! the system's memory. Drivers were seen to call all of that free although the system uses it, more than there is, and
-//! none at all.
+//! A GPU that is part of a processor has a region of its own (its carve-out), which the system does
+//! not count, and takes the rest from the system's memory. Some drivers report all of that as free
+//! although the system uses it; some report more than there is, and some none at all.
 
 use super::device::Device;
 use crate::Result;
@@ -10,19 +10,19 @@ use crate::memory::available_memory;
 use std::fs;
 use std::path::Path;
 
-/// What the kernel driver says, in bytes.
+/// The kernel driver's report, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Regions {
-    /// Free in the device's own memory.
+    /// Free bytes of the device's own memory.
     own: u64,
-    /// Free in what it may take of the system's.
+    /// Free bytes of the system's memory that the device may take.
     shared: u64,
 }
 
 /// Bytes of a device's memory that a model may take.
 ///
 /// # Errors
-/// What the driver reports.
+/// Errors of the driver.
 pub(super) fn usable(device: &Device) -> Result<u64> {
     let (free, total) = device.driver()?.memory()?;
     if !device.integrated {
@@ -34,23 +34,23 @@ pub(super) fn usable(device: &Device) -> Result<u64> {
     Ok(usable)
 }
 
-/// That of a device that takes the system's memory.
+/// The same for a device that takes the system's memory.
 fn shared(free: u64, total: u64, available: Option<u64>, regions: Option<Regions>) -> u64 {
     let is_plausible = free > 0 && free <= total;
     let by_driver = match (is_plausible, regions) {
         (true, _) => free,
         (false, Some(Regions { own, shared })) => own.saturating_add(shared),
         (false, None) if free > 0 && total > 0 => free.min(total),
-        // Nobody knows: half of what the system has.
+        // Nothing is known: take half of what the system has available.
         (false, None) => available.map_or(free, |available| available / 2),
     };
-    // A tenth is for the rest of the system, which ends a process that takes too much.
+    // Leaves a tenth for the rest of the system, which ends a process that takes too much.
     let spare = available.map(|available| available - available / 10);
     let own = regions.map_or(0, |regions| regions.own);
     spare.map_or(by_driver, |spare| by_driver.min(spare.saturating_add(own)))
 }
 
-/// Reads what is in the device's folder.
+/// Reads the amounts from the device's folder.
 fn regions(folder: &Path) -> Option<Regions> {
     let number = |name: &str| fs::read_to_string(folder.join(name)).ok()?.trim().parse::<u64>().ok();
     let free = |what: &str| {
@@ -69,17 +69,18 @@ mod tests {
     #[test]
     fn no_more_is_usable_than_the_system_can_spare() {
         let regions = |own, shared| Some(Regions { own: own * GIB, shared: shared * GIB });
-        // A small carve-out: 115 of 120 GiB are called free, of which the system has 40.
+        // A small carve-out. The driver reports 115 of 120 GiB as free, but the system has only 40
+        // GiB.
         assert_eq!(shared(115 * GIB, 120 * GIB, Some(40 * GIB), regions(1, 115)), 36 * GIB + GIB);
-        // More is free than there is.
+        // The driver reports more free memory than there is.
         assert_eq!(shared(120 * GIB, 62 * GIB, Some(100 * GIB), regions(1, 60)), 61 * GIB);
         assert_eq!(shared(120 * GIB, 62 * GIB, Some(100 * GIB), None), 62 * GIB);
-        // Nothing is said to be free.
+        // The driver reports no free memory.
         assert_eq!(shared(0, 16 * GIB, Some(20 * GIB), regions(4, 8)), 12 * GIB);
         assert_eq!(shared(0, 0, Some(20 * GIB), None), 10 * GIB);
         // A large carve-out, which the system does not count.
         assert_eq!(shared(95 * GIB, 96 * GIB, Some(20 * GIB), regions(95, 14)), 95 * GIB);
-        // Nobody tells what the system has.
+        // The system does not report its memory.
         assert_eq!(shared(7 * GIB, 8 * GIB, None, None), 7 * GIB);
     }
 

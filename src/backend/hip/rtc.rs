@@ -1,11 +1,13 @@
-//! Compiling the kernels when a program runs: what is left for an AMD GPU that the library has no code for.
+//! Compiles the kernels at run time: the last resort for an AMD GPU for which the library has no
+//! code.
 //!
-//! The compiler is hipRTC, which comes with ROCm 6 and later and is looked for as the driver is; `WAVELM_HIPRTC_LIBRARY`
-//! names another library. Older ones are not looked for: that of ROCm 5.2 aborts the process where it does not know a
-//! processor. NVIDIA's NVRTC is not clang, whose vector types and builtins the kernels use, and is not needed: drivers
+//! The compiler is hipRTC, which comes with ROCm 6 and later. It is searched for like the driver;
+//! `WAVELM_HIPRTC_LIBRARY` names another library. Older versions are not searched for, because
+//! hipRTC of ROCm 5.2 aborts the process when it does not know a processor. NVIDIA's NVRTC is not
+//! clang, whose vector types and builtins the kernels use. It is not needed either, because drivers
 //! compile the embedded PTX.
 //!
-//! What was compiled is kept in the user's cache folder ([`CodeCache`]).
+//! Compiled kernels are kept in the user's cache folder ([`CodeCache`]).
 
 use super::code_cache::{CodeCache, Recipe};
 use super::driver::places::{self, Names};
@@ -41,10 +43,10 @@ struct Compiler {
     functions: Functions,
     /// How the library was found.
     name: String,
-    /// What the compiler calls itself, for each architecture that was asked for, or why it cannot compile for it. Held
-    /// while compiling: no library promises to do two things at once.
+    /// The compiler's version, or why it cannot compile, for each architecture that was asked for.
+    /// The lock is held while compiling, because no library promises to do two things at once.
     versions: Mutex<HashMap<String, Result<String, String>>>,
-    /// Never unloaded, as the driver.
+    /// Never unloaded, like the driver.
     _library: std::mem::ManuallyDrop<Library>,
 }
 
@@ -83,15 +85,15 @@ fn compiler() -> Result<&'static Compiler, String> {
 pub(super) struct Target {
     compiler: &'static Compiler,
     arch: String,
-    /// What the compiler calls itself.
+    /// The compiler's own version text.
     version: String,
 }
 
 impl Target {
     /// # Errors
-    /// Why nothing can be compiled for `arch`.
+    /// The reason why nothing can be compiled for `arch`.
     pub(super) fn new(arch: &str) -> Result<Self, String> {
-        // It becomes part of a file's name.
+        // The name becomes part of a file's name.
         if !arch.starts_with("gfx") || !arch.bytes().all(|b| b.is_ascii_alphanumeric()) {
             return Err("only those for AMD GPUs can be compiled when a program runs".to_owned());
         }
@@ -101,12 +103,12 @@ impl Target {
         Ok(Self { compiler, arch: arch.to_owned(), version })
     }
 
-    /// What people read of it.
+    /// The origin, for people.
     pub(super) fn origin(&self) -> String {
         format!("compiled by {} (clang {})", self.compiler.name, self.version)
     }
 
-    /// The code of a family: from the cache, or compiled and put there.
+    /// The code of a family: from the cache, or compiled and then cached.
     pub(super) fn object(&self, family: &str) -> Result<Vec<u8>, String> {
         let unknown = || format!("there is no source of {family} kernels");
         let (_, source) = FAMILIES.iter().find(|(name, _)| *name == family).ok_or_else(unknown)?;
@@ -132,8 +134,8 @@ impl Target {
 
 impl Compiler {
     fn load(path: &Path) -> Result<Self, String> {
-        // SAFETY: loading runs the library's constructors. The names are those of AMD's libraries, or what the user of the
-        // program asks for by an environment variable.
+        // SAFETY: loading runs the library's constructors. The names are those of AMD's libraries,
+        // or the user of the program asks for the library with an environment variable.
         let library = unsafe { Library::new(path) }.map_err(|e| innermost(&e))?;
         Ok(Self {
             functions: Functions::find(&library).map_err(|e| format!("{}: {e}", path.display()))?,
@@ -143,8 +145,9 @@ impl Compiler {
         })
     }
 
-    /// What the compiler calls itself: in a message that it gives while it compiles a kernel that does nothing, because
-    /// hipRTC's own numbers do not change with it. Fails where it does not know the architecture.
+    /// The compiler's version, taken from a message that it prints while it compiles an empty
+    /// kernel, because hipRTC's own version numbers do not change with the compiler. Fails if it
+    /// does not know the architecture.
     fn version(&self, arch: &str) -> Result<String, String> {
         const MARK: &str = "compiler: ";
         let source = format!(
@@ -155,7 +158,7 @@ impl Compiler {
         Ok(version.unwrap_or("of unknown version").trim().to_owned())
     }
 
-    /// Compiles a source. Returns the code and what the compiler says.
+    /// Compiles a source. Returns the code and the compiler's messages.
     fn compile(
         &self,
         name: &str,
@@ -173,8 +176,8 @@ impl Compiler {
         let (names, texts, options) = (pointers(&names), pointers(&texts), pointers(&flags));
         let count = |list: &[*const c_char]| c_int::try_from(list.len()).unwrap_or(0);
         let mut program = Program { functions: &self.functions, handle: std::ptr::null_mut() };
-        // SAFETY: all texts end with zero and live until the end of this function, and the counts are theirs; the program
-        // is written to a variable that lives.
+        // SAFETY: all texts end with zero and live until the end of this function, and the counts
+        // match them; the program is written to a variable that lives.
         let created = unsafe {
             let (count, texts, names) = (count(&names), texts.as_ptr(), names.as_ptr());
             (self.functions.create)(&mut program.handle, source.as_ptr(), title.as_ptr(), count, texts, names)
@@ -200,14 +203,14 @@ impl Compiler {
     }
 }
 
-/// A program of the compiler.
+/// A program of the compiler, that is, one source to compile.
 struct Program<'a> {
     functions: &'a Functions,
     handle: Handle,
 }
 
 impl Program<'_> {
-    /// The log or the code; empty where the compiler does not give it.
+    /// The log or the code; empty if the compiler does not return it.
     fn read(
         &self,
         size: unsafe extern "C" fn(Handle, *mut usize) -> Status,
@@ -221,7 +224,7 @@ impl Program<'_> {
             return Vec::new();
         }
         let mut text = vec![0u8; bytes];
-        // SAFETY: the memory has as many bytes as the library says that it writes.
+        // SAFETY: the memory has as many bytes as the library says it writes.
         match unsafe { read(self.handle, text.as_mut_ptr().cast()) } {
             0 => text,
             _ => Vec::new(),
@@ -249,7 +252,7 @@ mod tests {
         }
     }
 
-    /// By the real hipRTC, where its variable names one; it needs no GPU.
+    /// Uses the real hipRTC if the variable names one; needs no GPU.
     #[test]
     fn all_kernels_compile() {
         if env::var_os(LIBRARY_VARIABLE).is_none() {

@@ -1,4 +1,5 @@
-//! Drawing tokens where the logits are, so that only what was chosen comes back: the kernels of hip/sampling.hip.
+//! Draws tokens on the device that has the logits, so that only the choices come back: the kernels
+//! of hip/sampling.hip.
 
 use super::device::Device;
 use super::memory::{DeviceBuffer, HostBuffer, Layout, Stream};
@@ -8,7 +9,7 @@ use crate::sampler::{Drawn, Request};
 use crate::{Error, ErrorKind, Result};
 use std::sync::Arc;
 
-/// Logits that a block of each kernel takes, and that share a peak.
+/// How many logits a block of each kernel takes, and how many share a peak.
 const PENALIZE_SPAN: usize = 1024;
 const WEIGH_SPAN: usize = 2048;
 const PEAK: usize = 64;
@@ -34,28 +35,28 @@ struct Row {
     unused: u32,
 }
 
-/// What was chosen: struct Choice of hip/sampling.hip.
+/// A choice: struct Choice of hip/sampling.hip.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::AnyBitPattern)]
 struct Choice {
     token: u32,
     logit: f32,
     best: f32,
-    /// 0; not what the memory is filled with before.
+    /// 0, unlike the value that fills the memory before.
     unused: u32,
     total: u64,
 }
 
-/// What the memory of choices is filled with before they are made, on the device and on the host.
+/// Fills the memory of choices before they are made, on the device and on the host.
 const UNWRITTEN: u8 = 0xff;
 
 impl Choice {
-    /// What was drawn, or `None` where there was nothing to choose from.
+    /// The drawn token, or `None` if there was nothing to choose from.
     ///
     /// # Errors
-    /// `Device` where no choice was written, or none that can be one.
+    /// `Device` where no choice was written, or an impossible one.
     fn drawn(self, vocabulary: usize) -> Result<Option<Drawn>> {
-        /// What the kernels make of a +∞ among the logits.
+        /// The kernels replace a +∞ among the logits by this.
         const INFINITE: f32 = f32::MAX;
         let Self { token, logit, best, unused, total } = self;
         if unused != 0 {
@@ -64,7 +65,7 @@ impl Choice {
         if token == u32::MAX {
             return Ok(None);
         }
-        // The best logit weighs one unit, and no other more.
+        // The best logit has a weight of one unit, and no other has more.
         let totals = UNIT..=UNIT.saturating_mul(vocabulary as u64);
         let is_possible =
             (token as usize) < vocabulary && logit.is_finite() && logit <= best && totals.contains(&total);
@@ -89,9 +90,9 @@ pub(super) struct Sampling {
     vocabulary: usize,
 }
 
-/// The memory of draws, to be used again.
+/// The memory of draws, for reuse.
 pub(super) struct DrawMemory {
-    /// Settings and edits on their way, and choices on theirs.
+    /// Settings and edits on their way to the device, and choices on their way back.
     host: HostBuffer,
     device: DeviceBuffer,
 }
@@ -100,7 +101,7 @@ impl Sampling {
     /// Finds the kernels.
     ///
     /// # Errors
-    /// `Device` where there is no code for the device, or the driver does not take it.
+    /// `Device` where there is no code for the device, or the driver refuses it.
     pub(super) fn new(device: &Arc<Device>, modules: &Modules, vocabulary: usize) -> Result<Self> {
         let kernel = |name, threads| modules.kernel("sampling", name, threads);
         Ok(Self {
@@ -112,12 +113,12 @@ impl Sampling {
         })
     }
 
-    /// Draws a token for each request, from the row of logits that is named with it, and waits for them. `memory` is
-    /// that of a draw before, or is made. `None` stands for a request that leaves nothing to choose, and an error for a
-    /// choice that cannot be.
+    /// Draws a token for each request, from the row of logits that comes with it, and waits.
+    /// `memory` is reused from an earlier draw, or made. `None` stands for a request with nothing
+    /// to choose from, and an error for an impossible choice.
     ///
     /// # Errors
-    /// `InvalidInput` for rows that are not there, `OutOfMemory`, and what the driver reports.
+    /// `InvalidInput` for rows that do not exist, `OutOfMemory`, and errors of the driver.
     pub(super) fn draw(
         &self,
         stream: &Stream,
@@ -125,14 +126,14 @@ impl Sampling {
         requests: &[(usize, Request<'_>)],
         memory: &mut Option<DrawMemory>,
     ) -> Result<Vec<Result<Option<Drawn>>>> {
-        // SAFETY: the stream is waited for in any case.
+        // SAFETY: the stream is waited for below in any case.
         let queued = unsafe { self.queue(stream, logits, requests, memory) };
         let waited = stream.wait();
         queued.and(waited)?;
         Ok(self.drawn(memory.as_ref(), requests.len()))
     }
 
-    /// What was chosen by the last draw of so many tokens, after it was waited for.
+    /// The choices of the last draw of `count` tokens. Call it only after waiting for the draw.
     pub(super) fn drawn(&self, memory: Option<&DrawMemory>, count: usize) -> Vec<Result<Option<Drawn>>> {
         let choices = memory.and_then(|memory| memory.host.as_slice().get(..count * size_of::<Choice>()));
         let drawn = choices.unwrap_or_default().chunks_exact(size_of::<Choice>()).map(|bytes| {
@@ -148,7 +149,7 @@ impl Sampling {
     /// As [`draw`](Self::draw).
     ///
     /// # Safety
-    /// Nobody uses the two memories until the stream was waited for, also after an error.
+    /// Nobody uses the two memories until the stream was waited for, even after an error.
     pub(super) unsafe fn queue(
         &self,
         stream: &Stream,
@@ -160,13 +161,14 @@ impl Sampling {
         if requests.iter().any(|&(row, _)| (row + 1).saturating_mul(vocabulary) > logits.bytes() / 4) {
             return Err(Error::invalid_input("a token is to be drawn from logits that are not there"));
         }
-        // Nobody touches the memory that a lost device may still read and write.
+        // A lost device may still read and write the memory, so do not touch it.
         self.device.driver()?;
         let (rows, edits) = inputs(requests)?;
         let (peaks, spans) = (vocabulary.div_ceil(PEAK), vocabulary.div_ceil(WEIGH_SPAN));
         let mut layout = Layout::default();
-        // What is sent comes first, and begins with the place of what comes back, filled with what is no choice: so it stays
-        // on the device where nothing is drawn, and on the host where nothing is copied back.
+        // The data to send begins with the place of the choices, filled with an impossible choice.
+        // That remains on the device if nothing is drawn, and on the host if nothing is copied
+        // back.
         let chosen = count.saturating_mul(size_of::<Choice>());
         let at_choices = layout.part(chosen)?;
         let at_rows = layout.part(size_of_val(rows.as_slice()))?;
@@ -186,8 +188,9 @@ impl Sampling {
         let logits = logits.start();
         let size = narrow(vocabulary)?;
         let launch = |kernel: &Kernel, [x, y]: [usize; 2], args: Args| {
-            // SAFETY: the arguments are those that the kernels' file lists, in order, and the parts have the sizes that
-            // it asks for. Nobody uses them until the stream was waited for, by the caller's promise.
+            // SAFETY: the arguments are those that the kernels' file lists, in order, and the parts
+            // have the required sizes. By the caller's promise nobody uses them until the stream
+            // was waited for.
             unsafe { kernel.launch(stream, [narrow(x)?, narrow(y)?, 1], args) }
         };
         // SAFETY: the caller's promise.
@@ -202,7 +205,7 @@ impl Sampling {
         unsafe { stream.queue_download(&memory.device, at_choices, &mut memory.host, chosen) }
     }
 
-    /// The memory of a draw before, where it is large enough.
+    /// The memory of an earlier draw, if it is large enough.
     fn memory<'a>(
         &self,
         memory: &'a mut Option<DrawMemory>,
@@ -211,7 +214,7 @@ impl Sampling {
     ) -> Result<&'a mut DrawMemory> {
         let is_enough = |m: &DrawMemory| m.host.as_slice().len() >= on_host && m.device.bytes() >= on_device;
         if !memory.as_ref().is_some_and(is_enough) {
-            // Windows of penalties grow: not each step asks for more.
+            // Penalty windows grow, so this allocates extra to avoid allocating at each step.
             let (on_host, on_device) = (on_host.saturating_mul(2), on_device.saturating_add(on_host));
             *memory = None;
             *memory = Some(DrawMemory {

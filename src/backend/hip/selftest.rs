@@ -1,10 +1,12 @@
-//! The self-test of a device: before a model runs there, each kernel that it needs is compared with the CPU's plain code.
+//! The self-test of a device: before a model runs there, each kernel that it needs is compared with
+//! the CPU's plain code.
 //!
-//! A *probe* is a small program with random weights that goes through the same lowering, kernels and launches as the
-//! model: one for each kind of operation, weight type and shape of the model, which gives the fault a name, and one for
-//! each kind of layer as a whole, in which neighbours are fused as they are in the model. Each runs with one, few and
-//! many tokens, which have different kernels. A device passes a probe once in a process. All of it takes the CPU a tenth
-//! of a second.
+//! A *probe* is a small program with random weights that goes through the same lowering, kernels
+//! and launches as the model. There is one for each kind of operation, weight type and shape of the
+//! model, which gives the fault a name. There is also one for each kind of layer as a whole, in
+//! which neighbours are fused as they are in the model. Each runs with one, few and many tokens,
+//! which have different kernels. A device passes each probe only once in a process. The whole
+//! self-test takes the CPU a tenth of a second.
 
 mod probes;
 
@@ -27,12 +29,12 @@ use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// A GPU by its number, and where its kernels come from.
+/// A GPU's number, and the origin of its kernels.
 type Place = (usize, String);
-/// What a device passes once.
+/// Identifies a test that a device needs to pass only once.
 type Key = (KvType, String);
 
-/// What was found of a place in this process.
+/// The results for a place in this process.
 #[derive(Default)]
 struct Found {
     passed: HashSet<Key>,
@@ -41,14 +43,14 @@ struct Found {
 
 static FOUND: Mutex<Option<HashMap<Place, Arc<Mutex<Found>>>>> = Mutex::new(None);
 
-/// What sampling is called among the probes.
+/// The name of sampling among the probes.
 const SAMPLING: &str = "sampling";
 
-/// Compares every kernel that `program` needs with the CPU, if that was not done before.
+/// Compares every kernel that `program` needs with the CPU, unless that was done before.
 ///
 /// # Errors
-/// `Device` where one differs, with its name and by how much, or where the device does not answer; also what the device
-/// reports meanwhile.
+/// `Device` where a kernel differs, with its name and by how much, or where the device does not
+/// answer; also errors that the device reports meanwhile.
 pub(super) fn check(
     gpu: usize,
     device: &Arc<Device>,
@@ -61,8 +63,8 @@ pub(super) fn check(
         let mut all = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(all.get_or_insert_default().entry(place).or_default())
     };
-    // Held meanwhile: who loads a model on the same device waits for the result instead of testing too. Other devices are
-    // not held up.
+    // The lock is held meanwhile: another thread that loads a model on the same device waits for
+    // the result instead of testing too. Other devices are not blocked.
     let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
     let failure = |reason: &String| Error::new(ErrorKind::Device, format!("hip:{gpu} failed its self-test: {reason}"));
     if let Some(reason) = &found.failed {
@@ -87,7 +89,7 @@ pub(super) fn check(
     Ok(())
 }
 
-/// What is to be tested.
+/// The tests to run.
 struct Test {
     probes: Vec<(Key, Probe)>,
     samples: bool,
@@ -97,7 +99,7 @@ struct Test {
 }
 
 impl Test {
-    /// What the device passed, and why it failed, if it did.
+    /// Runs the tests. Returns the tests that the device passed, and why it failed, if it did.
     fn run(self) -> (Vec<Key>, Result<Option<String>>) {
         let Self { probes, samples, kv_type, device, modules } = self;
         let mut passed = Vec::new();
@@ -117,7 +119,8 @@ impl Test {
     }
 }
 
-/// Why the device fails a probe, if it does so with graphs and without; those that compute something else are not used.
+/// Why the device fails a probe, if it fails both with graphs and without. If only graphs compute
+/// wrong results, they are not used.
 fn probe_fails_in_both_ways(
     probe: &Probe,
     device: &Arc<Device>,
@@ -168,7 +171,7 @@ fn probe_fails(probe: &Probe, device: &Arc<Device>, modules: &Modules, kv_type: 
 
 /// Why the device draws other tokens than the CPU's sampler, if it does.
 fn sampling_fails(device: &Arc<Device>, modules: &Modules) -> Result<Option<String>> {
-    /// Several blocks of each kernel, and a part of one.
+    /// A size that needs several blocks of each kernel, and a part of one.
     const VOCABULARY: usize = 5000;
     let mut random = Random::new(2);
     let mut logits: Vec<f32> = (0..VOCABULARY).map(|_| random.below(24_000) as f32 / 2000.0 - 6.0).collect();
@@ -177,7 +180,8 @@ fn sampling_fails(device: &Arc<Device>, modules: &Modules) -> Result<Option<Stri
     let mut host = HostBuffer::new(device, VOCABULARY * 4)?;
     host.as_mut_slice().copy_from_slice(bytemuck::cast_slice(&logits));
     let memory = DeviceBuffer::new(device, VOCABULARY * 4, "logits of the self-test")?;
-    // SAFETY: both live until the stream was waited for, which each draw does, and the next statement for an error.
+    // SAFETY: both live until the stream was waited for: each draw does that, and after an error
+    // the next statement.
     let copied = unsafe { stream.upload(&memory, 0, &host, VOCABULARY * 4) };
     copied.and(stream.wait())?;
     let sampling = Sampling::new(device, modules, VOCABULARY)?;
@@ -209,7 +213,7 @@ fn sampling_fails(device: &Arc<Device>, modules: &Modules) -> Result<Option<Stri
     Ok(None)
 }
 
-/// A sequence on a backend.
+/// A sequence of tokens on a backend.
 struct Runner<'a> {
     backend: &'a dyn Backend,
     program: &'a Program,
@@ -222,7 +226,7 @@ impl<'a> Runner<'a> {
         Self { backend, program, kv: KvSequence::new(backend.kv_pool()), len: 0 }
     }
 
-    /// All rows of the result.
+    /// Runs tokens; returns all rows of the result.
     fn run(&mut self, tokens: &[TokenId], wanted: Wanted) -> Result<Vec<f32>> {
         let first_pos = self.len;
         self.len += tokens.len();
@@ -238,7 +242,7 @@ impl<'a> Runner<'a> {
     }
 }
 
-/// The largest difference, relative to the largest number: not a number where one of `found` is none.
+/// The largest difference, relative to the largest number; NaN if `found` contains one.
 fn difference(expected: &[f32], found: &[f32]) -> f32 {
     let largest = expected.iter().fold(f32::MIN_POSITIVE, |m, v| m.max(v.abs()));
     let differences = expected.iter().zip(found).map(|(a, b)| (a - b).abs());

@@ -1,8 +1,8 @@
-//! How long each kernel takes on the device: an event before each launch and one after it.
+//! Times each kernel on the device, with an event before each launch and one after it.
 //!
-//! Where the device waits for the host, a time between two events has the time in it that the host takes for a launch.
-//! So a batch of launches is held back until all of it is queued: a call on the host, which the stream waits for,
-//! returns only then.
+//! If the device waits for the host, the time between two events includes the host's time for a
+//! launch. So a batch of launches is held back until all of it is queued: the stream waits for a
+//! call on the host, which returns only then.
 
 use super::device::Device;
 use super::driver::{Handle, Status};
@@ -14,14 +14,15 @@ use std::ffi::c_void;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Launches that are held back together: with their events fewer commands than a driver takes without waiting for the
-/// device.
+/// How many launches to hold back together. With their events, these are fewer commands than a
+/// driver accepts without waiting for the device.
 const BATCH: usize = 64;
 
-/// A driver that does wait for the device is not held up for longer, at the cost of times that are too long.
+/// The longest time to hold back a driver that does wait for the device. Its measured times are
+/// then too long.
 const LONGEST: Duration = Duration::from_millis(50);
 
-/// Pairs of events with nothing between them that are timed at first.
+/// How many pairs of events with nothing between them to time at first.
 const EMPTY_PAIRS: usize = 64;
 
 /// Times the kernels of a stream.
@@ -39,18 +40,18 @@ struct Pair(Event, Event);
 #[derive(Default)]
 struct State {
     idle: Vec<Pair>,
-    /// What was not waited for yet.
+    /// Launches that have not been waited for yet.
     queued: Vec<(Arc<str>, Pair)>,
-    /// Launches that the gate holds back.
+    /// How many launches the gate holds back.
     held: usize,
     sums: HashMap<Arc<str>, (u64, Duration)>,
 }
 
 impl Timer {
-    /// Measures what timing a launch takes; nothing else is queued on the stream meanwhile.
+    /// Measures the cost of timing a launch. Nothing else may be queued on the stream meanwhile.
     ///
     /// # Errors
-    /// `Device`, where the driver has no times.
+    /// `Device`, where the driver cannot measure times.
     pub(super) fn new(device: &Arc<Device>, stream: &Stream) -> Result<Self> {
         let (device, gate) = (Arc::clone(device), Arc::default());
         let mut timer = Self { device, gate, empty: Duration::ZERO, state: Mutex::default() };
@@ -62,7 +63,7 @@ impl Timer {
         let pairs: Vec<Pair> = state.queued.drain(..).map(|(_, pair)| pair).collect();
         let mut times = pairs.iter().map(|pair| pair.1.since(&pair.0)).collect::<Result<Vec<_>>>()?;
         times.sort_unstable();
-        // Clocks are coarse: the mean of the middle half says more than one of them.
+        // Clocks are coarse, so the mean of the middle half is better than the median.
         let middle = times.get(EMPTY_PAIRS / 4..EMPTY_PAIRS * 3 / 4).unwrap_or_default();
         let empty = middle.iter().sum::<Duration>().checked_div(middle.len() as u32).unwrap_or_default();
         state.idle = pairs;
@@ -80,7 +81,7 @@ impl Timer {
     /// Queues a launch of the kernel `name` between two events.
     ///
     /// # Errors
-    /// Those of `launch`, and what the driver reports.
+    /// Errors of `launch` and of the driver.
     pub(super) fn time(&self, name: &Arc<str>, stream: &Stream, launch: impl FnOnce() -> Result<()>) -> Result<()> {
         let mut state = self.lock();
         if state.held == 0 {
@@ -115,7 +116,7 @@ impl Timer {
         queued
     }
 
-    /// Lets the launches run that are held back: to be called before anybody waits for the stream.
+    /// Lets the held-back launches run. Call it before waiting for the stream.
     pub(super) fn release(&self) {
         let mut state = self.lock();
         if std::mem::take(&mut state.held) > 0 {
@@ -123,17 +124,17 @@ impl Timer {
         }
     }
 
-    /// Takes the times of what was queued, after it was waited for with the result `waited`.
+    /// Reads the times of the queued launches, after waiting for them with the result `waited`.
     ///
     /// # Errors
-    /// That of `waited`, and what the driver reports.
+    /// The error of `waited`, and errors of the driver.
     pub(super) fn collect(&self, waited: Result<()>) -> Result<()> {
         self.gate.close();
         let mut state = self.lock();
         let State { idle, queued, sums, .. } = &mut *state;
         let (mut read, is_done) = (Ok(()), waited.is_ok());
         for (name, pair) in queued.drain(..) {
-            // What failed has no time.
+            // A launch that failed has no time.
             if is_done && read.is_ok() {
                 read = pair.1.since(&pair.0).map(|time| {
                     let (launches, sum) = sums.entry(name).or_default();
@@ -162,7 +163,7 @@ impl Timer {
     }
 }
 
-/// What a stream waits at. Each opening lets one call through.
+/// A gate at which a stream waits. Each opening lets one call through.
 #[derive(Default)]
 struct Gate {
     openings: Mutex<usize>,
@@ -179,7 +180,7 @@ impl Gate {
         self.opened.notify_one();
     }
 
-    /// Forgets openings that nobody used, because a call did not wait so long.
+    /// Forgets unused openings: a call may have stopped waiting before its opening came.
     fn close(&self) {
         *self.lock() = 0;
     }
@@ -191,10 +192,10 @@ impl Gate {
     }
 }
 
-/// What the stream calls.
+/// The host function that the stream calls.
 ///
 /// # Safety
-/// `gate` is from `Arc::into_raw`, and its reference is this call's.
+/// `gate` is from `Arc::into_raw`, and this call owns its reference.
 unsafe extern "C" fn pass(_: Handle, _: Status, gate: *mut c_void) {
     // SAFETY: the caller's promise.
     let gate: Arc<Gate> = unsafe { Arc::from_raw(gate.cast_const().cast()) };

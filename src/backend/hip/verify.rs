@@ -1,15 +1,16 @@
-//! Whether the weights on a device are what was sent: a sum of each part is kept, and compared with what comes back.
+//! Checks that the weights on a device are what was sent: keeps a sum of each part, and compares it
+//! with the sum of the bytes read back.
 
 use super::device::Device;
 use super::memory::{DeviceBuffer, HostBuffer, Stream};
 use crate::{Error, ErrorKind, Result};
 use std::sync::Arc;
 
-/// Passes after which a place is looked at: what it takes is not to be seen in their time.
+/// Check a place after this many passes. The cost is then invisible in their time.
 const EVERY: usize = 64;
-/// Bytes of a place at most.
+/// The most bytes of a place.
 pub(super) const LENGTH: usize = 64 << 10;
-/// Places that are kept where not all of the weights are to be verified.
+/// How many places to keep, unless all weights are to be verified.
 pub(super) const FEW: usize = 64;
 
 /// A place among the weights, and the sum of its bytes.
@@ -21,7 +22,7 @@ pub(super) struct Place {
     pub(super) sum: u64,
 }
 
-/// A sum that each single bit changes, in four independent parts, which are fast.
+/// A sum that changes with every single bit. Four independent parts make it fast.
 pub(super) fn sum(bytes: &[u8]) -> u64 {
     const PRIME: u64 = 0x9e37_79b9_7f4a_7c15;
     let step = |sum: u64, word: u64| (sum ^ word).wrapping_mul(PRIME).rotate_left(29);
@@ -36,7 +37,7 @@ pub(super) fn sum(bytes: &[u8]) -> u64 {
     rest.iter().fold(all, |sum, &byte| step(sum, u64::from(byte)))
 }
 
-/// Compares a place with what is there now.
+/// Compares a place with its current content.
 fn compare(
     device: &Device,
     stream: &Stream,
@@ -54,21 +55,22 @@ fn compare(
     Err(Error::new(ErrorKind::Device, text))
 }
 
-/// Looks at the weights while they are used.
+/// Checks the weights while they are in use.
 pub(super) struct Canary {
     device: Arc<Device>,
     places: Vec<Place>,
-    /// The next one, and passes since the last one.
+    /// The next place, and passes since the last check.
     next: usize,
     passes: usize,
     host: HostBuffer,
 }
 
 impl Canary {
-    /// Compares all places with what is there now, if that is asked for; later one after the other.
+    /// Compares all places with their current content, if asked to; later checks take one place
+    /// after the other.
     ///
     /// # Errors
-    /// `Device`, where they differ, and what the driver reports.
+    /// `Device`, where they differ, and errors of the driver.
     pub(super) fn new(
         device: &Arc<Device>,
         stream: &Stream,
@@ -86,7 +88,7 @@ impl Canary {
         Ok(Self { device: Arc::clone(device), places, next: 0, passes: 0, host })
     }
 
-    /// Counts a pass, and looks at a place after some of them.
+    /// Counts a pass, and checks a place every [`EVERY`] passes.
     ///
     /// # Errors
     /// As [`new`](Self::new).

@@ -12,34 +12,36 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::ScopedJoinHandle;
 
-/// Bytes of a pinned buffer, of which each thread has two.
+/// Bytes of a pinned buffer. Each thread has two.
 const STAGE: usize = 4 << 20;
-/// Bytes of an allocation at most, unless a single weight has more: some systems take larger ones from slower memory.
+/// The most bytes of an allocation, unless a single weight is larger. Some systems take larger
+/// allocations from slower memory.
 const CHUNK: usize = 1 << 30;
-/// Threads that read: more are faster than the bus.
+/// The most threads that read: more would be faster than the bus.
 const MOST_THREADS: usize = 8;
 
-/// Hears how many bytes of the weights are on the device, and of how many; an error of it ends the loading.
+/// Hears how many bytes of the weights are on the device, and how many there are. Its error ends
+/// the loading.
 pub(crate) type Tell<'a> = dyn FnMut(u64, u64) -> Result<()> + 'a;
 
-/// What memory of the host is for.
+/// What the host's memory is for, in texts of errors.
 const WHAT: &str = "the list of weights";
 
-/// How weights are loaded.
+/// Options for loading weights.
 pub(super) struct Loading<'t, 'a> {
     /// Threads that read, the calling one included.
     pub(super) threads: usize,
     pub(super) tell: &'t mut Tell<'a>,
-    /// Whether all weights are read back and compared.
+    /// Whether to read all weights back and compare them.
     pub(super) verify: bool,
-    /// Whether it is an error where the weights lie in slower memory than that of the device.
+    /// Whether it is an error if weights lie in slower memory than the device's own.
     pub(super) refuses_spill: bool,
 }
 
 /// The fields of a block in the order of their planes, each as (offset in the file's block, length).
 type Planes = &'static [(usize, usize)];
 
-/// The planes of a type that kernels read: those of hip/quant.h.
+/// The planes of a type that kernels read; the same as in hip/quant.h.
 fn planes(ty: TensorType) -> Option<Planes> {
     Some(match ty {
         TensorType::F32 => &[(0, 4)],
@@ -61,7 +63,7 @@ fn planes(ty: TensorType) -> Option<Planes> {
 /// All weights of a program on a device.
 pub(super) struct Weights {
     chunks: Vec<DeviceBuffer>,
-    /// The chunk of each weight of the program, and where it starts there.
+    /// The chunk of each weight of the program, and the weight's offset there.
     places: Vec<(usize, usize)>,
     canary: Canary,
 }
@@ -71,7 +73,7 @@ pub(super) struct Weights {
 struct Chunks(Vec<Layout>);
 
 impl Chunks {
-    /// The chunk of a new part, and its place there.
+    /// Places a new part; returns its chunk and its offset there.
     fn part(&mut self, bytes: usize) -> Result<(usize, usize)> {
         let has_room = |chunk: &Layout| chunk.bytes() == 0 || chunk.bytes().saturating_add(bytes) <= CHUNK;
         if !self.0.last().is_some_and(has_room) {
@@ -86,11 +88,11 @@ impl Chunks {
 }
 
 impl Weights {
-    /// Uploads all weights and waits for it, reading with several threads while copies run.
+    /// Uploads all weights and waits for the copies. Several threads read while copies run.
     ///
     /// # Errors
-    /// `OutOfMemory` where they do not fit, `Unsupported` for a type without kernels, what the driver reports and what
-    /// the caller's `tell` does.
+    /// `OutOfMemory` where they do not fit, `Unsupported` for a type without kernels, and errors of
+    /// the driver and of the caller's `tell`.
     pub(super) fn upload(
         device: &Arc<Device>,
         stream: &Stream,
@@ -102,7 +104,7 @@ impl Weights {
         let mut layout = Chunks::default();
         let mut parts = Vec::new();
         for weight in &program.weights {
-            // What the program computes with may be less compact than the file.
+            // The program may compute with a less compact type than the file's.
             let (name, wanted) = (weight.tensor.name(), weight.tensor.tensor_type());
             let ty = gguf.tensor(name).map_or(wanted, |tensor| tensor.tensor_type());
             let elements = weight.rows.checked_mul(weight.columns);
@@ -115,7 +117,7 @@ impl Weights {
             let in_f32 = stored != ty || weight.rows == 1;
             Part::cut(ty, in_f32, (&weight.tensor, gguf.data(&weight.tensor)), place, &mut parts)?;
         }
-        // Before the weights, so that it lies in memory of the device if anything does.
+        // Made before the weights, so that it lies in the device's memory if anything does.
         let spill = Spill::new(device, &layout.0.iter().map(Layout::bytes).collect::<Vec<_>>());
         let chunks = layout.0.iter().map(|chunk| DeviceBuffer::new(device, chunk.bytes(), "weights"));
         let chunks = chunks.collect::<Result<Vec<_>>>()?;
@@ -127,7 +129,8 @@ impl Weights {
             stream,
             chunks: &chunks,
             parts: &parts,
-            // What the process maps is counted a second time where the device takes the system's memory.
+            // If the device takes the system's memory, mapped pages of the file would count twice,
+            // so they are given back.
             gives_back: device.integrated.then_some(gguf),
             verify: loading.verify,
             every: if loading.verify { 1 } else { parts.len().div_ceil(verify::FEW).max(1) },
@@ -137,7 +140,7 @@ impl Weights {
             is_stopped: AtomicBool::new(false),
         };
         let queued = shared.run(&mut stages, loading.tell);
-        // Waited for in any case: the memory and the stages must outlive the copies.
+        // Waits in any case, because the memory and the stages must outlive the copies.
         let waited = stream.wait();
         queued.and(waited)?;
         drop(stages);
@@ -161,10 +164,10 @@ impl Weights {
         self.chunks.iter().map(DeviceBuffer::bytes).sum()
     }
 
-    /// Looks now and then whether the weights are still what they were: to be called after each pass.
+    /// Checks now and then that the weights are unchanged. Call it after each pass.
     ///
     /// # Errors
-    /// `Device`, where they are not.
+    /// `Device`, where they changed.
     pub(super) fn look(&mut self, stream: &Stream) -> Result<()> {
         self.canary.look(stream, &self.chunks)
     }
@@ -181,14 +184,14 @@ pub(super) fn planar_bytes(ty: TensorType, elements: usize) -> Option<usize> {
 /// Consecutive blocks of a tensor, few enough for a stage.
 struct Part<'a> {
     ty: TensorType,
-    /// Whether it is copied as `f32`, not in planes.
+    /// Whether it is copied as `f32` instead of in planes.
     in_f32: bool,
     tensor: &'a TensorInfo,
     data: &'a [u8],
-    /// Blocks of the whole tensor, and those before this part.
+    /// The number of blocks in the whole tensor, and of those before this part.
     blocks: usize,
     first: usize,
-    /// The chunk of the tensor on the device, and where it starts there.
+    /// The tensor's chunk on the device, and its offset there.
     chunk: usize,
     offset: usize,
 }
@@ -215,7 +218,8 @@ impl<'a> Part<'a> {
         Ok(())
     }
 
-    /// Fills a stage; returns the copies to make of it, as (place on the device, bytes of the stage).
+    /// Fills a stage. Returns the copies to make from it, as (offset on the device, bytes of the
+    /// stage).
     fn fill(&self, stage: &mut [u8]) -> Result<Vec<(usize, Range<usize>)>> {
         let block_bytes = self.ty.block_bytes();
         let count = self.data.len() / block_bytes;
@@ -244,7 +248,7 @@ fn misaligned() -> Error {
     Error::new(ErrorKind::Device, "pinned memory is not aligned")
 }
 
-/// A pinned buffer, and how many bytes of the file its copy brings.
+/// A pinned buffer, and how many bytes of the file its pending copy contains.
 struct Stage {
     buffer: HostBuffer,
     copied: Event,
@@ -257,7 +261,7 @@ impl Stage {
     }
 }
 
-/// Waits for copies also where the caller's `tell` panics, before their memory is freed.
+/// Waits for copies before their memory is freed, even if the caller's `tell` panics.
 struct WaitInPanic<'a>(&'a Stream);
 
 impl Drop for WaitInPanic<'_> {
@@ -268,18 +272,18 @@ impl Drop for WaitInPanic<'_> {
     }
 }
 
-/// What the threads of an upload share.
+/// The state that an upload's threads share.
 struct Shared<'a> {
     stream: &'a Stream,
     chunks: &'a [DeviceBuffer],
     parts: &'a [Part<'a>],
-    /// Whose mapped pages are given back once they were read.
+    /// The file whose mapped pages are given back after reading.
     gives_back: Option<&'a Gguf>,
-    /// Whether all is to be summed, or the beginning of every so many parts.
+    /// Whether to sum all bytes, or only the beginning of every `every`-th part.
     verify: bool,
     every: usize,
     sums: Mutex<Vec<Place>>,
-    /// The next part that nobody has.
+    /// The next part to take.
     next: AtomicUsize,
     /// Bytes of the file that are on the device.
     done: AtomicU64,
@@ -287,7 +291,7 @@ struct Shared<'a> {
 }
 
 impl Shared<'_> {
-    /// Uploads all parts: the calling thread works too, and tells how far all have come.
+    /// Uploads all parts. The calling thread works too, and reports the progress of all.
     fn run(&self, stages: &mut [[Stage; 2]], tell: &mut Tell<'_>) -> Result<()> {
         let total = self.parts.iter().map(|p| p.data.len() as u64).sum();
         tell(0, total)?;
@@ -295,7 +299,7 @@ impl Shared<'_> {
         std::thread::scope(|scope| {
             let threads: Vec<_> = others
                 .iter_mut()
-                // A thread that does not start is no loss: the others do its work.
+                // A thread that does not start does no harm: the others do its work.
                 .filter_map(|stages| {
                     std::thread::Builder::new().spawn_scoped(scope, || self.work(stages, || Ok(()))).ok()
                 })
@@ -329,7 +333,7 @@ impl Shared<'_> {
     }
 
     fn parts_of(&self, stages: &mut [Stage; 2], after: &mut impl FnMut() -> Result<()>) -> Result<()> {
-        // One is filled while the other is copied.
+        // One stage is filled while the other is copied.
         let mut turn = 0;
         while !self.is_stopped.load(Ordering::Relaxed) {
             let number = self.next.fetch_add(1, Ordering::Relaxed);
@@ -346,7 +350,8 @@ impl Shared<'_> {
                 if number.is_multiple_of(self.every) {
                     self.keep_sums(part.chunk, place, stage.buffer.as_slice().get(range.clone()).unwrap_or_default());
                 }
-                // SAFETY: the stage is filled again only after its event, and `upload` waits before it is dropped.
+                // SAFETY: the stage is filled again only after its event, and `upload` waits before
+                // the stage is dropped.
                 unsafe { self.stream.upload_range(chunk, place, &stage.buffer, range) }?;
             }
             if let Some(gguf) = self.gives_back {
@@ -364,7 +369,7 @@ impl Shared<'_> {
         Ok(())
     }
 
-    /// Keeps the sums of what is copied to a place, or of its beginning.
+    /// Keeps the sums of all bytes copied to a place, or of their beginning only.
     fn keep_sums(&self, chunk: usize, at: usize, bytes: &[u8]) {
         let parts = bytes.chunks(verify::LENGTH).enumerate().map(|(i, part)| Place {
             chunk,
@@ -387,13 +392,13 @@ impl Shared<'_> {
     }
 }
 
-/// Collects the field at `from` of every block.
+/// Collects the field at offset `from` of every block.
 fn gather(blocks: &[u8], block_bytes: usize, from: usize, len: usize, out: &mut [u8]) {
     if len == block_bytes {
         out.copy_from_slice(blocks);
         return;
     }
-    // Fields of a fixed size are moved by a few wide instructions.
+    // A few wide instructions move fields of a fixed size.
     match len {
         2 => gather_fixed::<2>(blocks, block_bytes, from, out),
         4 => gather_fixed::<4>(blocks, block_bytes, from, out),
@@ -470,7 +475,7 @@ mod tests {
     #[test]
     fn parts_bring_every_field_to_its_plane() {
         for ty in ALL {
-            // Two whole parts and a bit, so that planes are longer than a stage.
+            // Two whole parts and a bit, so that the planes are longer than a stage.
             let (block_bytes, blocks) = (ty.block_bytes(), 2 * (STAGE / ty.block_bytes()) + 3);
             let data: Vec<u8> = (0..blocks * block_bytes).map(|i| (i ^ i >> 8 ^ i >> 16) as u8).collect();
             let mut parts = Vec::new();

@@ -28,7 +28,8 @@ impl Args {
         Some(self.named.remove(place).1)
     }
 
-    /// The arguments by the parameters of `what`; those that were not given are `None`.
+    /// The arguments in the order of the parameters of `what`; `None` for each that the call does
+    /// not give.
     pub fn bind<const N: usize>(mut self, what: &str, params: [&str; N]) -> Res<[Option<Value>; N]> {
         if self.positional.len() > N {
             let got = self.positional.len();
@@ -58,12 +59,12 @@ impl Args {
     }
 }
 
-/// An argument that must be there.
+/// An argument that the call must give.
 pub(super) fn required(value: Option<Value>, what: &str) -> Res<Value> {
     value.ok_or_else(|| Fault::invalid(format_args!("'{what}' misses a required argument")))
 }
 
-/// An argument that is an integer; `None` for one that was not given or is none.
+/// An argument as an integer; `None` where the call gives none, or `None`.
 pub(super) fn integer(value: Option<&Value>, what: &str) -> Res<Option<i128>> {
     match value {
         None | Some(Value::None(_)) => Ok(None),
@@ -76,12 +77,12 @@ pub(super) fn integer(value: Option<&Value>, what: &str) -> Res<Option<i128>> {
     }
 }
 
-/// Whether an argument is true; `default` where it was not given.
+/// Whether an argument is true; `default` where the call does not give it.
 pub(super) fn flag(value: Option<&Value>, default: bool) -> bool {
     value.map_or(default, Value::is_true)
 }
 
-/// As [`flag`], for an argument that Python takes as a number: whether it was given and is not 0.
+/// As [`flag`], for an argument that Python takes as a number: whether it is given and is not 0.
 pub(super) fn whole_flag(value: Option<&Value>, what: &str) -> Res<bool> {
     match value {
         Some(Value::None(_)) => Err(Fault::invalid(format_args!("'{what}' needs an integer, not 'NoneType'"))),

@@ -1,11 +1,12 @@
 //! Parsed templates.
 //!
-//! Chains (`a.b.c`, `a|f|g`, `a + b - c`, `a and b`, `not not a`, `a if b else c if d else e`, `elif`) are lists, so that
-//! only what really nests is deep, and the parser bounds that.
+//! Chains (`a.b.c`, `a|f|g`, `a + b - c`, `a and b`, `not not a`, `a if b else c if d else e`,
+//! `elif`) are lists. So only real nesting makes a tree deep, and the parser bounds it.
 
 use super::text::By;
 
-/// A parsed template. Names and constants are numbers here, which a rendering looks up in tables of its own.
+/// A parsed template. It holds numbers in place of names and constants, and a rendering looks them
+/// up in tables of its own.
 #[derive(Debug, Default)]
 pub(super) struct Template {
     pub body: Block,
@@ -28,7 +29,7 @@ pub(super) enum Const {
 }
 
 impl Const {
-    /// Constants are the template's.
+    /// The template writes its constants.
     pub const BY: By = By::Template;
 }
 
@@ -46,7 +47,7 @@ pub(super) enum StmtKind {
     Data(u32),
     Print(Expr),
     If(Vec<(Expr, Block)>, Block),
-    /// The number of a loop, and what it loops over.
+    /// The number of a loop, and the expression that it loops over.
     For(u32, Expr),
     Set(Target, Expr),
     SetBlock(Target, Vec<Post>, Block),
@@ -66,7 +67,7 @@ pub(super) enum StmtKind {
     Other(Expr),
 }
 
-/// What is assigned to.
+/// The left side of an assignment.
 #[derive(Debug)]
 pub(super) enum Target {
     Name(Name),
@@ -90,10 +91,10 @@ pub(super) struct ForLoop {
 pub(super) struct MacroDef {
     pub name: Box<str>,
     pub params: Vec<Name>,
-    /// Those of the last parameters.
+    /// Defaults of the last parameters.
     pub defaults: Vec<Expr>,
     pub body: Block,
-    /// The names of these, where the body uses them.
+    /// The names `caller`, `varargs` and `kwargs`, each where the body uses it.
     pub caller: Option<Name>,
     pub varargs: Option<Name>,
     pub kwargs: Option<Name>,
@@ -107,13 +108,14 @@ pub(super) enum Expr {
     Tuple(Vec<Expr>),
     Dict(Vec<(Expr, Expr)>),
     Chain(Box<Expr>, Vec<Post>),
-    /// Signs, from the outermost.
+    /// Signs, the outermost first.
     Signs(Vec<Sign>, Box<Expr>),
     /// Operators of one rank, from left to right.
     Math(Box<Expr>, Vec<(MathOp, Expr)>),
     Concat(Vec<Expr>),
     Compare(Box<Expr>, Vec<(CompareOp, Expr)>),
-    /// Whether a value is false, or, behind an even number of `not`, true.
+    /// `not`, any number of times: whether the value is false (`true`, an odd number) or true
+    /// (`false`, an even number).
     Not(bool, Box<Expr>),
     And(Vec<Expr>),
     Or(Vec<Expr>),
@@ -157,7 +159,7 @@ pub(super) enum CompareOp {
     NotIn,
 }
 
-/// What follows a value.
+/// Anything that follows a value: a filter, a test, an attribute, an item or a call.
 #[derive(Debug)]
 pub(super) struct Post {
     pub line: u32,
@@ -182,7 +184,7 @@ pub(super) enum PostKind {
 #[derive(Debug, Default)]
 pub(super) struct Arguments {
     pub positional: Vec<Expr>,
-    /// By the constants of their names.
+    /// Named arguments, by the constants of their names.
     pub named: Vec<(u32, Expr)>,
     pub more: Option<Box<Expr>>,
     pub more_named: Option<Box<Expr>>,

@@ -7,7 +7,7 @@ use super::value::{Callable, Missing, Value};
 use super::{math, ops};
 use std::rc::Rc;
 
-/// What Jinja calls the type in messages.
+/// Jinja's name for the type, in messages.
 fn type_of(value: &Value) -> &'static str {
     match value {
         Value::None(_) => "None",
@@ -15,7 +15,7 @@ fn type_of(value: &Value) -> &'static str {
     }
 }
 
-/// As much of a name as messages show.
+/// The beginning of a name, as much as messages show.
 fn shown(name: &str) -> Rc<str> {
     name.chars().take(100).collect::<String>().into()
 }
@@ -71,7 +71,7 @@ pub(super) fn item(value: &Value, index: &Value, budget: &Budget) -> Res<Value> 
     }
 }
 
-/// What is no item: methods, and the attributes of loops, macros and groups.
+/// Attributes that are no items: methods, and the attributes of loops, macros and groups.
 fn own_attribute(value: &Value, name: &str) -> Res<Option<Value>> {
     if methods::has(value, name) {
         return Value::method(value.clone(), &Rc::from(name)).map(Some);
@@ -131,8 +131,8 @@ fn own_attribute(value: &Value, name: &str) -> Res<Option<Value>> {
     })
 }
 
-/// The attribute or item that a path like `a.b.0` leads to, as filters take it; `default` takes the place of each part
-/// that is missing.
+/// Follows a path like `a.b.0`, as filters take it, to an attribute or item. `default` replaces
+/// each missing part.
 pub(super) fn path(value: &Value, path: &Value, default: Option<&Value>, budget: &Budget) -> Res<Value> {
     let or_default = |found: Value| match default {
         Some(default) if found.is_undefined() => default.clone(),
@@ -158,7 +158,7 @@ pub(super) fn path(value: &Value, path: &Value, default: Option<&Value>, budget:
     Ok(at)
 }
 
-/// The length of what has one.
+/// The length of a value that has one.
 pub(super) fn length(value: &Value) -> Res<usize> {
     ops::len(value).ok_or_else(|| {
         super::fault::Fault::invalid(format_args!("object of type '{}' has no len()", value.type_name()))

@@ -1,23 +1,26 @@
-//! What a rendering may cost. Every operation is charged before it does its work.
+//! The limits of a rendering's cost. Every operation is charged before it does its work.
 
 use super::fault::{Fault, Res};
 use std::cell::Cell;
 
-/// Steps that every rendering may take, and that each message and each byte adds. A step is an expression or statement,
-/// an item that is visited, or [`BYTES_PER_STEP`] bytes that are read or written. Templates in use take up to 400 for
-/// a message; some look back from each message over all others, for which the square is there.
+/// Steps that every rendering may take, and more for each message and each byte. A step is an
+/// expression or statement, an item that is visited, or [`BYTES_PER_STEP`] bytes that are read or
+/// written. Known templates take up to 400 steps for a message. Some look back from each message
+/// over all others; the quadratic term is for them.
 const FUEL: u64 = 1_000_000;
 const FUEL_PER_MESSAGE: u64 = 4_000;
 const FUEL_PER_MESSAGE_SQUARED: u64 = 8;
 const FUEL_PER_BYTE: u64 = 2;
 const FUEL_PER_TOOL_BYTE: u64 = 40;
-/// What takes about a second.
+/// This many steps take about a second.
 const MAX_FUEL: u64 = 20_000_000;
 const BYTES_PER_STEP: u64 = 16;
-/// Bytes of output that every rendering may have, and that each byte of input adds. No text may be longer.
+/// Bytes of output that every rendering may write, and more for each byte of input. No single text
+/// may be longer.
 const OUTPUT: usize = 4 << 20;
 const OUTPUT_PER_BYTE: usize = 16;
-/// Bytes that a rendering may ask for in all, given back or not, and that each byte of input adds.
+/// Bytes that a rendering may ask for in all, even if it gives them back, and more for each byte of
+/// input.
 const MEMORY: usize = 160 << 20;
 const MEMORY_PER_BYTE: usize = 64;
 
@@ -30,7 +33,8 @@ pub(in crate::chat) struct Limits {
 }
 
 impl Limits {
-    /// The limits for an input of so many messages, and so many bytes, of which the tools have `tool_bytes`.
+    /// The limits for an input of `messages` messages and `bytes` bytes, `tool_bytes` of them from
+    /// the tools.
     pub fn new(messages: usize, bytes: usize, tool_bytes: usize) -> Self {
         let count = messages as u64;
         let fuel = FUEL
@@ -46,7 +50,7 @@ impl Limits {
     }
 }
 
-/// What is left of the limits.
+/// How much of the limits is left.
 #[derive(Debug)]
 pub(super) struct Budget {
     fuel: Cell<u64>,
@@ -63,7 +67,7 @@ impl Budget {
         &self.limits
     }
 
-    /// Takes `steps` steps.
+    /// Pays for `steps` steps.
     #[inline]
     pub fn steps(&self, steps: u64) -> Res<()> {
         match self.fuel.get().checked_sub(steps) {
@@ -80,19 +84,19 @@ impl Budget {
         Fault::stopped(format!("it takes more than {} steps", self.limits.fuel))
     }
 
-    /// Reads or writes `bytes` bytes.
+    /// Pays for reading or writing `bytes` bytes.
     #[inline]
     pub fn bytes(&self, bytes: usize) -> Res<()> {
         self.steps(1 + bytes as u64 / BYTES_PER_STEP)
     }
 
-    /// Visits `count` values.
+    /// Pays for visiting `count` values.
     #[inline]
     pub fn items(&self, count: usize) -> Res<()> {
         self.steps(count as u64)
     }
 
-    /// Asks for `bytes` bytes.
+    /// Pays for `bytes` bytes of memory.
     #[inline]
     pub fn memory(&self, bytes: usize) -> Res<()> {
         match self.memory.get().checked_sub(bytes) {
@@ -104,7 +108,7 @@ impl Budget {
         }
     }
 
-    /// Asks for room for `count` values and visits them.
+    /// Pays for room for `count` values and for visiting them.
     pub fn values(&self, count: usize) -> Res<()> {
         self.items(count)?;
         self.memory(count.saturating_mul(size_of::<super::value::Value>()).saturating_add(64))

@@ -1,4 +1,4 @@
-//! Tests: what follows `is`.
+//! Tests: the names that follow `is`.
 
 use super::args::{Args, required};
 use super::ast::MathOp;

@@ -1,4 +1,4 @@
-//! The entries of a dictionary, in the order in which they came, with an index by hash.
+//! The entries of a dictionary in order of insertion, with an index by hash.
 
 use super::budget::Budget;
 use super::fault::{Fault, Res};
@@ -7,7 +7,7 @@ use super::value::{MAX_DEPTH, Value};
 use crate::memory;
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 
-/// How many entries are searched one by one.
+/// The most entries that are searched one by one.
 const SMALL: usize = 8;
 
 #[derive(Debug, Default)]
@@ -18,7 +18,8 @@ pub(super) struct Map {
     index: Option<Index>,
 }
 
-/// Places of entries by hash: open addressing with one more than the entry's place, 0 for none.
+/// Places of entries by hash, with open addressing. A slot holds the entry's place plus one, or 0
+/// if empty.
 #[derive(Debug)]
 struct Index {
     slots: Vec<u32>,
@@ -42,9 +43,10 @@ impl Map {
         self.entries.get(place)
     }
 
-    /// The value of a text, without an error where keys cannot be compared.
+    /// The value under a text key. Unlike other lookups, it ignores keys that cannot be compared.
     pub fn get_str(&self, key: &str, budget: &Budget) -> Res<Option<&Value>> {
-        // A short key is free, since each access pays a step; in a small dictionary all keys may be as long.
+        // A short key is free, because each access already pays a step. In a small dictionary every
+        // key may be as long as this one and must be compared.
         budget.steps((key.len() / 16 * self.entries.len().clamp(1, SMALL)) as u64)?;
         let place = match &self.index {
             None => self.entries.iter().position(|(other, _)| other.as_str() == Some(key)),
@@ -92,7 +94,7 @@ impl Map {
         })
     }
 
-    /// Sets the value of a key; returns the old one.
+    /// Sets the value of a key, and returns the old one.
     pub fn insert(&mut self, key: Value, value: Value, budget: &Budget) -> Res<Option<Value>> {
         if let Some(place) = self.place(&key, budget)? {
             return Ok(self.entries.get_mut(place).map(|(_, old)| std::mem::replace(old, value)));
@@ -119,7 +121,7 @@ impl Map {
         Ok(None)
     }
 
-    /// Takes a key out.
+    /// Removes a key.
     pub fn remove(&mut self, key: &Value, budget: &Budget) -> Res<Option<(Value, Value)>> {
         let Some(place) = self.place(key, budget)? else { return Ok(None) };
         budget.items(self.entries.len())?;
@@ -220,7 +222,7 @@ fn hash_str(text: &str, hasher: &mut impl Hasher) {
     text.hash(hasher);
 }
 
-/// Hashes what can be a key. Numbers that are equal hash alike, whatever their type.
+/// Hashes a value that can be a key. Equal numbers hash alike, whatever their type.
 fn hash(key: &Value, depth: u32, budget: &Budget, hasher: &mut impl Hasher) -> Res<()> {
     budget.steps(1)?;
     match key {
@@ -259,7 +261,7 @@ fn check_hashable(key: &Value, depth: u32, budget: &Budget) -> Res<()> {
     }
 }
 
-/// Refuses what cannot be a key, or an item of a set.
+/// Refuses a value that cannot be a key or an item of a set.
 pub(super) fn unhashable(key: &Value) -> Fault {
     Fault::invalid(format_args!("unhashable type: '{}'", key.type_name()))
 }

@@ -13,27 +13,27 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::SystemTime;
 
-/// How deeply statements, expressions and macros may be entered, all together. See [`Machine::enter`].
+/// The deepest nesting of statements, expressions and macros together. See [`Machine::enter`].
 const MAX_LEVELS: u32 = 1000;
-/// How deeply macros and recursive loops may call each other.
+/// The deepest nesting of calls of macros and recursive loops.
 const MAX_CALLS: u32 = 100;
-/// How often `map` may apply itself.
+/// How deeply `map` may apply itself.
 const MAX_FILTERS: u32 = 8;
 /// How much stack a rendering may use, in bytes.
 const MAX_STACK: usize = if cfg!(debug_assertions) { 1 << 20 } else { 256 << 10 };
 
-/// What all functions of templates get.
+/// The environment that all functions of templates get.
 #[derive(Clone, Copy)]
 pub(super) struct Env<'t> {
     pub budget: &'t Budget,
     pub kept: &'t Kept,
     pub now: SystemTime,
-    /// How many filters apply filters here.
+    /// How many filters are applying filters at this point.
     pub filters: u32,
 }
 
 impl Env<'_> {
-    /// For what a filter applies.
+    /// The environment for a filter that another filter applies.
     pub fn deeper(self) -> Res<Self> {
         if self.filters >= MAX_FILTERS {
             return Err(Fault::too_deep("'map'"));
@@ -42,7 +42,8 @@ impl Env<'_> {
     }
 }
 
-/// Variables of a block, and the scope around it. Those of the template itself are in [`Machine::root`].
+/// The variables of a block, and the enclosing scope. The template's own variables are in
+/// [`Machine::root`].
 #[derive(Debug)]
 pub(super) struct Scope {
     vars: RefCell<Vec<(Name, Value)>>,
@@ -51,13 +52,13 @@ pub(super) struct Scope {
 }
 
 impl Scope {
-    /// Takes all variables out.
+    /// Removes all variables and returns them.
     pub fn clear(&self) -> Vec<(Name, Value)> {
         self.vars.take()
     }
 }
 
-/// A macro with the scope that it was defined in.
+/// A macro with the scope of its definition.
 #[derive(Debug)]
 pub(super) struct Macro {
     pub name: Rc<str>,
@@ -68,11 +69,11 @@ pub(super) struct Macro {
     pub arguments: Value,
 }
 
-/// What a loop goes over.
+/// The values that a loop goes over.
 #[derive(Debug)]
 enum Items {
     Values(Vec<Value>),
-    /// A list, which may change meanwhile.
+    /// A list, which may change during the loop.
     List(Rc<List>),
     Tuple(Rc<Tuple>),
     Range(Range),
@@ -85,9 +86,9 @@ pub(super) struct LoopState {
     index: Cell<usize>,
     pub depth0: usize,
     nesting: u32,
-    /// The number of a recursive loop, and the scope around it.
+    /// The number of a recursive loop, and its enclosing scope.
     pub recursive: Option<(u32, Option<Rc<Scope>>)>,
-    /// What `changed` was called with last.
+    /// The arguments of the last call of `changed`.
     pub changed: RefCell<Option<Rc<List>>>,
 }
 
@@ -114,7 +115,7 @@ impl LoopState {
         }
     }
 
-    /// The places of the items that are still to come; they count as passed then.
+    /// The places of the remaining items; this counts them as passed.
     pub fn rest(&self) -> std::ops::Range<usize> {
         let rest = (self.index.get() + 1).min(self.len())..self.len();
         if !rest.is_empty() {
@@ -123,13 +124,13 @@ impl LoopState {
         rest
     }
 
-    /// How deeply it nests as a value.
+    /// How deeply the loop nests as a value.
     pub fn depth(&self) -> u32 {
         self.nesting
     }
 }
 
-/// What comes after a statement.
+/// How execution goes on after a statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Flow {
     Next,
@@ -151,7 +152,7 @@ pub(super) struct Machine<'t> {
     stack: usize,
 }
 
-/// Where the stack is, about.
+/// The approximate position of the stack.
 #[inline(never)]
 fn stack_position() -> usize {
     let marker = 0u8;
@@ -177,7 +178,7 @@ impl<'t> Machine<'t> {
         })
     }
 
-    /// Gives a variable of the caller a value, where the template knows its name.
+    /// Sets a variable of the caller, if the template uses its name.
     pub fn set_variable(&mut self, name: &str, value: Value) {
         if let Some(place) = self.template.names.iter().position(|other| **other == *name)
             && let Some(slot) = self.root.get_mut(place)
@@ -186,13 +187,13 @@ impl<'t> Machine<'t> {
         }
     }
 
-    /// Runs the template; what it wrote.
+    /// Runs the template, and returns its output.
     pub fn run(mut self) -> Res<Text> {
         self.block(&self.template.body)?;
         Ok(self.out.finish())
     }
 
-    /// Goes one level deeper into the template; [`leave`](Self::leave) comes back.
+    /// Goes one level deeper into the template; [`leave`](Self::leave) goes back.
     #[inline]
     pub fn enter(&mut self) -> Res<()> {
         self.env.budget.steps(1)?;
@@ -239,7 +240,7 @@ impl<'t> Machine<'t> {
         Ok(value)
     }
 
-    /// The text of a constant that is one.
+    /// The text of a constant that is a text.
     pub fn constant_text(&self, number: u32) -> &'t str {
         match self.template.consts.get(number as usize) {
             Some(Const::Text(text)) => text,
@@ -292,14 +293,15 @@ impl<'t> Machine<'t> {
         Ok(())
     }
 
-    /// Begins a scope inside of `parent`; returns the scope until now.
+    /// Begins a scope inside of `parent`; returns the previous scope.
     pub fn begin_scope(&mut self, parent: Option<Rc<Scope>>) -> Res<Option<Rc<Scope>>> {
         self.env.budget.memory(96)?;
         let scope = Scope { vars: RefCell::default(), parent, is_kept: Cell::new(false) };
         Ok(self.scope.replace(Rc::new(scope)))
     }
 
-    /// Begins the scope of the next item of a loop inside of `outer`: that of the last one where nothing refers to it.
+    /// Begins the scope of a loop's next item inside of `outer`. It reuses the last item's scope
+    /// where nothing refers to that.
     fn next_scope(&mut self, outer: &Option<Rc<Scope>>, is_first: bool) -> Res<()> {
         match self.scope.as_mut().filter(|_| !is_first).and_then(Rc::get_mut) {
             Some(scope) => scope.vars.get_mut().clear(),
@@ -308,7 +310,7 @@ impl<'t> Machine<'t> {
         Ok(())
     }
 
-    /// The scope here, kept until the rendering ends: what is in it may refer to it.
+    /// The current scope, kept until the rendering ends, because its own variables may refer to it.
     pub fn kept_scope(&self) -> Res<Option<Rc<Scope>>> {
         let mut scope = &self.scope;
         while let Some(inner) = scope {
@@ -375,7 +377,7 @@ impl<'t> Machine<'t> {
         Ok(flow)
     }
 
-    /// Statements after which the next one comes.
+    /// Runs a statement that always continues with the next one.
     #[inline(never)]
     fn simple(&mut self, stmt: &'t Stmt) -> Res<()> {
         match &stmt.kind {
@@ -438,7 +440,7 @@ impl<'t> Machine<'t> {
         let outer = self.scope.clone();
         self.begin_scope(outer.clone())?;
         for (target, expr) in targets {
-            // The values are those of the scope around.
+            // Values are evaluated in the enclosing scope.
             let inner = std::mem::replace(&mut self.scope, outer.clone());
             let value = self.eval(expr)?;
             self.scope = inner;
@@ -449,7 +451,7 @@ impl<'t> Machine<'t> {
         Ok(flow)
     }
 
-    /// What a block writes, after filters.
+    /// The output of a block, after filters.
     #[inline(never)]
     fn captured(&mut self, posts: &'t [Post], body: &'t Block) -> Res<Value> {
         let before = std::mem::replace(&mut self.out, Builder::new(self.env.budget));
@@ -458,7 +460,7 @@ impl<'t> Machine<'t> {
         self.posts(Value::Text(text), posts)
     }
 
-    /// What a macro or a recursive loop writes.
+    /// The output of a macro or a recursive loop.
     pub fn capture(&mut self, run: impl FnOnce(&mut Self) -> Res<()>) -> Res<Value> {
         let before = std::mem::replace(&mut self.out, Builder::new(self.env.budget));
         run(self)?;
@@ -483,7 +485,7 @@ impl<'t> Machine<'t> {
         let recursive = if def.is_recursive { Some((number, self.kept_scope()?)) } else { None };
         let (index, changed) = (Cell::new(0), RefCell::default());
         let state = Rc::new(LoopState { items, index, depth0, nesting, recursive, changed });
-        // As in Jinja, the other block also follows a loop that no item went through to the end.
+        // As in Jinja, the else block also runs when no item completed the loop's body.
         let mut is_done = false;
         let mut is_first = true;
         while let Some(item) = state.item(state.index.get()) {
@@ -539,7 +541,7 @@ impl<'t> Machine<'t> {
                     return Err(Fault::invalid("cannot assign attribute on non-namespace object"));
                 };
                 let key = self.constant(*attribute)?;
-                // A value that nests may nest in itself from now on.
+                // From here on, a value that contains others may contain itself.
                 let old = namespace.change(self.env.kept, self.env.budget)?.insert(key, value, self.env.budget)?;
                 drop(old);
                 Ok(())

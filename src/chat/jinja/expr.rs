@@ -62,7 +62,7 @@ impl<'t> Machine<'t> {
         }
     }
 
-    /// The first value that is true (or false), or the last one.
+    /// The first value whose truth is `truth`, or the last value.
     #[inline(never)]
     fn until(&mut self, all: &'t [Expr], truth: bool) -> Res<Value> {
         let mut value = Value::NONE;
@@ -128,7 +128,7 @@ impl<'t> Machine<'t> {
                 value = math::math(*op, &value, &right, self.env.budget)?;
                 continue;
             };
-            // A sum of many texts copies each once.
+            // A sum of many texts copies each of them only once.
             let mut out = Builder::new(self.env.budget);
             out.push_text(first)?;
             out.push_text(second)?;
@@ -183,7 +183,7 @@ impl<'t> Machine<'t> {
         Value::dict(map)
     }
 
-    /// A value with all that follows it.
+    /// A value with everything that follows it: filters, attributes, items, calls.
     #[inline(never)]
     pub fn posts(&mut self, mut value: Value, posts: &'t [Post]) -> Res<Value> {
         let mut rest = posts;
@@ -254,7 +254,7 @@ impl<'t> Machine<'t> {
             .ok_or_else(|| Fault::invalid(format_args!("'{}' object has no slices", value.type_name())))
     }
 
-    /// `value.name(arguments)`, without a method as a value in between.
+    /// Calls `value.name(arguments)` without making the method a value first.
     #[inline(never)]
     fn call_attribute(&mut self, value: Value, name: u32, arguments: &'t Arguments) -> Res<Value> {
         self.env.budget.steps(1)?;
@@ -330,7 +330,7 @@ impl<'t> Machine<'t> {
         }
     }
 
-    /// A recursive loop inside of itself.
+    /// A call of a recursive loop inside of itself.
     #[inline(never)]
     fn call_loop(
         &mut self,
@@ -348,7 +348,7 @@ impl<'t> Machine<'t> {
         Ok(text)
     }
 
-    /// A macro, with the variables of the scope here.
+    /// A macro that sees the variables of the current scope.
     #[inline(never)]
     pub fn define_macro(&mut self, def: u32) -> Res<Value> {
         self.env.budget.memory(96)?;
@@ -363,7 +363,7 @@ impl<'t> Machine<'t> {
         Ok(Value::Call(Rc::new(Callable::Macro(Macro { name: name.into(), def, scope, arguments }))))
     }
 
-    /// The call of a block `{% call %}`: the last one of a chain, with one more argument.
+    /// The call of a block `{% call %}`: the last call of a chain gets one more argument.
     #[inline(never)]
     pub fn eval_call_with(&mut self, expr: &'t Expr, caller: Value) -> Res<Value> {
         let Expr::Chain(first, posts) = expr else { return Ok(Value::NONE) };
@@ -457,7 +457,7 @@ fn compare(op: CompareOp, left: &Value, right: &Value, machine: &Machine<'_>) ->
     }
 }
 
-/// Who writes what a call makes of a value and its arguments.
+/// The writer of a call's result: the caller, if the value or any argument is the caller's.
 pub(super) fn by_all(value: &Value, args: &Args) -> By {
     args.positional.iter().fold(value.by(), |by, arg| by.with(arg.by()))
 }

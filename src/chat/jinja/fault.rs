@@ -6,10 +6,10 @@ use std::borrow::Cow;
 
 pub(super) type Res<T> = std::result::Result<T, Fault>;
 
-/// The longest message of an error, in bytes: names and texts of templates have no end.
+/// The longest error message in bytes: names and texts in templates may be of any length.
 const MAX_MESSAGE: usize = 2000;
 
-/// What ends a rendering. Boxed, so that results stay small.
+/// The reason why a rendering ends. Boxed, so that results stay small.
 #[derive(Debug)]
 pub(super) struct Fault(Box<Inner>);
 
@@ -28,7 +28,7 @@ enum Kind {
     Raised,
     /// A limit ended the rendering.
     Stopped,
-    /// Memory that cannot be had.
+    /// Memory ran out.
     Memory(Error),
 }
 
@@ -74,14 +74,14 @@ impl Fault {
         Self::stopped(format!("it writes more than {} bytes", limits.max_output))
     }
 
-    /// The same fault, at `line` unless a line is known already.
+    /// The same fault with a line, unless it has one already.
     #[cold]
     pub fn at(mut self, line: u32) -> Self {
         self.0.line.get_or_insert(line);
         self
     }
 
-    /// The error for a caller.
+    /// The public error for the fault.
     pub fn into_error(self) -> Error {
         let Inner { kind, line, message } = *self.0;
         let message = shortened(message);

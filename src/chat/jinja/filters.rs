@@ -1,4 +1,5 @@
-//! Filters: which there are, and those of sequences. Those of texts are in [`super::text_filters`].
+//! Filters: the list of all, and those of sequences. The filters of texts are in
+//! [`super::text_filters`].
 
 use super::args::{Args, flag, integer, required, whole_flag};
 use super::ast::MathOp;
@@ -131,7 +132,7 @@ pub(super) fn call(env: Env<'_>, name: &str, value: Value, args: Args) -> Res<Va
             let [attribute] = args.bind(name, ["name"])?;
             let attribute = strings::string(required(attribute, name)?, name)?;
             match &value {
-                // Items are no attributes.
+                // Items do not count as attributes.
                 Value::Dict(_) if !super::methods::has(&value, attribute.as_str()) => {
                     Ok(Value::hint("there is no such attribute"))
                 }
@@ -191,13 +192,13 @@ fn join(env: Env<'_>, value: &Value, separator: Option<Value>, attribute: Option
     Ok(Value::Text(out.finish()))
 }
 
-/// The attribute that a filter's argument names, of an item.
+/// An item's attribute, or the item itself where the filter's argument names none.
 fn attribute_of(env: Env<'_>, item: Value, attribute: Option<&Value>, default: Option<&Value>) -> Res<Value> {
     let Some(attribute) = attribute.filter(|attribute| !attribute.is_none()) else { return Ok(item) };
     attributes::path(&item, attribute, default.filter(|default| !default.is_none()), env.budget)
 }
 
-/// A text in lower case, where case does not count.
+/// The key in lower case, unless case counts.
 fn without_case(env: Env<'_>, key: Value, is_case_sensitive: bool) -> Res<Value> {
     match &key {
         Value::Text(text) if !is_case_sensitive => strings::change_case(env, text, "lower").map(Value::Text),
@@ -205,7 +206,7 @@ fn without_case(env: Env<'_>, key: Value, is_case_sensitive: bool) -> Res<Value>
     }
 }
 
-/// Items with the keys that they are compared by.
+/// Items with their keys for comparison.
 fn keyed(
     env: Env<'_>,
     items: Vec<Value>,
@@ -222,7 +223,7 @@ fn keyed(
     Ok(all)
 }
 
-/// As [`keyed`], for several attributes with commas between them.
+/// As [`keyed`], for several attributes separated by commas.
 fn sort_keys(
     env: Env<'_>,
     items: Vec<Value>,
@@ -233,7 +234,7 @@ fn sort_keys(
         attribute.filter(|attribute| attribute.as_str().is_some_and(|text| text.contains(',')))
     else {
         let mut all = keyed(env, items, is_case_sensitive, attribute, None)?;
-        // Keys of a list of one are only ordered where they differ.
+        // As lists of one item, keys need an order only where they differ.
         env.budget.values(2 * all.len())?;
         for (key, _) in &mut all {
             *key = Value::list(vec![std::mem::replace(key, Value::NONE)])?;
@@ -322,7 +323,7 @@ fn groupby(env: Env<'_>, value: &Value, args: Args) -> Res<Value> {
     }
     let mut all = Vec::new();
     for (_, group) in groups {
-        // The key as it is in the first item, whatever its case.
+        // The key as spelled in the group's first item.
         let first = group.first().cloned().unwrap_or(Value::NONE);
         let key = attribute_of(env, first, Some(&attribute), default.as_ref())?;
         memory::push(&mut all, Value::group(key, Value::list(group)?)?, "a list of a chat template")?;

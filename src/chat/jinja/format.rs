@@ -1,6 +1,6 @@
 //! Formatting: `'…' % values`, and `'…'.format(values)`.
 //!
-//! What a field becomes is the caller's where the field is written by the caller, or where its value is.
+//! The caller counts as the writer of a formatted field if the caller wrote the field or its value.
 
 use super::args::Args;
 use super::attributes;
@@ -17,7 +17,7 @@ fn wrong(message: impl std::fmt::Display) -> Fault {
 
 /// `text % values`
 pub(super) fn percent(text: &Text, values: &Value, budget: &Budget) -> Res<Text> {
-    // Flags are read and write nothing.
+    // This pays for reading flags, which write nothing.
     budget.bytes(text.len())?;
     let all = text.as_str();
     let mut out = Builder::new(budget);
@@ -97,7 +97,7 @@ pub(super) fn percent(text: &Text, values: &Value, budget: &Budget) -> Res<Text>
     Ok(out.finish())
 }
 
-/// The end of a key in brackets, which may have brackets itself.
+/// The end of a key in brackets; the key may contain brackets itself.
 fn closing(inside: &str) -> Option<usize> {
     let mut open = 0;
     inside.char_indices().find_map(|(at, c)| {
@@ -142,7 +142,7 @@ impl Fields<'_> {
     fn check_all_used(&self) -> Res<()> {
         let is_rest = match self.values {
             Value::Tuple(tuple) => self.next < tuple.items.len(),
-            // Python takes these for mappings.
+            // Python treats these as mappings.
             Value::List(_) | Value::Undefined(_) | Value::Range(_) => false,
             _ => self.next == 0 && !self.is_mapping,
         };
@@ -215,7 +215,7 @@ pub(super) fn braces(text: &Text, args: Args, budget: &Budget) -> Res<Text> {
 
 struct Braces<'a> {
     args: &'a Args,
-    /// The number of the next field without a name; `None` once fields had numbers.
+    /// The number of the next field without a name; `None` once a field had a number.
     next: Option<usize>,
 }
 
@@ -321,7 +321,7 @@ impl Braces<'_> {
     }
 }
 
-/// Where the name of a field ends: at `!` or `:` outside of brackets.
+/// The end of a field's name: at `!` or `:` outside of brackets.
 fn name_end(field: &str) -> usize {
     let mut in_brackets = false;
     for (at, c) in field.char_indices() {
@@ -335,7 +335,7 @@ fn name_end(field: &str) -> usize {
     field.len()
 }
 
-/// Where the bracket at the start of `rest` is closed.
+/// The position of the bracket that closes the one at the start of `rest`.
 fn field_end(rest: &str) -> Option<usize> {
     let mut open = 0;
     rest.char_indices().find_map(|(at, c)| {

@@ -1,4 +1,4 @@
-//! Functions of templates.
+//! Global functions of templates.
 
 use super::args::{Args, required};
 use super::dict::Map;
@@ -14,7 +14,7 @@ use std::rc::Rc;
 const NAMES: [&str; 8] =
     ["range", "dict", "namespace", "cycler", "joiner", "lipsum", "raise_exception", "strftime_now"];
 
-/// The function of a name.
+/// The function called `name`.
 pub(super) fn find(name: &str) -> Option<Value> {
     let name = NAMES.into_iter().find(|other| *other == name)?;
     Some(Value::Call(Rc::new(Callable::Global(name))))
@@ -58,7 +58,7 @@ pub(super) fn call(env: Env<'_>, name: &str, args: Args) -> Res<Value> {
             let Some(format) = format.as_text() else {
                 return Err(Fault::invalid("strftime_now needs a string"));
             };
-            // A part of the format becomes 30 characters at most.
+            // Each part of the format becomes at most 30 characters.
             env.budget.bytes(format.len().saturating_mul(40))?;
             env.budget.memory(format.len().saturating_mul(40))?;
             let text = date::strftime(env.now, format.as_str()).ok_or_else(|| {

@@ -1,4 +1,5 @@
-//! Filters for HTML and addresses. Texts are never "safe" here: nothing is escaped that no filter asked for.
+//! Filters for HTML and addresses. No text counts as "safe" here: texts are escaped only where a
+//! filter asks for it.
 
 use super::args::{Args, flag};
 use super::budget::Budget;
@@ -9,7 +10,7 @@ use super::repr;
 use super::text::{Builder, By, Text, is_space};
 use super::value::Value;
 
-/// Replaces what means something in HTML.
+/// Replaces the characters that have a meaning in HTML.
 pub(super) fn escape(text: &Text, budget: &Budget) -> Res<Text> {
     let mut out = Builder::new(budget);
     write_escaped(text, &mut out)?;
@@ -38,7 +39,7 @@ fn write_escaped(text: &Text, out: &mut Builder<'_>) -> Res<()> {
     Ok(())
 }
 
-/// A text without tags and comments, with single blanks, and with entities as characters.
+/// Removes tags and comments, joins blanks into one, and replaces entities by characters.
 pub(super) fn striptags(env: Env<'_>, text: &Text) -> Res<Text> {
     let text = without(env, text, "<!--", "-->")?;
     let text = without(env, &text, "<", ">")?;
@@ -55,7 +56,7 @@ pub(super) fn striptags(env: Env<'_>, text: &Text) -> Res<Text> {
 }
 
 fn without(env: Env<'_>, text: &Text, open: &str, close: &str) -> Res<Text> {
-    // Also what is left out is read.
+    // The parts left out are read, too.
     env.budget.bytes(text.len())?;
     let mut out = Builder::new(env.budget);
     let all = text.as_str();
@@ -69,7 +70,7 @@ fn without(env: Env<'_>, text: &Text, open: &str, close: &str) -> Res<Text> {
     Ok(out.finish())
 }
 
-/// The most used entities, and those by number.
+/// Replaces the most used entities, and numbered ones.
 fn unescape(env: Env<'_>, text: &Text) -> Res<Text> {
     const NAMED: [(&str, char); 6] =
         [("amp", '&'), ("lt", '<'), ("gt", '>'), ("quot", '"'), ("apos", '\''), ("nbsp", '\u{a0}')];
@@ -103,7 +104,7 @@ fn unescape(env: Env<'_>, text: &Text) -> Res<Text> {
     Ok(out.finish())
 }
 
-/// The entries of a dictionary as attributes.
+/// The entries of a dictionary as HTML attributes.
 pub(super) fn xmlattr(env: Env<'_>, value: &Value, args: Args) -> Res<Text> {
     let [autospace] = args.bind("xmlattr", ["autospace"])?;
     let Value::Dict(dict) = value else {
@@ -129,7 +130,7 @@ pub(super) fn xmlattr(env: Env<'_>, value: &Value, args: Args) -> Res<Text> {
     Ok(out.finish())
 }
 
-/// A text, or pairs, for an address.
+/// Encodes a text, or pairs, for an address.
 pub(super) fn urlencode(env: Env<'_>, value: &Value) -> Res<Text> {
     let mut out = Builder::new(env.budget);
     let pairs = match value {

@@ -1,5 +1,5 @@
-//! JSON: the filter `tojson` as Hugging Face defines it (Python's `json.dumps` without escapes for what is not ASCII, and
-//! without escapes for HTML), and the way back.
+//! JSON: the filter `tojson` as Hugging Face defines it (Python's `json.dumps` without escapes for
+//! characters outside ASCII, and without escapes for HTML), and the way back.
 
 use super::args::{Args, flag};
 use super::budget::Budget;
@@ -19,7 +19,7 @@ const MAX_INDENT: i128 = 64;
 /// How to write JSON.
 struct Style {
     ascii: bool,
-    /// What one level is indented by; `None` for one line.
+    /// The text that indents one level; `None` writes everything on one line.
     indent: Option<Text>,
     comma: Text,
     colon: Text,
@@ -29,7 +29,8 @@ struct Style {
 /// `value|tojson(ensure_ascii=…, indent=…, separators=…, sort_keys=…)`
 pub(super) fn tojson(env: Env<'_>, value: &Value, args: Args) -> Res<Value> {
     let budget = env.budget;
-    // A first argument is the indent for templates in use, though Hugging Face has another one there.
+    // Known templates use the first argument as the indent, though Hugging Face has another
+    // parameter there.
     let mut args = args;
     let first = if args.positional.is_empty() { None } else { Some(args.positional.remove(0)) };
     let (first_flag, first_indent) = match first {
@@ -41,7 +42,7 @@ pub(super) fn tojson(env: Env<'_>, value: &Value, args: Args) -> Res<Value> {
     let indent = match first_indent.or(indent) {
         None | Some(Value::None(_)) => None,
         Some(Value::Text(margin)) => Some(margin),
-        // It matters only where there is something to indent.
+        // A bad indent does not matter where there is nothing to indent.
         Some(_) if value.as_text().is_some() => None,
         Some(width) => {
             let count = width
@@ -155,7 +156,8 @@ fn scalar(value: &Value) -> String {
     }
 }
 
-/// Writes a string; its quotes are of whom a part of it is.
+/// Writes a string. The caller counts as the writer of its quotes if the caller wrote any part of
+/// the string.
 fn write_string(text: &Text, ascii: bool, out: &mut Builder<'_>) -> Res<()> {
     let quotes = text.by();
     out.push('"', quotes)?;
@@ -188,7 +190,7 @@ fn write_string(text: &Text, ascii: bool, out: &mut Builder<'_>) -> Res<()> {
     out.push('"', quotes)
 }
 
-/// The caller's JSON as a value.
+/// The caller's JSON as a template value.
 pub(in crate::chat) fn value_of(json: &Json, by: By, budget: &Budget) -> Res<Value> {
     value_at(json, by, 0, budget)
 }
@@ -233,7 +235,7 @@ pub(super) fn from_json(env: Env<'_>, text: &Text) -> Res<Value> {
     if reader.at < text.len() { Err(reader.fail()) } else { Ok(value) }
 }
 
-/// Reads JSON; what comes out has the writers of what was read.
+/// Reads JSON. The values that it returns keep the writers of the text that it read.
 struct Reader<'r> {
     text: &'r Text,
     at: usize,
@@ -373,7 +375,7 @@ impl Reader<'_> {
         }
     }
 
-    /// A string in quotes; each of its characters has the writer of what stood for it.
+    /// A string in quotes. Each of its characters keeps the writer of its spelling.
     fn string(&mut self) -> Res<Text> {
         self.at += 1;
         let mut out = Builder::new(self.budget);

@@ -1,4 +1,4 @@
-//! How a field of a format is laid out: digits, signs, widths.
+//! The layout of a formatted field: digits, signs, widths.
 
 use super::fault::{Fault, Res};
 use super::text::{Builder, By, Text};
@@ -6,7 +6,7 @@ use super::text::{Builder, By, Text};
 /// The widest field.
 const MAX_WIDTH: usize = 10_000;
 
-/// How a field is laid out.
+/// The layout of a field.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Layout {
     pub fill: char,
@@ -101,7 +101,7 @@ fn scientific(f: f64, precision: usize) -> String {
     format!("{digits}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.unsigned_abs())
 }
 
-/// Without zeros at the end of the decimals.
+/// Removes zeros at the end of the decimals.
 fn without_zeros(text: &str) -> String {
     let (digits, exponent) = text.find('e').map_or((text, ""), |at| text.split_at(at));
     if !digits.contains('.') {
@@ -162,7 +162,7 @@ pub(super) fn pad_number(
     out.fill(layout.fill, missing - left - inside, by)
 }
 
-/// Digits with a mark between thousands; zeros that fill the field have them too.
+/// Digits with a mark between thousands. Zeros that fill the field get marks, too.
 fn grouped(digits: &str, layout: Layout, before: usize) -> String {
     let Some(mark) = layout.grouping else { return digits.to_string() };
     let whole = digits.bytes().take_while(u8::is_ascii_alphanumeric).take_while(|b| *b != b'e').count();

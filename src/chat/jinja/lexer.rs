@@ -24,7 +24,7 @@ pub(super) enum Token<'s> {
 }
 
 impl Token<'_> {
-    /// What an error calls it.
+    /// The token's name in errors.
     pub fn describe(&self) -> String {
         match self {
             Self::Data(_) => "text of the template".into(),
@@ -41,13 +41,13 @@ impl Token<'_> {
     }
 }
 
-/// Longer ones first.
+/// Longer operators come first.
 const OPERATORS: [&str; 26] = [
     "//", "**", "==", "!=", ">=", "<=", "+", "-", "/", "*", "%", "~", "[", "]", "(", ")", "{", "}", ">", "<", "=", ".",
     ":", "|", ",", ";",
 ];
 
-/// A template with `\n` at the ends of its lines, and without the last of them.
+/// The template with `\n` at the end of each line, but without a final one.
 pub(super) fn normalize(source: &str) -> Cow<'_, str> {
     let source = if source.contains('\r') {
         Cow::Owned(source.replace("\r\n", "\n").replace('\r', "\n"))
@@ -68,7 +68,7 @@ pub(super) fn normalize(source: &str) -> Cow<'_, str> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Data,
-    /// Data is passed; this tag begins.
+    /// The text before this tag is done, and the tag begins.
     Tag(Tag),
     /// Inside of `{{ … }}` (`true`) or `{% … %}`.
     Code(bool),
@@ -88,16 +88,16 @@ pub(super) struct Lexer<'s> {
     rest: &'s str,
     line: u32,
     state: State,
-    /// Whether what came last ended a line, as at the start.
+    /// Whether the lexer is at the start of a line, as at the beginning.
     is_line_start: bool,
     /// Brackets that are open.
     open: Vec<&'static str>,
-    /// Whether a dot came last: in `a.1.2` are two numbers.
+    /// Whether the last token was a dot: `a.1.2` has two integers.
     is_after_dot: bool,
 }
 
 impl<'s> Lexer<'s> {
-    /// Of a normalized text.
+    /// A lexer for a normalized text.
     pub fn new(source: &'s str) -> Self {
         Self { rest: source, line: 1, state: State::Data, is_line_start: true, open: Vec::new(), is_after_dot: false }
     }
@@ -120,7 +120,7 @@ impl<'s> Lexer<'s> {
                 State::Code(is_print) => Some(self.code(is_print)?),
             };
             if let Some(token) = token {
-                // Blanks before a token belong to it.
+                // Blanks before a token count as part of it.
                 let line = if matches!(token, Token::Data(_)) { line } else { self.line };
                 return Ok((line, token));
             }
@@ -141,7 +141,7 @@ impl<'s> Lexer<'s> {
         Ok((!data.is_empty()).then_some(Token::Data(data)))
     }
 
-    /// Passes the text before a tag, without the blanks that the tag takes.
+    /// Consumes the text before a tag, and returns it without the blanks that the tag strips.
     fn text_before(&mut self, at: usize, sign: Option<u8>, may_strip: bool) -> &'s str {
         let was_line_start = self.is_line_start;
         let text = self.advance(at);
@@ -157,7 +157,7 @@ impl<'s> Lexer<'s> {
         }
     }
 
-    /// The beginning of a tag, and all of a comment.
+    /// Reads the beginning of a tag, or a whole comment.
     fn tag(&mut self, tag: Tag) -> Res<Option<Token<'s>>> {
         if tag == Tag::Raw {
             return self.raw().map(Some);
@@ -169,7 +169,8 @@ impl<'s> Lexer<'s> {
         match tag {
             Tag::Print => self.state = State::Code(true),
             Tag::Block | Tag::Raw => self.state = State::Code(false),
-            // As in Jinja, a comment or raw block without anything in it need not end.
+            // As in Jinja, a comment or raw block needs no end if the template stops right after
+            // its beginning.
             Tag::Comment if self.rest.is_empty() => {
                 self.state = State::Data;
                 return Ok(None);
@@ -186,7 +187,7 @@ impl<'s> Lexer<'s> {
         Ok(Some(if tag == Tag::Print { Token::PrintBegin } else { Token::TagBegin }))
     }
 
-    /// Passes the blanks that the end of a tag takes.
+    /// Skips the blanks that the end of a tag strips.
     fn after_tag(&mut self, sign: Option<u8>) {
         match sign {
             Some(b'-') => self.skip_blanks(),
@@ -299,7 +300,7 @@ impl<'s> Lexer<'s> {
         Ok(Token::Op(op))
     }
 
-    /// A number; a float only where one may stand.
+    /// A number; a float only if `may_be_float`.
     fn number(&mut self, may_be_float: bool) -> Res<Token<'s>> {
         let bytes = self.rest.as_bytes();
         let radix = match bytes.get(1).map(u8::to_ascii_lowercase) {
@@ -364,7 +365,8 @@ impl<'s> Lexer<'s> {
     }
 }
 
-/// The end of digits that begin at `from`, with single `_` between them, or also before them.
+/// The end of the digits that begin at `from`, with single `_` between them. A `_` may also come
+/// first if `may_begin_with_blank`.
 fn digits_from(bytes: &[u8], from: usize, radix: u32, may_begin_with_blank: bool) -> usize {
     let is_digit = |at: usize| bytes.get(at).is_some_and(|b| char::from(*b).is_digit(radix));
     let mut end = from;
@@ -398,7 +400,7 @@ fn find_tag(text: &str) -> Option<(usize, Tag)> {
     }
 }
 
-/// The length of a tag that has nothing but a name, and the sign at its end.
+/// The length of a tag that contains only a name, and the sign at its end.
 fn named_tag(text: &str, name: &str) -> Option<(usize, Option<u8>)> {
     let inside = text.strip_prefix("{%")?;
     let inside = inside.strip_prefix(['-', '+']).unwrap_or(inside).trim_start_matches(is_space);
@@ -469,7 +471,7 @@ fn hex(text: &str, length: usize) -> Option<u32> {
 mod tests {
     use super::*;
 
-    /// Data as it is, tags as `<…>`.
+    /// Data unchanged, and tags as `<…>`.
     fn lex(source: &str) -> String {
         let source = normalize(source);
         let mut lexer = Lexer::new(&source);

@@ -12,7 +12,7 @@ use crate::memory;
 /// An operator between two values.
 pub(super) fn math(op: MathOp, a: &Value, b: &Value, budget: &Budget) -> Res<Value> {
     if let Some(fault) = b.undefined_fault() {
-        // A string on the left formats an undefined value as nothing.
+        // Formatting with a string on the left turns an undefined value into nothing.
         if !(op == MathOp::Rem && matches!(a, Value::Text(_))) {
             return Err(a.undefined_fault().unwrap_or(fault));
         }
@@ -87,7 +87,7 @@ fn integers(op: MathOp, a: i128, b: i128) -> Res<i128> {
                 (Some(quotient), Some(rest)) => (quotient, rest),
                 _ => return Err(too_large()),
             };
-            // Python rounds down, and the rest has the sign of the divisor.
+            // Python rounds down, and gives the remainder the divisor's sign.
             let is_off = rest != 0 && (rest < 0) != (b < 0);
             Some(match op {
                 MathOp::Rem if is_off => rest + b,
@@ -158,7 +158,7 @@ fn joined(a: &[Value], b: &[Value], budget: &Budget) -> Res<Vec<Value>> {
     Ok(all)
 }
 
-/// How often something is to be repeated: never for negative numbers.
+/// How often to repeat something: zero times for negative numbers.
 fn times(value: &Value) -> usize {
     value.as_int().map_or(0, |times| usize::try_from(times.max(0)).unwrap_or(usize::MAX))
 }
@@ -194,7 +194,7 @@ pub(super) fn signed(value: &Value, is_minus: bool) -> Res<Value> {
     }
 }
 
-/// The place that an index means, counted from the end where it is negative.
+/// The place for an index; negative indexes count from the end.
 pub(super) fn place(index: i128, len: usize) -> Option<usize> {
     let place = if index < 0 { index.checked_add(len as i128)? } else { index };
     usize::try_from(place).ok().filter(|place| *place < len)
@@ -220,7 +220,7 @@ pub(super) fn item_at(value: &Value, index: i128, budget: &Budget) -> Res<Option
     })
 }
 
-/// The places of a slice: the first, the one that ends it, the step, and how many.
+/// The places of a slice: the first, the end, the step, and the count.
 fn slice_places(len: usize, parts: [Option<i128>; 3]) -> Res<(i128, i128, i128, usize)> {
     let [start, stop, step] = parts;
     let len = len as i128;
@@ -237,7 +237,7 @@ fn slice_places(len: usize, parts: [Option<i128>; 3]) -> Res<(i128, i128, i128, 
     Ok((start, stop, step, usize::try_from(count).unwrap_or(0)))
 }
 
-/// `value[a:b:c]`; `None` where it has no slices.
+/// `value[a:b:c]`; `None` for values that cannot be sliced.
 pub(super) fn slice(value: &Value, parts: [Option<i128>; 3], budget: &Budget) -> Res<Option<Value>> {
     let Some(len) = ops::len(value) else { return Ok(None) };
     let (start, stop, step, count) = slice_places(len, parts)?;
@@ -311,7 +311,7 @@ pub(super) fn range(parts: &[Value]) -> Res<Value> {
     Ok(Value::Range(std::rc::Rc::new(Range { start, stop, step, len: len as usize })))
 }
 
-/// An integer that came out of a float.
+/// An integer converted from a float.
 pub(super) fn int_of_float(f: f64, by: By) -> Option<Value> {
     (f.abs() < 1e38).then(|| Value::Int(f.trunc() as i128, by))
 }

@@ -1,4 +1,4 @@
-//! Methods of lists, dictionaries, loops and numbers; those of strings are in [`super::strings`].
+//! Methods of lists, dictionaries, loops and numbers. Those of strings are in [`super::strings`].
 
 use super::args::{Args, integer, required, whole_flag};
 use super::dict::Map;
@@ -52,7 +52,7 @@ pub(super) fn call(env: Env<'_>, value: &Value, name: &str, args: Args) -> Res<V
             _ => {
                 let now = Value::list(args.positional)?;
                 let Value::List(list) = &now else { return Ok(Value::NONE) };
-                // What is kept here may contain the loop.
+                // The list of arguments that is kept here may contain the loop.
                 drop(list.change(env.kept, env.budget)?);
                 let before = state.changed.borrow_mut().replace(list.clone());
                 let same =

@@ -1,9 +1,9 @@
-//! An engine for chat templates: Jinja 2 as Hugging Face sets it up, in which every character of every text knows who
-//! wrote it, and every operation is charged before it does its work.
+//! An engine for chat templates: Jinja 2 as Hugging Face sets it up. Every text records who wrote
+//! each character, and every operation is charged before it does its work.
 //!
-//! A template comes from an untrusted file. [`parse`](Template::parse) bounds how deeply it nests. A rendering counts its
-//! steps, its memory, its output and its stack (see [`budget`]), so that it ends with an error where it goes on too long.
-//! It needs no thread and no large stack of its own.
+//! A template comes from an untrusted file. [`parse`](Template::parse) bounds how deeply it nests.
+//! A rendering counts its steps, its memory, its output and its stack (see [`budget`]), and ends
+//! with an error if it goes on too long. It needs neither a thread nor a large stack of its own.
 
 mod args;
 mod ast;
@@ -45,20 +45,20 @@ use std::time::SystemTime;
 use text::Text;
 use value::{Kept, Value};
 
-/// The longest template that is accepted, in bytes. The longest in use have about 30,000.
+/// The longest accepted template in bytes. The longest known ones have about 30,000.
 const MAX_SOURCE: usize = 1 << 20;
 
-/// A parsed template, which renderings share.
+/// A parsed template; renderings share it.
 #[derive(Debug)]
 pub(super) struct Template {
     inner: ast::Template,
 }
 
-/// What a template wrote.
+/// The output of a template.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Rendered {
     pub text: String,
-    /// The bytes at which the writer changes, ascending: the template comes first, then the caller.
+    /// The bytes at which the writer changes, ascending. The template comes first, then the caller.
     pub borders: Vec<usize>,
 }
 
@@ -73,7 +73,7 @@ impl Template {
         Ok(Self { inner })
     }
 
-    /// Renders it with the variables that `fill` gives.
+    /// Renders the template with the variables that `fill` sets.
     pub fn render(
         &self,
         now: SystemTime,
@@ -104,7 +104,7 @@ pub(super) struct Variables<'b> {
     all: Vec<(String, Value)>,
 }
 
-/// A value of the caller's for a template.
+/// A caller's value for a template.
 #[derive(Clone, Debug)]
 pub(super) struct Given(Value);
 
@@ -131,12 +131,12 @@ impl<'b> Variables<'b> {
         Given(Value::bool(value))
     }
 
-    /// The caller's JSON.
+    /// The caller's JSON as a value.
     pub fn json(&self, json: &Json) -> Result<Given> {
         Self::given(json::value_of(json, By::Caller, self.budget))
     }
 
-    /// A list whose brackets are the template's.
+    /// A list whose brackets the template writes.
     pub fn list(&self, items: impl IntoIterator<Item = Result<Given>>) -> Result<Given> {
         let mut values = Vec::new();
         for item in items {
@@ -146,7 +146,7 @@ impl<'b> Variables<'b> {
         Self::given(Value::list(values))
     }
 
-    /// A dictionary whose keys are the template's.
+    /// A dictionary whose keys the template writes.
     pub fn dict(&self, entries: impl IntoIterator<Item = (&'static str, Given)>) -> Result<Given> {
         let mut map = Map::default();
         let insert = |map: &mut Map, key: &str, value: Given| -> Res<()> {

@@ -9,7 +9,7 @@ use crate::memory;
 use std::cmp::Ordering;
 use std::rc::Rc;
 
-/// Python's `==`. Who wrote the values does not matter.
+/// Python's `==`. It ignores who wrote the values.
 pub(super) fn equal(a: &Value, b: &Value, budget: &Budget) -> Res<bool> {
     equal_at(a, b, 0, budget)
 }
@@ -74,7 +74,7 @@ fn equal_dicts(a: &Dict, b: &Dict, depth: u32, budget: &Budget) -> Res<bool> {
     Ok(true)
 }
 
-/// Whether two values are one object, as far as templates can tell (`is sameas`).
+/// Whether two values are one object, as far as templates can see (`is sameas`).
 pub(super) fn is_same(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Undefined(a), Value::Undefined(b)) => Rc::ptr_eq(a, b),
@@ -105,7 +105,7 @@ fn compare_numbers(a: &Value, b: &Value) -> Option<Ordering> {
     }
 }
 
-/// Exact, also where a float cannot hold the integer.
+/// Exact even where a float cannot represent the integer.
 fn compare_with_float(a: i128, b: f64) -> Option<Ordering> {
     if b.abs() < 1e38 {
         let whole = b.floor();
@@ -115,7 +115,7 @@ fn compare_with_float(a: i128, b: f64) -> Option<Ordering> {
     0.0.partial_cmp(&b)
 }
 
-/// The order of two values; `None` where a number is not one.
+/// The order of two values; `None` for NaN.
 pub(super) fn compare(a: &Value, b: &Value, budget: &Budget) -> Res<Option<Ordering>> {
     compare_at(a, b, 0, budget)
 }
@@ -148,7 +148,8 @@ fn compare_items(a: &[Value], b: &[Value], depth: u32, budget: &Budget) -> Res<O
     Ok(Some(a.len().cmp(&b.len())))
 }
 
-/// The order that the filter `sort` goes by. It compares lists of keys, so that keys that are equal need no order.
+/// The order of the filter `sort`. Python's filter compares lists of keys, so equal keys need no
+/// order.
 pub(super) fn order_of_keys(a: &Value, b: &Value, budget: &Budget) -> Res<Option<Ordering>> {
     match (a, b) {
         (Value::Text(_), Value::Text(_)) => compare(a, b, budget),
@@ -157,12 +158,12 @@ pub(super) fn order_of_keys(a: &Value, b: &Value, budget: &Budget) -> Res<Option
     }
 }
 
-/// Sorts by keys, stably. The keys come with the items. Safe where the order is none (NaN).
+/// Sorts items by the keys that come with them, stably. Safe even where keys have no order (NaN).
 pub(super) fn sort(items: Vec<(Value, Value)>, reverse: bool, budget: &Budget) -> Res<Vec<(Value, Value)>> {
     sort_by(items, reverse, budget, compare)
 }
 
-/// As [`sort`], with an order of its own.
+/// As [`sort`], with a given order.
 pub(super) fn sort_by(
     mut items: Vec<(Value, Value)>,
     reverse: bool,
@@ -241,7 +242,7 @@ pub(super) fn copied(items: &[Value], budget: &Budget) -> Res<Vec<Value>> {
     Ok(copy)
 }
 
-/// What a value gives when it is looped over.
+/// The items of a value, as a loop visits them.
 pub(super) fn items(value: &Value, budget: &Budget) -> Res<Vec<Value>> {
     Ok(match value {
         Value::List(list) => copied(&list.items(), budget)?,
@@ -297,7 +298,7 @@ fn view_items(dict: &Dict, view: View, budget: &Budget) -> Res<Vec<Value>> {
     Ok(all)
 }
 
-/// Python's `len`; `None` where a value has none.
+/// Python's `len`; `None` for a value without a length.
 pub(super) fn len(value: &Value) -> Option<usize> {
     Some(match value {
         Value::Undefined(_) => 0,
@@ -316,7 +317,7 @@ pub(super) fn is_iterable(value: &Value) -> bool {
     len(value).is_some() || matches!(value, Value::Iter(_))
 }
 
-/// A dictionary without those values whose keys come again.
+/// Removes the values whose keys occurred before.
 pub(super) fn unique(items: Vec<(Value, Value)>, budget: &Budget) -> Res<Vec<Value>> {
     let mut seen = dict::Map::default();
     let mut all = Vec::new();

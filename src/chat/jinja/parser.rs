@@ -1,4 +1,4 @@
-//! From tokens to a template: expressions. [`super::statements`] has the rest.
+//! From tokens to a template: expressions. Statements are in [`super::statements`].
 
 use super::ast::{Arguments, Arm, CompareOp, Const, Expr, MathOp, Name, Post, PostKind, Sign, Template};
 use super::fault::{Fault, Res};
@@ -6,13 +6,13 @@ use super::lexer::{Lexer, Token};
 use crate::memory;
 use std::collections::HashMap;
 
-/// How deeply brackets, blocks and macros of a template may nest, all together.
+/// The deepest nesting of a template's brackets, blocks and macros together.
 pub(super) const MAX_NESTING: u32 = 64;
 
-/// What ends a rank of operators; each parses the one below.
+/// A rank of operators. Each rank parses the rank below it as operands.
 type Rank = usize;
 
-/// Adds to a list whose length the template decides.
+/// Adds to a list whose length the template determines.
 pub(super) fn push<T>(list: &mut Vec<T>, item: T) -> Res<()> {
     Ok(memory::push(list, item, "a chat template")?)
 }
@@ -26,13 +26,13 @@ pub(super) struct Parser<'s> {
     pub template: Template,
     names: HashMap<Box<str>, Name>,
     texts: HashMap<Box<str>, u32>,
-    /// How often each of the watched names was read.
+    /// How often each of the watched names has been read.
     watched: [u32; 4],
-    /// How often `loop` was assigned to.
+    /// How often `loop` has been assigned to.
     pub loop_assignments: u32,
 }
 
-/// The numbers of names that mean something in macros and loops: the first ones.
+/// Names with a meaning in macros and loops. They get the first numbers.
 const WATCHED: [&str; 4] = ["caller", "varargs", "kwargs", "loop"];
 pub(super) const CALLER: Name = 0;
 pub(super) const VARARGS: Name = 1;
@@ -60,7 +60,7 @@ impl<'s> Parser<'s> {
         Ok(parser)
     }
 
-    /// How often a watched name was read so far.
+    /// How often a watched name has been read so far.
     pub fn reads(&self, name: Name) -> u32 {
         self.watched.get(name as usize).copied().unwrap_or_default()
     }
@@ -127,7 +127,7 @@ impl<'s> Parser<'s> {
         }
     }
 
-    /// Goes one level deeper; [`leave`](Self::leave) comes back.
+    /// Goes one level deeper; [`leave`](Self::leave) goes back.
     pub fn enter(&mut self) -> Res<()> {
         self.nesting += 1;
         if self.nesting > MAX_NESTING {
@@ -165,7 +165,8 @@ impl<'s> Parser<'s> {
         Ok(number)
     }
 
-    /// An expression, by itself or as a tuple with commas. `with_choice`: whether `if` may follow a value.
+    /// An expression, alone or as a tuple with commas. `with_choice`: whether `if` may follow a
+    /// value.
     pub fn tuple(&mut self, with_choice: bool, ends: &[&str]) -> Res<Expr> {
         if self.at_tuple_end(ends) {
             return self.unexpected("an expression");
@@ -290,7 +291,7 @@ impl<'s> Parser<'s> {
         Ok(Some(op))
     }
 
-    /// Sums, of concatenations, of products, of powers.
+    /// Sums; their operands are concatenations, then products, then powers.
     fn math(&mut self, rank: Rank) -> Res<Expr> {
         const CONCAT: Rank = 1;
         const OPERATORS: [&[(&str, MathOp)]; 4] = [
@@ -323,7 +324,7 @@ impl<'s> Parser<'s> {
         Ok(if rest.is_empty() { first } else { Expr::Math(Box::new(first), rest) })
     }
 
-    /// A value with signs before it and filters behind it.
+    /// A value with the signs before it and the filters after it.
     fn signed(&mut self) -> Res<Expr> {
         let mut signs = Vec::new();
         while let Token::Op(op @ ("+" | "-")) = self.current {
@@ -383,7 +384,7 @@ impl<'s> Parser<'s> {
         Ok(Expr::Const(self.constant(value)?))
     }
 
-    /// Strings one after another, which are one.
+    /// Consecutive strings, which form one string.
     fn texts(&mut self) -> Res<Expr> {
         let mut text = String::new();
         while let Token::Text(part) = &self.current {
@@ -549,7 +550,7 @@ impl<'s> Parser<'s> {
         }
     }
 
-    /// Filters; the first one without `|` where `inline`.
+    /// Filters. If `inline`, the first one has no `|`.
     pub fn filters(&mut self, posts: &mut Vec<Post>, mut inline: bool) -> Res<()> {
         while inline || self.is_op("|") {
             if !inline {

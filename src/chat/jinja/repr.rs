@@ -1,4 +1,4 @@
-//! How values read: Python's `str` and `repr`.
+//! How values are written: Python's `str` and `repr`.
 
 use super::budget::Budget;
 use super::dict::check_depth;
@@ -25,7 +25,7 @@ pub(super) fn repr_of(value: &Value, budget: &Budget) -> Res<Text> {
     Ok(out.finish())
 }
 
-/// Python's `ascii(value)`: `repr(value)` with escapes for all that is not ASCII.
+/// Python's `ascii(value)`: `repr(value)` with escapes for all characters outside ASCII.
 pub(super) fn ascii_of(value: &Value, budget: &Budget) -> Res<Text> {
     let text = repr_of(value, budget)?;
     if text.as_str().is_ascii() {
@@ -137,7 +137,7 @@ fn write_items<'v>(items: impl Iterator<Item = &'v Value>, by: By, depth: u32, o
     Ok(())
 }
 
-/// A string in single quotes, unless that would need more escapes.
+/// Writes a string in single quotes, unless double quotes need fewer escapes.
 fn write_quoted(text: &Text, out: &mut Builder<'_>) -> Res<()> {
     let quote = if text.as_str().contains('\'') && !text.as_str().contains('"') { '"' } else { '\'' };
     let by = text.by();
@@ -173,8 +173,8 @@ fn escape(c: char) -> String {
     }
 }
 
-/// Whether Python prints a character as it is: no control, format or separator other than the blank. Rust's `Debug`
-/// escapes the same.
+/// Whether Python prints a character as it is: no control, format or separator character except the
+/// blank. Rust's `Debug` escapes the same characters.
 fn is_printable(c: char) -> bool {
     if c.is_ascii() {
         return !c.is_ascii_control();
@@ -182,7 +182,7 @@ fn is_printable(c: char) -> bool {
     c.escape_debug().next() == Some(c) || is_mark(c)
 }
 
-/// Whether a character is a combining mark, which Rust escapes only where it comes first.
+/// Whether a character is a combining mark. Rust escapes these only at the start of a text.
 fn is_mark(c: char) -> bool {
     let text = String::from_iter(['a', c]);
     text.escape_debug().nth(1) == Some(c)

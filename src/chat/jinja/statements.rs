@@ -16,15 +16,15 @@ pub(super) fn parse(source: &str) -> Res<Template> {
     Ok(template)
 }
 
-/// Where a statement stands.
+/// The surroundings of a statement.
 #[derive(Debug, Default, Clone, Copy)]
 struct Tags {
-    /// Whether `break` and `continue` have a loop.
+    /// Whether a loop encloses the statement, for `break` and `continue`.
     in_loop: bool,
 }
 
 impl<'s> Parser<'s> {
-    /// Statements up to one of the tags `ends`, whose name is returned; the tag's name is passed.
+    /// Reads statements up to one of the tags `ends`, skips that tag's name and returns it.
     fn block(&mut self, ends: &[&'static str], tags: &mut Tags) -> Res<(Block, &'static str)> {
         self.enter()?;
         let mut block = Vec::new();
@@ -74,7 +74,7 @@ impl<'s> Parser<'s> {
         Ok(())
     }
 
-    /// The body of a tag, up to its end.
+    /// The body of a tag, up to the end tag.
     fn body(&mut self, ends: &[&'static str], tags: &mut Tags) -> Res<(Block, &'static str)> {
         self.skip_op(":")?;
         self.end_tag()?;
@@ -129,7 +129,7 @@ impl<'s> Parser<'s> {
             }
             "block" => self.block_tag()?,
             "print" => {
-                // The last is pushed by the caller.
+                // The caller pushes the last one.
                 let mut kind = StmtKind::Print(self.expression(true)?);
                 while self.skip_op(",")? {
                     push(block, Stmt { line, kind })?;
@@ -196,7 +196,7 @@ impl<'s> Parser<'s> {
         Ok(StmtKind::SetBlock(target, posts, self.body(&["endset"], tags)?.0))
     }
 
-    /// A name, or names with commas; with `attributes` those of namespaces too.
+    /// A name, or several with commas; with `attributes`, also attributes of namespaces.
     fn target(&mut self, attributes: bool) -> Res<Target> {
         let first = self.one_target(attributes)?;
         if !self.is_op(",") {
@@ -204,7 +204,7 @@ impl<'s> Parser<'s> {
         }
         let mut all = vec![first];
         while self.skip_op(",")? {
-            // Only in brackets may a comma end the names, as in Jinja.
+            // As in Jinja, a comma may end the names only in brackets.
             if self.is_op(")") {
                 break;
             }
@@ -256,7 +256,7 @@ impl<'s> Parser<'s> {
         Ok((params, defaults))
     }
 
-    /// The body of a macro, or of the block of a call; its number.
+    /// The body of a macro or of a call's block. Returns its number.
     fn macro_body(
         &mut self,
         name: &str,
@@ -274,7 +274,7 @@ impl<'s> Parser<'s> {
         Ok(number)
     }
 
-    /// A block of Jinja's inheritance, which stands where it is.
+    /// A block of Jinja's inheritance. It is rendered in its place.
     fn block_tag(&mut self) -> Res<StmtKind> {
         let name = self.expect_name()?;
         let is_scoped = self.skip_name("scoped")?;

@@ -62,7 +62,7 @@ pub(super) const NAMES: [&str; 47] = [
 
 pub(super) fn call(env: Env<'_>, text: &Text, name: &str, args: Args) -> Res<Value> {
     let budget = env.budget;
-    // All of them read the text.
+    // Every method reads the text.
     budget.bytes(text.len())?;
     match name {
         "strip" | "lstrip" | "rstrip" => {
@@ -164,7 +164,7 @@ pub(super) fn strip(env: Env<'_>, text: &Text, name: &str, chars: Option<&Value>
         Some(chars) => Some(string(chars.clone(), name)?),
     };
     if let Some(set) = &set {
-        // Each character may be looked for among all of the set.
+        // Each character may be compared with the whole set.
         env.budget.steps((set.len() as u64).saturating_mul(1 + text.len() as u64 / 64))?;
     }
     let is_out = |c: char| set.as_ref().map_or(is_space(c), |set| set.as_str().contains(c));
@@ -257,7 +257,7 @@ fn split_at_blanks(all: &str, limit: usize, from_end: bool, add: &mut impl FnMut
     }
 }
 
-/// The lines of a text, as Python parts them.
+/// The lines of a text, split as Python does.
 pub(super) fn lines(env: Env<'_>, text: &Text, keep_ends: bool) -> Res<Vec<Text>> {
     let all = text.as_str();
     let is_end = |c: char| {
@@ -277,7 +277,8 @@ pub(super) fn lines(env: Env<'_>, text: &Text, keep_ends: bool) -> Res<Vec<Text>
     Ok(found)
 }
 
-/// The bytes between two places that are counted in characters, as slices count them; `None` where they are crossed.
+/// Byte positions for two places counted in characters, as slices count them; `None` where the end
+/// comes before the start.
 fn bounds(text: &Text, [start, stop]: [Option<Value>; 2]) -> Res<Option<Range<usize>>> {
     if start.is_none() && stop.is_none() {
         return Ok(Some(0..text.len()));
@@ -375,7 +376,7 @@ fn partition(env: Env<'_>, text: &Text, separator: &Text, from_end: bool) -> Res
     let parts = match at {
         Some(at) => [
             text.slice(0..at, budget)?,
-            // What was found is the text's, not the template's.
+            // The separator in the result is the text's, not the template's.
             text.slice(at..at + separator.len(), budget)?,
             text.slice(at + separator.len()..all.len(), budget)?,
         ],
@@ -420,7 +421,7 @@ fn justify(env: Env<'_>, text: &Text, name: &str, width: Option<Value>, fill: Op
     };
     let left = match name {
         "ljust" => 0,
-        // As Python: what is left over goes to the left where the width is odd.
+        // As in Python, the odd blank goes to the left where the width is odd.
         "center" => missing / 2 + (missing & width.max(0) as usize & 1),
         _ => missing,
     };
@@ -453,7 +454,7 @@ fn expand_tabs(env: Env<'_>, text: &Text, size: i128) -> Res<Value> {
     Ok(Value::Text(out.finish()))
 }
 
-/// Changes the case. What one character becomes has its writer.
+/// Changes the case. The writer of a character counts as the writer of what it becomes.
 pub(super) fn change_case(env: Env<'_>, text: &Text, name: &str) -> Res<Text> {
     let mut out = Builder::new(env.budget);
     env.budget.bytes(text.len().saturating_mul(4))?;
@@ -482,7 +483,8 @@ pub(super) fn change_case(env: Env<'_>, text: &Text, name: &str) -> Res<Text> {
         if name == "swapcase" && !is_upper && !is_lower {
             out.push(c, by)?;
         } else if to_upper {
-            // A character that becomes two is large in the first only, but for `swapcase`.
+            // Of a character whose upper case has two letters, only the first becomes upper case,
+            // except for `swapcase`.
             for (i, upper) in c.to_uppercase().enumerate() {
                 if i > 0 && name != "swapcase" {
                     upper.to_lowercase().try_for_each(|lower| out.push(lower, by))?;
@@ -531,7 +533,7 @@ fn is(text: &str, name: &str) -> bool {
     }
 }
 
-/// The digits of other scripts, which come in tens; the most used ones.
+/// Decimal digits, including the most used other scripts, which have them in tens.
 fn is_decimal(c: char) -> bool {
     const ZEROS: [u32; 14] =
         [0x660, 0x6f0, 0x7c0, 0x966, 0x9e6, 0xa66, 0xae6, 0xb66, 0xbe6, 0xc66, 0xce6, 0xd66, 0xe50, 0xff10];

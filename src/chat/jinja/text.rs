@@ -1,7 +1,9 @@
-//! Texts that know of each character who wrote it: the template, or the caller (the conversation, tools and variables).
+//! Texts that record who wrote each character: the template, or the caller (the conversation, tools
+//! and variables).
 //!
-//! Every operation of the engine builds its texts from pieces of others with a [`Builder`], which carries the marks
-//! along. So a prompt tells which characters are the template's, and only those can spell control tokens.
+//! Every operation of the engine builds its texts from pieces of others with a [`Builder`], which
+//! carries the marks along. So a prompt knows which characters are the template's, and only those
+//! can spell control tokens.
 
 use super::budget::Budget;
 use super::fault::{Fault, Res};
@@ -11,7 +13,7 @@ use std::fmt;
 use std::ops::Range;
 use std::rc::Rc;
 
-/// Who wrote something.
+/// The writer of a text or value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::chat) enum By {
     Template,
@@ -19,7 +21,7 @@ pub(in crate::chat) enum By {
 }
 
 impl By {
-    /// Who wrote what comes of two things: the caller, where either is the caller's.
+    /// The writer of the result of two things: the caller, if either is the caller's.
     pub fn with(self, other: Self) -> Self {
         if self == Self::Caller { self } else { other }
     }
@@ -40,11 +42,11 @@ pub(super) struct Text(Rc<Inner>);
 struct Inner {
     text: String,
     marks: Marks,
-    /// How many characters there are, once counted.
+    /// The number of characters, once counted.
     chars: Cell<Option<usize>>,
 }
 
-/// What a text takes besides its bytes.
+/// Memory that a text takes besides its bytes.
 const OVERHEAD: usize = 96;
 
 impl Text {
@@ -55,7 +57,7 @@ impl Text {
         Ok(Self::from_string(memory::copied_text(text, "a text of a chat template")?, by))
     }
 
-    /// A text that is accounted for already.
+    /// A text that has been paid for already.
     pub fn from_string(text: String, by: By) -> Self {
         Self(Rc::new(Inner { text, marks: Marks::All(by), chars: Cell::new(None) }))
     }
@@ -76,7 +78,7 @@ impl Text {
         Rc::ptr_eq(&self.0, &other.0)
     }
 
-    /// How many characters there are.
+    /// The number of characters.
     pub fn chars(&self) -> usize {
         self.0.chars.get().unwrap_or_else(|| {
             let count = self.as_str().chars().count();
@@ -85,7 +87,7 @@ impl Text {
         })
     }
 
-    /// Who wrote it: the caller, where any character is the caller's.
+    /// The text's writer: the caller, if any character is the caller's.
     pub fn by(&self) -> By {
         match &self.0.marks {
             Marks::All(by) => *by,
@@ -93,7 +95,7 @@ impl Text {
         }
     }
 
-    /// Who wrote a part.
+    /// The writer of a part.
     pub fn by_in(&self, range: Range<usize>) -> By {
         match &self.0.marks {
             Marks::All(by) => *by,
@@ -103,7 +105,7 @@ impl Text {
         }
     }
 
-    /// The parts of `range` that have one writer each.
+    /// Splits `range` into parts with one writer each.
     pub fn runs(&self, range: Range<usize>) -> Runs<'_> {
         let (by, borders) = match &self.0.marks {
             Marks::All(by) => (*by, &[][..]),
@@ -116,7 +118,7 @@ impl Text {
         Runs { by, borders, at: range.start, end: range.end }
     }
 
-    /// The characters with their places and writers.
+    /// The characters with their positions and writers.
     pub fn marked_chars(&self) -> impl Iterator<Item = (usize, char, By)> + '_ {
         self.runs(0..self.len()).flat_map(|(range, by)| {
             let start = range.start;
@@ -125,7 +127,7 @@ impl Text {
         })
     }
 
-    /// The byte at which character `index` begins; the end for those behind the last.
+    /// The byte at which character `index` begins; the end of the text for an index past the last.
     pub fn offset(&self, index: usize) -> usize {
         let text = self.as_str();
         if self.chars() == text.len() {
@@ -134,7 +136,7 @@ impl Text {
         text.char_indices().nth(index).map_or(text.len(), |(at, _)| at)
     }
 
-    /// A part, by bytes.
+    /// A part, given in bytes.
     pub fn slice(&self, range: Range<usize>, budget: &Budget) -> Res<Self> {
         if range == (0..self.len()) {
             return Ok(self.clone());
@@ -144,13 +146,13 @@ impl Text {
         Ok(out.finish())
     }
 
-    /// The part between `left` and `right` blanks or characters taken off both ends.
+    /// The part `part`, which must be a slice of this text.
     pub fn part_of(&self, part: &str, budget: &Budget) -> Res<Self> {
         let start = (part.as_ptr() as usize).saturating_sub(self.as_str().as_ptr() as usize);
         self.slice(start..start + part.len(), budget)
     }
 
-    /// The bytes at which the writer changes, beginning with the template; and the text.
+    /// The text, and the bytes at which the writer changes, beginning with the template.
     pub fn into_parts(self, budget: &Budget) -> Res<(String, Vec<usize>)> {
         let borders = match &self.0.marks {
             Marks::All(By::Template) => Vec::new(),
@@ -227,7 +229,7 @@ impl<'b> Builder<'b> {
         }
         self.budget.bytes(more)?;
         if len > self.text.capacity() {
-            // Growing doubles; the old piece is given back, but counts.
+            // Growing doubles the capacity. The old piece is freed, but still counts.
             self.budget.memory(len.max(self.text.capacity() * 2))?;
             memory::reserve_text(&mut self.text, more, "a text of a chat template")?;
         }
@@ -258,7 +260,7 @@ impl<'b> Builder<'b> {
         self.push_str(c.encode_utf8(&mut [0; 4]), by)
     }
 
-    /// `count` times the same character.
+    /// Appends a character `count` times.
     pub fn fill(&mut self, c: char, count: usize, by: By) -> Res<()> {
         if count > 0 {
             self.reserve(count.saturating_mul(c.len_utf8()))?;
@@ -275,7 +277,7 @@ impl<'b> Builder<'b> {
         }
     }
 
-    /// `count` times the same text.
+    /// Appends a text `count` times.
     pub fn repeat(&mut self, text: &Text, count: usize) -> Res<()> {
         if text.len().saturating_mul(count) > self.budget.limits().max_output {
             return Err(Fault::too_much_output(self.budget.limits()));
@@ -291,7 +293,7 @@ impl<'b> Builder<'b> {
         }
     }
 
-    /// A part of a text, by bytes.
+    /// Appends a part of a text, given in bytes.
     pub fn push_part(&mut self, text: &Text, range: Range<usize>) -> Res<()> {
         self.budget.steps(1)?;
         for (range, by) in text.runs(range) {
@@ -300,7 +302,7 @@ impl<'b> Builder<'b> {
         Ok(())
     }
 
-    /// A text, all of which counts as the caller's where `by` is.
+    /// Appends a text. All of it counts as the caller's if `by` is the caller.
     pub fn push_text_by(&mut self, text: &Text, by: By) -> Res<()> {
         if by == By::Caller { self.push_str(text.as_str(), by) } else { self.push_text(text) }
     }
@@ -315,7 +317,7 @@ impl<'b> Builder<'b> {
     }
 }
 
-/// Whether Python counts a character as a blank.
+/// Whether Python counts a character as white space.
 pub(super) fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }

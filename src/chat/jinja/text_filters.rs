@@ -137,7 +137,7 @@ fn format_filter(env: Env<'_>, text: &Text, args: Args) -> Res<Value> {
     format::percent(text, &values, env.budget).map(Value::Text)
 }
 
-/// Words begin with large letters, and go on with small ones.
+/// Capitalizes words: the first letter large, the others small.
 fn title(env: Env<'_>, text: &Text) -> Res<Text> {
     let mut out = Builder::new(env.budget);
     env.budget.bytes(text.len().saturating_mul(4))?;
@@ -171,7 +171,7 @@ fn indent(env: Env<'_>, value: Value, args: Args) -> Res<Text> {
     let text = strings::string(value, "indent")?;
     let mut out = Builder::new(env.budget);
     let mut lines = strings::lines(env, &text, false)?;
-    // As if a line's end had been added.
+    // Acts as if the text ended with one more newline.
     let is_open = !text.as_str().ends_with('\n');
     if !is_open || lines.is_empty() {
         lines.push(Text::from_string(String::new(), By::Template));
@@ -245,7 +245,7 @@ fn filesizeformat(env: Env<'_>, value: &Value, args: Args) -> Res<Text> {
     Text::new(&text, by, env.budget)
 }
 
-/// Digits without the `_` that may stand between two of them.
+/// Digits without the `_` that may separate them.
 fn plain_digits(text: &str) -> Option<String> {
     let text = text.trim_matches(is_space);
     let bytes = text.as_bytes();
@@ -258,11 +258,11 @@ fn plain_digits(text: &str) -> Option<String> {
 fn parse_float(value: &Value, budget: &Budget) -> Res<Option<f64>> {
     let Value::Text(text) = value else { return Ok(value.as_float()) };
     budget.bytes(text.len())?;
-    // Rust takes no "inf" and "nan" that Python does not.
+    // Rust accepts no spelling of "inf" and "nan" that Python refuses.
     Ok(plain_digits(text.as_str()).and_then(|digits| digits.parse().ok()))
 }
 
-/// Whoever calls this has paid for reading the text.
+/// The caller has paid for reading the text.
 fn parse_int(text: &str, base: u32) -> Option<Result<i128, ()>> {
     let digits = plain_digits(text)?;
     let (sign, digits) = match digits.strip_prefix('-') {
@@ -287,7 +287,7 @@ fn parse_int(text: &str, base: u32) -> Option<Result<i128, ()>> {
 fn int(env: Env<'_>, value: &Value, args: Args) -> Res<Value> {
     let [default, base] = args.bind("int", ["default", "base"])?;
     let by = value.by();
-    // What is no base fits no text.
+    // An invalid base makes every text invalid.
     let base = base.map_or(10, |base| base.as_int().unwrap_or(-1));
     if let Some(fault) = value.undefined_fault() {
         return Err(fault);
@@ -342,7 +342,7 @@ fn round(value: &Value, args: Args) -> Res<Value> {
     match method.as_ref().map_or("common", Text::as_str) {
         "common" => match value.as_int() {
             Some(i) => round_int(i, precision).map(|i| Value::Int(i, by)),
-            // Without a precision, Python's rounding gives an integer.
+            // Without a precision, Python's `round` returns an integer.
             None if is_whole => math::int_of_float(number()?.round_ties_even(), by)
                 .ok_or_else(|| Fault::invalid("a number is too large")),
             None => Ok(Value::Float(round_float(number()?, precision), by)),
@@ -354,14 +354,14 @@ fn round(value: &Value, args: Args) -> Res<Value> {
                 return Err(Fault::invalid("a number is too large"));
             }
             let whole = if method == "ceil" { scaled.ceil() } else { scaled.floor() };
-            // Python's is an integer then, which has no -0.
+            // In Python the result is an integer here, and integers have no -0.
             Ok(Value::Float((whole + 0.0) / scale, by))
         }
         _ => Err(Fault::invalid("method must be common, ceil or floor")),
     }
 }
 
-/// Half goes to the even side.
+/// Rounds halves to the even side.
 fn round_int(i: i128, precision: i128) -> Res<i128> {
     let Some(digits) = u32::try_from(-precision).ok().filter(|digits| *digits > 0) else { return Ok(i) };
     let Some(unit) = 10i128.checked_pow(digits) else { return Ok(0) };

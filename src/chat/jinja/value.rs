@@ -1,9 +1,10 @@
 //! The values of the template language: those of Python, as far as templates can have them.
 //!
-//! A value that is no container knows who wrote it, as a text does: the digits of a number that the caller gave are the
-//! caller's. Containers are shared. Each knows how deeply it nests, which has a limit, so that nothing that walks a value
-//! (dropping it, too) goes deep. Those that a template has changed may nest in each other, or in themselves: they are
-//! kept until the rendering ends (see [`Kept`]) and emptied then, one by one.
+//! A value that is no container records who wrote it, as a text does: the digits of a number that
+//! the caller gave are the caller's. Containers are shared. Each container knows how deeply it
+//! nests, and the depth has a limit, so that no code that walks a value (or drops it) recurses
+//! deeply. Containers that a template has changed may nest in each other, or in themselves. They
+//! are kept until the rendering ends (see [`Kept`]) and then emptied one by one.
 
 use super::budget::Budget;
 use super::dict::Map;
@@ -62,7 +63,7 @@ pub(super) struct List {
     items: RefCell<Vec<Value>>,
     depth: u32,
     is_kept: Cell<bool>,
-    /// Who wrote the brackets.
+    /// The writer of the brackets.
     pub by: By,
 }
 
@@ -70,7 +71,7 @@ pub(super) struct List {
 pub(super) struct Tuple {
     pub items: Vec<Value>,
     depth: u32,
-    /// Whether it is a group of `groupby`, whose items have names.
+    /// Whether it is a group of `groupby`; the items of a group have names.
     pub is_group: bool,
 }
 
@@ -79,7 +80,7 @@ pub(super) struct Dict {
     map: RefCell<Map>,
     depth: u32,
     is_kept: Cell<bool>,
-    /// Who wrote the braces.
+    /// The writer of the braces.
     pub by: By,
 }
 
@@ -90,7 +91,7 @@ pub(super) enum View {
     Items,
 }
 
-/// Python's `range`; `len` is counted already, and `stop` is only shown.
+/// Python's `range`. `len` is precomputed, and `stop` is only for display.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Range {
     pub start: i128,
@@ -106,7 +107,7 @@ impl Range {
     }
 }
 
-/// What can be looped over once, as Python's generators.
+/// Values that can be looped over once, like Python's generators.
 #[derive(Debug)]
 pub(super) struct Iter {
     pub items: Vec<Value>,
@@ -116,7 +117,7 @@ pub(super) struct Iter {
 
 #[derive(Debug)]
 pub(super) enum Callable {
-    /// A method that was looked up but not called yet.
+    /// A method that was looked up but not yet called.
     Method(Value, Rc<str>),
     Global(&'static str),
     Macro(Macro),
@@ -124,8 +125,8 @@ pub(super) enum Callable {
     Joiner(Text, Cell<bool>),
 }
 
-/// Changed containers, kept until the rendering ends. A container that nests in itself would else never be freed, and one
-/// that nests deeply would be dropped by deep recursion.
+/// Changed containers, kept until the rendering ends. Otherwise a container that contains itself
+/// would never be freed, and dropping a deeply nested one would recurse deeply.
 #[derive(Debug, Default)]
 pub(super) struct Kept {
     lists: RefCell<Vec<Rc<List>>>,
@@ -134,7 +135,7 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    /// Keeps the variables of a scope. Who calls it sees to it that it happens once.
+    /// Keeps the variables of a scope. The caller makes sure that this happens only once.
     pub fn keep_scope(&self, scope: &Rc<Scope>, budget: &Budget) -> Res<()> {
         budget.memory(2 * size_of::<Rc<Scope>>())?;
         Ok(crate::memory::push(&mut self.scopes.borrow_mut(), scope.clone(), "the variables of a chat template")?)
@@ -152,7 +153,7 @@ impl Kept {
 impl Drop for Kept {
     fn drop(&mut self) {
         for list in self.lists.take() {
-            // What it held is dropped after the borrow has ended.
+            // Drops the items only after the borrow has ended.
             let items = std::mem::take(&mut *list.items.borrow_mut());
             drop(items);
         }
@@ -176,7 +177,7 @@ impl List {
         self.items.borrow()
     }
 
-    /// The items, to change them. They must not be dropped while they are borrowed.
+    /// The items, for changes. Do not drop items while they are borrowed.
     pub fn change(self: &Rc<Self>, kept: &Kept, budget: &Budget) -> Res<RefMut<'_, Vec<Value>>> {
         Kept::keep(&kept.lists, self, &self.is_kept, budget)?;
         Ok(self.items.borrow_mut())
@@ -201,7 +202,7 @@ impl Value {
         Self::Bool(value, By::Template)
     }
 
-    /// A number that the template counted.
+    /// A number that comes from the template.
     pub fn count(value: usize) -> Self {
         Self::Int(value as i128, By::Template)
     }
@@ -210,12 +211,12 @@ impl Value {
         Self::Undefined(Rc::new(Missing::Hint(hint)))
     }
 
-    /// A short text of the template's.
+    /// A short text that the template writes.
     pub fn str(text: &'static str) -> Self {
         Self::Text(Text::from_string(text.to_string(), By::Template))
     }
 
-    /// A list. Who makes `items` has paid for it.
+    /// A list. The caller has paid for `items`.
     pub fn list(items: Vec<Self>) -> Res<Self> {
         Self::list_by(items, By::Template)
     }
@@ -265,7 +266,7 @@ impl Value {
         Ok(Self::Call(Rc::new(Callable::Method(of, name.clone()))))
     }
 
-    /// How deeply it nests, down to what is kept (see [`Kept`]).
+    /// How deeply the value nests, not counting kept containers (see [`Kept`]).
     pub fn depth(&self) -> u32 {
         match self {
             Self::List(list) if !list.is_kept.get() => list.depth,
@@ -301,7 +302,7 @@ impl Value {
         self.as_text().map(Text::as_str)
     }
 
-    /// An integer; a bool is one.
+    /// The value as an integer; a bool counts as one.
     pub fn as_int(&self) -> Option<i128> {
         match self {
             Self::Int(i, _) => Some(*i),
@@ -310,7 +311,7 @@ impl Value {
         }
     }
 
-    /// Any number, as a float.
+    /// Any number as a float.
     pub fn as_float(&self) -> Option<f64> {
         match self {
             Self::Float(f, _) => Some(*f),
@@ -318,7 +319,7 @@ impl Value {
         }
     }
 
-    /// Who wrote a value that is no container.
+    /// The writer of a value that is no container.
     pub fn by(&self) -> By {
         match self {
             Self::None(by) | Self::Bool(_, by) | Self::Int(_, by) | Self::Float(_, by) => *by,
@@ -329,7 +330,7 @@ impl Value {
         }
     }
 
-    /// Python's truth.
+    /// The value's truth in Python.
     pub fn is_true(&self) -> bool {
         match self {
             Self::Undefined(_) | Self::None(_) => false,
@@ -346,7 +347,7 @@ impl Value {
         }
     }
 
-    /// Python's name of the type.
+    /// Python's name for the type.
     pub fn type_name(&self) -> &'static str {
         match self {
             Self::Undefined(_) => "Undefined",
@@ -376,7 +377,7 @@ impl Value {
         }
     }
 
-    /// The fault where an undefined value is used as another; `None` for a defined one.
+    /// The fault for using an undefined value; `None` for a defined one.
     pub fn undefined_fault(&self) -> Option<Fault> {
         match self {
             Self::Undefined(missing) => Some(Fault::undefined(missing.message())),

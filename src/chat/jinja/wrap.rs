@@ -51,7 +51,8 @@ fn is_blank(c: char) -> bool {
     c.is_ascii_whitespace() || c == '\u{b}'
 }
 
-/// Words and blanks between them; words part after hyphens between letters.
+/// Splits a line into words and the blanks between them; words also split after hyphens between
+/// letters.
 fn chunks(env: Env<'_>, line: &Text, break_hyphens: bool) -> Res<Vec<Range<usize>>> {
     env.budget.items(line.chars())?;
     env.budget.memory(line.chars().saturating_mul(2 * size_of::<Range<usize>>()))?;
@@ -135,7 +136,7 @@ fn wrap_line(env: Env<'_>, line: &Text, style: &Style, out: &mut Builder<'_>) ->
     Ok(())
 }
 
-/// How many bytes of a word go onto a line that has room for `room` characters.
+/// How many bytes of a word fit on a line with room for `room` characters.
 fn broken(word: &str, room: usize, break_hyphens: bool) -> usize {
     let end = word.char_indices().nth(room).map_or(word.len(), |(at, _)| at);
     let before = word.get(..end).unwrap_or_default();

@@ -1,5 +1,6 @@
-//! Gemma 3 (Gemma Team 2025): norms before and after each half of a block, normed query and key heads, GeGLU, scaled
-//! embeddings, and five layers with a sliding window (and a rotary base of their own) to each one that sees everything.
+//! Gemma 3 (Gemma Team 2025): norms before and after each half of a block, normed query and key
+//! heads, GeGLU and scaled embeddings. Five layers with a sliding window (and a rotary base of
+//! their own) alternate with one layer that sees everything.
 
 use super::{Buffers, attention, feed_forward, output, queries_keys_values};
 use crate::gguf::{Gguf, Value};
@@ -12,7 +13,7 @@ pub(super) fn program(gguf: &Gguf, c: &Config) -> Result<Program> {
     let meta = gguf.metadata();
     let mut b = Builder::new(gguf, &c.arch);
     let mut buf = Buffers::new(&mut b, c);
-    // The 27B model, alone, scales by the width that its heads would have in a square projection.
+    // Only the 27B model scales by the width that its heads would have in a square projection.
     let scale_dim = if c.layers == 62 { c.embed / c.heads } else { c.head_dim };
     let scale = 1.0 / (scale_dim as f32).sqrt();
     let softcap = meta.f32("gemma3.final_logit_softcapping")?.filter(|&cap| cap > 0.0 && cap.is_finite());
@@ -57,7 +58,8 @@ pub(super) fn program(gguf: &Gguf, c: &Config) -> Result<Program> {
     b.build(c.vocab)
 }
 
-/// Which layers have the sliding window: all but every sixth, unless the file gives a period or a list of its own.
+/// Which layers have the sliding window: all but every sixth, unless the file gives its own period
+/// or list.
 fn sliding_layers(gguf: &Gguf, c: &Config, window: Option<usize>) -> Result<Vec<bool>> {
     const WHAT: &str = "the list of sliding layers";
     const KEY: &str = "gemma3.attention.sliding_window_pattern";

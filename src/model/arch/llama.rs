@@ -1,6 +1,6 @@
-//! Llama (Touvron et al. 2023) and what shares its shape: Llama 2 and 3, Mistral, Yi, SmolLM and others whose files
-//! say `llama`. Pre-norm, rotary embeddings on neighbouring columns, grouped queries, SwiGLU; optional biases and
-//! frequency factors.
+//! Llama (Touvron et al. 2023) and models of the same shape: Llama 2 and 3, Mistral, Yi, SmolLM and
+//! others whose files say `llama`. Pre-norm, rotary embeddings on neighbouring columns, grouped
+//! queries, SwiGLU; optional biases and frequency factors.
 
 use super::{Buffers, attention, feed_forward, output, queries_keys_values};
 use crate::Result;

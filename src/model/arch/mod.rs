@@ -27,7 +27,7 @@ pub(crate) fn program(gguf: &Gguf, config: &Config) -> Result<Program> {
     }
 }
 
-/// The error for an architecture that is not among the [`SUPPORTED`].
+/// The error for an architecture that is not in [`SUPPORTED`].
 pub(crate) fn unsupported(arch: &str) -> Error {
     let arch = show(arch);
     Error::unsupported(format!(
@@ -67,8 +67,8 @@ impl Buffers {
         }
     }
 
-    /// From here on only the rows whose logits are wanted are computed: the last layer's attention output and residual
-    /// stream go on, everything after works on outputs.
+    /// From here on, only the rows whose logits are wanted are computed. The last layer's attention
+    /// output and residual stream continue as outputs, and everything after works on outputs.
     fn keep_outputs(&mut self, b: &mut Builder<'_>, c: &Config) {
         let attn = b.output_buffer("attn_out", c.heads * c.value_dim);
         let x = b.output_buffer("x_out", c.embed);
@@ -119,7 +119,8 @@ fn attention(b: &mut Builder<'_>, c: &Config, buf: &Buffers, rope: usize, scale:
     b.op(Op::Attention { layer, q: buf.q, out: buf.attn, info });
 }
 
-/// The final norm and the output matrix, which is the embedding table where the file has no other.
+/// The final norm and the output matrix. If the file has no output matrix, the embedding table
+/// serves.
 fn output(b: &mut Builder<'_>, c: &Config, buf: &Buffers, softcap: Option<f32>) -> Result<()> {
     let logits = b.output_buffer("logits", c.vocab);
     b.rms_norm(buf.x, "output_norm.weight", c.norm_eps, buf.h)?;

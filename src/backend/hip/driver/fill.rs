@@ -1,4 +1,4 @@
-//! The driver's function that fills memory, which is not needed where it is missing.
+//! The driver's function that fills memory. The backend works without it.
 
 use super::{DevicePtr, Handle, Status};
 use crate::{Error, ErrorKind, Result};
@@ -16,7 +16,7 @@ impl FillFunctions {
     /// Queues filling `count` words of four bytes.
     ///
     /// # Safety
-    /// So many are allocated there, and stay so until the stream was waited for.
+    /// `count` words are allocated at `to`, and stay so until the stream was waited for.
     pub(in super::super) unsafe fn words(&self, to: DevicePtr, word: u32, count: usize, stream: Handle) -> Result<()> {
         // SAFETY: the caller's promise.
         match unsafe { (self.words)(to, word, count, stream) } {

@@ -1,4 +1,4 @@
-//! The driver's functions for graphs, which old versions do not have.
+//! The driver's functions for graphs. Old versions do not have them.
 
 use super::neighbours::{BesideCapture, OF_CAPTURES};
 use super::{Handle, Status};
@@ -26,12 +26,13 @@ fn check(status: Status, what: &str) -> Result<()> {
     Err(if OF_CAPTURES.contains(&status) { error.with_source(BesideCapture) } else { error })
 }
 
-/// The calls only pass on what they are given, so their promises are the callers'.
+/// These calls only pass on their arguments, so the callers make the promises.
 impl GraphFunctions {
     /// # Safety
     /// The stream exists, and this thread ends the capture.
     pub(in super::super) unsafe fn begin_capture(&self, stream: Handle) -> Result<()> {
-        /// `hipStreamCaptureModeThreadLocal`: other threads may do as they like meanwhile.
+        /// `hipStreamCaptureModeThreadLocal`: does not restrict the calls of other threads
+        /// meanwhile.
         const THREAD_LOCAL: c_uint = 1;
         // SAFETY: the caller's promise.
         check(unsafe { (self.begin_capture)(stream, THREAD_LOCAL) }, "cannot capture a stream")
@@ -63,14 +64,14 @@ impl GraphFunctions {
     }
 
     /// # Safety
-    /// It exists, does not run, and is not used any more.
+    /// The graph exists, does not run, and is not used any more.
     pub(in super::super) unsafe fn destroy_executable(&self, executable: Handle) -> Result<()> {
         // SAFETY: the caller's promise.
         check(unsafe { (self.destroy_executable)(executable) }, "cannot free a graph")
     }
 
     /// # Safety
-    /// It exists and is not used any more.
+    /// The graph exists and is not used any more.
     pub(in super::super) unsafe fn destroy(&self, graph: Handle) -> Result<()> {
         // SAFETY: the caller's promise.
         check(unsafe { (self.destroy)(graph) }, "cannot free a captured graph")

@@ -1,9 +1,10 @@
-//! The feature `link-hip`: the functions that the linker finds, by the bindings of `hip-runtime-sys`. That it compiles
-//! proves that the signatures of the table are those of HIP's headers.
+//! The feature `link-hip`: takes the functions from the linker, through the bindings of
+//! `hip-runtime-sys`. If it compiles, the signatures of the table are those of HIP's headers.
 //!
-//! A function that is added to a table in driver.rs gets a line here, with the types of the bindings. A table of functions
-//! that not all libraries have, which is optional where the library is looked for (that of graphs, say), gets a function
-//! like [`hip_functions`]: what is linked is always there.
+//! A function that is added to a table in driver.rs gets a line here, with the types of the
+//! bindings. Some tables are optional where the library is loaded, because not all libraries have
+//! their functions (graphs, for example). Such a table gets a function like [`hip_functions`],
+//! because linked functions always exist.
 
 use super::fill::FillFunctions;
 use super::graph::GraphFunctions;
@@ -12,7 +13,8 @@ use super::{Functions, HipFunctions};
 use hip_runtime_sys as hip;
 use std::ffi::{c_char, c_int, c_uint, c_void};
 
-/// The sizes of what a function returns and takes: what a call depends on, all of it being numbers and pointers.
+/// The sizes of a function's result and parameters. A call depends on nothing else, because all of
+/// them are numbers and pointers.
 trait Signature: Copy {
     const SIZES: &'static [usize];
 }
@@ -27,8 +29,8 @@ macro_rules! signatures {
 
 signatures! { (A) (A B) (A B C) (A B C D) (A B C D E) (A B C D E F G H I J K) }
 
-/// The same function with the types of the table: plain numbers in the place of C enumerations, `u64` for device
-/// pointers, and one word for all pointers that mean nothing to the host.
+/// The same function with the types of the table: plain numbers in place of C enumerations, `u64`
+/// for device pointers, and one word for every pointer that is opaque to the host.
 fn retype<F: Signature, T: Signature>(function: F) -> T {
     const {
         assert!(size_of::<F>() == size_of::<T>() && F::SIZES.len() == T::SIZES.len(), "another number of parameters");
@@ -43,7 +45,7 @@ fn retype<F: Signature, T: Signature>(function: F) -> T {
     unsafe { std::mem::transmute_copy(&function) }
 }
 
-/// Fills a table. The types are those of the bindings, and the compiler compares them.
+/// Fills a table. The macro uses the types of the bindings, and the compiler checks them.
 macro_rules! linked {
     ($table:ident { $($field:ident: $function:ident($($arg:ty),*);)* }) => {
         $table {

@@ -1,4 +1,5 @@
-//! What other users of the driver in the same process may notice: captures of graphs, and how threads wait.
+//! Effects on other users of the driver in the same process: captures of graphs, and how threads
+//! wait.
 
 use super::{Driver, Status, Vendor};
 use libloading::Library;
@@ -6,14 +7,14 @@ use std::ffi::{CStr, c_char, c_int, c_uint};
 use std::ops::RangeInclusive;
 
 table! {
-    /// What a thread's calls may do to captures of others.
+    /// How a thread's calls may affect captures of other threads.
     CaptureFunctions {
         exchange_mode(*mut c_uint) = "hipThreadExchangeStreamCaptureMode" | "cuThreadExchangeStreamCaptureMode";
     }
 }
 
 table! {
-    /// How the device's waits are made. CUDA's contexts have that by themselves.
+    /// How threads wait for the device. CUDA keeps this in its contexts.
     FlagFunctions {
         flags(*mut c_uint) = "hipGetDeviceFlags";
         set_flags(c_uint) = "hipSetDeviceFlags";
@@ -21,7 +22,7 @@ table! {
 }
 
 table! {
-    /// Where a device is.
+    /// The address of a device on the bus.
     BusFunctions {
         id(*mut c_char, c_int, c_int) = "hipDeviceGetPCIBusId";
     }
@@ -30,12 +31,13 @@ table! {
 /// `hipErrorStreamCaptureUnsupported` to `hipErrorStreamCaptureWrongThread`, and CUDA's of the same numbers.
 pub(super) const OF_CAPTURES: RangeInclusive<Status> = 900..=908;
 
-/// The cause of a call that failed since another thread captures a graph: nothing is wrong with the device.
+/// The cause of a call that failed because another thread captures a graph. Nothing is wrong with
+/// the device.
 #[derive(Debug, thiserror::Error)]
 #[error("another thread captures a graph")]
 pub(super) struct BesideCapture;
 
-/// Whether an error passes by itself.
+/// Whether an error is transient.
 pub(crate) fn is_transient(error: &crate::Error) -> bool {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = cause {
@@ -47,14 +49,15 @@ pub(crate) fn is_transient(error: &crate::Error) -> bool {
     false
 }
 
-/// As long as it lives, calls of this thread neither fail because of captures of other threads nor end them.
+/// While this lives, calls of this thread neither fail because of captures of other threads nor end
+/// them.
 pub(in crate::backend::hip) struct Relaxed<'a> {
     driver: &'a Driver,
     before: c_uint,
 }
 
 impl Driver {
-    /// Calls of this thread have nothing to do with what other threads capture.
+    /// Makes calls of this thread independent of captures of other threads.
     pub(in crate::backend::hip) fn relaxed(&self) -> Option<Relaxed<'_>> {
         /// `hipStreamCaptureModeRelaxed`
         const RELAXED: c_uint = 2;
@@ -64,26 +67,28 @@ impl Driver {
         (status == 0).then_some(Relaxed { driver: self, before: mode })
     }
 
-    /// Where a device of AMD is on the bus, as the kernel names it.
+    /// The address of AMD's device on the bus, as the kernel writes it.
     pub(in crate::backend::hip) fn bus_id(&self, device: c_int) -> Option<String> {
         let mut id = [0 as c_char; 64];
-        // SAFETY: the function writes at most as many characters as it is told.
+        // SAFETY: the function writes at most as many characters as its argument allows.
         let status = unsafe { (self.bus.as_ref()?.id)(id.as_mut_ptr(), id.len() as c_int - 1, device) };
         // SAFETY: the last character is still zero.
         let id = (status == 0).then(|| unsafe { CStr::from_ptr(id.as_ptr()) }.to_string_lossy().to_lowercase())?;
         id.bytes().all(|b| b.is_ascii_hexdigit() || b == b':' || b == b'.').then_some(id)
     }
 
-    /// Lets ROCm sleep where it waits for the bound device, unless the program has said how it is to wait.
+    /// Lets ROCm sleep while it waits for the bound device, unless the program has chosen another
+    /// way.
     pub(in crate::backend::hip) fn wait_asleep(&self) {
-        /// `hipDeviceScheduleBlockingSync`, and all bits that say how to wait.
+        /// `hipDeviceScheduleBlockingSync`, and the mask of all flags for waiting.
         const BLOCKING: c_uint = 4;
         const SCHEDULES: c_uint = 7;
         let Some(functions) = self.flags.as_ref().filter(|_| matches!(self.vendor, Vendor::Hip(_))) else { return };
         let mut flags = 0;
         // SAFETY: the flags are written to a variable that lives.
         if unsafe { (functions.flags)(&mut flags) } == 0 && flags & SCHEDULES == 0 {
-            // SAFETY: the function takes any number. Where the device is in use it refuses, which is as well.
+            // SAFETY: the function takes any number. It refuses while the device is in use, which
+            // does no harm.
             unsafe { (functions.set_flags)(flags | BLOCKING) };
         }
     }

@@ -1,12 +1,12 @@
-//! Launches that begin while the one before them still runs: "programmatic dependent launch" of the CUDA driver, which
-//! HIP has no counterpart of.
+//! Launches that begin while the one before them still runs: "programmatic dependent launch" of the
+//! CUDA driver. HIP has no counterpart.
 
 use super::{Handle, Status};
 use libloading::Library;
 use std::ffi::{c_uint, c_void};
 
 table! {
-    /// What CUDA 12 and later have, alone.
+    /// A function that only CUDA 12 and later have.
     OverlapFunctions {
         launch(*const LaunchConfig, Handle, *mut *mut c_void, *mut *mut c_void) = "cuLaunchKernelEx";
     }
@@ -31,10 +31,12 @@ struct LaunchAttribute {
 }
 
 impl OverlapFunctions {
-    /// As [`Driver::launch`](super::Driver::launch), of a kernel that may begin as soon as the launch before it lets it.
+    /// Like [`Driver::launch`](super::Driver::launch), for a kernel that may begin as soon as the
+    /// launch before it allows it.
     ///
     /// # Safety
-    /// As there; and the kernel waits for what came before it on its own.
+    /// As [`Driver::launch`](super::Driver::launch); and the kernel waits for earlier work on its
+    /// own.
     pub(super) unsafe fn launch(
         &self,
         function: Handle,
@@ -61,7 +63,7 @@ impl OverlapFunctions {
     }
 }
 
-/// The kernels of a module, given as PTX, that may be launched so: those with the instruction that waits.
+/// The kernels of a module, given as PTX, that may overlap: those with the instruction that waits.
 pub(in super::super) fn waiting_kernels(code: &[u8]) -> Vec<&str> {
     let Ok(text) = std::str::from_utf8(code) else { return Vec::new() };
     let kernels = text.split(".entry ").skip(1).filter(|kernel| kernel.contains("griddepcontrol.wait"));

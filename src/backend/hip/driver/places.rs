@@ -1,26 +1,26 @@
-//! Where the libraries of ROCm may be, best first: what the process has loaded already, what the user points to, then the
-//! newest version wherever it is.
+//! Where the libraries of ROCm may be, best first: already loaded by the process, named by the
+//! user, then the newest version of all folders.
 
 use std::env;
 use std::path::{Path, PathBuf};
 
-/// Versions that are looked for by name where the system's loader knows the folder, newest first. Those that are not out
-/// yet keep today's functions, as far as anybody knows.
+/// The newest version to look for by name in the system's own folders, newest first. Versions that
+/// are not out yet will probably keep today's functions.
 const NEWEST: u32 = 10;
 
-/// A library of ROCm by the names of its files.
+/// The file names of a library of ROCm.
 pub(in crate::backend::hip) struct Names<'a> {
-    /// As in `libamdhip64.so.6`, without the version.
+    /// The name without a version: `libamdhip64.so`.
     pub(in crate::backend::hip) unix: &'a str,
-    /// The oldest version that is taken.
+    /// The oldest version that is accepted.
     pub(in crate::backend::hip) oldest: u32,
-    /// Whether a file without a version is taken, which may be any.
+    /// Whether to accept a file without a version; it may be any version.
     pub(in crate::backend::hip) plain: bool,
     /// Whole names, newest first.
     pub(in crate::backend::hip) windows: &'a [String],
 }
 
-/// Where a library may be.
+/// The paths where a library may be.
 pub(in crate::backend::hip) fn candidates(names: &Names<'_>) -> Vec<PathBuf> {
     let roots: Vec<PathBuf> = ["ROCM_PATH", "HIP_PATH"].into_iter().filter_map(variable).collect();
     if cfg!(windows) {
@@ -33,7 +33,8 @@ pub(in crate::backend::hip) fn candidates(names: &Names<'_>) -> Vec<PathBuf> {
         found.extend(versions(&root.join("lib"), names).into_iter().map(|(_, path)| path));
     }
     let mut others: Vec<_> = folders().iter().flat_map(|folder| versions(folder, names)).collect();
-    // What the loader knows by itself is named by the major version alone, and comes before others of the same one.
+    // The loader's own libraries have only the major version in their names, and come before others
+    // of the same major version.
     let system = (names.oldest..=NEWEST).map(|n| (vec![n, u32::MAX], PathBuf::from(format!("{}.{n}", names.unix))));
     others.extend(system);
     others.sort_by(|a, b| b.0.cmp(&a.0));
@@ -48,7 +49,7 @@ fn variable(name: &str) -> Option<PathBuf> {
     env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
-/// A path of each file, in order: folders link to each other.
+/// Each file once, in order. Folders link to each other, so paths may repeat.
 fn without_repetitions(paths: Vec<PathBuf>) -> Vec<PathBuf> {
     let mut seen = Vec::new();
     let mut is_new = |path: &PathBuf| {
@@ -60,7 +61,8 @@ fn without_repetitions(paths: Vec<PathBuf>) -> Vec<PathBuf> {
     paths.into_iter().filter(|path| is_new(path)).collect()
 }
 
-/// What the process has loaded: two versions of one library in a process disturb each other.
+/// Libraries that the process has already loaded. Two versions of one library in a process disturb
+/// each other.
 fn mapped(maps: &str, names: &Names<'_>) -> Vec<PathBuf> {
     let paths = maps.lines().filter_map(|line| line.find('/').and_then(|at| line.get(at..)));
     let is_library = |path: &&str| {
@@ -72,7 +74,8 @@ fn mapped(maps: &str, names: &Names<'_>) -> Vec<PathBuf> {
     found
 }
 
-/// The version in a file's name: `[6, 4, 43482]`; empty where it has none. `None` for other files and old versions.
+/// The version in a file's name: `[6, 4, 43482]`; empty if it has none. `None` for other files and
+/// versions that are too old.
 fn version(file: &str, names: &Names<'_>) -> Option<Vec<u32>> {
     let rest = file.strip_prefix(names.unix)?;
     if rest.is_empty() {
@@ -92,7 +95,8 @@ fn versions(folder: &Path, names: &Names<'_>) -> Vec<(Vec<u32>, PathBuf)> {
     found
 }
 
-/// Folders that the system's loader need not know: where ROCm's packages are installed, TheRock's, and Python's.
+/// Folders that the system's loader may not know: those of ROCm's packages, of TheRock, and of
+/// Python.
 fn folders() -> Vec<PathBuf> {
     let mut folders = Vec::new();
     for rocm in matching(Path::new("/opt"), "rocm") {
@@ -110,7 +114,7 @@ fn folders() -> Vec<PathBuf> {
     folders
 }
 
-/// What is in a folder whose name begins so.
+/// Entries of a folder whose names begin with `start`.
 fn matching(folder: &Path, start: &str) -> Vec<PathBuf> {
     let Ok(files) = std::fs::read_dir(folder) else { return Vec::new() };
     let begins = |file: &std::fs::DirEntry| file.file_name().to_string_lossy().starts_with(start);

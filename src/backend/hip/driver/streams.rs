@@ -30,14 +30,15 @@ impl Driver {
         self.check(unsafe { (self.functions.synchronize_stream)(stream) }, "the GPU failed")
     }
 
-    /// An event; who waits for it sleeps. Only one that is `timed` has a time.
+    /// An event. A thread that waits for it sleeps. Only a `timed` event records a time.
     pub(in super::super) fn create_event(&self, timed: bool) -> Result<Handle> {
         /// `hipEventBlockingSync` and `CU_EVENT_BLOCKING_SYNC`
         const BLOCKING: c_uint = 1;
         /// `CU_EVENT_DISABLE_TIMING`
         const WITHOUT_TIME: c_uint = 2;
         let flags = match &self.vendor {
-            // AMD's runtime compares all flags with this one: with any other beside it, waiting may spin.
+            // AMD's runtime compares the whole flags with this one. With any other flag besides,
+            // waiting may spin.
             Vendor::Hip(_) => BLOCKING,
             Vendor::Cuda(_) if timed => BLOCKING,
             Vendor::Cuda(_) => BLOCKING | WITHOUT_TIME,

@@ -1,11 +1,11 @@
-//! The driver's functions for measuring time on the device, which old versions do not have.
+//! The driver's functions for measuring time on the device. Old versions do not have them.
 
 use super::{Handle, Status};
 use crate::{Error, ErrorKind, Result};
 use libloading::Library;
 use std::ffi::{c_uint, c_void};
 
-/// What a stream can call on the host: with itself, the status of what came before, and data.
+/// A host function that a stream can call, with the stream, the status of earlier work, and data.
 pub(in super::super) type HostFunction = unsafe extern "C" fn(Handle, Status, *mut c_void);
 
 table! {
@@ -23,7 +23,7 @@ fn check(status: Status, what: &str) -> Result<()> {
     Err(Error::new(ErrorKind::Device, format!("{what}: the driver reports error {status}")))
 }
 
-/// The calls only pass on what they are given, so their promises are the callers'.
+/// These calls only pass on their arguments, so the callers make the promises.
 impl TimingFunctions {
     /// Milliseconds from one event to another.
     ///
@@ -36,11 +36,11 @@ impl TimingFunctions {
         Ok(milliseconds)
     }
 
-    /// Queues a call on the host: what is queued after it waits until it returns.
+    /// Queues a call on the host. Later work in the stream waits until the call returns.
     ///
     /// # Safety
-    /// The stream exists. The function may be called with `data` from another thread, once, at any time from now on, and
-    /// calls no driver.
+    /// The stream exists. The function may be called with `data` from another thread, once, at any
+    /// time from now on, and calls no driver.
     pub(in super::super) unsafe fn call_host(&self, stream: Handle, f: HostFunction, data: *mut c_void) -> Result<()> {
         // SAFETY: the caller's promise.
         check(unsafe { (self.call_host)(stream, f, data, 0) }, "cannot queue a call on the host")

@@ -1,8 +1,9 @@
-//! What kernels for several matrices take.
+//! Arguments of kernels for several matrices.
 
 use super::{Args, DevicePtr, Error, Pass, Product, Result, bug, narrow};
 
-/// Up to three products with the same activations, as kernels take them: what is missing has no rows.
+/// Up to three products with the same activations, as kernels take them. A missing product has no
+/// rows.
 pub(super) struct Three {
     weights: [DevicePtr; 3],
     outs: [DevicePtr; 3],
@@ -32,7 +33,7 @@ impl Three {
         self.weights.into_iter().fold(args, Args::ptr)
     }
 
-    /// Adds where results go, and biases.
+    /// Adds the addresses of results, and biases.
     pub(super) fn results(&self, args: Args) -> Args {
         self.outs.into_iter().chain(self.biases).fold(args, Args::ptr)
     }
