@@ -9,8 +9,8 @@ pub use attention::{Attention, Shape};
 pub use rows::Rows;
 
 use crate::Result;
+use crate::backend::cpu::matmul::{self, input_kind, quantize_rows};
 use crate::backend::cpu::matmul::{Input, InputKind, Matrix, OutPtr, QuantRows, Scratch};
-use crate::backend::cpu::matmul::{input_kind, matmul, quantize_rows};
 use crate::gguf::TensorType;
 use crate::simd::Isa;
 use std::ops::Range;
@@ -99,7 +99,8 @@ impl<'a> Product<'a> {
             InputKind::Quant => Input::Quant(&self.quantized),
         };
         let out = OutPtr::new(&mut self.out, self.weights.rows());
+        let product = matmul::Product { weights: self.weights, x: input, n: self.n, out, bias: None };
         // SAFETY: this is the only reference.
-        unsafe { matmul(self.isa, &self.weights, input, self.n, rows, out, None, None, &mut self.scratch) }
+        unsafe { matmul::matmul(self.isa, &product, rows, None, &mut self.scratch) }
     }
 }

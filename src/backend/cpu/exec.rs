@@ -471,18 +471,18 @@ impl Pass<'_> {
         unsafe {
             let out = OutPtr::from_raw(start, len, matrix.rows());
             let x = self.read(op.x, 0..rows);
+            let mut product = matmul::Product { weights: *matrix, x: Input::F32(x), n: rows, out, bias: *bias };
             if self.backend.precision == Precision::Reference {
-                return matmul::matmul_f32(matrix, x, rows, range, out, *bias, &mut member.matmul);
+                return matmul::matmul_f32(&product, range, &mut member.matmul);
             }
             member.matmul.reserve(rows, matrix.cols())?;
-            let input = match matmul::input_kind(matrix.ty()) {
-                matmul::InputKind::F32 => Input::F32(x),
-                matmul::InputKind::Quant => match self.quant.get(op.x.0) {
+            if matmul::input_kind(matrix.ty()) == matmul::InputKind::Quant {
+                product.x = match self.quant.get(op.x.0) {
                     Some(Some(q)) => Input::Quant(q),
                     _ => return Err(Error::new(ErrorKind::Device, "activations are not quantized: a bug in wavelm")),
-                },
-            };
-            matmul::matmul(self.backend.isa, matrix, input, rows, range, out, *bias, next, &mut member.matmul);
+                };
+            }
+            matmul::matmul(self.backend.isa, &product, range, next, &mut member.matmul);
         }
         Ok(())
     }

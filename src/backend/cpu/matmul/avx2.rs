@@ -2,9 +2,9 @@
 //! are read from the first-level cache for the later three. How bytes are multiplied is another matter: here by plain AVX2, in
 //! `avxvnni.rs` by AVX-VNNI.
 
-use super::driver::{Direct, Dots, Kernels, Multiply};
 use super::float::FloatFormat;
 use super::formats::{Format, Kind};
+use super::kernels::{Direct, Dots, Kernels, Multiply};
 use super::lanes::{Dot, Lanes, MAGIC, Rows};
 use super::layout::Source;
 use super::{kernels, tile};

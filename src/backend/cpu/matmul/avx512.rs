@@ -1,9 +1,9 @@
 //! The kernels' instructions on AVX-512 with VNNI: 16 rows in a vector.
 
 use super::activations::ROUND;
-use super::driver::{Direct, Dots, Kernels, Multiply};
 use super::float::FloatFormat;
 use super::formats::{Format, Kind};
+use super::kernels::{Direct, Dots, Kernels, Multiply};
 use super::lanes::{Dot, Lanes, MAGIC, Rows, no_partial_sums};
 use super::layout::Source;
 use super::{kernels, tile};

@@ -1,8 +1,8 @@
 //! Products of bytes by AVX-VNNI, whose instruction adds four of them to a sum of 32 bits; all else is that of AVX2.
 
 use super::avx2::Eight;
-use super::driver::{Direct, Dots, Multiply};
 use super::formats::{Format, Kind};
+use super::kernels::{Direct, Dots, Multiply};
 use super::lanes::{Dot, Lanes, no_partial_sums};
 use super::layout::Source;
 use super::{kernels, tile};

@@ -2,10 +2,11 @@
 //! cost as much as the products. The numbers are those of [`tile`](super::tile), bit by bit.
 
 use super::activations;
-use super::driver::{AheadOfRows, LINE, Tokens};
 use super::formats::{Format, Kind, Sink};
+use super::kernels::Tokens;
 use super::lanes::{Dot, Rows, unroll};
 use super::layout::Source;
+use super::prefetch::{AheadOfRows, LINE};
 
 /// A vector of rows, next to each other, times a few tokens.
 pub(super) struct Few {

@@ -1,7 +1,7 @@
 //! The matrix kernel of the floating-point types: as that of the quantized formats, with f32 weights in the tile and f32
 //! activations.
 
-use super::driver::Dots;
+use super::kernels::Dots;
 use super::lanes::{Lanes, MAX_LANES, Rows, unroll};
 use super::tile::{self, Tile};
 

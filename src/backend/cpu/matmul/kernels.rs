@@ -1,9 +1,12 @@
-//! The kernels as functions that are compiled for an instruction set, and the tables of them that [`driver`](super::driver) takes.
+//! The kernels as functions that are compiled for an instruction set, the tables of them that [`schedule`](super::schedule)
+//! takes, and what they work on.
 //!
 //! A table is only handed out by a token ([`Lanes`]), and its functions make the token anew: so they are called where the
 //! processor has the instructions.
 
-use super::driver::{Correction, Dots, Kernels};
+use super::OutPtr;
+use super::activations;
+use super::corrections::Correction;
 use super::few::{self, Few};
 use super::float::{self, FloatFormat};
 use super::formats::{Format, Kind};
@@ -12,6 +15,128 @@ use super::layout::Source;
 use super::tile::{self, Tile};
 use crate::simd::Kernel;
 use std::marker::PhantomData;
+
+/// Unpacks columns (the first, and how many) of the rows of a tile.
+pub(super) type Unpack = unsafe fn(Rows, usize, usize, &mut Tile);
+/// Multiplies a tile with a certain number of tokens.
+pub(super) type Multiply = unsafe fn(&Dots<'_>);
+
+/// Multiplies rows with a certain number of tokens, a few, without a tile.
+pub(super) type Direct = unsafe fn(&Few);
+
+/// The kernels for one type of weights on one instruction set.
+pub(super) struct Kernels {
+    /// Rows in a tile.
+    pub(super) rows: usize,
+    /// Columns that the kernels work on between two requests for memory; more than a slice where they make none.
+    pub(super) group: usize,
+    /// Slices are multiples of this.
+    pub(super) block: usize,
+    /// Columns of a slice at most.
+    pub(super) slice: usize,
+    pub(super) unpack: Unpack,
+    /// For 1, 2, … tokens, at most [`MAX_TOKENS`](super::schedule::MAX_TOKENS).
+    pub(super) dots: &'static [Multiply],
+    /// Rows that a [`Direct`] multiplies.
+    pub(super) direct_rows: usize,
+    /// For 1, 2, … tokens; empty where there are none.
+    pub(super) direct: &'static [Direct],
+    pub(super) correction: Correction,
+}
+
+/// Activations as the kernels read them.
+#[derive(Clone, Copy)]
+pub(super) struct Activations {
+    /// Row-major, i8 or f32.
+    pub(super) x: *const u8,
+    /// Bytes from one token to the next.
+    pub(super) stride: usize,
+    /// Bytes of a column.
+    pub(super) size: usize,
+    /// For quantized ones: scales, `[cols / 32][n]`,
+    pub(super) scales: *const f32,
+    /// and sums, `[cols / 16][n]`;
+    pub(super) sums: *const i32,
+    /// and numbers from one group to the next.
+    pub(super) group_stride: usize,
+    /// Tokens.
+    pub(super) n: usize,
+}
+
+/// A few tokens: their activations from a column on, and where their products with rows go.
+#[derive(Clone, Copy)]
+pub(super) struct Tokens {
+    /// From the first token and column on, as [`Activations::x`].
+    pub(super) x: *const u8,
+    pub(super) x_stride: usize,
+    /// From the first token and group on; the next group is `group_stride` elements further.
+    pub(super) scales: *const f32,
+    /// As `scales`, for the groups of the [`Correction`].
+    pub(super) corrections: *const i32,
+    pub(super) group_stride: usize,
+    /// The output from the first token and row on; tokens are `out_stride` apart.
+    pub(super) out: *mut f32,
+    pub(super) out_stride: usize,
+}
+
+impl Activations {
+    /// The tokens from `token` on, from `column` on, whose products with the rows from `row` on go to `out`. `corrections` are in
+    /// groups of `group` columns.
+    ///
+    /// # Safety
+    /// Token and column are within the activations, token and row within the output.
+    pub(super) unsafe fn tokens(
+        &self,
+        token: usize,
+        column: usize,
+        corrections: (&[i32], usize),
+        out: OutPtr<'_>,
+        row: usize,
+    ) -> Tokens {
+        let (corrections, group) = corrections;
+        // SAFETY: the caller's promise.
+        let (x, to) = unsafe { (self.x.add(token * self.stride + column * self.size), out.element(token, row)) };
+        Tokens {
+            x,
+            x_stride: self.stride,
+            // There are none for floating-point activations.
+            scales: self.scales.wrapping_add(column / activations::GROUP * self.group_stride + token),
+            corrections: corrections.as_ptr().wrapping_add(column / group * self.group_stride + token),
+            group_stride: self.group_stride,
+            out: to,
+            out_stride: out.stride,
+        }
+    }
+}
+
+/// A slice of a tile times a few tokens, for a [`Multiply`].
+pub(super) struct Dots<'a> {
+    pub(super) tile: &'a Tile,
+    pub(super) columns: usize,
+    pub(super) tokens: Tokens,
+    /// What the products are added to, as the output: the sum of earlier slices, which may be the output itself, or else the bias or
+    /// zeros.
+    pub(super) before: *const f32,
+    pub(super) before_stride: usize,
+    /// Memory to ask for meanwhile: so many cache lines for each group of columns.
+    pub(super) ahead: *const u8,
+    pub(super) ahead_lines: usize,
+}
+
+impl Dots<'_> {
+    /// Writes a vector of products, of token `t` with rows `row` and up.
+    ///
+    /// # Safety
+    /// The token and the rows are within the output, and this thread's.
+    #[inline(always)]
+    pub(super) unsafe fn write<S: Lanes>(&self, s: S, t: usize, row: usize, product: S::Float) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let before = s.load_float(self.before.add(t * self.before_stride + row));
+            s.store_float(self.tokens.out.add(t * self.tokens.out_stride + row), s.add(before, product));
+        }
+    }
+}
 
 /// The kernels for a quantized format, with tiles of `VECTORS` vectors.
 pub(super) fn quant<S: Lanes, F: Format, R: Source<S>, const VECTORS: usize>() -> Kernels {
@@ -50,7 +175,7 @@ pub(super) fn float<S: Lanes, F: FloatFormat, const VECTORS: usize>() -> Kernels
 }
 
 /// Columns of some rows, and where they are unpacked to.
-struct Unpack<'t, F, R> {
+struct Columns<'t, F, R> {
     rows: Rows,
     column: usize,
     columns: usize,
@@ -58,16 +183,16 @@ struct Unpack<'t, F, R> {
     types: PhantomData<(F, R)>,
 }
 
-/// An [`Unpack`] to a tile of `VECTORS` vectors. What is called as a function of the instruction set is a value: it is made
+/// An [`Columns`] to a tile of `VECTORS` vectors. What is called as a function of the instruction set is a value: it is made
 /// where the caller promises what the kernel needs, and nowhere else.
-struct Quant<'t, F, R, const VECTORS: usize>(Unpack<'t, F, R>);
+struct Quant<'t, F, R, const VECTORS: usize>(Columns<'t, F, R>);
 
 impl<S: Lanes, F: Format, R: Source<S>, const VECTORS: usize> Kernel<S> for Quant<'_, F, R, VECTORS> {
     type Output = ();
 
     #[inline(always)]
     fn run(self, s: S) {
-        let Unpack { rows, column, columns, tile, .. } = self.0;
+        let Columns { rows, column, columns, tile, .. } = self.0;
         // SAFETY: the promise of who made this.
         unsafe { tile::unpack::<S, F, R, VECTORS>(s, rows, column, columns, tile) }
     }
@@ -85,17 +210,17 @@ unsafe fn unpack<S: Lanes, F: Format, R: Source<S>, const VECTORS: usize>(
 ) {
     // SAFETY: the caller's promise.
     let s = unsafe { S::assume() };
-    s.call(Quant::<F, R, VECTORS>(Unpack { rows, column, columns, tile, types: PhantomData }))
+    s.call(Quant::<F, R, VECTORS>(Columns { rows, column, columns, tile, types: PhantomData }))
 }
 
-struct Float<'t, F, const VECTORS: usize>(Unpack<'t, F, ()>);
+struct Float<'t, F, const VECTORS: usize>(Columns<'t, F, ()>);
 
 impl<S: Lanes, F: FloatFormat, const VECTORS: usize> Kernel<S> for Float<'_, F, VECTORS> {
     type Output = ();
 
     #[inline(always)]
     fn run(self, s: S) {
-        let Unpack { rows, column, columns, tile, .. } = self.0;
+        let Columns { rows, column, columns, tile, .. } = self.0;
         // SAFETY: the promise of who made this.
         unsafe { float::unpack::<S, F, VECTORS>(s, rows, column, columns, tile) }
     }
@@ -113,7 +238,7 @@ unsafe fn float_unpack<S: Lanes, F: FloatFormat, const VECTORS: usize>(
 ) {
     // SAFETY: the caller's promise.
     let s = unsafe { S::assume() };
-    s.call(Float::<F, VECTORS>(Unpack { rows, column, columns, tile, types: PhantomData }))
+    s.call(Float::<F, VECTORS>(Columns { rows, column, columns, tile, types: PhantomData }))
 }
 
 struct Products<'d, K, const VECTORS: usize, const TOKENS: usize>(&'d Dots<'d>, PhantomData<K>);

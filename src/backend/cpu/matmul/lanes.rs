@@ -4,9 +4,9 @@
 //! for the instruction set.
 
 use super::activations;
-use super::driver::{Direct, Dots, Kernels, Multiply};
 use super::float::FloatFormat;
 use super::formats::{Format, Kind};
+use super::kernels::{Direct, Dots, Kernels, Multiply};
 use super::layout::Source;
 use crate::simd::Token;
 

@@ -6,8 +6,8 @@
 //! computed alike.
 
 use super::activations;
-use super::driver::Dots;
 use super::formats::Kind;
+use super::kernels::Dots;
 use super::lanes::{Lanes, unroll};
 use super::neon::{halves, select_bits};
 use crate::simd::I8mm;

@@ -1,9 +1,9 @@
 //! The kernels' instructions on 64-bit ARM: four rows in a vector. Products of bytes are those of plain NEON, or `sdot`, or
 //! `smmla` ([`mmla`]); all else is the same. Bytes are signed on both sides, so that nothing has to be added to them.
 
-use super::driver::{Dots, Kernels, Multiply};
 use super::float::FloatFormat;
 use super::formats::{Format, Kind};
+use super::kernels::{Dots, Kernels, Multiply};
 use super::lanes::{Dot, Lanes, Rows, no_partial_sums};
 use super::layout::Source;
 use super::{kernels, mmla, tile};

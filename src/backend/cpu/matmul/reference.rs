@@ -1,11 +1,10 @@
 //! The product that the fast kernels are compared with.
 
-use super::{Matrix, OutPtr, Scratch};
+use super::{Input, Product, Scratch};
 use crate::{Result, quant};
 use std::ops::Range;
 
 /// As [`matmul`](super::matmul), but with f32 activations for weights of every type, and sums in f64: accurate, not fast.
-/// `x` is row-major, `[n][w.cols]`.
 ///
 /// # Errors
 /// `Unsupported` for weights that cannot be dequantized; `OutOfMemory`.
@@ -14,24 +13,17 @@ use std::ops::Range;
 /// As for [`matmul`](super::matmul).
 ///
 /// # Panics
-/// If the sizes do not agree.
-#[allow(clippy::too_many_arguments)]
-pub(crate) unsafe fn matmul_f32(
-    w: &Matrix<'_>,
-    x: &[f32],
-    n: usize,
-    rows: Range<usize>,
-    out: OutPtr<'_>,
-    bias: Option<&[f32]>,
-    scratch: &mut Scratch,
-) -> Result<()> {
-    assert!(x.len() >= n * w.cols, "{} activations for {n} x {}", x.len(), w.cols);
+/// If the sizes do not agree, or the activations are quantized.
+pub(crate) unsafe fn matmul_f32(product: &Product<'_>, rows: Range<usize>, scratch: &mut Scratch) -> Result<()> {
+    let &Product { weights: ref w, x, n, out, bias } = product;
+    let Input::F32(x) = x else { panic!("accurate products take f32 activations") };
+    assert!(x.len() >= n * w.cols(), "{} activations for {n} x {}", x.len(), w.cols());
     out.check(w, n, &rows, bias);
-    let dequantized = scratch.row(w.cols)?;
+    let dequantized = scratch.row(w.cols())?;
     for row in rows {
-        quant::dequantize(w.ty, w.row(row), dequantized)?;
+        quant::dequantize(w.ty(), w.row(row), dequantized)?;
         for token in 0..n {
-            let x = &x[token * w.cols..][..w.cols];
+            let x = &x[token * w.cols()..][..w.cols()];
             let dot = dot(dequantized, x) + bias.map_or(0.0, |bias| f64::from(bias[row]));
             // SAFETY: `check` saw that the element is within the output; the caller promises that it is this thread's.
             unsafe { out.element(token, row).write(dot as f32) };

@@ -1,8 +1,8 @@
 //! The kernels in plain Rust: arrays that compilers vectorize as far as the target allows. The oracle of the others.
 
-use super::driver::{Dots, Kernels, Multiply};
 use super::float::FloatFormat;
 use super::formats::{Format, Kind};
+use super::kernels::{Dots, Kernels, Multiply};
 use super::lanes::{Dot, Lanes, Rows, no_partial_sums};
 use super::layout::Source;
 use super::{kernels, tile};

@@ -62,41 +62,32 @@ fn random_weights(
 }
 
 fn dequantize(w: &Matrix<'_>) -> Vec<f32> {
-    let mut out = vec![0.0; w.rows * w.cols];
-    quant::dequantize(w.ty, w.data, &mut out).unwrap();
+    let mut out = vec![0.0; w.rows() * w.cols()];
+    (0..w.rows()).zip(out.chunks_exact_mut(w.cols())).for_each(|(row, out)| w.dequantize_row(row, out).unwrap());
     out
 }
 
 /// The product of the given rows and tokens by the kernels under test.
 fn product(isa: Isa, w: &Matrix<'_>, x: &[f32], rows: Range<usize>, bias: Option<&[f32]>) -> Vec<f32> {
-    let n = x.len() / w.cols;
-    let mut out = vec![f32::NAN; n * w.rows];
+    let n = x.len() / w.cols();
+    let mut out = vec![f32::NAN; n * w.rows()];
     let (mut scratch, mut quantized) = (Scratch::new().unwrap(), QuantRows::new());
-    scratch.reserve(n, w.cols).unwrap();
+    scratch.reserve(n, w.cols()).unwrap();
     // SAFETY: there is one thread.
     unsafe {
-        let input = match input_kind(w.ty) {
+        let input = match input_kind(w.ty()) {
             InputKind::F32 => Input::F32(x),
             InputKind::Quant => {
-                quantized.reserve(n, w.cols).unwrap();
+                quantized.reserve(n, w.cols()).unwrap();
                 quantize_rows(isa, x, 0..n, &quantized);
                 Input::Quant(&quantized)
             }
         };
-        matmul(
-            isa,
-            w,
-            input,
-            n,
-            rows.clone(),
-            OutPtr::new(&mut out, w.rows),
-            bias,
-            Some(x.as_ptr().cast()),
-            &mut scratch,
-        );
+        let product = Product { weights: *w, x: input, n, out: OutPtr::new(&mut out, w.rows()), bias };
+        matmul(isa, &product, rows.clone(), Some(x.as_ptr().cast()), &mut scratch);
     }
     for (i, out) in out.iter().enumerate() {
-        assert!(rows.contains(&(i % w.rows)) || out.is_nan(), "{:?}: wrote element {i}, not of {rows:?}", w.ty);
+        assert!(rows.contains(&(i % w.rows())) || out.is_nan(), "{:?}: wrote element {i}, not of {rows:?}", w.ty());
     }
     out
 }
@@ -117,11 +108,11 @@ fn seen(ty: TensorType, x: &[f32]) -> Vec<f32> {
 
 /// Compares with the oracle: the difference is at most `tolerance` of the sum of magnitudes.
 fn compare(isa: Isa, w: &Matrix<'_>, x: &[f32], bias: Option<&[f32]>, tolerance: f64) {
-    let out = product(isa, w, x, 0..w.rows, bias);
-    let (weights, x) = (dequantize(w), seen(w.ty, x));
+    let out = product(isa, w, x, 0..w.rows(), bias);
+    let (weights, x) = (dequantize(w), seen(w.ty(), x));
     for (i, &out) in out.iter().enumerate() {
-        let (token, row) = (i / w.rows, i % w.rows);
-        let (x, weights) = (&x[token * w.cols..][..w.cols], &weights[row * w.cols..][..w.cols]);
+        let (token, row) = (i / w.rows(), i % w.rows());
+        let (x, weights) = (&x[token * w.cols()..][..w.cols()], &weights[row * w.cols()..][..w.cols()]);
         let bias = f64::from(bias.map_or(0.0, |bias| bias[row]));
         let expected = bias + x.iter().zip(weights).map(|(&x, &w)| f64::from(x) * f64::from(w)).sum::<f64>();
         // Minima and zero points make terms as large as the largest weight.
@@ -130,9 +121,9 @@ fn compare(isa: Isa, w: &Matrix<'_>, x: &[f32], bias: Option<&[f32]>, tolerance:
         assert!(
             (f64::from(out) - expected).abs() <= tolerance * magnitude,
             "{isa:?} {:?} {} x {}: ({token}, {row}) is {out}, not {expected}",
-            w.ty,
-            w.rows,
-            w.cols
+            w.ty(),
+            w.rows(),
+            w.cols()
         );
     }
 }
@@ -229,11 +220,11 @@ fn does_not_depend_on_the_split(isa: Isa) {
 
 /// The product by the accurate kernel.
 fn reference(w: &Matrix<'_>, x: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
-    let n = x.len() / w.cols;
-    let mut out = vec![f32::NAN; n * w.rows];
+    let n = x.len() / w.cols();
+    let mut out = vec![f32::NAN; n * w.rows()];
+    let product = Product { weights: *w, x: Input::F32(x), n, out: OutPtr::new(&mut out, w.rows()), bias };
     // SAFETY: there is one thread.
-    unsafe { matmul_f32(w, x, n, 0..w.rows, OutPtr::new(&mut out, w.rows), bias, &mut Scratch::new().unwrap()) }
-        .unwrap();
+    unsafe { matmul_f32(&product, 0..w.rows(), &mut Scratch::new().unwrap()) }.unwrap();
     out
 }
 
@@ -271,7 +262,7 @@ fn interleaving_changes_nothing(isa: Isa) {
                     continue;
                 }
                 let mut copy = vec![0; data.len()];
-                let (first, last) = copy.split_at_mut(32 * w.row_bytes);
+                let (first, last) = copy.split_at_mut(32 * w.row_bytes());
                 w.interleave(isa, 32..rows, last);
                 w.interleave(isa, 0..32, first);
                 let mut in_place = data.clone();

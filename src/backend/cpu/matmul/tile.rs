@@ -1,10 +1,12 @@
 //! The matrix kernel of all quantized formats: unpacking to a tile, and the tile times a few tokens.
 
 use super::activations::{self, SUM_GROUP};
-use super::driver::{Dots, LINE, TILE_ROWS};
 use super::formats::{Format, Kind, Unpacked};
+use super::kernels::Dots;
 use super::lanes::{Dot, Lanes, Rows, unroll};
 use super::layout::Source;
+use super::prefetch::LINE;
+use super::schedule::TILE_ROWS;
 
 /// Columns of a slice at most: a multiple of every format's block.
 pub(super) const SLICE: usize = 512;
