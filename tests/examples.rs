@@ -173,6 +173,27 @@ fn devices_lists_the_processor_as_usable() {
     assert!(text.lines().any(|line| line.starts_with("cpu") && line.ends_with("(usable)")), "{text}");
 }
 
+/// The tensor types that the documents promise are those that work.
+#[test]
+fn documents_name_the_tensor_types() {
+    use wavelm::gguf::TensorType;
+    let supported: Vec<String> = (0..64)
+        .filter_map(TensorType::from_id)
+        .filter(|ty| wavelm::quant::is_supported(*ty))
+        .map(|ty| format!("{ty:?}"))
+        .collect();
+    assert!(supported.len() >= 13, "{supported:?}");
+    for file in ["README.md", "src/lib.rs"] {
+        let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
+        let row = text.lines().find_map(|line| line.split_once("| Tensor types |")).unwrap().1;
+        let mut named: Vec<&str> = row.trim_matches(|c: char| c == '|' || c.is_whitespace()).split(", ").collect();
+        let mut supported: Vec<&str> = supported.iter().map(String::as_str).collect();
+        named.sort_unstable();
+        supported.sort_unstable();
+        assert_eq!(named, supported, "{file}");
+    }
+}
+
 #[test]
 fn the_readme_shows_the_quickstart_example() {
     let read = |path| std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();

@@ -6,21 +6,21 @@
 //! with the Python package `gguf` (its `gguf.quants`) bit for bit on every supported type;
 //! [`quantize`] does so where that package has a quantizer.
 
-pub(crate) mod blocks;
+mod block;
 pub(crate) mod float;
-mod k_quants;
-mod simple;
+pub(crate) mod formats;
 
 use crate::gguf::TensorType;
 use crate::{Error, Result, memory};
-use blocks::{
-    Block, BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0,
-};
+use block::Block;
+use formats::{QUANTIZED, Visit, visit};
+
+/// The floating-point types.
+const FLOATS: [TensorType; 3] = [TensorType::F32, TensorType::F16, TensorType::BF16];
 
 /// Whether tensors of this type can be dequantized by this version.
 pub fn is_supported(ty: TensorType) -> bool {
-    use TensorType::*;
-    matches!(ty, F32 | F16 | BF16 | Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | Q2_K | Q3_K | Q4_K | Q5_K | Q6_K)
+    FLOATS.contains(&ty) || QUANTIZED.contains(&ty)
 }
 
 /// Dequantizes whole blocks: `out.len()` elements of type `ty` from `data`.
@@ -59,17 +59,7 @@ pub fn dequantize(ty: TensorType, data: &[u8], out: &mut [f32]) -> Result<()> {
         F32 => from_elements(data, out, f32::from_le_bytes),
         F16 => from_elements(data, out, |b| float::f16_to_f32(u16::from_le_bytes(b))),
         BF16 => from_elements(data, out, |b| float::bf16_to_f32(u16::from_le_bytes(b))),
-        Q4_0 => from_blocks::<BlockQ4_0, _>(data, out),
-        Q4_1 => from_blocks::<BlockQ4_1, _>(data, out),
-        Q5_0 => from_blocks::<BlockQ5_0, _>(data, out),
-        Q5_1 => from_blocks::<BlockQ5_1, _>(data, out),
-        Q8_0 => from_blocks::<BlockQ8_0, _>(data, out),
-        Q2_K => from_blocks::<BlockQ2K, _>(data, out),
-        Q3_K => from_blocks::<BlockQ3K, _>(data, out),
-        Q4_K => from_blocks::<BlockQ4K, _>(data, out),
-        Q5_K => from_blocks::<BlockQ5K, _>(data, out),
-        Q6_K => from_blocks::<BlockQ6K, _>(data, out),
-        _ => return Err(unsupported(ty)),
+        _ => visit(ty, FromBlocks { data, out }).ok_or_else(|| unsupported(ty))?,
     }
     Ok(())
 }
@@ -95,24 +85,15 @@ pub fn quantize(ty: TensorType, values: &[f32]) -> Result<Vec<u8>> {
         F32 => to_elements(values, f32::to_le_bytes)?,
         F16 => to_elements(values, |v| float::f32_to_f16(v).to_le_bytes())?,
         BF16 => to_elements(values, |v| float::f32_to_bf16(v).to_le_bytes())?,
-        Q4_0 => to_blocks::<BlockQ4_0, _>(values)?,
-        Q4_1 => to_blocks::<BlockQ4_1, _>(values)?,
-        Q5_0 => to_blocks::<BlockQ5_0, _>(values)?,
-        Q5_1 => to_blocks::<BlockQ5_1, _>(values)?,
-        Q8_0 => to_blocks::<BlockQ8_0, _>(values)?,
-        Q2_K => to_blocks::<BlockQ2K, _>(values)?,
-        Q3_K => to_blocks::<BlockQ3K, _>(values)?,
-        Q4_K => to_blocks::<BlockQ4K, _>(values)?,
-        Q5_K => to_blocks::<BlockQ5K, _>(values)?,
-        Q6_K => to_blocks::<BlockQ6K, _>(values)?,
-        _ => return Err(unsupported(ty)),
+        _ => visit(ty, ToBlocks(values)).ok_or_else(|| unsupported(ty))??,
     })
 }
 
 fn unsupported(ty: TensorType) -> Error {
+    let names: Vec<String> = FLOATS.iter().chain(QUANTIZED).map(|ty| format!("{ty:?}")).collect();
     Error::unsupported(format!(
-        "tensors of type {ty:?} are not supported: use a file that is quantized to one of \
-         F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K (or requantize this one)"
+        "tensors of type {ty:?} are not supported: use a file that is quantized to one of {} (or requantize this one)",
+        names.join(", ")
     ))
 }
 
@@ -122,26 +103,41 @@ fn from_elements<const SIZE: usize>(data: &[u8], out: &mut [f32], to_f32: impl F
     }
 }
 
-fn from_blocks<B: Block<N>, const N: usize>(data: &[u8], out: &mut [f32]) {
-    for (out, block) in out.as_chunks_mut::<N>().0.iter_mut().zip(blocks::cast::<B>(data)) {
-        block.dequantize(out);
+struct FromBlocks<'a> {
+    data: &'a [u8],
+    out: &'a mut [f32],
+}
+
+impl Visit for FromBlocks<'_> {
+    type Output = ();
+
+    fn visit<B: Block<N>, const N: usize>(self) {
+        for (out, block) in self.out.as_chunks_mut::<N>().0.iter_mut().zip(block::cast::<B>(self.data)) {
+            block.dequantize(out);
+        }
     }
 }
 
 /// What the memory is for, in texts of errors.
-const QUANTIZED: &str = "quantized weights";
+const WHAT: &str = "quantized weights";
 
 fn to_elements<const SIZE: usize>(values: &[f32], to_bytes: impl Fn(f32) -> [u8; SIZE]) -> Result<Vec<u8>> {
-    let mut bytes = memory::with_room(values.len().saturating_mul(SIZE), QUANTIZED)?;
+    let mut bytes = memory::with_room(values.len().saturating_mul(SIZE), WHAT)?;
     bytes.extend(values.iter().flat_map(|&value| to_bytes(value)));
     Ok(bytes)
 }
 
-fn to_blocks<B: Block<N>, const N: usize>(values: &[f32]) -> Result<Vec<u8>> {
-    let blocks = values.as_chunks::<N>().0;
-    let mut bytes = memory::with_room(blocks.len().saturating_mul(size_of::<B>()), QUANTIZED)?;
-    blocks.iter().for_each(|block| bytes.extend_from_slice(bytemuck::bytes_of(&B::quantize(block))));
-    Ok(bytes)
+struct ToBlocks<'a>(&'a [f32]);
+
+impl Visit for ToBlocks<'_> {
+    type Output = Result<Vec<u8>>;
+
+    fn visit<B: Block<N>, const N: usize>(self) -> Result<Vec<u8>> {
+        let blocks = self.0.as_chunks::<N>().0;
+        let mut bytes = memory::with_room(blocks.len().saturating_mul(size_of::<B>()), WHAT)?;
+        blocks.iter().for_each(|block| bytes.extend_from_slice(bytemuck::bytes_of(&B::quantize(block))));
+        Ok(bytes)
+    }
 }
 
 #[cfg(test)]
@@ -149,7 +145,9 @@ mod tests {
     use super::*;
     use TensorType::*;
 
-    const SUPPORTED: [TensorType; 13] = [F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K];
+    fn supported() -> impl Iterator<Item = TensorType> {
+        FLOATS.into_iter().chain(QUANTIZED.iter().copied())
+    }
 
     fn all_types() -> impl Iterator<Item = TensorType> {
         (0..64).filter_map(TensorType::from_id)
@@ -192,12 +190,12 @@ mod tests {
                 }
             }
         }
-        assert!(SUPPORTED.into_iter().all(is_supported));
+        assert!(supported().all(is_supported) && supported().count() >= 13);
     }
 
     #[test]
     fn sizes_must_agree() {
-        for ty in SUPPORTED {
+        for ty in supported() {
             let (len, bytes) = (ty.block_len(), ty.block_bytes());
             let error = |data: usize, out: usize| dequantize(ty, &vec![0; data], &mut vec![0.0; out]).unwrap_err();
             for error in [error(2 * bytes, len), error(bytes, 2 * len), error(0, len), error(bytes + 1, len)] {
@@ -241,7 +239,7 @@ mod tests {
     #[test]
     fn round_trips_hold_at_any_magnitude_and_offset() {
         let mut seed = 2;
-        for ty in SUPPORTED {
+        for ty in supported() {
             for magnitude in [1e-2, 1.0, 1e4] {
                 for offset in [0.0, 0.9, -0.9] {
                     let values: Vec<f32> = (0..1024).map(|_| magnitude * (0.3 * normal(&mut seed) + offset)).collect();
@@ -255,7 +253,7 @@ mod tests {
     #[test]
     fn any_bytes_and_any_values_are_accepted() {
         let mut seed = 3;
-        for ty in SUPPORTED {
+        for ty in supported() {
             let (len, bytes) = (4 * ty.block_len(), 4 * ty.block_bytes());
             let mut out = vec![0.0; len];
             for _ in 0..100 {
