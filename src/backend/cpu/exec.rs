@@ -304,6 +304,7 @@ impl Pass<'_> {
         }
     }
 
+    /// Panics for a buffer that is not of this program, a bug: the team makes an error of it, for this session alone.
     fn shared(&self, buf: Buf) -> &SharedBuf {
         self.buffers.get(buf.0).unwrap_or_else(|| panic!("there is no buffer {}", buf.0))
     }

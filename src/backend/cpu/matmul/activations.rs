@@ -153,7 +153,7 @@ pub(crate) unsafe fn quantize_rows(isa: Isa, x: &[f32], rows: Range<usize>, to: 
 const ROWS_AT_ONCE: usize = LINE / size_of::<f32>();
 const GROUPS_AT_ONCE: usize = 64;
 
-/// Made where the caller promises that nothing else accesses the rows, which agree in size.
+/// A job whose sizes agree, and whose rows nothing else accesses.
 struct Quantize<'a>(QuantizeJob<'a>);
 
 impl<S: Lanes> Kernel<S> for Quantize<'_> {
@@ -161,7 +161,7 @@ impl<S: Lanes> Kernel<S> for Quantize<'_> {
 
     #[inline(always)]
     fn run(self, s: S) {
-        // SAFETY: the promise of who made this.
+        // SAFETY: `quantize_rows`, which alone makes these values, has the caller's promise.
         unsafe { run(s, &self.0) }
     }
 }

@@ -183,8 +183,10 @@ struct Columns<'t, F, R> {
     types: PhantomData<(F, R)>,
 }
 
-/// An [`Columns`] to a tile of `VECTORS` vectors. What is called as a function of the instruction set is a value: it is made
-/// where the caller promises what the kernel needs, and nowhere else.
+// A kernel must be a value for `Token::call` to compile it for the instruction set. Each of those below is made in one unsafe
+// function alone, whose caller promises what the kernel needs.
+
+/// Unpacks quantized weights to a tile of `VECTORS` vectors.
 struct Quant<'t, F, R, const VECTORS: usize>(Columns<'t, F, R>);
 
 impl<S: Lanes, F: Format, R: Source<S>, const VECTORS: usize> Kernel<S> for Quant<'_, F, R, VECTORS> {
@@ -193,7 +195,7 @@ impl<S: Lanes, F: Format, R: Source<S>, const VECTORS: usize> Kernel<S> for Quan
     #[inline(always)]
     fn run(self, s: S) {
         let Columns { rows, column, columns, tile, .. } = self.0;
-        // SAFETY: the promise of who made this.
+        // SAFETY: the unsafe function that makes these values has the caller's promise.
         unsafe { tile::unpack::<S, F, R, VECTORS>(s, rows, column, columns, tile) }
     }
 }
@@ -221,7 +223,7 @@ impl<S: Lanes, F: FloatFormat, const VECTORS: usize> Kernel<S> for Float<'_, F, 
     #[inline(always)]
     fn run(self, s: S) {
         let Columns { rows, column, columns, tile, .. } = self.0;
-        // SAFETY: the promise of who made this.
+        // SAFETY: the unsafe function that makes these values has the caller's promise.
         unsafe { float::unpack::<S, F, VECTORS>(s, rows, column, columns, tile) }
     }
 }
@@ -248,7 +250,7 @@ impl<S: Lanes, K: Kind, const VECTORS: usize, const TOKENS: usize> Kernel<S> for
 
     #[inline(always)]
     fn run(self, s: S) {
-        // SAFETY: the promise of who made this.
+        // SAFETY: the unsafe function that makes these values has the caller's promise.
         unsafe { s.dots::<K, VECTORS, TOKENS>(self.0) }
     }
 }
@@ -270,7 +272,7 @@ impl<S: Lanes, const VECTORS: usize, const TOKENS: usize> Kernel<S> for FloatPro
 
     #[inline(always)]
     fn run(self, s: S) {
-        // SAFETY: the promise of who made this.
+        // SAFETY: the unsafe function that makes these values has the caller's promise.
         unsafe { float::dots::<S, VECTORS, TOKENS>(s, self.0) }
     }
 }
@@ -293,7 +295,7 @@ impl<S: Dot, F: Format, R: Source<S>, const TOKENS: usize> Kernel<S> for DirectP
 
     #[inline(always)]
     fn run(self, s: S) {
-        // SAFETY: the promise of who made this.
+        // SAFETY: the unsafe function that makes these values has the caller's promise.
         unsafe { few::run::<S, F, R, TOKENS>(s, self.0) }
     }
 }

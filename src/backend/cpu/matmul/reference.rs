@@ -1,22 +1,24 @@
 //! The product that the fast kernels are compared with.
 
 use super::{Input, Product, Scratch};
-use crate::{Result, quant};
+use crate::{Error, ErrorKind, Result, quant};
 use std::ops::Range;
 
 /// As [`matmul`](super::matmul), but with f32 activations for weights of every type, and sums in f64: accurate, not fast.
 ///
 /// # Errors
-/// `Unsupported` for weights that cannot be dequantized; `OutOfMemory`.
+/// `Unsupported` for weights that cannot be dequantized; `OutOfMemory`; `Device` for quantized activations, a bug.
 ///
 /// # Safety
 /// As for [`matmul`](super::matmul).
 ///
 /// # Panics
-/// If the sizes do not agree, or the activations are quantized.
+/// If the sizes do not agree.
 pub(crate) unsafe fn matmul_f32(product: &Product<'_>, rows: Range<usize>, scratch: &mut Scratch) -> Result<()> {
     let &Product { weights: ref w, x, n, out, bias } = product;
-    let Input::F32(x) = x else { panic!("accurate products take f32 activations") };
+    let Input::F32(x) = x else {
+        return Err(Error::new(ErrorKind::Device, "an accurate product got quantized activations: a bug in wavelm"));
+    };
     assert!(x.len() >= n * w.cols(), "{} activations for {n} x {}", x.len(), w.cols());
     out.check(w, n, &rows, bias);
     let dequantized = scratch.row(w.cols())?;
