@@ -7,7 +7,7 @@ use crate::{Error, ErrorKind, Result};
 use std::fmt;
 
 /// A device to run models on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Device {
     /// The best usable one.
@@ -219,6 +219,12 @@ impl DeviceReport {
         let mut refused = self.refused.clone();
         refused.push(DeviceInfo { unusable: Some(format!("it failed in use: {reason}")), ..self.chosen.clone() });
         Self { chosen: processor(), others: Vec::new(), refused, placement: None, no_gpus: None }
+    }
+
+    /// The numbers of usable GPUs after the chosen one, best first.
+    pub(crate) fn other_gpus(&self) -> Vec<usize> {
+        let gpu = |info: &DeviceInfo| if let Device::Hip(gpu) = info.device { Some(gpu) } else { None };
+        self.others.iter().filter_map(gpu).collect()
     }
 
     pub(crate) fn with_placement(self, placement: Option<String>) -> Self {

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::simulator::{self, Faults, simulated};
+use common::simulator::{self, Faults, simulated, simulated_once};
 use common::{Tiny, difference, greedy, logits, tokens};
 use wavelm::gguf::{Gguf, TensorType};
 use wavelm::{Device, ErrorKind, KvType, LoadOptions, Model, Placement, Prompt};
@@ -58,6 +58,81 @@ fn any_number_of_layers_computes_the_same() {
             }
         }
     });
+}
+
+#[test]
+fn layers_run_on_several_devices_in_any_order() {
+    let two = [("WAVELM_SIM_DEVICES", "2")];
+    simulated("layers_run_on_several_devices_in_any_order", &two, || {
+        let (cpu, a, b) = (Device::Cpu, Device::hip(0), Device::hip(1));
+        let lists = [
+            (vec![(a, 2), (b, 2)], "2 layers on hip:0, 2 layers on hip:1 of 4"),
+            (vec![(b, 1), (a, 3)], "1 layer on hip:1, 3 layers on hip:0 of 4"),
+            (vec![(a, 1), (b, 2)], "1 layer on hip:0, 2 layers on hip:1, 1 layer on cpu of 4"),
+            (vec![(cpu, 1), (b, 9)], "1 layer on cpu, 3 layers on hip:1 of 4"),
+            (vec![(cpu, 1), (a, 1), (cpu, 1), (b, 1)], "1 layer on hip:1 of 4, as the caller asked"),
+            (vec![(a, 3), (b, 0)], "the first 3 of 4 layers, the others on the CPU"),
+            (vec![(b, 4)], ""),
+        ];
+        for arch in ["llama", "gemma3"] {
+            let expected = tiny(arch).load(options(Device::Cpu));
+            for (list, text) in &lists {
+                let model = tiny(arch).load(options(Device::Auto).placement(Placement::Devices(list.clone())));
+                let report = model.device_report();
+                assert_eq!(model.device(), list.iter().find(|(device, _)| *device != cpu).unwrap().0, "{report}");
+                assert_same(&model, &expected);
+                assert!(report.placement().unwrap_or_default().contains(text), "{report}");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_second_device_takes_what_the_first_one_cannot() {
+    let two = [("WAVELM_SIM_DEVICES", "2")];
+    simulated_once("a_second_device_takes_what_the_first_one_cannot", &two, || {
+        let faults = Faults::new();
+        let cpu = tiny("llama").load(options(Device::Cpu));
+        let list = Placement::Devices(vec![(Device::hip(0), 2), (Device::hip(1), 2)]);
+        drop(tiny("llama").load(options(Device::Auto).placement(list)));
+        let mut reports = Vec::new();
+        for kib in (0..60).map(|i| 256 + 320 * i) {
+            faults.memory(kib << 10);
+            let mut heard = 0;
+            let listener = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+            let told = std::sync::Arc::clone(&listener);
+            let options = options(Device::Auto).on_progress(move |progress| {
+                told.lock().unwrap().push(progress);
+                progress.go_on()
+            });
+            let model = tiny("llama").load(options);
+            let report = model.device_report().to_string();
+            for progress in listener.lock().unwrap().iter() {
+                assert!(progress.bytes <= progress.total_bytes, "{progress:?}");
+                heard += 1;
+            }
+            assert!(heard > 0);
+            if report.contains(" on hip:1") {
+                assert_same(&model, &cpu);
+                reports.push(report);
+            }
+        }
+        assert!(reports.iter().any(|r| r.contains(" on cpu")), "{reports:?}");
+        assert!(reports.iter().any(|r| !r.contains(" on cpu")), "{reports:?}");
+    });
+}
+
+#[test]
+fn a_placement_that_names_no_device_is_an_error() {
+    let load = |list: Vec<(Device, usize)>| {
+        let gguf = Gguf::from_bytes(tiny("llama").file()).unwrap();
+        options(Device::Auto).placement(Placement::Devices(list)).load_gguf(gguf)
+    };
+    for list in [vec![], vec![(Device::Cpu, 0)], vec![(Device::Auto, 2)], vec![(Device::hip(0), 0)]] {
+        assert_eq!(load(list.clone()).unwrap_err().kind(), ErrorKind::InvalidInput, "{list:?}");
+    }
+    assert_eq!(load(vec![(Device::hip(97), 1)]).unwrap_err().kind(), ErrorKind::Device);
+    assert_eq!(load(vec![(Device::Cpu, 1)]).unwrap().device(), Device::Cpu);
 }
 
 #[test]
@@ -133,8 +208,9 @@ fn a_fault_of_a_part_moves_the_session() {
         let faults = Faults::new();
         let prompt = tokens(1, 80);
         let text = greedy(&mut tiny("llama").load(options(Device::Cpu)).session().unwrap(), &prompt, 4).unwrap();
-        for n in [1, 7, 12] {
-            let model = tiny("llama").load(options(Device::Auto).placement(Placement::Layers(2)));
+        let halves = Placement::Devices(vec![(Device::Cpu, 2), (Device::hip(0), 2)]);
+        for (n, placement) in [1, 7, 12].iter().flat_map(|&n| [(n, Placement::Layers(2)), (n, halves.clone())]) {
+            let model = tiny("llama").load(options(Device::Auto).placement(placement));
             let mut session = model.session().unwrap();
             session.feed(&Prompt::from_tokens(prompt[..70].to_vec())).unwrap();
             let mut fork = session.fork().unwrap();

@@ -66,8 +66,11 @@ impl ModelOptions {
     pub fn load(&self) -> Outcome<Model> {
         let bar = if self.quiet { ProgressBar::hidden() } else { ProgressBar::new(0) };
         bar.set_style(ProgressStyle::with_template("loading {bar:40} {bytes}/{total_bytes}")?);
-        let options =
-            Model::options().device(self.device).placement(self.placement).precision(self.precision).map(!self.no_map);
+        let options = Model::options()
+            .device(self.device)
+            .placement(self.placement.clone())
+            .precision(self.precision)
+            .map(!self.no_map);
         let mut options = options.probe_in_child(true).on_progress({
             let bar = bar.clone();
             move |progress| {

@@ -84,10 +84,14 @@ struct State {
   unsigned long beside = 0;
   bool stale = getenv("WAVELM_SIM_STALE");
   std::map<char *, size_t> memory;
+  // The device of each allocation and of each stream.
+  std::map<void *, int> device_of;
   std::set<char *> slow;
   size_t own = ~size_t(0);
   unsigned long damaged_copy = 0, copies_to_device = 0;
-  size_t used = 0, limit = size_t(1) << 30;
+  // Bytes used on each device, and the most on any.
+  std::map<int, size_t> used;
+  size_t limit = size_t(1) << 30;
   unsigned long downloaded = 0;
   // What was queued on each stream since it was waited for, and the stream that each event was recorded in last.
   std::map<void *, unsigned long> queued;
@@ -196,6 +200,9 @@ bool is_inside(const char *start, size_t bytes) {
   auto &[first, length] = *--after;
   return start + bytes <= first + length;
 }
+
+// The device that a thread has chosen.
+thread_local int current = 0;
 
 bool is_intact(const char *start, size_t bytes) {
   for (size_t i = 0; i < GUARD; i++)
@@ -313,6 +320,26 @@ int wait(void *event) {
   return SUCCESS;
 }
 
+// Whether a launch goes to a stream of the chosen device, with memory of that device alone.
+bool is_on_one_device(const Launch &launch, void *stream) {
+  auto of_stream = state().device_of.find(stream);
+  if (of_stream != state().device_of.end() && of_stream->second != current) {
+    fprintf(stderr, "simulator: %s is launched on device %d, on a stream of device %d\n", launch.name, current,
+            of_stream->second);
+    return false;
+  }
+  for (auto argument : launch.arguments) {
+    auto after = state().memory.upper_bound(reinterpret_cast<char *>(argument));
+    if (after == state().memory.begin()) continue;
+    auto &[start, bytes] = *--after;
+    if (reinterpret_cast<char *>(argument) >= start + bytes || state().device_of[start] == current) continue;
+    fprintf(stderr, "simulator: %s on device %d has memory of device %d\n", launch.name, current,
+            state().device_of[start]);
+    return false;
+  }
+  return true;
+}
+
 } // namespace
 
 extern "C" {
@@ -375,10 +402,12 @@ int hipThreadExchangeStreamCaptureMode(unsigned int *exchanged) {
   return SUCCESS;
 }
 
-// Sets the bytes of memory, but not below what is used.
+// Sets the bytes of memory of each device, but not below what is used.
 void wavelm_sim_memory(size_t bytes) {
   std::lock_guard<std::mutex> lock(state().lock);
-  state().limit = bytes > state().used ? bytes : state().used;
+  state().limit = bytes;
+  for (auto &[device, used] : state().used)
+    if (used > state().limit) state().limit = used;
 }
 
 // Lets what has a name that begins so go wrong; an empty one ends it. `how` is 0 for a quarter more, 1 for nothing that is
@@ -425,7 +454,11 @@ int hipGetDeviceCount(int *count) {
   return state().devices > 0 ? SUCCESS : NO_DEVICE;
 }
 
-int hipSetDevice(int device) { return device < state().devices ? SUCCESS : 101; }
+int hipSetDevice(int device) {
+  if (device < 0 || device >= state().devices) return 101;
+  current = device;
+  return SUCCESS;
+}
 
 int hipRuntimeGetVersion(int *version) {
   *version = 60000000;
@@ -461,7 +494,7 @@ int hipDeviceTotalMem(size_t *total, int) {
 int hipMemGetInfo(size_t *free, size_t *total) {
   std::lock_guard<std::mutex> lock(state().lock);
   *total = state().limit;
-  *free = state().limit - state().used;
+  *free = state().limit - state().used[current];
   return state().status();
 }
 
@@ -473,15 +506,16 @@ int hipMalloc(void **memory, size_t bytes) {
   }
   block_if(hangs_here(ALLOC));
   std::lock_guard<std::mutex> lock(state().lock);
-  if (bytes > state().limit - state().used) return OUT_OF_MEMORY;
+  if (bytes > state().limit - state().used[current]) return OUT_OF_MEMORY;
   char *start = static_cast<char *>(aligned_alloc(GUARD, (bytes + 3 * GUARD - 1) / GUARD * GUARD));
   if (!start) return OUT_OF_MEMORY;
   memset(start, GUARD_BYTE, bytes + 2 * GUARD);
   start += GUARD;
   memset(start, 0x7f, bytes); // numbers that are not plausible
   state().memory[start] = bytes;
-  state().used += bytes;
-  if (state().used > state().own) state().slow.insert(start);
+  state().device_of[start] = current;
+  state().used[current] += bytes;
+  if (state().used[current] > state().own) state().slow.insert(start);
   *memory = start;
   return SUCCESS;
 }
@@ -494,7 +528,8 @@ int hipFree(void *memory) {
   if (found == state().memory.end()) return INVALID_VALUE;
   bool intact = is_intact(found->first, found->second);
   if (!intact) fprintf(stderr, "simulator: something was written next to an allocation\n");
-  state().used -= found->second;
+  state().used[state().device_of[found->first]] -= found->second;
+  state().device_of.erase(found->first);
   free(found->first - GUARD);
   state().slow.erase(found->first);
   state().memory.erase(found);
@@ -576,6 +611,7 @@ int hipModuleLaunchKernel(void *function, unsigned int x, unsigned int y, unsign
     if (state().fails(LAUNCH)) return LAUNCH_FAILURE;
     if (state().beside) return state().beside--, 900;
     if (state().hangs) return SUCCESS;
+    if (!is_on_one_device(launch, stream)) return INVALID_HANDLE;
     auto capture = captures.find(stream);
     if (capture != captures.end()) {
       capture->second.push_back(launch);
@@ -632,9 +668,19 @@ int hipGraphDestroy(void *graph) {
 
 int hipGraphExecDestroy(void *made) { return hipGraphDestroy(made); }
 
-int hipStreamCreateWithFlags(void **stream, unsigned int) { return make_handle(stream); }
+int hipStreamCreateWithFlags(void **stream, unsigned int) {
+  int failed = make_handle(stream);
+  std::lock_guard<std::mutex> lock(state().lock);
+  if (!failed) state().device_of[*stream] = current;
+  return failed;
+}
+
 int hipStreamDestroy(void *stream) {
   block_if(hangs());
+  {
+    std::lock_guard<std::mutex> lock(state().lock);
+    state().device_of.erase(stream);
+  }
   return free_handle(stream);
 }
 

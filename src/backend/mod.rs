@@ -4,18 +4,18 @@
 
 pub(crate) mod cpu;
 pub(crate) mod hip;
-pub(crate) mod kv;
 pub(crate) mod kv_type;
 pub(crate) mod profile;
-pub(crate) mod split;
+pub(crate) mod segments;
+pub(crate) mod state;
 
 use crate::program::{Program, RowKind};
 use crate::sampler::{Choice, SamplerState};
 use crate::tokenizer::TokenId;
 use crate::{Error, Result};
-use kv::PageId;
 pub(crate) use kv_type::KvType;
 pub(crate) use profile::KernelTime;
+use state::{PageId, States};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -46,9 +46,9 @@ pub(crate) struct Span<'a> {
     pub(crate) tokens: &'a [TokenId],
     /// The position of the first token. The sequence's cache holds all positions before it.
     pub(crate) first_pos: usize,
-    /// The pages of the sequence: enough for `first_pos + tokens.len()` positions. Pages that are
-    /// written to are not shared.
-    pub(crate) pages: &'a [PageId],
+    /// The sequence's pages for each group of the backend's states: enough for
+    /// `first_pos + tokens.len()` positions. Pages that are written to are not shared.
+    pub(crate) tables: &'a [Vec<PageId>],
     pub(crate) wanted: Wanted,
 }
 
@@ -59,6 +59,8 @@ pub(crate) struct Batch<'a> {
     /// The states that will draw tokens from the first rows of logits. A device may draw right
     /// away.
     pub(crate) draws: &'a [&'a SamplerState],
+    /// For a later part of a program, buffer 0 as the part before it left it: a row for each token.
+    pub(crate) given: &'a [f32],
 }
 
 impl Batch<'_> {
@@ -127,8 +129,8 @@ pub(crate) trait Backend: Send + Sync {
     /// How many threads compute, the calling one included.
     fn threads(&self) -> usize;
 
-    /// The cache pages of all sequences.
-    fn kv_pool(&self) -> &Arc<kv::KvPool>;
+    /// The states of all sequences.
+    fn states(&self) -> &Arc<States>;
 
     /// The limits of one pass.
     fn limits(&self) -> Limits;

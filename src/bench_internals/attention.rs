@@ -4,7 +4,7 @@ use super::named;
 use crate::backend::cpu::attention::{AttentionPlan, AttentionScratch, AttnParams};
 use crate::backend::cpu::kv::{self, KvLayout, PAGE_LEN, Span, StorePlan};
 use crate::backend::cpu::pages::Pages;
-use crate::backend::kv::{PageId, PageStore};
+use crate::backend::state::{PageId, PageStore};
 use crate::simd::Isa;
 use crate::{Error, KvType, Result};
 

@@ -173,7 +173,7 @@ impl LoadOptions {
         self
     }
 
-    /// Which layers a GPU runs. Default: [`Placement::Automatic`], which leaves room for one
+    /// Which layers run on which device. Default: [`Placement::Automatic`], which leaves room for one
     /// session of the [context](Self::context) set here, or of 4,096 tokens if none is set.
     pub fn placement(mut self, placement: Placement) -> Self {
         self.placement = placement;
@@ -288,7 +288,7 @@ impl LoadOptions {
             let context = self.context.unwrap_or(config.context);
             Ok(MemoryEstimate {
                 weights: gguf.tensors().iter().map(|t| t.size()).sum(),
-                kv_cache: cpu::kv_bytes(&program, self.effective_kv_type(), context),
+                kv_cache: cpu::state_bytes(&program, self.effective_kv_type(), context),
                 buffers: cpu::buffer_bytes(&program),
             })
         };
@@ -299,7 +299,8 @@ impl LoadOptions {
         if self.threads == Some(0) {
             return Err(Error::invalid_input("0 threads were asked for; use at least 1"));
         }
-        if let (Device::Hip(gpu), Placement::Layers(0)) = (self.device, self.placement) {
+        self.placement.check()?;
+        if let (Device::Hip(gpu), Placement::Layers(0)) = (self.device, &self.placement) {
             return Err(Error::invalid_input(format!("0 layers were asked for on hip:{gpu}; use the device cpu")));
         }
         if self.copy_threads == Some(0) {
@@ -361,7 +362,7 @@ impl LoadOptions {
         config: &Config,
     ) -> Result<(Arc<dyn Backend>, DeviceReport, Option<Rescue>)> {
         const ROOM: usize = 4096;
-        let device = if self.placement == Placement::Layers(0) { Device::Cpu } else { self.device };
+        let device = self.placement.device(self.device);
         let kv_type = self.effective_kv_type();
         let request = Request { device, precision: self.precision, kv_type, patience: self.device_timeout };
         let probed = if self.probe_in_child && device != Device::Cpu { request.probe(&gguf) } else { Ok(()) };
@@ -384,10 +385,11 @@ impl LoadOptions {
                     verify: self.verify,
                     refuses_spill: self.placement == Placement::Automatic,
                 },
+                others: report.other_gpus(),
                 cpu: self.cpu_options(),
                 context: self.context.unwrap_or(config.context.min(ROOM)),
             };
-            match load.place(self.placement, &mut |bytes, total| self.tell(bytes, total)) {
+            match load.place(&self.placement.clone(), &mut |bytes, total| self.tell(bytes, total)) {
                 Ok((backend, part)) => {
                     let rescue = self.rescue.then(|| Rescue::new(gguf, self.cpu_options(), self.on_event.take()));
                     return Ok((backend, report.with_placement(part), rescue));

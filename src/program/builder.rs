@@ -1,6 +1,6 @@
 //! How a model family writes its program.
 
-use super::{Buf, BufInfo, KvShape, Op, Program, Rope, RowKind, Weight, WeightInfo};
+use super::{Buf, BufInfo, LayerState, Op, Program, Rope, RowKind, Weight, WeightInfo};
 use crate::gguf::{Gguf, TensorInfo, TensorType};
 use crate::{Error, Result, memory, quant};
 
@@ -22,7 +22,7 @@ impl<'a> Builder<'a> {
             buffers: Vec::new(),
             weights: Vec::new(),
             ropes: Vec::new(),
-            kv: Vec::new(),
+            states: Vec::new(),
             ops: Vec::new(),
             vocab: 0,
         };
@@ -114,12 +114,12 @@ impl<'a> Builder<'a> {
         self.program.ropes.len() - 1
     }
 
-    /// Adds a layer to the cache and returns its number, to use in [`Op::StoreKv`] and
+    /// Adds the state of a layer and returns its number, to use in [`Op::StoreKv`] and
     /// [`Op::Attention`].
-    pub(crate) fn kv_layer(&mut self, shape: KvShape) -> usize {
-        let layer = self.program.kv.len();
-        self.keep_full(|program| memory::push(&mut program.kv, shape, WHAT));
-        layer
+    pub(crate) fn state(&mut self, state: LayerState) -> usize {
+        let number = self.program.states.len();
+        self.keep_full(|program| memory::push(&mut program.states, state, WHAT));
+        number
     }
 
     pub(crate) fn op(&mut self, op: Op) {

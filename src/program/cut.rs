@@ -76,7 +76,7 @@ impl Program {
             let candidates = single.iter().enumerate().take(place(layer, true)?).skip(first);
             candidates.rev().find_map(|(op, buf)| buf.map(|buf| Cut { op, buf }))
         };
-        memory::collected((0..self.kv.len()).map(cut), WHAT)
+        memory::collected((0..self.states.len()).map(cut), WHAT)
     }
 
     /// A program of these operations alone, with the buffers, weights and layers that they use.
@@ -87,7 +87,7 @@ impl Program {
     /// `OutOfMemory`.
     pub(crate) fn part(&self, ops: &[Op], seam: Option<Buf>) -> Result<Program> {
         let (mut bufs, mut weights, mut layers) =
-            (Numbers::new(self.buffers.len())?, Numbers::new(self.weights.len())?, Numbers::new(self.kv.len())?);
+            (Numbers::new(self.buffers.len())?, Numbers::new(self.weights.len())?, Numbers::new(self.states.len())?);
         seam.into_iter().for_each(|buf| {
             bufs.number(buf.0);
         });
@@ -108,7 +108,7 @@ impl Program {
             buffers: bufs.pick(&self.buffers)?,
             weights: weights.pick(&self.weights)?,
             ropes: self.ropes.clone(),
-            kv: layers.pick(&self.kv)?,
+            states: layers.pick(&self.states)?,
             ops,
             vocab: self.vocab,
         })
@@ -147,7 +147,7 @@ impl Numbers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::program::{AttentionInfo, BufInfo, KvShape};
+    use crate::program::{AttentionInfo, BufInfo, KvShape, LayerState};
 
     /// Two layers: `x = embed; [q = norm x; store q, q; a = attention q; x += a; h = norm x; x += h] * 2; logits x`.
     fn program() -> Program {
@@ -168,9 +168,10 @@ mod tests {
             ]);
         }
         ops.push(Op::Logits { x });
-        let kv = vec![KvShape { kv_heads: 1, head_dim: 8, value_dim: 8 }; 2];
+        let shape = KvShape { kv_heads: 1, head_dim: 8, value_dim: 8 };
+        let states = vec![LayerState::Paged { shape, window: None }; 2];
         let buffers = ["x", "q", "a", "h"].map(buffer).to_vec();
-        Program { name: String::new(), buffers, weights: Vec::new(), ropes: Vec::new(), kv, ops, vocab: 8 }
+        Program { name: String::new(), buffers, weights: Vec::new(), ropes: Vec::new(), states, ops, vocab: 8 }
     }
 
     #[test]
@@ -191,10 +192,10 @@ mod tests {
         let cut = program.layer_cuts().unwrap()[1].unwrap();
         let (front, back) = program.ops.split_at(cut.op);
         let front = program.part(front, Some(cut.buf)).unwrap();
-        assert_eq!((front.kv.len(), front.ops.len()), (1, 9));
+        assert_eq!((front.states.len(), front.ops.len()), (1, 9));
         assert!(matches!(front.ops.last(), Some(Op::Logits { x: Buf(0) })));
         let back = program.part(back, Some(cut.buf)).unwrap();
-        assert_eq!((back.kv.len(), back.ops.len()), (1, 7));
+        assert_eq!((back.states.len(), back.ops.len()), (1, 7));
         assert!(matches!(back.ops.first(), Some(Op::RmsNorm { x: Buf(0), out: Buf(1), .. })));
         assert!(matches!(back.ops.get(1), Some(Op::StoreKv { layer: 0, .. })));
         assert_eq!(back.result().unwrap().name, "x");

@@ -5,7 +5,7 @@ use std::fmt;
 
 impl fmt::Display for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "program {}: {} layers cached, {} logits", self.name, self.kv.len(), self.vocab)?;
+        writeln!(f, "program {}: {} layer states, {} logits", self.name, self.states.len(), self.vocab)?;
         for b in &self.buffers {
             let rows = if b.rows == RowKind::Tokens { "tokens" } else { "outputs" };
             writeln!(f, "  buffer {}: [{rows}, {}]", b.name, b.columns)?;

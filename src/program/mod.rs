@@ -16,6 +16,7 @@ mod liveness;
 mod op;
 mod precision;
 mod rope;
+mod state;
 
 pub(crate) use builder::Builder;
 pub(crate) use cut::Cut;
@@ -23,6 +24,7 @@ pub(crate) use liveness::is_read;
 pub(crate) use op::{Activation, AttentionInfo, Op, Operands, Use, WeightUse};
 pub use precision::Precision;
 pub(crate) use rope::{Rope, RopeScaling, RopeStyle};
+pub(crate) use state::{Group, GroupKind, KvShape, LayerState};
 
 use crate::gguf::TensorInfo;
 use crate::{Error, ErrorKind, Result};
@@ -60,14 +62,6 @@ pub(crate) struct WeightInfo {
     pub(crate) columns: usize,
 }
 
-/// The keys and values that one layer caches for each token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct KvShape {
-    pub(crate) kv_heads: usize,
-    pub(crate) head_dim: usize,
-    pub(crate) value_dim: usize,
-}
-
 /// A model's forward pass.
 #[derive(Debug, Clone)]
 pub(crate) struct Program {
@@ -75,8 +69,8 @@ pub(crate) struct Program {
     pub(crate) buffers: Vec<BufInfo>,
     pub(crate) weights: Vec<WeightInfo>,
     pub(crate) ropes: Vec<Rope>,
-    /// What each layer caches.
-    pub(crate) kv: Vec<KvShape>,
+    /// What the layers keep of a sequence.
+    pub(crate) states: Vec<LayerState>,
     pub(crate) ops: Vec<Op>,
     /// Tokens in the vocabulary: columns of the logits.
     pub(crate) vocab: usize,

@@ -57,9 +57,12 @@ pub(crate) enum Op {
     Rows { x: Buf, out: Buf },
     /// `x` holds the logits: the end of the program.
     Logits { x: Buf },
+    /// `state = state / 2 + x`, token by token, then `x = state`: the simplest recurrence.
+    #[cfg(test)]
+    Decay { layer: usize, x: Buf },
 }
 
-/// How an operation uses a buffer, or a layer of the cache.
+/// How an operation uses a buffer, or the state of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Use {
     /// Reads it.
@@ -88,7 +91,7 @@ pub(crate) trait Operands {
     fn buffer(&mut self, _: &mut Buf, _: Use) {}
     /// A weight.
     fn weight(&mut self, _: &mut Weight, _: WeightUse) {}
-    /// A layer of the cache.
+    /// The state of a layer.
     fn layer(&mut self, _: &mut usize, _: Use) {}
 }
 
@@ -137,6 +140,11 @@ impl Op {
                 v.buffer(out, Write);
             }
             Op::Logits { x } => v.buffer(x, Read),
+            #[cfg(test)]
+            Op::Decay { layer, x } => {
+                v.layer(layer, Update);
+                v.buffer(x, Update);
+            }
         }
     }
 
@@ -156,6 +164,8 @@ impl Op {
             Op::Softcap { .. } => "softcap",
             Op::Rows { .. } => "wanted rows of",
             Op::Logits { .. } => "logits",
+            #[cfg(test)]
+            Op::Decay { .. } => "decay",
         }
     }
 
@@ -178,6 +188,8 @@ impl Op {
             | Op::Add { .. }
             | Op::Rows { .. }
             | Op::Logits { .. } => Ok(()),
+            #[cfg(test)]
+            Op::Decay { .. } => Ok(()),
         }
     }
 }

@@ -7,7 +7,7 @@ mod prompt;
 pub use generate::{Generation, Piece, Stats, StopReason, next_of_each};
 pub use prompt::Prompt;
 
-use crate::backend::kv::KvSequence;
+use crate::backend::state::Sequence;
 use crate::backend::{Backend, Batch, Canceller, Limits, Logits, Span, Wanted};
 use crate::device::Device;
 use crate::model::Model;
@@ -66,12 +66,11 @@ pub struct Session {
     model: Model,
     backend: Arc<dyn Backend>,
     device: Device,
-    kv: KvSequence,
+    /// What the backend keeps of the first tokens: of all, unless the session moved to another
+    /// device, or went back to where the state is not kept any more, and has not caught up yet.
+    state: Sequence,
     /// The evaluated tokens.
     tokens: Vec<TokenId>,
-    /// How many of them the cache holds: all, unless the session moved to another device and has
-    /// not caught up yet.
-    cached: usize,
     context: usize,
     when_full: ContextPolicy,
     canceller: Canceller,
@@ -99,11 +98,10 @@ impl Session {
         let backend = Arc::clone(model.backend());
         Ok(Self {
             device: model.device(),
-            kv: KvSequence::new(backend.kv_pool()),
+            state: Sequence::new(backend.states())?,
             backend,
             model,
             tokens: Vec::new(),
-            cached: 0,
             context,
             when_full: options.when_full,
             canceller: Canceller::default(),
@@ -121,7 +119,8 @@ impl Session {
         self.device
     }
 
-    /// The tokens that are evaluated. After a fault of a GPU the cache may lack some until the next pass.
+    /// The tokens that are evaluated. After a fault of a GPU, and after [`truncate`](Self::truncate),
+    /// the cache may lack some until the next pass evaluates them again.
     pub fn tokens(&self) -> &[TokenId] {
         &self.tokens
     }
@@ -147,19 +146,21 @@ impl Session {
     }
 
     /// Forgets all but the first `len` tokens.
+    ///
+    /// Layers with a sliding window keep only the newest positions and those at the end of the last
+    /// few prompts. If `len` lies further back, the next pass evaluates some tokens again. The texts
+    /// are the same.
     pub fn truncate(&mut self, len: usize) {
         if len < self.tokens.len() {
             self.tokens.truncate(len);
-            self.cached = self.cached.min(len);
-            self.kv.truncate(len);
+            self.state.rewind(len);
         }
     }
 
     /// Forgets everything and gives the cache's memory back.
     pub fn clear(&mut self) {
         self.tokens.clear();
-        self.cached = 0;
-        self.kv.truncate(0);
+        self.state.rewind(0);
     }
 
     /// A second session with the same past. The two share the cache until one of them writes, so a
@@ -172,9 +173,8 @@ impl Session {
             model: self.model.clone(),
             backend: Arc::clone(&self.backend),
             device: self.device,
-            kv: self.kv.fork(self.cached)?,
+            state: self.state.fork()?,
             tokens: memory::copied(&self.tokens, TOKENS)?,
-            cached: self.cached,
             context: self.context,
             when_full: self.when_full,
             canceller: Canceller::default(),
@@ -258,17 +258,29 @@ impl Session {
         };
         let common = self.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count();
         // The last token is evaluated in any case, because its logits are needed.
-        let reused = common.min(tokens.len().saturating_sub(1));
-        self.truncate(reused);
-        let fresh = tokens.get(reused..).unwrap_or_default();
-        Ok((self.extend(fresh, &[])?, reused))
+        let kept = common.min(tokens.len().saturating_sub(1));
+        self.truncate(kept);
+        let reused = self.state.len();
+        let fresh = tokens.get(kept..).unwrap_or_default();
+        if !self.state.has_slots() {
+            let logits = self.extend(fresh, Wanted::Last, &[])?;
+            self.state.checkpoint();
+            return Ok((logits, reused));
+        }
+        // Such a state cannot go back by the one token that answering the same prompt again needs.
+        let (first, last) = fresh.split_at(fresh.len().saturating_sub(1));
+        if !first.is_empty() {
+            self.extend(first, Wanted::None, &[])?;
+        }
+        self.state.checkpoint();
+        Ok((self.extend(last, Wanted::Last, &[])?, reused))
     }
 
     /// Appends one token. Slides a full context if the options ask for it. `state` will draw the
     /// next token.
     fn push(&mut self, token: TokenId, state: &SamplerState) -> Result<Box<dyn Logits>> {
         if self.tokens.len() < self.context {
-            return self.extend(&[token], &[state]);
+            return self.extend(&[token], Wanted::Last, &[state]);
         }
         match self.when_full {
             ContextPolicy::Error => Err(self.context_full(self.tokens.len() + 1)),
@@ -279,17 +291,23 @@ impl Session {
         }
     }
 
-    /// Evaluates `tokens`, at least one, after the cached ones. `draws` are for the last pass: see
-    /// [`Batch::draws`].
-    fn extend(&mut self, tokens: &[TokenId], draws: &[&SamplerState]) -> Result<Box<dyn Logits>> {
+    /// Evaluates `tokens`, at least one, after the evaluated ones. `wanted` and `draws` are for the
+    /// last pass: see [`Batch`].
+    fn extend(&mut self, tokens: &[TokenId], wanted: Wanted, draws: &[&SamplerState]) -> Result<Box<dyn Logits>> {
         let mut rest = tokens;
         loop {
             let most = self.limits().tokens;
             let (chunk, after) = rest.split_at_checked(most).unwrap_or((rest, &[]));
-            let (wanted, draws) = if after.is_empty() { (Wanted::Last, draws) } else { (Wanted::None, &[][..]) };
+            let (wanted, draws) = if after.is_empty() { (wanted, draws) } else { (Wanted::None, &[][..]) };
             match self.pass(chunk, wanted, draws) {
                 Ok(logits) if after.is_empty() => return Ok(logits),
-                Ok(_) => rest = after,
+                Ok(_) => {
+                    // A long prompt is not evaluated from its start again after a small change.
+                    if self.state.has_slots() {
+                        self.state.checkpoint();
+                    }
+                    rest = after;
+                }
                 Err(e) => self.recover(e)?,
             }
         }
@@ -299,42 +317,49 @@ impl Session {
     fn repeat_last(&mut self, error: Error) -> Result<Box<dyn Logits>> {
         self.recover(error)?;
         let token = self.tokens.pop();
-        self.extend(token.as_slice(), &[])
+        self.extend(token.as_slice(), Wanted::Last, &[])
     }
 
     /// After `error`, moves to a device where the work can be tried again, or returns the error.
     fn recover(&mut self, error: Error) -> Result<()> {
         // Only the model's first device fails. A session that has moved does not move again.
         let backend = if self.device == Device::Cpu { None } else { self.model.rescue(&error) };
-        self.move_to(backend.ok_or(error)?);
-        Ok(())
+        self.move_to(backend.ok_or(error)?)
     }
 
     /// The limits of a pass on the device of the next one.
     fn limits(&mut self) -> Limits {
         if self.device != Device::Cpu
             && let Some(backend) = self.model.follow()
+            && let Err(e) = self.move_to(backend)
         {
-            self.move_to(backend);
+            // The pass on the lost device fails, and then the move is tried again.
+            log::warn!("a session could not leave its device: {e}");
         }
         self.backend.limits()
     }
 
     /// Goes on on the CPU. Its cache is filled before the next pass.
-    fn move_to(&mut self, backend: Arc<dyn Backend>) {
-        self.kv = KvSequence::new(backend.kv_pool());
-        self.cached = 0;
+    fn move_to(&mut self, backend: Arc<dyn Backend>) -> Result<()> {
+        self.state = Sequence::new(backend.states())?;
         self.backend = backend;
         self.device = Device::Cpu;
+        Ok(())
     }
 
     /// One pass of the backend over tokens that follow the evaluated ones.
     fn pass(&mut self, tokens: &[TokenId], wanted: Wanted, draws: &[&SamplerState]) -> Result<Box<dyn Logits>> {
         // Reserves before the pass, whose effects could not be undone.
         memory::reserve(&mut self.tokens, tokens.len(), TOKENS)?;
-        while let Some(missing) = self.tokens.get(self.cached..).filter(|missing| !missing.is_empty()) {
-            let chunk = missing.get(..self.backend.limits().tokens).unwrap_or(missing);
-            let chunk = memory::copied(chunk, TOKENS)?;
+        while let Some(missing) = self.tokens.get(self.state.len()..).filter(|missing| !missing.is_empty()) {
+            let most = self.backend.limits().tokens;
+            let mut chunk = memory::copied(missing.get(..most).unwrap_or(missing), TOKENS)?;
+            if wanted != Wanted::All && missing.len().saturating_add(tokens.len()) <= most {
+                memory::extend(&mut chunk, tokens, TOKENS)?;
+                let logits = self.run(&chunk, wanted, draws)?;
+                self.tokens.extend_from_slice(tokens);
+                return Ok(logits);
+            }
             self.run(&chunk, Wanted::None, &[])?;
         }
         let logits = self.run(tokens, wanted, draws)?;
@@ -342,24 +367,24 @@ impl Session {
         Ok(logits)
     }
 
-    /// Runs tokens that follow the cached ones.
+    /// Runs tokens that follow those in the state.
     fn run(&mut self, tokens: &[TokenId], wanted: Wanted, draws: &[&SamplerState]) -> Result<Box<dyn Logits>> {
         self.check_cancelled()?;
-        let first_pos = self.cached;
-        let ran = self.kv.prepare(first_pos, first_pos + tokens.len()).and_then(|()| {
-            let spans = [Span { tokens, first_pos, pages: self.kv.pages(), wanted }];
-            self.backend.run(&Batch { spans: &spans, draws }, &self.canceller)
+        let first_pos = self.state.len();
+        let ran = self.state.prepare(first_pos + tokens.len()).and_then(|()| {
+            let spans = [Span { tokens, first_pos, tables: self.state.tables(), wanted }];
+            self.backend.run(&Batch { spans: &spans, draws, given: &[] }, &self.canceller)
         });
         match ran {
             Ok(logits) => {
-                self.cached += tokens.len();
+                self.state.commit(first_pos + tokens.len());
                 Ok(logits)
             }
             Err(e) => {
                 if e.kind() == ErrorKind::Cancelled {
                     self.canceller.take();
                 }
-                self.kv.truncate(first_pos);
+                self.state.abort();
                 Err(e)
             }
         }
@@ -369,7 +394,7 @@ impl Session {
     fn takes_one(&mut self) -> bool {
         // First leaves a device that was given up.
         self.limits();
-        self.tokens.len() < self.context && self.cached == self.tokens.len() && !self.canceller.is_cancelled()
+        self.tokens.len() < self.context && self.state.len() == self.tokens.len() && !self.canceller.is_cancelled()
     }
 
     /// Appends a token to each of several sessions on one backend, in one pass; every session must
@@ -378,24 +403,24 @@ impl Session {
     fn pass_of_each(sessions: &mut [(&mut Self, TokenId, &SamplerState)]) -> Result<Box<dyn Logits>> {
         let prepare = |(session, ..): &mut (&mut Self, TokenId, &SamplerState)| {
             memory::reserve(&mut session.tokens, 1, TOKENS)?;
-            session.kv.prepare(session.cached, session.cached + 1)
+            session.state.prepare(session.state.len() + 1)
         };
         let ran = sessions.iter_mut().try_for_each(prepare).and_then(|()| {
             let Some((first, ..)) = sessions.first() else { return Err(Error::invalid_input("there are no sessions")) };
             let mut spans = memory::with_room(sessions.len(), "the sessions of a pass")?;
             for (session, token, _) in sessions.iter() {
-                let (tokens, pages) = (std::slice::from_ref(token), session.kv.pages());
-                spans.push(Span { tokens, first_pos: session.cached, pages, wanted: Wanted::Last });
+                let (tokens, state) = (std::slice::from_ref(token), &session.state);
+                spans.push(Span { tokens, first_pos: state.len(), tables: state.tables(), wanted: Wanted::Last });
             }
             let draws = memory::collected(sessions.iter().map(|(.., state)| *state), "the sessions of a pass")?;
-            first.backend.run(&Batch { spans: &spans, draws: &draws }, &Canceller::default())
+            first.backend.run(&Batch { spans: &spans, draws: &draws, given: &[] }, &Canceller::default())
         });
         for (session, token, _) in sessions {
             if ran.is_ok() {
-                session.cached += 1;
+                session.state.commit(session.state.len() + 1);
                 session.tokens.push(*token);
             } else {
-                session.kv.truncate(session.cached);
+                session.state.abort();
             }
         }
         ran

@@ -2,9 +2,11 @@
 
 use super::CpuBackend;
 use super::attention::{AttentionPlan, AttnParams};
-use super::kv::{Span, StorePlan};
+use super::kv::{KvLayout, Span, StorePlan};
 use super::matmul::{self, Input, Matrix, OutPtr, QuantRows, ROW_STEP, STREAM_ROWS};
 use super::ops;
+use super::pages::Pages;
+use super::places::{Place, PlaceKind};
 use super::plan::{MatMul, RowOp, Step};
 use super::team::{Items, Team};
 use super::weights::Held;
@@ -24,33 +26,26 @@ const ROW_ITEM: usize = 16;
 /// not arrive in the time.
 const ASK_WAITING: usize = 64 << 10;
 
-/// Runs the program of `backend` on `batch`; the logits are then in the workspace. `given` are rows of buffer 0 to begin
-/// with.
+/// Runs the program of `backend` on `batch`; the logits are then in the workspace.
 pub(super) fn run(
     backend: &CpuBackend,
     batch: &Batch<'_>,
-    given: Option<&[f32]>,
     cancel: &Canceller,
     workspace: &mut Workspace,
 ) -> Result<()> {
     let (rows, outputs) = (batch.tokens(), batch.outputs());
     workspace.reserve(&backend.program, &backend.plan, rows, outputs, backend.team.threads())?;
     workspace.place(backend, batch)?;
-    if let (Some(given), Some(first)) = (given, workspace.buffers.first_mut()) {
-        let place = first.as_mut_slice().get_mut(..given.len());
-        place.ok_or_else(|| Error::invalid_input("more rows than tokens were given to a pass"))?.copy_from_slice(given);
+    if let Some(first) = workspace.buffers.first_mut() {
+        let place = first.as_mut_slice().get_mut(..batch.given.len());
+        let place = place.ok_or_else(|| Error::invalid_input("more rows than tokens were given to a pass"))?;
+        place.copy_from_slice(batch.given);
     }
 
     let mut tokens: Vec<TokenId> = memory::with_room(rows, WHAT)?;
     batch.spans.iter().for_each(|span| tokens.extend_from_slice(span.tokens));
     let tables = page_tables(backend, batch)?;
-    let mut first_row = 0;
-    let spans = batch.spans.iter().zip(&tables).map(|(span, pages)| {
-        let rows = span.tokens.len();
-        first_row += rows;
-        Span { first_row: first_row - rows, rows, first_pos: span.first_pos, pages }
-    });
-    let spans: Vec<Span<'_>> = memory::collected(spans, WHAT)?;
+    let spans = memory::try_collected(tables.iter().map(|tables| spans(batch, tables)), WHAT)?;
 
     let held = backend.weights.hold();
     let Workspace { buffers, quant, angles, wanted, members, progress } = workspace;
@@ -70,6 +65,8 @@ pub(super) fn run(
         angles,
         wanted,
         kv: KvPlans::new(backend, &spans)?,
+        #[cfg(test)]
+        spans: &spans,
     };
     let steps = pass.steps()?;
     let items: Vec<Items> = memory::collected(steps.iter().map(Work::items), WHAT)?;
@@ -120,9 +117,25 @@ pub(super) fn run(
 /// What memory is for.
 const WHAT: &str = "the plan of a pass";
 
-/// The addresses of each sequence's pages.
-fn page_tables(backend: &CpuBackend, batch: &Batch<'_>) -> Result<Vec<Vec<*mut u8>>> {
-    memory::try_collected(batch.spans.iter().map(|span| backend.pages.addresses(span.pages)), WHAT)
+/// For each group of states, the addresses of each sequence's pages.
+fn page_tables(backend: &CpuBackend, batch: &Batch<'_>) -> Result<Vec<Vec<Vec<*mut u8>>>> {
+    let bug = || Error::new(ErrorKind::Device, "a sequence lacks a page table: a bug in wavelm");
+    let group = |(i, pages): (usize, &Pages)| {
+        let table = |span: &crate::backend::Span<'_>| pages.addresses(span.tables.get(i).ok_or_else(bug)?);
+        memory::try_collected(batch.spans.iter().map(table), WHAT)
+    };
+    memory::try_collected(backend.pages.iter().enumerate().map(group), WHAT)
+}
+
+/// The spans of a batch, with their pages of one group.
+fn spans<'t>(batch: &Batch<'_>, tables: &'t [Vec<*mut u8>]) -> Result<Vec<Span<'t>>> {
+    let mut first_row = 0;
+    let spans = batch.spans.iter().zip(tables).map(|(span, pages)| {
+        let rows = span.tokens.len();
+        first_row += rows;
+        Span { first_row: first_row - rows, rows, first_pos: span.first_pos, pages }
+    });
+    memory::collected(spans, WHAT)
 }
 
 impl Workspace {
@@ -174,6 +187,8 @@ pub(super) struct Pass<'a> {
     pub(super) angles: &'a [Floats],
     pub(super) wanted: &'a [usize],
     kv: KvPlans<'a>,
+    #[cfg(test)]
+    spans: &'a [Vec<Span<'a>>],
 }
 
 // SAFETY: the pointers of `buffers` are the only part that is not `Sync`. The items of a step write to parts of the
@@ -182,40 +197,41 @@ pub(super) struct Pass<'a> {
 // each other only when all items are done (see `Team::walk`).
 unsafe impl Sync for Pass<'_> {}
 
-/// How the batch's spans are stored and attended over; layers of the same shape share a plan.
+/// How the batch's spans are stored and attended over. Layers of one group and shape share a plan.
 struct KvPlans<'a> {
-    stores: Vec<StorePlan<'a>>,
-    attentions: Vec<(AttnParams, AttentionPlan<'a>)>,
-    /// For each layer its place in `stores`.
-    store_of_layer: Vec<usize>,
+    stores: Vec<(usize, KvLayout, StorePlan<'a>)>,
+    attentions: Vec<(usize, AttnParams, AttentionPlan<'a>)>,
 }
 
 impl<'a> KvPlans<'a> {
-    fn new(backend: &CpuBackend, spans: &'a [Span<'a>]) -> Result<Self> {
-        let mut layouts = Vec::new();
-        let mut plans = Self { stores: Vec::new(), attentions: Vec::new(), store_of_layer: Vec::new() };
-        for (layout, _) in &backend.layers {
-            let known = layouts.iter().position(|l| l == layout);
-            memory::push(&mut plans.store_of_layer, known.unwrap_or(layouts.len()), WHAT)?;
-            if known.is_none() {
-                memory::push(&mut layouts, *layout, WHAT)?;
-                memory::push(&mut plans.stores, StorePlan::new(layout, spans)?, WHAT)?;
+    /// `spans` has the spans with their pages for each group.
+    fn new(backend: &CpuBackend, spans: &'a [Vec<Span<'a>>]) -> Result<Self> {
+        let mut plans = Self { stores: Vec::new(), attentions: Vec::new() };
+        let spans_of = |group: usize| spans.get(group).map(Vec::as_slice).unwrap_or_default();
+        for place in backend.places.all() {
+            if let (&Place { group, kind: PlaceKind::Kv(layout), .. }, None) = (place, plans.store(place)) {
+                let plan = StorePlan::new(&layout, spans_of(group))?;
+                memory::push(&mut plans.stores, (group, layout, plan), WHAT)?;
             }
         }
         for step in &backend.plan.steps {
-            if let Step::Attention { layer, info, .. } = step
-                && let Some((layout, _)) = backend.layers.get(*layer)
-                && plans.attention(&params(info)).is_none()
-            {
-                let params = params(info);
-                memory::push(&mut plans.attentions, (params, AttentionPlan::new(&params, layout, spans)?), WHAT)?;
+            let Step::Attention { layer, info, .. } = step else { continue };
+            let (place, params) = (backend.places.of(*layer)?, params(info));
+            if let (PlaceKind::Kv(layout), None) = (place.kind, plans.attention(place, &params)) {
+                let plan = AttentionPlan::new(&params, &layout, spans_of(place.group))?;
+                memory::push(&mut plans.attentions, (place.group, params, plan), WHAT)?;
             }
         }
         Ok(plans)
     }
 
-    fn attention(&self, params: &AttnParams) -> Option<&AttentionPlan<'a>> {
-        self.attentions.iter().find(|(p, _)| p == params).map(|(_, plan)| plan)
+    fn store(&self, place: &Place) -> Option<&StorePlan<'a>> {
+        let is_of = |group, layout: &KvLayout| place.group == group && place.kind == PlaceKind::Kv(*layout);
+        self.stores.iter().find(|(group, layout, _)| is_of(*group, layout)).map(|(.., plan)| plan)
+    }
+
+    fn attention(&self, place: &Place, params: &AttnParams) -> Option<&AttentionPlan<'a>> {
+        self.attentions.iter().find(|(group, p, _)| *group == place.group && p == params).map(|(.., plan)| plan)
     }
 }
 
@@ -234,10 +250,31 @@ fn params(info: &AttentionInfo) -> AttnParams {
 
 /// A step of the plan, cut into items for this pass.
 enum Work<'p> {
-    Rows { ops: &'p [RowOp], rows: usize, per_item: usize },
+    Rows {
+        ops: &'p [RowOp],
+        rows: usize,
+        per_item: usize,
+    },
     MatMuls(Products<'p>),
-    StoreKv { plan: &'p StorePlan<'p>, offset: usize, k: Buf, v: Buf },
-    Attention { plan: &'p AttentionPlan<'p>, offset: usize, q: Buf, out: Buf },
+    StoreKv {
+        plan: &'p StorePlan<'p>,
+        offset: usize,
+        k: Buf,
+        v: Buf,
+    },
+    Attention {
+        plan: &'p AttentionPlan<'p>,
+        offset: usize,
+        q: Buf,
+        out: Buf,
+    },
+    #[cfg(test)]
+    Decay {
+        spans: &'p [Span<'p>],
+        offset: usize,
+        floats: usize,
+        x: Buf,
+    },
 }
 
 /// The products of a step: their weights' rows, one product after the other, in items of `per_item`.
@@ -291,6 +328,8 @@ impl Work<'_> {
             Work::MatMuls(products) => products.items(),
             Work::StoreKv { plan, .. } => plan.items(),
             Work::Attention { plan, .. } => plan.items(),
+            #[cfg(test)]
+            Work::Decay { spans, .. } => spans.len(),
         };
         Items { count, stretches: matches!(self, Work::MatMuls(_) | Work::Attention { .. }) }
     }
@@ -322,7 +361,6 @@ impl Pass<'_> {
     fn work<'p>(&'p self, step: &'p Step) -> Result<Work<'p>> {
         let threads = self.backend.team.threads();
         let bug = |what: &str| Error::new(ErrorKind::Device, format!("{what}: a bug in wavelm"));
-        let offset = |layer: usize| self.backend.layers.get(layer).map_or(0, |l| l.1);
         match step {
             Step::Rows { kind, ops } => {
                 let rows = self.rows(*kind);
@@ -338,13 +376,21 @@ impl Pass<'_> {
                 Ok(Work::MatMuls(Products { rows, products, per_item, streams }))
             }
             Step::StoreKv { layer, k, v } => {
-                let plan = self.kv.store_of_layer.get(*layer).and_then(|&i| self.kv.stores.get(i));
-                let plan = plan.ok_or_else(|| bug("a cache layer has no plan"))?;
-                Ok(Work::StoreKv { plan, offset: offset(*layer), k: *k, v: *v })
+                let place = self.backend.places.of(*layer)?;
+                let plan = self.kv.store(place).ok_or_else(|| bug("a cache layer has no plan"))?;
+                Ok(Work::StoreKv { plan, offset: place.offset, k: *k, v: *v })
             }
             Step::Attention { layer, q, out, info } => {
-                let plan = self.kv.attention(&params(info)).ok_or_else(|| bug("an attention has no plan"))?;
-                Ok(Work::Attention { plan, offset: offset(*layer), q: *q, out: *out })
+                let place = self.backend.places.of(*layer)?;
+                let plan = self.kv.attention(place, &params(info)).ok_or_else(|| bug("an attention has no plan"))?;
+                Ok(Work::Attention { plan, offset: place.offset, q: *q, out: *out })
+            }
+            #[cfg(test)]
+            Step::Decay { layer, x } => {
+                let &Place { group, offset, kind } = self.backend.places.of(*layer)?;
+                let PlaceKind::Floats(floats) = kind else { return Err(bug("a recurrence has no state")) };
+                let spans = self.spans.get(group).ok_or_else(|| bug("a group has no spans"))?;
+                Ok(Work::Decay { spans, offset, floats, x: *x })
             }
         }
     }
@@ -453,6 +499,20 @@ impl Pass<'_> {
                     let out = std::ptr::slice_from_raw_parts_mut(start, len);
                     plan.run_item(self.backend.isa, *offset, item, q, out, &mut member.attention)
                 }
+            }
+            #[cfg(test)]
+            Work::Decay { spans, offset, floats, x } => {
+                let (Some(span), Some(slot)) = (spans.get(item), spans.get(item).and_then(|span| span.pages.first()))
+                else {
+                    return Ok(());
+                };
+                // SAFETY: an item has the rows of its sequence to itself, and its slot, which the pass may write to.
+                unsafe {
+                    let rows = self.write(*x, span.first_row..span.first_row + span.rows);
+                    let state = std::slice::from_raw_parts_mut(slot.add(*offset).cast::<f32>(), *floats);
+                    ops::decay::decay(rows, state, span.first_pos == 0);
+                }
+                Ok(())
             }
         }
     }

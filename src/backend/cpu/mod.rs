@@ -7,12 +7,13 @@ pub(crate) mod kv;
 pub(crate) mod matmul;
 pub(crate) mod ops;
 pub(crate) mod pages;
+pub(crate) mod places;
 mod plan;
 mod team;
 mod weights;
 mod workspace;
 
-use super::kv::{KvPool, PAGE_LEN, PageStore};
+use super::state::{self, PAGE_LEN, PageStore, States};
 use super::{Backend, Batch, Canceller, KvType, Limits, Logits};
 use crate::gguf::Gguf;
 use crate::program::Precision;
@@ -20,8 +21,8 @@ use crate::program::{Op, Program, RowKind};
 use crate::sampler::{Choice, SamplerState};
 use crate::simd::Isa;
 use crate::{Error, ErrorKind, Result, memory, quant};
-use kv::KvLayout;
 use pages::Pages;
+use places::{PlaceKind, Places};
 use plan::Plan;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -53,10 +54,10 @@ pub(crate) struct CpuBackend {
     precision: Precision,
     team: Team,
     kv_type: KvType,
-    /// Where each layer's keys and values lie in a page: layout and offset.
-    layers: Vec<(KvLayout, usize)>,
-    pages: Pages,
-    pool: Arc<KvPool>,
+    places: Places,
+    /// The pages of each group.
+    pages: Vec<Pages>,
+    states: Arc<States>,
     weights: weights::Weights,
     /// How long the last pass took that read weights for a few tokens, in nanoseconds; 0 before the first one.
     last_pass: AtomicU64,
@@ -75,9 +76,13 @@ impl CpuBackend {
                 Team::new(threads).map_err(|e| cannot_start(threads, e))?
             }
         };
-        let (layers, page_bytes) = layers(&program, options.kv_type)?;
-        let pages = Pages::new(page_bytes)?;
-        let pool = KvPool::new(Box::new(pages.clone()));
+        let places = Places::new(&program, options.kv_type)?;
+        let mut pages = memory::with_room(places.groups.len(), "the groups of layers")?;
+        let states = States::new(&places.groups, |group| {
+            let group = Pages::new(places.page_bytes.get(group).copied().unwrap_or(0))?;
+            pages.push(group.clone());
+            Ok(Box::new(group) as Box<dyn PageStore>)
+        })?;
         const VECTORS: &str = "weights that are vectors";
         let vectors = program.weights.iter().map(|w| {
             let mut values = Vec::new();
@@ -96,9 +101,9 @@ impl CpuBackend {
             precision: options.precision,
             team,
             kv_type: options.kv_type,
-            layers,
+            places,
             pages,
-            pool,
+            states,
             weights,
             last_pass: AtomicU64::new(0),
             vectors,
@@ -117,33 +122,24 @@ fn cannot_start(threads: usize, error: rayon::ThreadPoolBuildError) -> Error {
     Error::new(ErrorKind::Device, message).with_source(error)
 }
 
-/// Where the layers lie in a page, and its size.
-pub(crate) fn layers(program: &Program, kv_type: KvType) -> Result<(Vec<(KvLayout, usize)>, usize)> {
-    let mut bytes = 0usize;
-    let mut layers = memory::with_room(program.kv.len(), "the layers of the cache")?;
-    for shape in &program.kv {
-        let layout = KvLayout::for_layer(kv_type, shape.kv_heads, shape.head_dim, shape.value_dim)?;
-        layers.push((layout, bytes));
-        bytes = bytes
-            .checked_add(layout.bytes())
-            .ok_or_else(|| Error::new(ErrorKind::OutOfMemory, "a page of the cache would not fit the address space"))?;
-    }
-    Ok((layers, bytes))
-}
-
-/// Bytes of cache for `context` tokens.
-pub(crate) fn kv_bytes(program: &Program, kv_type: KvType, context: usize) -> u64 {
-    let page = layers(program, kv_type).map_or(u64::MAX, |(_, bytes)| bytes as u64);
-    page.saturating_mul(context.div_ceil(PAGE_LEN) as u64)
+/// The most bytes that the states of one sequence of `context` tokens take, checkpoints included.
+pub(crate) fn state_bytes(program: &Program, kv_type: KvType, context: usize) -> u64 {
+    let Ok(places) = Places::new(program, kv_type) else { return u64::MAX };
+    let bytes = places.groups.iter().zip(&places.page_bytes).map(|(group, &page_bytes)| {
+        let pages = state::most_pages(group.kind, context, MOST_TOKENS);
+        (page_bytes as u64).saturating_mul(pages as u64)
+    });
+    bytes.fold(0, u64::saturating_add)
 }
 
 /// Bytes of the cache that a token's pass reads behind `depth` others: of each attention its window.
 pub(crate) fn kv_bytes_read(program: &Program, kv_type: KvType, depth: usize) -> u64 {
-    let layers = layers(program, kv_type).map_or_else(|_| Vec::new(), |(layers, _)| layers);
+    let Ok(places) = Places::new(program, kv_type) else { return 0 };
     let read = program.ops.iter().filter_map(|op| match op {
         Op::Attention { layer, info, .. } => {
+            let PlaceKind::Kv(layout) = places.of(*layer).ok()?.kind else { return None };
             let positions = depth.saturating_add(1).min(info.window.unwrap_or(usize::MAX)) as u64;
-            layers.get(*layer).map(|(layout, _)| (layout.bytes() / PAGE_LEN) as u64 * positions)
+            Some((layout.bytes() / PAGE_LEN) as u64 * positions)
         }
         _ => None,
     });
@@ -168,8 +164,8 @@ impl Backend for CpuBackend {
         self.team.threads()
     }
 
-    fn kv_pool(&self) -> &Arc<KvPool> {
-        &self.pool
+    fn states(&self) -> &Arc<States> {
+        &self.states
     }
 
     fn limits(&self) -> Limits {
@@ -177,23 +173,6 @@ impl Backend for CpuBackend {
     }
 
     fn run(&self, batch: &Batch<'_>, cancel: &Canceller) -> Result<Box<dyn Logits>> {
-        self.run_from(batch, None, cancel)
-    }
-}
-
-impl CpuBackend {
-    /// The memory of the cache pages.
-    pub(crate) fn page_store(&self) -> Box<dyn PageStore> {
-        Box::new(self.pages.clone())
-    }
-
-    /// [`run`](Backend::run), for the later part of a program: `given` are the rows of its buffer 0, one for each token.
-    pub(crate) fn run_from(
-        &self,
-        batch: &Batch<'_>,
-        given: Option<&[f32]>,
-        cancel: &Canceller,
-    ) -> Result<Box<dyn Logits>> {
         // No prompt, or a short one.
         let generates = batch.tokens() <= MOST_OUTPUTS;
         if generates {
@@ -203,7 +182,7 @@ impl CpuBackend {
         }
         let began = Instant::now();
         let mut workspace = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
-        let ran = exec::run(self, batch, given, cancel, &mut workspace);
+        let ran = exec::run(self, batch, cancel, &mut workspace);
         if ran.as_ref().is_err_and(|e| e.kind() == ErrorKind::Device) {
             // Who panicked may have left anything in it.
             workspace = Workspace::default();

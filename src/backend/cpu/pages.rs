@@ -1,6 +1,6 @@
 //! The memory behind the cache pages of the CPU.
 
-use crate::backend::kv::{PageId, PageStore};
+use crate::backend::state::{NO_PAGE, PageId, PageStore};
 use crate::{Error, ErrorKind, Result, memory};
 use memmap2::MmapMut;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -58,15 +58,17 @@ impl Pages {
         self.pages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The addresses of `pages`. They stay valid while the sequence holds them.
+    /// The addresses of `pages`, null for [`NO_PAGE`]. They stay valid while the sequence holds them.
     ///
     /// # Errors
     /// `OutOfMemory`; `Device` where a page is not allocated.
     pub(crate) fn addresses(&self, pages: &[PageId]) -> Result<Vec<*mut u8>> {
         let mut all = self.lock();
         let bug = || Error::new(ErrorKind::Device, "a cache page that is held has no memory: a bug in wavelm");
-        let mut address =
-            |&page: &PageId| all.get_mut(page as usize).and_then(Option::as_mut).map(Page::address).ok_or_else(bug);
+        let mut address = |&page: &PageId| match page {
+            NO_PAGE => Ok(std::ptr::null_mut()),
+            page => all.get_mut(page as usize).and_then(Option::as_mut).map(Page::address).ok_or_else(bug),
+        };
         memory::try_collected(pages.iter().map(&mut address), "the addresses of cache pages")
     }
 }
@@ -118,6 +120,7 @@ mod tests {
         pages.allocate(3).unwrap();
         pages.allocate(1).unwrap();
         assert!(pages.addresses(&[0]).is_err());
+        assert!(pages.addresses(&[NO_PAGE]).unwrap()[0].is_null());
         let from = pages.addresses(&[3]).unwrap()[0];
         // SAFETY: the page has 100 bytes and nobody else uses it.
         unsafe { from.write_bytes(7, 100) };

@@ -48,6 +48,12 @@ pub(super) enum Step {
         out: Buf,
         info: AttentionInfo,
     },
+    /// See [`Op::Decay`].
+    #[cfg(test)]
+    Decay {
+        layer: usize,
+        x: Buf,
+    },
 }
 
 /// The lowered program.
@@ -87,6 +93,11 @@ impl Plan {
                     lowering.steps.push(Step::Attention { layer, q, out, info });
                 }
                 Op::Logits { x } => logits = x,
+                #[cfg(test)]
+                Op::Decay { layer, x } => {
+                    lowering.fresh.remove(&x);
+                    lowering.steps.push(Step::Decay { layer, x });
+                }
                 op => {
                     if let Some(out) = op.output() {
                         lowering.fresh.remove(&out);

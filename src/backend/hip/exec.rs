@@ -4,17 +4,19 @@
 use super::device::Device;
 use super::graph::{Graphs, Key};
 use super::inputs::{InputMemory, Inputs};
-use super::kv;
-use super::memory::{DeviceBuffer, Stream};
+use super::kv::Places;
+use super::memory::{DeviceBuffer, HostBuffer, Stream};
 use super::modules::Modules;
 use super::pass::Pass;
 use super::plan::Plan;
+use super::pool::GroupPages;
 use super::prepare::{self, Buffers, Kernels};
 use super::weights::{Loading, Weights};
 use super::{MOST_OUTPUTS, MOST_TOKENS, is_transient};
+use crate::backend::state::{NO_PAGE, PageId};
 use crate::backend::{Batch, Canceller, KvType, Span};
 use crate::gguf::Gguf;
-use crate::program::{Op, Program};
+use crate::program::{Buf, Op, Program};
 use crate::{Error, ErrorKind, Result};
 use std::cell::Cell;
 use std::sync::Arc;
@@ -50,9 +52,8 @@ pub(super) struct Executor {
     kernels: Vec<Kernels>,
     /// The tile sizes of the program's attentions, in tokens.
     tile_sizes: Vec<usize>,
-    /// Where each layer's keys and values lie in a page, and the size of one.
-    pub(super) layers: Vec<usize>,
-    pub(super) page_bytes: usize,
+    /// Where each layer's state lies.
+    pub(super) places: Places,
     pub(super) buffers: Buffers,
     graphs: Graphs,
     operations: Operations,
@@ -68,6 +69,8 @@ pub(super) struct Executor {
     pub(super) stream: Stream,
     pub(super) memory: DeviceBuffer,
     inputs: InputMemory,
+    /// Memory of the host for the rows that a segment before this one computed.
+    given: Option<HostBuffer>,
     pub(super) weights: Weights,
 }
 
@@ -89,7 +92,7 @@ impl Executor {
             .collect();
         tile_sizes.sort_unstable();
         tile_sizes.dedup();
-        let (layers, page_bytes) = kv::layers(program, kv_type)?;
+        let places = Places::new(program, kv_type)?;
         let buffers = Buffers::new(program, &plan, device)?;
         let stream = Stream::new(device)?;
         let memory = DeviceBuffer::new(device, buffers.bytes, "buffers of a pass")?;
@@ -98,9 +101,9 @@ impl Executor {
         Ok(Self {
             memory,
             inputs,
+            given: None,
             weights,
-            layers,
-            page_bytes,
+            places,
             graphs: Graphs::new(device),
             operations: Operations::new(program),
             last_pass: Default::default(),
@@ -120,10 +123,6 @@ impl Executor {
         &self.device
     }
 
-    pub(super) fn page_bytes(&self) -> usize {
-        self.page_bytes
-    }
-
     pub(super) fn weight_bytes(&self) -> usize {
         self.weights.bytes()
     }
@@ -141,7 +140,7 @@ impl Executor {
     pub(super) fn run(
         &mut self,
         batch: &Batch<'_>,
-        pages: &DeviceBuffer,
+        pages: &[GroupPages],
         logits: &DeviceBuffer,
         cancel: &Canceller,
         mut then: impl FnMut(&Stream) -> Result<()>,
@@ -152,8 +151,10 @@ impl Executor {
         if batch.tokens() > MOST_TOKENS || batch.outputs() > MOST_OUTPUTS {
             return Err(Error::invalid_input(format!("a pass takes {MOST_TOKENS} tokens, not {}", batch.tokens())));
         }
-        let most = pages.bytes() / self.page_bytes.max(1);
-        if batch.spans.iter().flat_map(|s| s.pages).any(|&page| page as usize >= most) {
+        let has_memory = |(table, group): (&Vec<PageId>, &GroupPages)| {
+            table.iter().all(|&page| page == NO_PAGE || (page as usize) < group.capacity())
+        };
+        if !batch.spans.iter().all(|span| span.tables.iter().zip(pages).all(has_memory)) {
             return Err(Error::new(ErrorKind::Device, "a cache page has no memory: a bug in wavelm"));
         }
         if logits.bytes() < self.result_len(batch) * 4 {
@@ -202,7 +203,7 @@ impl Executor {
     fn queue(
         &mut self,
         batch: &Batch<'_>,
-        pages: &DeviceBuffer,
+        pages: &[GroupPages],
         logits: &DeviceBuffer,
         cancel: &Canceller,
     ) -> Result<()> {
@@ -212,12 +213,13 @@ impl Executor {
         // SAFETY: every pass waits for the stream at its end, even if it fails, and only the caller
         // has the logits.
         unsafe { self.stream.fill(logits, UNWRITTEN.to_bits(), self.result_len(batch)) }?;
+        self.give(batch, logits)?;
         // SAFETY: as above.
         let inputs = unsafe {
             let counters = self.buffers.counters;
             self.inputs.upload(&self.device, &self.stream, &self.program, batch, &self.tile_sizes, counters)
         }?;
-        let key = Key::new(&inputs, pages.start(), logits.start());
+        let key = Key::new(&inputs, pages, logits.start());
         // A graph would record the timer's events between the launches.
         let key = key.filter(|_| self.stream.timer().is_none());
         if let Some(graph) = key.as_ref().and_then(|key| self.graphs.find(key)) {
@@ -240,15 +242,40 @@ impl Executor {
         }
     }
 
+    /// Queues the copy of the rows that the batch brings to buffer 0.
+    fn give(&mut self, batch: &Batch<'_>, logits: &DeviceBuffer) -> Result<()> {
+        let bytes: &[u8] = bytemuck::cast_slice(batch.given);
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let bug = || Error::new(ErrorKind::Device, "more rows than tokens were given to a pass: a bug in wavelm");
+        let columns = self.program.columns(Buf(0))?;
+        if batch.given.len() != batch.tokens() * columns {
+            return Err(bug());
+        }
+        if self.given.as_ref().is_none_or(|memory| memory.as_slice().len() < bytes.len()) {
+            self.given = Some(HostBuffer::new(&self.device, bytes.len())?);
+        }
+        let Some(host) = &mut self.given else { return Ok(()) };
+        host.as_mut_slice().get_mut(..bytes.len()).ok_or_else(bug)?.copy_from_slice(bytes);
+        // A segment that hands on its buffer 0 has it where its result goes.
+        let (to, offset) = match self.plan.logits {
+            Buf(0) => (logits, 0),
+            _ => (&self.memory, self.buffers.float(Buf(0)).ok_or_else(bug)?),
+        };
+        // SAFETY: every pass waits for the stream at its end, and before that nobody else touches
+        // the host's memory or the buffers.
+        unsafe { self.stream.upload(to, offset, host, bytes.len()) }
+    }
+
     fn launch_all(
         &self,
         inputs: &Inputs,
-        pages: &DeviceBuffer,
+        pages: &[GroupPages],
         logits: &DeviceBuffer,
         cancel: &Canceller,
     ) -> Result<()> {
-        let (pages, logits) = (pages.start(), logits.start());
-        let pass = Pass { executor: self, inputs, pages, logits, halved: Cell::new(None) };
+        let pass = Pass { executor: self, inputs, pages, logits: logits.start(), halved: Cell::new(None) };
         for (step, kernels) in self.plan.steps.iter().zip(&self.kernels) {
             if cancel.is_cancelled() {
                 return Err(cancelled());

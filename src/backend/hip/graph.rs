@@ -4,6 +4,7 @@ use super::device::Device;
 use super::driver::{DevicePtr, Handle};
 use super::inputs::Inputs;
 use super::memory::{Sent, Stream, end};
+use super::pool::GroupPages;
 use crate::{Error, ErrorKind, Result};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,13 +26,14 @@ pub(super) struct Key {
     table_len: usize,
     pages: usize,
     single: bool,
-    pool: DevicePtr,
+    /// Where the pages of each group lie.
+    pools: Vec<DevicePtr>,
     logits: DevicePtr,
 }
 
 impl Key {
     /// The key of a pass that may come again, a decode pass; `None` for others.
-    pub(super) fn new(inputs: &Inputs, pool: DevicePtr, logits: DevicePtr) -> Option<Self> {
+    pub(super) fn new(inputs: &Inputs, pages: &[GroupPages], logits: DevicePtr) -> Option<Self> {
         inputs.decodes().then(|| Self {
             tokens: inputs.tokens,
             outputs: inputs.outputs,
@@ -39,7 +41,7 @@ impl Key {
             table_len: inputs.table_len,
             pages: inputs.pages,
             single: inputs.single,
-            pool,
+            pools: pages.iter().map(GroupPages::start).collect(),
             logits,
         })
     }

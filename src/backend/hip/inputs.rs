@@ -3,7 +3,7 @@
 
 use super::device::Device;
 use super::memory::{DeviceBuffer, HostBuffer, Layout, Stream};
-use crate::backend::kv::PAGE_LEN;
+use crate::backend::state::{NO_PAGE, PAGE_LEN};
 use crate::backend::{Batch, Wanted};
 use crate::program::Program;
 use crate::{Error, Result, memory};
@@ -24,8 +24,9 @@ pub(super) struct Inputs {
     pub(super) ids: u64,
     pub(super) positions: u64,
     pub(super) token_tables: u64,
-    /// Page tables with `table_len` entries each.
-    pub(super) table: u64,
+    /// For each group of layers, page tables with `table_len` entries each. Kernels do not read the
+    /// entries of pages that left a window.
+    pub(super) tables: Vec<u64>,
     pub(super) table_len: usize,
     /// The rows whose logits are wanted.
     pub(super) wanted: u64,
@@ -53,8 +54,8 @@ impl Inputs {
 
     /// The address of each input.
     pub(super) fn addresses(&self) -> Vec<u64> {
-        let single = [self.ids, self.positions, self.token_tables, self.table, self.wanted, self.counters];
-        single.into_iter().chain(self.angles.iter().copied()).collect()
+        let single = [self.ids, self.positions, self.token_tables, self.wanted, self.counters];
+        single.into_iter().chain(self.tables.iter().copied()).chain(self.angles.iter().copied()).collect()
     }
 }
 
@@ -91,12 +92,18 @@ impl InputMemory {
         let mut inputs = Inputs { tokens: batch.tokens(), outputs: batch.outputs(), ..Inputs::default() };
         let (mut ids, mut positions, mut token_tables, mut wanted) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         // Rounds up to a power of two, so that successive passes have the same launches.
-        inputs.table_len = batch.spans.iter().map(|s| s.pages.len()).max().unwrap_or(0).next_power_of_two();
-        let mut table = memory::with_room(inputs.table_len.saturating_mul(batch.spans.len()), WHAT)?;
+        let pages = batch.spans.iter().flat_map(|span| span.tables).map(Vec::len);
+        inputs.table_len = pages.max().unwrap_or(0).next_power_of_two();
+        let groups = batch.spans.first().map_or(0, |span| span.tables.len());
+        let table_words = inputs.table_len.saturating_mul(batch.spans.len());
+        let mut tables = memory::try_collected((0..groups).map(|_| memory::with_room(table_words, WHAT)), WHAT)?;
         let mut tiles = vec![Vec::new(); tile_sizes.len()];
         for (number, span) in batch.spans.iter().enumerate() {
             let (first, count) = (ids.len(), span.tokens.len());
-            let end = span.first_pos.checked_add(count).filter(|end| end.div_ceil(PAGE_LEN) <= span.pages.len());
+            let has_pages = |&end: &usize| {
+                span.tables.len() == groups && span.tables.iter().all(|table| end.div_ceil(PAGE_LEN) <= table.len())
+            };
+            let end = span.first_pos.checked_add(count).filter(has_pages);
             let Some(end) = end else {
                 return Err(Error::invalid_input(format!("a pass over {count} tokens has too few cache pages")));
             };
@@ -106,8 +113,10 @@ impl InputMemory {
             ids.extend_from_slice(span.tokens);
             positions.extend((span.first_pos..end).map(narrow));
             token_tables.extend(std::iter::repeat_n(narrow(number), count));
-            table.extend_from_slice(span.pages);
-            table.resize(inputs.table_len * (number + 1), 0);
+            for (table, pages) in tables.iter_mut().zip(span.tables) {
+                table.extend(pages.iter().map(|&page| if page == NO_PAGE { 0 } else { page }));
+                table.resize(inputs.table_len * (number + 1), 0);
+            }
             match span.wanted {
                 Wanted::None => {}
                 Wanted::Last => wanted.extend((first..first + count).last().map(narrow)),
@@ -131,7 +140,7 @@ impl InputMemory {
         inputs.ids = writer.part(&ids)?;
         inputs.positions = writer.part(&positions)?;
         inputs.token_tables = writer.part(&token_tables)?;
-        inputs.table = writer.part(&table)?;
+        inputs.tables = memory::try_collected(tables.iter().map(|table| writer.part(table)), WHAT)?;
         inputs.wanted = writer.part(&wanted)?;
         for (tiles, &size) in tiles.iter().zip(tile_sizes) {
             inputs.tiles.push((size, writer.part(tiles)?, tiles.len() / 2));
@@ -162,9 +171,10 @@ impl InputMemory {
 impl Inputs {
     /// Turns offsets into addresses.
     fn relocate(&mut self, start: u64) {
-        let Self { ids, positions, token_tables, table, wanted, counters, .. } = self;
-        [ids, positions, token_tables, table, wanted, counters]
+        let Self { ids, positions, token_tables, wanted, counters, .. } = self;
+        [ids, positions, token_tables, wanted, counters]
             .into_iter()
+            .chain(&mut self.tables)
             .chain(&mut self.angles)
             .chain(self.tiles.iter_mut().map(|t| &mut t.1))
             .for_each(|a| *a += start);

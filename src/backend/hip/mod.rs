@@ -35,7 +35,7 @@ mod timer;
 mod verify;
 mod weights;
 
-use super::kv::{KvPool, PAGE_LEN, PageStore};
+use super::state::{self, States};
 use super::{Backend, Batch, Canceller, KernelTime, KvType, Limits, Logits};
 use crate::gguf::{Gguf, TensorType};
 use crate::program::Precision;
@@ -63,6 +63,7 @@ const MOST_TOKENS: usize = 512;
 const MOST_OUTPUTS: usize = 64;
 
 /// Options of the GPU backend.
+#[derive(Clone)]
 pub(crate) struct HipOptions {
     /// The number of the GPU, in the order of [`device::find`].
     pub(crate) gpu: usize,
@@ -112,11 +113,15 @@ pub(crate) fn bytes(options: &HipOptions, program: &Arc<Program>, context: usize
         RowKind::Tokens => result.columns.saturating_mul(MOST_TOKENS * 4),
         RowKind::Outputs => result.columns.saturating_mul(MOST_OUTPUTS * 4),
     });
-    let (_, page_bytes) = kv::layers(program, kv_type)?;
-    // Full pages double, and the old half stays allocated during the copy.
-    let pages = context.div_ceil(PAGE_LEN).next_power_of_two().max(pool::FIRST_PAGES);
-    let cache = (page_bytes as u64).saturating_mul(pages as u64);
-    Ok(bytes.saturating_add(result as u64).saturating_add(cache).saturating_add(cache / 2))
+    let places = kv::Places::new(program, kv_type)?;
+    let caches = places.groups.iter().zip(&places.page_bytes).map(|(group, &page_bytes)| {
+        let pages = state::most_pages(group.kind, context, MOST_TOKENS);
+        // Full pages double, and the old half stays allocated during the copy.
+        let pages = pages.next_power_of_two().max(pool::FIRST_PAGES);
+        let cache = (page_bytes as u64).saturating_mul(pages as u64);
+        cache.saturating_add(cache / 2)
+    });
+    Ok(caches.fold(bytes.saturating_add(result as u64), u64::saturating_add))
 }
 
 /// Compares the kernels that a program needs on a GPU with the CPU's.
@@ -138,7 +143,7 @@ pub(crate) struct HipBackend {
     program: Arc<Program>,
     columns: usize,
     pages: Pages,
-    pool: Arc<KvPool>,
+    states: Arc<States>,
     executor: Arc<Mutex<Executor>>,
     sampling: Arc<Sampling>,
     /// Whether the last logits that were used were read, instead of drawn from.
@@ -191,13 +196,13 @@ impl HipBackend {
         let columns = program.result().map_or(0, |buffer| buffer.columns);
         let tested = !executor.tests;
         let sampling = Arc::new(Sampling::new(device, modules, columns)?);
-        let pages = Pages::new(device, executor.stream(), executor.page_bytes())?;
+        let pages = Pages::new(device, executor.stream(), &executor.places.page_bytes)?;
         Ok(Self {
             kv_type,
             weight_bytes: executor.weight_bytes(),
             columns,
             program,
-            pool: KvPool::new(Box::new(pages.clone())),
+            states: States::new(&executor.places.groups, |group| Ok(pages.store(group)))?,
             pages,
             executor: Arc::new(Mutex::new(executor)),
             sampling,
@@ -206,11 +211,6 @@ impl HipBackend {
             idle: Arc::default(),
             device: Arc::clone(device),
         })
-    }
-
-    /// The store for the cache pages' memory.
-    pub(crate) fn page_store(&self) -> Box<dyn PageStore> {
-        Box::new(self.pages.clone())
     }
 
     /// Memory for `rows` rows of logits, reused from an earlier pass if it is large enough.
@@ -234,8 +234,8 @@ impl Backend for HipBackend {
         1
     }
 
-    fn kv_pool(&self) -> &Arc<KvPool> {
-        &self.pool
+    fn states(&self) -> &Arc<States> {
+        &self.states
     }
 
     fn limits(&self) -> Limits {

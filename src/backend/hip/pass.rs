@@ -5,9 +5,10 @@ use super::exec::Executor;
 use super::inputs::Inputs;
 use super::modules::{Args, Kernel};
 use super::plan::{Deferred, Fresh, Product, Step};
+use super::pool::GroupPages;
 use super::prepare::{Attention, Halving, Heads, Kernels, MATVEC_COLUMNS, MOST_SPLIT_TOKENS, MOST_SPLITS, Many};
 use crate::program::RopeStyle;
-use crate::program::{Activation, AttentionInfo, Buf, RowKind, Weight, WeightInfo};
+use crate::program::{Activation, AttentionInfo, Buf, KvShape, RowKind, Weight, WeightInfo};
 use crate::{Error, ErrorKind, Result};
 use std::cell::Cell;
 use three::Three;
@@ -23,10 +24,21 @@ const GROUP_ROWS: usize = 32;
 pub(super) struct Pass<'a> {
     pub(super) executor: &'a Executor,
     pub(super) inputs: &'a Inputs,
-    pub(super) pages: DevicePtr,
+    pub(super) pages: &'a [GroupPages],
     pub(super) logits: DevicePtr,
     /// The buffer whose f16 form is current.
     pub(super) halved: Cell<Option<Buf>>,
+}
+
+/// The cache of a layer, as kernels take it.
+struct Cache {
+    shape: KvShape,
+    /// Where the pages of its group lie, and the group's page tables.
+    pool: DevicePtr,
+    table: DevicePtr,
+    /// Where the layer lies in a page, and the size of a page.
+    offset: usize,
+    page_bytes: usize,
 }
 
 pub(super) fn bug(what: &str) -> Error {
@@ -221,12 +233,23 @@ impl Pass<'_> {
         Ok((angles, narrow(info.inv_freq.len())?, u32::from(info.style == RopeStyle::Neox)))
     }
 
-    fn layer(&self, layer: usize) -> Result<usize> {
-        self.executor.layers.get(layer).copied().ok_or_else(|| bug("a cache layer is not known"))
+    /// Where the cache of a layer lies.
+    fn cache(&self, layer: usize) -> Result<Cache> {
+        let place = self.executor.places.of(layer)?;
+        let lacks = || bug("a group of layers has no pages");
+        let pages = self.pages.get(place.group).ok_or_else(lacks)?;
+        Ok(Cache {
+            shape: place.shape,
+            pool: pages.start(),
+            table: self.inputs.tables.get(place.group).copied().ok_or_else(lacks)?,
+            offset: place.offset,
+            page_bytes: pages.page_bytes(),
+        })
     }
 
     fn store_kv(&self, kernel: &Kernel, layer: usize, k: Buf, v: Buf, turn: Option<(Buf, usize)>) -> Result<()> {
-        let shape = self.executor.program.kv.get(layer).ok_or_else(|| bug("a cache layer is not known"))?;
+        let cache = self.cache(layer)?;
+        let shape = cache.shape;
         let (q, heads, (angles, pairs, neox)) = match turn {
             Some((q, rope)) => (self.float(q)?, self.columns(q)? / shape.head_dim.max(1), self.rope(rope)?),
             None => (0, 0, (0, 0, 0)),
@@ -237,8 +260,8 @@ impl Pass<'_> {
             .ptr(self.float(v)?)
             .ptr(angles)
             .ptr(0)
-            .ptr(self.pages)
-            .ptr(self.inputs.table)
+            .ptr(cache.pool)
+            .ptr(cache.table)
             .ptr(self.inputs.token_tables)
             .ptr(self.inputs.positions)
             .u32(narrow(heads)?)
@@ -248,8 +271,8 @@ impl Pass<'_> {
             .u32(pairs)
             .u32(neox)
             .u32(narrow(self.inputs.table_len)?)
-            .u64(self.layer(layer)?)
-            .u64(self.executor.page_bytes);
+            .u64(cache.offset)
+            .u64(cache.page_bytes);
         self.launch(kernel, [narrow(heads + 2 * shape.kv_heads)?, narrow(self.inputs.tokens)?, 1], args)
     }
 
@@ -490,7 +513,7 @@ impl Pass<'_> {
         if let Some(Fresh { k, v, rope }) = stored {
             self.store_kv(&kernels.store, layer, k, v, rope.map(|rope| (q_buf, rope)))?;
         }
-        let (q, out, layer) = (self.float(q_buf)?, self.float(out_buf)?, self.layer(layer)?);
+        let (q, out, cache) = (self.float(q_buf)?, self.float(out_buf)?, self.cache(layer)?);
         let shape = |args: Args| -> Result<Args> {
             Ok(args
                 .u32(narrow(info.heads)?)
@@ -506,14 +529,14 @@ impl Pass<'_> {
         if let (Some(prompt), Some(&(_, tiles, count))) = (&kernels.prompt, tiles) {
             let args = Args::default()
                 .ptr(q)
-                .ptr(self.pages)
-                .ptr(inputs.table)
+                .ptr(cache.pool)
+                .ptr(cache.table)
                 .ptr(inputs.token_tables)
                 .ptr(inputs.positions)
                 .ptr(tiles)
                 .ptr(out);
             let args = shape(args)?.u32(window).u32(narrow(inputs.table_len)?);
-            let args = args.u64(layer).u64(self.executor.page_bytes);
+            let args = args.u64(cache.offset).u64(cache.page_bytes);
             let chunks = kernels.group.div_ceil(kernels.heads_in_tile);
             self.launch(prompt, [narrow(count)?, narrow(info.kv_heads * chunks)?, 1], args)?;
         }
@@ -554,8 +577,8 @@ impl Pass<'_> {
                 .ptr(skip(k, info.kv_heads * info.head_dim * 4))
                 .ptr(skip(v, info.kv_heads * info.value_dim * 4))
                 .ptr(skip(angles, pairs as usize * 8))
-                .ptr(self.pages)
-                .ptr(inputs.table)
+                .ptr(cache.pool)
+                .ptr(cache.table)
                 .ptr(skip(inputs.token_tables, 4))
                 .ptr(skip(inputs.positions, 4))
                 .ptr(skip(out, values * 4))
@@ -569,8 +592,8 @@ impl Pass<'_> {
                 .u32(window)
                 .u32(narrow(inputs.table_len)?)
                 .u32(narrow(splits)?)
-                .u64(layer)
-                .u64(self.executor.page_bytes);
+                .u64(cache.offset)
+                .u64(cache.page_bytes);
             self.launch(decode, [narrow(chunks)?, narrow(tokens)?, narrow(splits)?], args)?;
         }
         if quantize && !at_once {

@@ -216,6 +216,8 @@ impl Plan {
                     lowering.multiply(x, Product { weight, bias, out });
                 }
                 (Op::Logits { x }, _) => logits = x,
+                #[cfg(test)]
+                (Op::Decay { .. }, _) => return Err(crate::Error::unsupported("no GPU kernel computes a recurrence")),
             }
         }
         Ok(Self { steps: lowering.steps, logits, quantized })
@@ -400,7 +402,7 @@ mod tests {
             buffers: vec![buffer; 6],
             weights: Vec::new(),
             ropes: Vec::new(),
-            kv: Vec::new(),
+            states: Vec::new(),
             ops,
             vocab: 0,
         }

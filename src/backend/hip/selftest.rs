@@ -17,10 +17,10 @@ use super::sampling::Sampling;
 use super::weights::Loading;
 use super::{HipBackend, health, objects};
 use crate::backend::cpu::{CpuBackend, CpuOptions};
-use crate::backend::kv::KvSequence;
+use crate::backend::state::Sequence;
 use crate::backend::{Backend, Batch, Canceller, KvType, Span, Wanted};
 use crate::program::Precision;
-use crate::program::Program;
+use crate::program::{Buf, Program, is_read};
 use crate::sampler::Sampler;
 use crate::tokenizer::TokenId;
 use crate::{Error, ErrorKind, Result};
@@ -155,7 +155,7 @@ fn probe_fails(probe: &Probe, device: &Arc<Device>, modules: &Modules, kv_type: 
     let cpu = CpuBackend::new(gguf, Arc::clone(&program), options)?;
     let mut random = Random::new(1);
     let mut tokens = |n: usize| -> Vec<TokenId> { (0..n).map(|_| random.below(program.vocab) as TokenId).collect() };
-    let (mut on_gpu, mut on_cpu) = (Runner::new(&gpu, &program), Runner::new(&cpu, &program));
+    let (mut on_gpu, mut on_cpu) = (Runner::new(&gpu, &program)?, Runner::new(&cpu, &program)?);
     for &count in probe.passes() {
         let tokens = tokens(count);
         let wanted = if count <= gpu.limits().outputs { Wanted::All } else { Wanted::Last };
@@ -217,28 +217,43 @@ fn sampling_fails(device: &Arc<Device>, modules: &Modules) -> Result<Option<Stri
 struct Runner<'a> {
     backend: &'a dyn Backend,
     program: &'a Program,
-    kv: KvSequence,
-    len: usize,
+    state: Sequence,
 }
 
 impl<'a> Runner<'a> {
-    fn new(backend: &'a dyn Backend, program: &'a Program) -> Self {
-        Self { backend, program, kv: KvSequence::new(backend.kv_pool()), len: 0 }
+    fn new(backend: &'a dyn Backend, program: &'a Program) -> Result<Self> {
+        Ok(Self { backend, program, state: Sequence::new(backend.states())? })
     }
 
     /// Runs tokens; returns all rows of the result.
     fn run(&mut self, tokens: &[TokenId], wanted: Wanted) -> Result<Vec<f32>> {
-        let first_pos = self.len;
-        self.len += tokens.len();
-        self.kv.prepare(first_pos, self.len)?;
-        let spans = [Span { tokens, first_pos, pages: self.kv.pages(), wanted }];
-        let batch = Batch { spans: &spans, draws: &[] };
+        let first_pos = self.state.len();
+        let end = first_pos + tokens.len();
+        self.state.prepare(end)?;
+        let spans = [Span { tokens, first_pos, tables: self.state.tables(), wanted }];
+        let given = self.given(tokens)?;
+        let batch = Batch { spans: &spans, draws: &[], given: &given };
         let mut result = self.backend.run(&batch, &Canceller::default())?;
         let mut rows = Vec::new();
         for row in 0..batch.result_rows(self.program) {
             rows.extend_from_slice(result.row(row)?);
         }
+        self.state.commit(end);
         Ok(rows)
+    }
+
+    /// Rows of buffer 0 for a part of a program that another part begins. They follow from the
+    /// tokens.
+    fn given(&self, tokens: &[TokenId]) -> Result<Vec<f32>> {
+        if !is_read(&self.program.ops, Buf(0)) {
+            return Ok(Vec::new());
+        }
+        let columns = self.program.columns(Buf(0))?;
+        let row = |&token: &TokenId| {
+            let mut random = Random::new(u64::from(token));
+            (0..columns).map(move |_| random.float())
+        };
+        Ok(tokens.iter().flat_map(row).collect())
     }
 }
 

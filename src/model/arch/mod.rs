@@ -7,7 +7,7 @@ mod qwen3;
 
 use super::config::Config;
 use crate::gguf::{Gguf, show};
-use crate::program::{Activation, AttentionInfo, Buf, Builder, KvShape, Op, Program};
+use crate::program::{Activation, AttentionInfo, Buf, Builder, KvShape, LayerState, Op, Program};
 use crate::{Error, Result};
 
 /// The architectures that [`program`] knows, as `general.architecture` names them.
@@ -105,7 +105,8 @@ fn feed_forward(b: &mut Builder<'_>, buf: &Buffers, i: usize, act: Activation) -
 fn attention(b: &mut Builder<'_>, c: &Config, buf: &Buffers, rope: usize, scale: f32, window: Option<usize>) {
     b.op(Op::Rope { x: buf.q, rope, head_dim: c.head_dim });
     b.op(Op::Rope { x: buf.k, rope, head_dim: c.head_dim });
-    let layer = b.kv_layer(KvShape { kv_heads: c.kv_heads, head_dim: c.head_dim, value_dim: c.value_dim });
+    let shape = KvShape { kv_heads: c.kv_heads, head_dim: c.head_dim, value_dim: c.value_dim };
+    let layer = b.state(LayerState::Paged { shape, window });
     b.op(Op::StoreKv { layer, k: buf.k, v: buf.v });
     let info = AttentionInfo {
         heads: c.heads,

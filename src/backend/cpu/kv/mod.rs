@@ -9,7 +9,7 @@ pub(crate) use store::StorePlan;
 use crate::backend::KvType;
 use crate::{Error, Result};
 
-pub(crate) use crate::backend::kv::PAGE_LEN;
+pub(crate) use crate::backend::state::PAGE_LEN;
 
 /// Numbers in a block of [`KvType::Q8_0`], which share a scale.
 pub(crate) const Q8_BLOCK: usize = 32;
@@ -77,8 +77,8 @@ impl Rows {
     }
 }
 
-/// Bytes and offsets of one layer in a page: the keys of all heads, then their values. A page holds [`PAGE_LEN`]
-/// consecutive positions of one sequence for all layers, each at an offset that the owner of the pages chooses.
+/// Bytes and offsets of one layer in a page: the keys of all heads, then their values. A page holds
+/// [`PAGE_LEN`] consecutive positions of one sequence for all layers of a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct KvLayout {
     pub(crate) kv_type: KvType,

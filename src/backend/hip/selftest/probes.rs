@@ -1,7 +1,9 @@
 //! The probes of a program: see the parent module.
 
 use crate::gguf::{Gguf, GgufWriter, TensorType};
-use crate::program::{Activation, AttentionInfo, Buf, BufInfo, KvShape, Op, Program, RowKind, Weight, WeightInfo};
+use crate::program::{
+    Activation, AttentionInfo, Buf, BufInfo, KvShape, LayerState, Op, Program, RowKind, Weight, WeightInfo,
+};
 use crate::simd::Isa;
 use crate::{Error, ErrorKind, Result, quant};
 
@@ -99,9 +101,9 @@ impl Probe {
 
     /// A key that equal probes share.
     pub(super) fn key(&self) -> String {
-        let Program { ops, buffers, ropes, kv, .. } = &self.program;
+        let Program { ops, buffers, ropes, states, .. } = &self.program;
         let columns: Vec<usize> = buffers.iter().map(|b| b.columns).collect();
-        format!("{ops:?} {columns:?} {:?} {ropes:?} {kv:?}", self.weights)
+        format!("{ops:?} {columns:?} {:?} {ropes:?} {states:?}", self.weights)
     }
 
     /// Generates the weights.
@@ -162,6 +164,11 @@ struct Sketch {
     weights: Vec<Shape>,
 }
 
+/// A full cache.
+fn paged(shape: KvShape) -> LayerState {
+    LayerState::Paged { shape, window: None }
+}
+
 impl Sketch {
     fn new() -> Self {
         let program = Program {
@@ -170,7 +177,7 @@ impl Sketch {
             weights: Vec::new(),
             ropes: Vec::new(),
             // Passes have positions even if nothing is cached.
-            kv: vec![KvShape { kv_heads: 1, head_dim: 16, value_dim: 16 }],
+            states: vec![paged(KvShape { kv_heads: 1, head_dim: 16, value_dim: 16 })],
             ops: Vec::new(),
             vocab: VOCAB,
         };
@@ -258,7 +265,7 @@ fn single(program: &Program, op: &Op) -> Option<Probe> {
             let v = sketch.random(f32, info.kv_heads * info.value_dim);
             let out = sketch.buffer(info.heads * info.value_dim, RowKind::Tokens);
             let AttentionInfo { kv_heads, head_dim, value_dim, .. } = info;
-            sketch.program.kv = vec![KvShape { kv_heads, head_dim, value_dim }];
+            sketch.program.states = vec![paged(KvShape { kv_heads, head_dim, value_dim })];
             sketch.program.ops.push(Op::StoreKv { layer: 0, k, v });
             sketch.program.ops.push(Op::Attention { layer: 0, q, out, info });
             sketch.finish(format!("attention with heads of {head_dim} columns"), out, ROUNDED)
@@ -287,6 +294,8 @@ fn single(program: &Program, op: &Op) -> Option<Probe> {
             sketch.finish("gather_rows", out, EXACT)
         }
         Op::Logits { .. } => return None,
+        #[cfg(test)]
+        Op::Decay { .. } => return None,
     })
 }
 
@@ -330,7 +339,7 @@ fn layers(program: &Program) -> Result<Vec<Probe>> {
         let ops = [program.ops.get(..first.op), program.ops.get(from..to)].map(Option::unwrap_or_default).concat();
         let part = program.part(&ops, Some(cut.buf))?;
         let types: Vec<TensorType> = part.weights.iter().map(|w| w.tensor.tensor_type()).collect();
-        let kind = format!("{:?} {types:?} {:?}", part.ops, part.kv);
+        let kind = format!("{:?} {types:?} {:?}", part.ops, part.states);
         if probes.iter().all(|(other, _)| *other != kind) {
             probes.push((kind, shrunk(part, Name::Layer(layer))));
         }
@@ -350,7 +359,7 @@ fn shrunk(mut program: Program, name: Name) -> Probe {
     for op in &mut program.ops {
         if let Op::Attention { info, layer, q, out } = op {
             *info = fewer_heads(info, kv_heads(info));
-            if let Some(shape) = program.kv.get_mut(*layer) {
+            if let Some(LayerState::Paged { shape, .. }) = program.states.get_mut(*layer) {
                 shape.kv_heads = info.kv_heads;
             }
             set(&mut columns, *q, info.heads * info.head_dim);
@@ -361,7 +370,7 @@ fn shrunk(mut program: Program, name: Name) -> Probe {
     for op in &program.ops {
         match *op {
             Op::StoreKv { layer, k, v } => {
-                if let Some(shape) = program.kv.get(layer) {
+                if let Some(LayerState::Paged { shape, .. }) = program.states.get(layer) {
                     set(&mut columns, k, shape.kv_heads * shape.head_dim);
                     set(&mut columns, v, shape.kv_heads * shape.value_dim);
                 }
@@ -428,7 +437,7 @@ impl Random {
     }
 
     /// Uniform from -1 to 1.
-    fn float(&mut self) -> f32 {
+    pub(super) fn float(&mut self) -> f32 {
         (self.bits() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     }
 
