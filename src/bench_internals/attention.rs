@@ -52,7 +52,8 @@ impl Attention {
     /// Creates a cache whose layers hold all positions. An unknown `isa` means the best one.
     ///
     /// # Errors
-    /// If a number other than `past` is zero, the heads do not agree, or memory for the cache is lacking.
+    /// If a number other than `past` is zero, the heads do not agree, or memory for the cache is
+    /// lacking.
     pub fn new(isa: &str, shape: Shape) -> Result<Self> {
         let Shape { kv_type, heads, kv_heads, dim, past, rows, layers } = shape;
         let layout = KvLayout::for_layer(kv_type, kv_heads, dim, dim)?;
