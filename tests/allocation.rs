@@ -1,7 +1,9 @@
-//! Memory that cannot be had is an error of the kind `OutOfMemory`, wherever it was asked for. Each allocation of 64 KB and
-//! more fails in turn, from loading a model to dropping it. The program must then end with that error or the right text, and
-//! a second try without a failure must give the right text. This is a test binary of its own, as its allocator is that of the
-//! process; what fails runs in processes of their own, which say how far they have come, so that one that aborts is seen.
+//! A failed allocation is an error of the kind `OutOfMemory`, wherever it happens. Each allocation
+//! of 64 KB and more fails in turn, from loading a model to dropping it. The program must then end
+//! with that error or the right text, and a second try without a failure must give the right text.
+//!
+//! This is a test binary of its own, because an allocator serves a whole process. The failing work
+//! runs in child processes that report their progress, so that the test notices an abort.
 
 mod common;
 
@@ -16,13 +18,13 @@ use wavelm::quant;
 use wavelm::tokenizer::EncodeOptions;
 use wavelm::{ContextPolicy, Device, ErrorKind, Message, Model, Prompt, Result, Sampler, SessionOptions, next_of_each};
 
-/// Allocations from so many bytes on fail.
+/// The smallest allocation that may fail.
 const LARGE: usize = 64 << 10;
 
 /// Fails one large allocation.
 struct Failing;
 
-/// How many large allocations there were, and the number of the one that fails; 0 for none.
+/// The number of large allocations so far, and the number of the one that fails; 0 for none.
 static COUNT: AtomicUsize = AtomicUsize::new(0);
 static FAILS: AtomicUsize = AtomicUsize::new(0);
 
@@ -53,7 +55,8 @@ unsafe impl GlobalAlloc for Failing {
 #[global_allocator]
 static ALLOCATOR: Failing = Failing;
 
-/// Runs `work` with the n-th large allocation failing; returns how many there were as well.
+/// Runs `work` with the n-th large allocation failing. Also returns the number of large
+/// allocations.
 fn failing<T>(n: usize, work: impl FnOnce() -> T) -> (T, usize) {
     COUNT.store(0, Ordering::Relaxed);
     FAILS.store(n, Ordering::Relaxed);
@@ -69,13 +72,13 @@ enum Kind {
     Spm,
 }
 
-/// Letters that pairs are made of, so many that there are more than 30,000 pairs.
+/// Letters to make pairs of: enough for more than 30,000 pairs.
 const LETTERS: usize = 180;
 
-/// A random model with a large vocabulary: single characters and all pairs of them.
+/// A random model with a large vocabulary: single characters and all their pairs.
 fn file(kind: Kind) -> Vec<u8> {
     let letters: Vec<char> = match kind {
-        // The letters of byte-level vocabularies for the bytes that are printable.
+        // The letters of byte-level vocabularies for printable bytes.
         Kind::Bpe => {
             (33..127).chain(161..173).chain(174..256).chain(256..).filter_map(char::from_u32).take(256).collect()
         }
@@ -124,7 +127,7 @@ fn file(kind: Kind) -> Vec<u8> {
         w.tensor(name, TensorType::Q8_0, &[columns as u64, rows as u64], data)
     };
     let ones = |w: GgufWriter, name: &str| w.tensor(name, TensorType::F32, &[64], 1f32.to_le_bytes().repeat(64));
-    // A multiple of 32, so that rows can be interleaved; and a table of its own.
+    // A multiple of 32, so that rows can be interleaved. The output has a table of its own.
     let vocab = vocab.next_multiple_of(32);
     w = matrix(w, "token_embd.weight", vocab, 64);
     w = matrix(w, "output.weight", vocab, 64);
@@ -144,7 +147,7 @@ fn file(kind: Kind) -> Vec<u8> {
     ones(w, "output_norm.weight").to_bytes().unwrap()
 }
 
-/// How a model is loaded.
+/// How to load a model.
 #[derive(Clone, Copy, PartialEq)]
 enum How {
     Map,
@@ -161,8 +164,8 @@ fn load(how: How, path: &Path, bytes: Option<Vec<u8>>) -> Result<Model> {
     }
 }
 
-/// All that a program does with a model, and what came of it. `long` is a text to encode, of which a prompt of `words`
-/// bytes begins.
+/// Uses a model in every way that a program can, and returns a log of the results. `long` is the
+/// text to encode, and its first `words` bytes are the beginning of a prompt.
 fn life(model: Model, long: &str, words: usize) -> Result<String> {
     let mut log = String::new();
     let tokenizer = model.tokenizer();
@@ -203,7 +206,7 @@ fn life(model: Model, long: &str, words: usize) -> Result<String> {
     Ok(log)
 }
 
-/// A text with words, and then letters without any space.
+/// A text with words, followed by letters without any space.
 fn long_text() -> String {
     let mut random = Random(3);
     let mut text = "the quick brown fox jumps over a lazy dog; ".repeat(40);
@@ -211,16 +214,17 @@ fn long_text() -> String {
     text
 }
 
-/// Where the process is told what to do: the scenario, the file and the first allocation to fail.
+/// The variable with the task of the process: the scenario, the first allocation to fail, the step
+/// and the file.
 const TASK: &str = "WAVELM_TEST_ALLOCATION";
 
-/// Says that a line is for the parent.
+/// Begins each line that is for the parent.
 const SAYS: &str = "allocation:";
 
 #[test]
 #[ignore = "the other tests run it in processes of their own"]
 fn fails_one_by_one() {
-    let task = std::env::var(TASK).expect("the task is given by the test that runs this");
+    let task = std::env::var(TASK).expect("the test that runs this gives the task");
     let mut task = task.splitn(4, ' ');
     let (scenario, first, step) = (task.next().unwrap(), task.next().unwrap(), task.next().unwrap());
     let path = PathBuf::from(task.next().unwrap());
@@ -233,7 +237,7 @@ fn fails_one_by_one() {
     let chat = |model: Model| {
         let messages: Vec<Message> = (0..200).flat_map(|_| [Message::user(short), Message::assistant("yes")]).collect();
         let prompt = model.chat_prompt(&[messages, vec![Message::user("?")]].concat())?;
-        // A number that tells prompts apart, since a long text would take memory of the test's own.
+        // Tells prompts apart: a long text would use memory of the test's own.
         let hash = prompt.tokens().iter().fold(0u64, |hash, &token| hash.wrapping_mul(31).wrapping_add(token.into()));
         Ok(format!("{} {hash}", prompt.len()))
     };
@@ -243,9 +247,9 @@ fn fails_one_by_one() {
         "bytes" => run(How::Bytes),
         "small" => life(map()?, short, 100),
         "chat" => chat(map()?),
-        other => panic!("{other} is no scenario"),
+        other => panic!("unknown scenario {other}"),
     };
-    // A session whose work fails and is tried again, on a model that nobody has used.
+    // A session whose work fails and is tried again, on an unused model.
     let retried = |n: usize| -> (Result<String>, usize, String) {
         let model = map().unwrap();
         let prompt = model.prompt(&long[..1500]).unwrap();
@@ -258,7 +262,7 @@ fn fails_one_by_one() {
     let attempt = |n: usize| match scenario {
         "session" => retried(n),
         scenario => {
-            // What the test itself copies is copied before.
+            // The test's own copies are made before.
             let (done, count) = match scenario {
                 "bytes" => {
                     let copy = bytes.clone();
@@ -274,7 +278,7 @@ fn fails_one_by_one() {
         }
     };
     if scenario == "cold" {
-        // The very first that the process does: what is made once is not there yet.
+        // The first work of the process: nothing that is made once exists yet.
         let (done, count) = failing(first, || run(How::Map));
         println!("{SAYS} count {count}");
         println!("{SAYS} {}", if done.as_ref().is_ok_and(|_| count < first) { "all" } else { "more" });
@@ -313,7 +317,8 @@ fn fails_one_by_one() {
     println!("{SAYS} done");
 }
 
-/// Runs a scenario with every `step`-th large allocation failing, and reports those that end the process.
+/// Runs a scenario with every `step`-th large allocation failing, and reports the failures that end
+/// the process.
 fn sweep(scenario: &str, path: &Path, step: usize) {
     let (mut first, mut ended, mut errors, mut texts) = (1, Vec::new(), 0, 0);
     let mut count = String::new();
@@ -350,7 +355,7 @@ fn sweep(scenario: &str, path: &Path, step: usize) {
     assert!(errors > 0, "{scenario}: nothing failed");
 }
 
-/// The same for a process that has done nothing yet, and does nothing else.
+/// The same for processes that have done nothing before.
 fn sweep_cold(path: &Path) {
     let mut ended = Vec::new();
     for n in 1.. {

@@ -1,5 +1,5 @@
-//! Limits of memory, from what a program barely starts with to what it needs: each ends in the right text or in an error that is
-//! told in one line, and never in a signal.
+//! Limits of memory, from the least that starts a program to all that it needs. Each ends in the
+//! right text or in an error of one line, and never in a signal.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -23,7 +23,8 @@ fn sizes() -> impl Iterator<Item = u64> {
     std::iter::successors(Some(20_000_000u64), |size| Some(size / 6 * 7)).take_while(|size| *size <= 300_000_000)
 }
 
-/// The example `generate` under what `script` limits, which has the number of bytes as its first argument.
+/// Runs the example `generate` under the limit that `script` sets. The script's first argument is
+/// the number of bytes.
 fn generate(script: &str, limit: u64, file: &Path, arguments: &[&str]) -> Output {
     let tests = std::env::current_exe().unwrap();
     let program = tests.parent().and_then(Path::parent).unwrap().join("examples/generate");
@@ -31,19 +32,19 @@ fn generate(script: &str, limit: u64, file: &Path, arguments: &[&str]) -> Output
     let mut command = Command::new("sh");
     command.args(["-c", &format!("{script}; shift; exec \"$@\""), "sh", &limit.to_string()]);
     command.arg(program).arg("--model").arg(file).args(["--device", "cpu", "--threads", "2", "--quiet"]);
-    // A message of a panic must not need the debug information, which takes more than the limit.
+    // A panic must not read debug information for its message, because that exceeds the limit.
     command.args(["--prompt", "abc", "-n", "8", "--temperature", "0"]).args(arguments).env("RUST_BACKTRACE", "0");
     command.output().unwrap()
 }
 
-/// Tries all sizes, with the file mapped and read.
+/// Tries all sizes, with the file mapped and with the file read.
 fn sweep(name: &str, script: &str) {
     let file = model(name);
     for arguments in [&[][..], &["--no-map"]] {
         let expected = generate(":", 0, &file, arguments);
         assert!(expected.status.success() && !expected.stdout.is_empty(), "{expected:?}");
         let (mut texts, mut errors) = (0, 0);
-        // Less is not enough for the system to start the program.
+        // With less the system cannot start the program.
         let starts = |size: &u64| generate(script, *size, &file, &["--help"]).status.success();
         for size in sizes().skip_while(|size| !starts(size)) {
             let output = generate(script, size, &file, arguments);
@@ -69,7 +70,7 @@ fn of_addresses() {
     sweep("addresses", "ulimit -v $(($1 / 1024)) || exit 9");
 }
 
-/// A control group that this process may make, and removes: version 1 or 2.
+/// A control group, version 1 or 2, that this process may create. Removed when dropped.
 struct Group {
     folder: PathBuf,
     limit: &'static str,

@@ -1,5 +1,5 @@
-//! The memory that a process needs, by default and with weights copied, mapped or read: each weight once. And that a file
-//! which is cut short does not matter once it was read or copied.
+//! The memory that a process needs, by default and with weights copied, mapped or read: each weight
+//! once. Also, truncating a file does not matter once it was read or copied.
 #![cfg(target_os = "linux")] // other systems do not tell
 
 mod common;
@@ -10,22 +10,22 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 use wavelm::{Device, Model};
 
-/// Most that a program holds besides weights and cache: itself, the C library, what it works in.
+/// Bytes that a program may hold besides weights and cache: itself, the C library, buffers.
 const BESIDES: u64 = 16 << 20;
 
-/// Names the model for the process that runs it.
+/// Names the model for the child process.
 const MODEL: &str = "WAVELM_TEST_MEMORY_MODEL";
-/// Tells it not to map the model.
+/// Tells the child process not to map the model.
 const READ: &str = "WAVELM_TEST_MEMORY_READ";
 
-/// The model that the test which runs this names, and its file.
+/// Loads the model for the child process. Also returns its file.
 fn load() -> (Model, String) {
-    let file = std::env::var(MODEL).expect("the model is named by the test that runs this");
+    let file = std::env::var(MODEL).expect("the test that runs this names the model");
     let map = std::env::var_os(READ).is_none();
     (Model::options().device(Device::Cpu).threads(2).map(map).load(&file).unwrap(), file)
 }
 
-/// The largest resident memory that a process has had, in bytes; `None` once it has ended.
+/// The largest resident memory of a process so far, in bytes; `None` once it has ended.
 fn peak(process: u32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
@@ -36,7 +36,7 @@ fn peak(process: u32) -> Option<u64> {
 #[ignore = "no_weight_is_held_twice runs it in processes of its own"]
 fn runs_a_model() {
     let (model, _) = load();
-    // By default, weights are copied after the first tokens; all are after so many.
+    // By default, weights are copied after the first tokens. After this many all are copied.
     for _ in 0..4 {
         assert!(!greedy(&mut model.session().unwrap(), &[1], 64).unwrap().is_empty());
     }
@@ -49,7 +49,7 @@ fn runs_a_model_whose_file_is_cut() {
     let long: Vec<u32> = (0..200).collect();
     let run = |prompt: &[u32]| greedy(&mut model.session().unwrap(), prompt, 64).unwrap();
     let expected = (run(&[1]), run(&long));
-    // Until all weights are copied.
+    // Runs until all weights are copied.
     (0..4).for_each(|_| drop(run(&[1])));
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
     assert!(!maps.contains(&file), "the file is still mapped: {maps}");
@@ -87,7 +87,7 @@ fn no_weight_is_held_twice() {
     let most = bytes.len() as u64 + estimate(true).kv_cache + BESIDES;
     assert_eq!(estimate(true), estimate(false));
     assert!(estimate(true).weights <= bytes.len() as u64 && estimate(true).total() + BESIDES >= most);
-    assert!(most < bytes.len() as u64 * 3 / 2, "weights held twice would not be found");
+    assert!(most < bytes.len() as u64 * 3 / 2, "weights held twice would stay below the limit");
     for how in [("", false), ("copied", false), ("mapped", false), ("", true), ("mapped", true)] {
         let largest = run_with("runs_a_model", &file, how);
         assert!(largest > bytes.len() as u64 * 9 / 10, "{how:?}: {largest} bytes, for a file of {}", bytes.len());
@@ -99,7 +99,7 @@ fn no_weight_is_held_twice() {
 #[test]
 fn a_file_that_is_cut_short() {
     let file = std::env::temp_dir().join(format!("wavelm-cut-{}.gguf", std::process::id()));
-    // By default weights are copied where that makes them faster and the system tells that there is memory.
+    // By default weights are copied where that is faster and the system reports enough memory.
     #[cfg(target_arch = "x86_64")]
     let is_faster = std::arch::is_x86_feature_detected!("avx2");
     #[cfg(not(target_arch = "x86_64"))]

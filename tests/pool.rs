@@ -1,5 +1,5 @@
-//! A pool of the caller's, whatever its threads do: work for other sessions, hold what a pass is for, sleep, wait for each
-//! other or for the thread that generates. Nothing of it may hang, or change a text.
+//! A caller's pool may work for other sessions, hold a lock that a pass needs, sleep, or wait for
+//! its own threads or for the thread that generates. Nothing of this may hang or change a text.
 
 mod common;
 
@@ -13,7 +13,7 @@ use wavelm::{Device, ErrorKind, Model, Prompt, Sampler, Session};
 const PROMPT: [u32; 7] = [5, 80, 3, 111, 42, 9, 200];
 const LENGTH: usize = 6;
 
-/// Runs `body`, which takes a second at most if it ends at all.
+/// Runs `body`, and fails if it hangs. Without a hang it takes a second at most.
 fn in_time(body: impl FnOnce() + Send + 'static) {
     let (done, wait) = mpsc::channel();
     let thread = std::thread::spawn(move || {
@@ -36,13 +36,13 @@ fn model(pool: &Arc<ThreadPool>) -> Model {
     Tiny::default().load(Model::options().device(Device::Cpu).pool(Arc::clone(pool)))
 }
 
-/// What a session generates that begins anew.
+/// The tokens that a cleared session generates.
 fn generated(session: &mut Session) -> Vec<u32> {
     session.clear();
     greedy(session, &PROMPT, LENGTH).unwrap()
 }
 
-/// What one thread generates.
+/// The tokens that one thread generates.
 fn expected() -> &'static [u32] {
     static EXPECTED: OnceLock<Vec<u32>> = OnceLock::new();
     EXPECTED.get_or_init(|| {
@@ -86,7 +86,7 @@ fn tasks_may_share_a_session_behind_a_lock() {
                     scope.spawn(|_| assert_eq!(generated(&mut session.lock().unwrap()), expected()));
                 }
             });
-            // Also from outside, while the workers wait for the lock.
+            // Also from outside the pool, while the workers wait for the lock.
             let mut held = session.lock().unwrap();
             pool.in_place_scope(|scope| {
                 for _ in 0..2 * threads {
@@ -118,7 +118,7 @@ fn workers_may_wait_for_the_thread_that_generates() {
                     });
                 }
                 begun.wait();
-                // More passes than a queue would bear that grew with each.
+                // Enough passes to overflow a queue that grows with each.
                 let mut session = model.session().unwrap();
                 for _ in 0..10 {
                     assert_eq!(generated(&mut session), expected());
@@ -179,7 +179,7 @@ fn a_pool_may_end_inside_of_itself() {
             pool.spawn(move || {
                 let mut session = model.session().unwrap();
                 assert_eq!(generated(&mut session), expected());
-                // Whoever is last ends the pool, on one of its threads.
+                // The last owner ends the pool, on one of its threads.
                 drop((session, model, inner));
                 ended.send(()).unwrap();
             });
@@ -278,22 +278,22 @@ fn a_panic_of_the_callers_own_reaches_the_caller_and_harms_nothing() {
                 Ok(())
             };
             assert!(catch_unwind(AssertUnwindSafe(|| session.logits(&PROMPT, each))).is_err());
-            // What was evaluated stays, and what comes after works.
+            // Evaluated tokens stay, and later calls work.
             assert_eq!(session.tokens(), &PROMPT[..session.len()]);
             assert_eq!(greedy(&mut session, &PROMPT, LENGTH).unwrap().len(), LENGTH);
             assert_eq!(generated(&mut session), expected());
         }
-        // A panic in a task of the pool.
+        // A task of the pool panics.
         assert!(catch_unwind(AssertUnwindSafe(|| pool.scope(|_| panic!("of the caller")))).is_err());
         pool.install(|| check(&model));
     });
 }
 
-/// What a forked process finds; it ends by its own clock.
+/// The result of `body` in a forked process, which an alarm ends if it hangs.
 #[cfg(target_os = "linux")]
 fn forked(body: impl FnOnce() -> bool) -> bool {
-    // SAFETY: the child only runs `body`, which needs no lock of another thread, and ends without running destructors or
-    // handlers of the parent.
+    // SAFETY: the child only runs `body`, which needs no lock of another thread. It ends without
+    // running destructors or handlers of the parent.
     unsafe {
         let child = libc::fork();
         assert!(child >= 0, "{}", std::io::Error::last_os_error());
@@ -325,14 +325,14 @@ fn a_forked_process_gets_an_error_that_says_what_to_do() {
                 let error = greedy(&mut new, &PROMPT, 1).unwrap_err();
                 let text = error.to_string();
                 let is_right = error.kind() == ErrorKind::Device && text.contains("forked") && text.contains("threads");
-                // Neither is a session with a past lost, nor does anything hang that ends.
+                // A session with a past fails as well, and dropping everything does not hang.
                 let again = session.generate(&Prompt::from_tokens(tokens(3, 9)), &Sampler::greedy()).is_err();
                 drop((new, session, child_model));
                 // A model that is loaded after the fork works, also with threads.
                 let fresh = Tiny::default().load(Model::options().device(Device::Cpu).threads(2));
                 is_right && again && generated(&mut fresh.session().unwrap()) == expected()
             }));
-            // The parent goes on.
+            // The parent still works.
             check(&model);
         }
     });

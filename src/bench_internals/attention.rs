@@ -1,4 +1,4 @@
-//! Attention, and storing what it reads.
+//! Attention, and storing its keys and values.
 
 use super::named;
 use crate::backend::cpu::attention::{AttentionPlan, AttentionScratch, AttnParams};
@@ -8,10 +8,10 @@ use crate::backend::state::{PageId, PageStore};
 use crate::simd::Isa;
 use crate::{Error, KvType, Result};
 
-/// What an [`Attention`] is over.
+/// The dimensions of an [`Attention`].
 #[derive(Debug, Clone, Copy)]
 pub struct Shape {
-    /// How keys and values are stored.
+    /// The type of the cache.
     pub kv_type: KvType,
     /// Query heads: a multiple of `kv_heads`.
     pub heads: usize,
@@ -21,14 +21,14 @@ pub struct Shape {
     pub dim: usize,
     /// Positions before the rows.
     pub past: usize,
-    /// Queries, one position after the other.
+    /// Queries, at consecutive positions.
     pub rows: usize,
-    /// Layers that take turns, each with keys and values of its own: more than caches hold are read from memory, as a model
-    /// reads them.
+    /// Layers that take turns, each with its own keys and values. If these exceed the caches, each
+    /// turn reads memory, as a model does.
     pub layers: usize,
 }
 
-/// One sequence on one thread: attention to its cache, and storing into it, to run again and again.
+/// One sequence on one thread, to attend to its cache and to store into it repeatedly.
 pub struct Attention {
     isa: Isa,
     shape: Shape,
@@ -36,22 +36,24 @@ pub struct Attention {
     /// The memory behind `table`.
     _pages: Pages,
     table: Vec<*mut u8>,
-    /// Of all positions.
+    /// Keys and values of all positions.
     k: Vec<f32>,
     v: Vec<f32>,
-    /// Of the rows.
+    /// Queries of the rows.
     q: Vec<f32>,
     out: Vec<f32>,
     scratch: AttentionScratch,
-    /// The layer whose turn it is, kept as criterion measures in short pieces.
+    /// The layer of the next turn. It is kept between calls because criterion measures in short
+    /// pieces.
     turn: usize,
 }
 
 impl Attention {
-    /// A cache whose layers hold all positions. An unknown `isa` is the best one.
+    /// Creates a cache whose layers hold all positions. An unknown `isa` means the best one.
     ///
     /// # Errors
-    /// Where a number is zero (but for `past`), the heads do not agree, or there is no memory for the cache.
+    /// If a number other than `past` is zero, the heads do not agree, or memory for the cache is
+    /// lacking.
     pub fn new(isa: &str, shape: Shape) -> Result<Self> {
         let Shape { kv_type, heads, kv_heads, dim, past, rows, layers } = shape;
         let layout = KvLayout::for_layer(kv_type, kv_heads, dim, dim)?;
@@ -82,7 +84,7 @@ impl Attention {
         Ok(all)
     }
 
-    /// Gives `measure` what attends in one layer, each time in the next one.
+    /// Gives `measure` a function that attends in one layer, in the next layer at each call.
     ///
     /// # Errors
     /// `OutOfMemory`.
@@ -91,15 +93,16 @@ impl Attention {
         let spans = [Span { first_row: 0, rows, first_pos: past, pages: &self.table }];
         let plan = AttentionPlan::new(&self.shape.params(), &self.layout, &spans)?;
         let (q, out, scratch, turn) = (&self.q, &mut self.out, &mut self.scratch, &mut self.turn);
-        // Not a number until it is computed.
+        // NaN until it is computed.
         out.fill(f32::NAN);
         let mut done = Ok(());
         measure(&mut || {
             let layer = next(turn, layers);
             let at = layer * self.layout.bytes();
             for item in 0..plan.items() {
-                // SAFETY: all positions of all layers were stored when this was made, the pages and `out` are this value's,
-                // which is borrowed as the only one, and items run one by one, all of a layer before the next.
+                // SAFETY: `new` stored all positions of all layers. The pages and `out` belong to
+                // this value, which is borrowed exclusively. Items run one by one, all of a layer
+                // before the next.
                 let ran = unsafe { plan.run_item(self.isa, at, item, q, &mut out[..], scratch) };
                 done = std::mem::replace(&mut done, Ok(())).and(ran);
             }
@@ -107,7 +110,8 @@ impl Attention {
         done
     }
 
-    /// Gives `measure` what stores the keys and values of the rows in one layer, each time in the next one.
+    /// Gives `measure` a function that stores keys and values of the rows in one layer, in the next
+    /// layer at each call.
     ///
     /// # Errors
     /// None: [`new`](Self::new) has checked the sizes.
@@ -121,22 +125,22 @@ impl Attention {
         Ok(())
     }
 
-    /// What was computed last: for each row its heads.
+    /// The last result: the heads of each row.
     pub fn out(&self) -> &[f32] {
         &self.out
     }
 
-    /// Bytes of one layer's keys and values, all of which the last row sees.
+    /// Bytes of one layer's keys and values. The last row sees all of them.
     pub fn bytes(&self) -> usize {
         let row = |rows: &kv::Rows| rows.row_bytes + 2 * rows.blocks;
         (self.shape.past + self.shape.rows) * self.shape.kv_heads * (row(&self.layout.keys) + row(&self.layout.values))
     }
 
-    /// `plan` is over `table`, and `layer` one of the layers.
+    /// `plan` must be over `table`, and `layer` one of the layers.
     fn store_layer(&self, plan: &StorePlan<'_>, layer: usize) {
         for item in 0..plan.items() {
-            // SAFETY: the pages are this value's, hold as many layers, and are accessed by nothing else: whatever reads them
-            // borrows this value as the only one.
+            // SAFETY: the pages belong to this value and have room for that layer. Nothing else
+            // accesses them: all readers borrow this value exclusively.
             unsafe { plan.run_item(self.isa, layer * self.layout.bytes(), item, &self.k, &self.v) }
         }
     }
@@ -157,14 +161,14 @@ impl Shape {
     }
 }
 
-/// The layer whose turn it is, of `layers`.
+/// The layer whose turn it is.
 fn next(turn: &mut usize, layers: usize) -> usize {
     let layer = *turn;
     *turn = (layer + 1) % layers;
     layer
 }
 
-/// Numbers in -1 to 1 (Knuth's multiplicative hash), other ones for each `seed`.
+/// Numbers in -1 to 1 (Knuth's multiplicative hash), different ones for each `seed`.
 fn numbers(len: usize, seed: u32) -> Vec<f32> {
     let number = |i: usize| ((i as u32).wrapping_add(seed << 24).wrapping_mul(2_654_435_761) >> 8) as f32;
     (0..len).map(|i| number(i) / (1 << 23) as f32 - 1.0).collect()

@@ -1,4 +1,5 @@
-//! Doors for the programs in `benches/` to parts that are not public. Not part of the API: anything here may change.
+//! Access to private parts for the programs in `benches/`. Not part of the API: anything here may
+//! change.
 
 mod attention;
 mod rows;
@@ -15,16 +16,17 @@ use crate::gguf::TensorType;
 use crate::simd::Isa;
 use std::ops::Range;
 
-/// The instruction set that the kernels take of themselves, by name: the best one, or the one that `WAVELM_CPU` names.
+/// The name of the instruction set that the kernels use by default: the best one, or the one that
+/// `WAVELM_CPU` names.
 pub fn instruction_set() -> &'static str {
     Isa::best().name()
 }
 
-/// Weights in the order that the kernels of `isa` are fastest with; none where there is no other one. An unknown `isa` is the
-/// best one.
+/// Copies weights to the order that is fastest for the kernels of `isa`; `None` if they have no
+/// such order for these weights. An unknown `isa` means the best one.
 ///
 /// # Errors
-/// Where the sizes do not agree.
+/// If the sizes do not agree.
 pub fn interleave(isa: &str, ty: TensorType, weights: &[u8], rows: usize, cols: usize) -> Result<Option<Vec<u8>>> {
     let (isa, weights) = (named(isa), Matrix::new(ty, weights, rows, cols)?);
     if !weights.can_interleave(isa) {
@@ -39,7 +41,7 @@ fn named(isa: &str) -> Isa {
     Isa::available().into_iter().find(|one| one.name() == isa).unwrap_or_else(Isa::best)
 }
 
-/// One matrix product on one thread, to run again and again.
+/// One matrix product on one thread, to run repeatedly.
 pub struct Product<'a> {
     isa: Isa,
     weights: Matrix<'a>,
@@ -51,10 +53,11 @@ pub struct Product<'a> {
 }
 
 impl<'a> Product<'a> {
-    /// Weights of `rows` rows and `cols` columns, times `n` tokens. An unknown `isa` is the best one.
+    /// Prepares the product of weights, of `rows` rows and `cols` columns, and `n` tokens. An
+    /// unknown `isa` means the best one.
     ///
     /// # Errors
-    /// Where the sizes do not agree.
+    /// If the sizes do not agree.
     pub fn new(isa: &str, ty: TensorType, weights: &'a [u8], rows: usize, cols: usize, n: usize) -> Result<Self> {
         let isa = named(isa);
         let weights = Matrix::new(ty, weights, rows, cols)?;
@@ -69,13 +72,13 @@ impl<'a> Product<'a> {
         Ok(product)
     }
 
-    /// Takes the weights to be [interleaved](interleave).
+    /// Declares the weights to be [interleaved](interleave).
     pub fn interleaved(mut self) -> Self {
         self.weights = self.weights.written(self.isa);
         self
     }
 
-    /// Quantizes the activations, if the weights take them so.
+    /// Quantizes the activations, if the weights need it.
     pub fn quantize(&mut self) {
         self.scratch.forget();
         if self.quantized.rows() > 0 {
@@ -92,7 +95,7 @@ impl<'a> Product<'a> {
     /// Multiplies some rows.
     ///
     /// # Panics
-    /// If there are not as many.
+    /// If the matrix has fewer rows.
     pub fn run_rows(&mut self, rows: Range<usize>) {
         let input = match input_kind(self.weights.ty()) {
             InputKind::F32 => Input::F32(&self.x),

@@ -1,11 +1,11 @@
-//! That what the benches time computes what it should.
+//! Checks that the benches time correct computations.
 
 use super::*;
 use crate::KvType;
 
 const SHAPE: Shape = Shape { kv_type: KvType::F16, heads: 8, kv_heads: 2, dim: 64, past: 200, rows: 1, layers: 2 };
 
-/// Asserts that all instruction sets compute about the same, and something.
+/// Asserts that all instruction sets give about the same result, and that it is not all zero.
 #[track_caller]
 fn agree(compute: impl Fn(&str) -> Vec<f32>) {
     let expected = compute(Isa::SCALAR.name());
@@ -22,13 +22,13 @@ fn agree(compute: impl Fn(&str) -> Vec<f32>) {
 #[test]
 fn attention_is_the_same_on_all_instruction_sets() {
     for kv_type in [KvType::F16, KvType::Q8_0] {
-        // A query in splits, and a prompt, which another kernel computes.
+        // A query in splits, and a prompt, which uses another kernel.
         for (past, rows) in [(200, 1), (0, 20)] {
             agree(|isa| {
                 let mut attention = Attention::new(isa, Shape { kv_type, past, rows, ..SHAPE }).unwrap();
                 attention.attend(|run| run()).unwrap();
                 let first = attention.out().to_vec();
-                // All layers hold the same, also once the rows are stored again.
+                // All layers hold the same, also after the rows are stored again.
                 attention.store(|run| (0..2).for_each(|_| run())).unwrap();
                 for turns in [1, 2, 3] {
                     attention.attend(|run| (0..turns).for_each(|_| run())).unwrap();
@@ -53,7 +53,8 @@ fn rows_are_the_same_on_all_instruction_sets() {
     }
 }
 
-/// A bench runs for long: no number may become so small or so large that time depends on it.
+/// A bench runs for long. Its numbers must not become so small or so large that they change the
+/// time.
 #[test]
 fn gates_stay_as_they_are() {
     let mut rows = Rows::new(instruction_set(), 256).unwrap();

@@ -36,7 +36,7 @@ mod linux {
     use std::path::{Component, Path, PathBuf};
 
     /// How much memory is left according to the files below `root`: the least of the available
-    /// memory (free, or holding what can be read again) and of what each limit leaves.
+    /// memory (free, or holding data that can be read again) and of the rest of each limit.
     pub(super) fn available_in(root: &Path) -> Option<u64> {
         let free = kilobytes(&read(root, "proc/meminfo")?, "MemAvailable:")?;
         let limits = [cgroups(root), resources(root)].into_iter().flatten();
@@ -53,7 +53,7 @@ mod linux {
         line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
     }
 
-    /// What the limits of address space and of data leave (`ulimit -v`, `ulimit -d`).
+    /// Bytes that the limits of address space and of data leave (`ulimit -v`, `ulimit -d`).
     fn resources(root: &Path) -> Option<u64> {
         let (limits, status) = (read(root, "proc/self/limits")?, read(root, "proc/self/status")?);
         let left = |limit: &str, used: &str| {
@@ -90,7 +90,7 @@ mod linux {
         caches: &["total_inactive_file", "total_active_file"],
     };
 
-    /// What the control groups of this process leave.
+    /// Bytes that the control groups of this process leave.
     pub(super) fn cgroups(root: &Path) -> Option<u64> {
         let (groups, mounts) = (read(root, "proc/self/cgroup")?, read(root, "proc/self/mountinfo")?);
         let left = |kind: &Kind| {
@@ -152,7 +152,7 @@ mod linux {
             least
         }
 
-        /// What the limits of one group leave.
+        /// Bytes that the limits of one group leave.
         fn left_of(&self, root: &Path, group: &Path) -> Option<u64> {
             let stat = read(root, group.join("memory.stat")).unwrap_or_default();
             let of_stat = |name: &str| {

@@ -9,7 +9,7 @@ use super::{Kernel, Simd, Token};
 pub(crate) struct Avx2(());
 
 impl Avx2 {
-    /// The token, where the processor has the instructions.
+    /// The token, if the processor has the instructions.
     pub(super) fn new() -> Option<Self> {
         let has_all =
             is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
@@ -33,16 +33,17 @@ impl Token for Avx2 {
     }
 }
 
-/// An expression of instructions that a value of [`Avx2`] proves the processor to have.
+/// Wraps instructions. A value of [`Avx2`] proves that the processor has them.
 macro_rules! proven {
     ($e:expr) => {
-        // SAFETY: `Avx2` exists only where the processor has the features; where memory is accessed, the
-        // function around this is unsafe and its caller promises that the memory is valid.
+        // SAFETY: `Avx2` exists only where the processor has the features. Where memory is
+        // accessed, the enclosing function is unsafe, and its caller promises that the memory is
+        // valid.
         unsafe { $e }
     };
 }
 
-/// A mask for `maskload` and `maskstore` of the first `n` lanes: eight numbers from the middle of this.
+/// Masks for `maskload` and `maskstore`: eight numbers from `8 - n` on select the first `n` lanes.
 static FIRST: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
 
 impl Avx2 {

@@ -9,7 +9,7 @@ use super::{Avx2, Kernel, Simd, Token};
 pub(crate) struct Avx512(());
 
 impl Avx512 {
-    /// The token, where the processor has the instructions.
+    /// The token, if the processor has the instructions.
     pub(super) fn new() -> Option<Self> {
         let has_all = Avx2::new().is_some()
             && is_x86_feature_detected!("avx512f")
@@ -37,11 +37,12 @@ impl Token for Avx512 {
     }
 }
 
-/// An expression of instructions that a value of [`Avx512`] proves the processor to have.
+/// Wraps instructions. A value of [`Avx512`] proves that the processor has them.
 macro_rules! proven {
     ($e:expr) => {
-        // SAFETY: `Avx512` exists only where the processor has the features; where memory is accessed, the
-        // function around this is unsafe and its caller promises that the memory is valid.
+        // SAFETY: `Avx512` exists only where the processor has the features. Where memory is
+        // accessed, the enclosing function is unsafe, and its caller promises that the memory is
+        // valid.
         unsafe { $e }
     };
 }
@@ -85,7 +86,8 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     unsafe fn load_f16(self, p: *const u16) -> __m512 {
-        // Not `_mm512_cvtph_ps`, which suppresses exceptions and cannot have its operand in memory therefore.
+        // `_mm512_cvtph_ps` suppresses exceptions and therefore cannot take its operand from
+        // memory.
         proven!(_mm512_cvt_roundph_ps::<_MM_FROUND_CUR_DIRECTION>(_mm256_loadu_si256(p.cast())))
     }
 
@@ -146,7 +148,7 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn scale_by_power(self, v: __m512, n: __m512) -> __m512 {
-        // The instruction would make subnormal numbers of n = -127.
+        // For n = -127 the instruction would return subnormal numbers.
         proven!(_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(n, _mm512_set1_ps(-127.0)), v, n))
     }
 

@@ -1,5 +1,5 @@
-//! AVX-VNNI: the products of bytes of VNNI in vectors of 256 bits. Intel's client processors have it from the 12th generation
-//! on, without AVX-512. Its vectors of `f32` are those of AVX2.
+//! AVX-VNNI: VNNI's products of bytes in vectors of 256 bits. Intel's client processors have it
+//! from the 12th generation on, without AVX-512. It uses AVX2's vectors of `f32`.
 
 use super::{Avx2, Kernel, Token};
 
@@ -8,7 +8,7 @@ use super::{Avx2, Kernel, Token};
 pub(crate) struct AvxVnni(Avx2);
 
 impl AvxVnni {
-    /// The token, where the processor has the instructions.
+    /// The token, if the processor has the instructions.
     pub(super) fn new() -> Option<Self> {
         Avx2::new().filter(|_| is_x86_feature_detected!("avxvnni")).map(Self)
     }

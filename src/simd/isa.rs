@@ -1,4 +1,5 @@
-//! Which instruction set the kernels use: found once at run time, lowered by `WAVELM_CPU` for tests and bug reports.
+//! The instruction set of the kernels: detected once at run time, lowered by `WAVELM_CPU` for tests
+//! and bug reports.
 
 use super::Scalar;
 #[cfg(target_arch = "x86_64")]
@@ -7,10 +8,11 @@ use super::{Avx2, Avx512, AvxVnni};
 use super::{Dotprod, I8mm, Neon};
 use std::sync::OnceLock;
 
-/// An instruction set that kernels are written for, with the token that proves that the processor has it.
+/// An instruction set with kernels of its own, and the token that proves that the processor has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Isa {
-    /// Plain Rust: the oracle of every other kernel, and what runs on processors without a kernel of their own.
+    /// Plain Rust: the oracle of all other kernels, and the fallback for processors without kernels
+    /// of their own.
     Scalar(Scalar),
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
@@ -27,10 +29,10 @@ pub(crate) enum Isa {
 }
 
 impl Isa {
-    /// What every processor has.
+    /// The instruction set that every processor has.
     pub(crate) const SCALAR: Self = Self::Scalar(Scalar);
 
-    /// Every instruction set that this processor has, worst first.
+    /// Every instruction set of this processor, worst first.
     pub(crate) fn available() -> Vec<Isa> {
         #[allow(unused_mut)]
         let mut found = vec![Isa::SCALAR];
@@ -40,7 +42,7 @@ impl Isa {
             found.extend(AvxVnni::new().map(Isa::AvxVnni));
             found.extend(Avx512::new().map(Isa::Avx512));
         }
-        // The kernels take vectors apart in the order of the bytes.
+        // The kernels split vectors in little-endian byte order.
         #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
         {
             found.extend(Neon::new().map(Isa::Neon));
@@ -50,8 +52,8 @@ impl Isa {
         found
     }
 
-    /// The best of them, or the one that `WAVELM_CPU` (`scalar`, `avx2`, `avxvnni`, `avx512`, `neon`, `dotprod`, `i8mm`) names where the processor
-    /// has it.
+    /// The best available set, or the one that `WAVELM_CPU` names (`scalar`, `avx2`, `avxvnni`,
+    /// `avx512`, `neon`, `dotprod`, `i8mm`) if the processor has it.
     pub(crate) fn best() -> Isa {
         static BEST: OnceLock<Isa> = OnceLock::new();
         *BEST.get_or_init(|| {
@@ -69,7 +71,7 @@ impl Isa {
         })
     }
 
-    /// The name, as `WAVELM_CPU` takes it.
+    /// The name that `WAVELM_CPU` uses.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Isa::Scalar(_) => "scalar",

@@ -1,15 +1,17 @@
 //! Instruction sets, and vectors of `f32` for each of them.
 //!
-//! The basic idea: an instruction set is a type without data, a *token*. Its values come from detection alone
-//! ([`Avx2::new`] and the like), so that a value proves that the processor has the instructions, and arithmetic on its vectors
-//! is safe to call; only what touches memory through pointers is not. An algorithm is written once, generic over the
-//! token, as a [`Kernel`]. [`run`] takes the token out of an [`Isa`] and compiles the kernel for it.
+//! The basic idea: an instruction set is a type without data, a *token*. Only detection creates its
+//! values ([`Avx2::new`] and the like). So a value proves that the processor has the instructions,
+//! and arithmetic on its vectors is safe to call; only access to memory through pointers is unsafe.
+//! An algorithm is written once, generic over the token, as a [`Kernel`]. [`run`] takes the token
+//! out of an [`Isa`] and compiles the kernel for it.
 //!
-//! Everything generic on the way from [`Token::call`] to the instructions is `#[inline(always)]`: what is not inlined into
-//! the function with the target features is compiled without them. A kernel that is used in several places is better
-//! [called](Token::call) than inlined into each.
+//! All generic functions between [`Token::call`] and the instructions are `#[inline(always)]`: the
+//! compiler ignores the target features in a function that it does not inline. A kernel with
+//! several callers should be [called](Token::call) rather than inlined into each.
 //!
-//! Another instruction set takes a file with its token, and a variant of [`Isa`] with its arms here and in `isa.rs`.
+//! To add an instruction set, write a file with its token, and add a variant of [`Isa`] with its
+//! arms here and in `isa.rs`.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -36,9 +38,9 @@ pub(crate) use isa::Isa;
 pub(crate) use neon::{Dotprod, I8mm, Neon};
 pub(crate) use scalar::Scalar;
 
-/// An instruction set: a value exists only where the processor has it.
+/// An instruction set. A value exists only where the processor has it.
 pub(crate) trait Token: Copy {
-    /// A value without asking the processor.
+    /// Creates a value without asking the processor.
     ///
     /// # Safety
     /// The processor has the instructions: there was a value before.
@@ -48,8 +50,8 @@ pub(crate) trait Token: Copy {
     fn call<K: Kernel<Self>>(self, kernel: K) -> K::Output;
 }
 
-/// An algorithm, as it is for the instruction set `T`; most are generic over it. `run`, and all that it calls, must be
-/// `#[inline(always)]`.
+/// An algorithm for the instruction set `T`. Most are generic over it. `run` and all functions that
+/// it calls must be `#[inline(always)]`.
 pub(crate) trait Kernel<T> {
     type Output;
     fn run(self, token: T) -> Self::Output;
@@ -57,18 +59,18 @@ pub(crate) trait Kernel<T> {
 
 /// Vectors of [`LANES`](Simd::LANES) `f32`.
 ///
-/// `max` and `min` return the second operand where either is NaN, as the x86 instructions do.
+/// Where an operand is NaN, `max` and `min` return the second one, like the x86 instructions.
 pub(crate) trait Simd: Token {
     /// One vector.
     type V: Copy;
-    /// Numbers in a vector: a divisor of 16.
+    /// Numbers per vector: a divisor of 16.
     const LANES: usize;
     /// Rows of a register tile of `ROWS` × 3 vectors: 4 or 8.
     const ROWS: usize;
-    /// Queries whose dot products with four keys are accumulated in registers at once: 1 to 4.
+    /// Queries whose dot products with four keys fit in registers at once: 1 to 4.
     const QUERIES: usize;
 
-    /// All lanes `x`.
+    /// `x` in all lanes.
     fn splat(self, x: f32) -> Self::V;
 
     /// # Safety
@@ -77,7 +79,7 @@ pub(crate) trait Simd: Token {
     /// # Safety
     /// `p` is valid for writes of `LANES` numbers.
     unsafe fn store(self, p: *mut f32, v: Self::V);
-    /// The first `n` < `LANES` numbers; zero in the other lanes.
+    /// Loads the first `n` < `LANES` numbers. The other lanes are zero.
     ///
     /// # Safety
     /// `p` is valid for reads of `n` numbers.
@@ -87,22 +89,22 @@ pub(crate) trait Simd: Token {
     /// # Safety
     /// `p` is valid for writes of `n` numbers.
     unsafe fn store_part(self, p: *mut f32, n: usize, v: Self::V);
-    /// Half-precision numbers.
+    /// Loads half-precision numbers.
     ///
     /// # Safety
     /// `p` is valid for reads of `LANES` 16-bit numbers.
     unsafe fn load_f16(self, p: *const u16) -> Self::V;
-    /// Rounds to half precision, to nearest even.
+    /// Stores numbers rounded to half precision, to nearest even.
     ///
     /// # Safety
     /// `p` is valid for writes of `LANES` 16-bit numbers.
     unsafe fn store_f16(self, p: *mut u16, v: Self::V);
-    /// 8-bit integers.
+    /// Loads 8-bit integers.
     ///
     /// # Safety
     /// `p` is valid for reads of `LANES` bytes.
     unsafe fn load_i8(self, p: *const i8) -> Self::V;
-    /// Rounds lanes within -128 to 127 to 8-bit integers, to nearest even.
+    /// Stores lanes within -128 to 127, rounded to 8-bit integers, to nearest even.
     ///
     /// # Safety
     /// `p` is valid for writes of `LANES` bytes.
@@ -114,7 +116,7 @@ pub(crate) trait Simd: Token {
     fn div(self, a: Self::V, b: Self::V) -> Self::V;
     fn max(self, a: Self::V, b: Self::V) -> Self::V;
     fn min(self, a: Self::V, b: Self::V) -> Self::V;
-    /// `a * b + c`, in one rounding where the processor has it.
+    /// `a * b + c`, with one rounding where the processor has such an instruction.
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// The nearest integer, for magnitudes below 2^22.
     fn round(self, v: Self::V) -> Self::V;
@@ -123,7 +125,7 @@ pub(crate) trait Simd: Token {
     /// `v` in lanes with `lo <= at < hi`, else `other`.
     fn select_within(self, at: Self::V, lo: Self::V, hi: Self::V, v: Self::V, other: Self::V) -> Self::V;
 
-    /// The sum of the lanes: one half is added to the other until one number is left.
+    /// The sum of the lanes. It adds one half to the other until one number is left.
     fn sum(self, v: Self::V) -> f32;
     /// The largest lane.
     fn largest(self, v: Self::V) -> f32;
@@ -133,44 +135,44 @@ pub(crate) trait Simd: Token {
     fn interleave(self, even: Self::V, odd: Self::V) -> (Self::V, Self::V);
 }
 
-/// A kernel for all instruction sets with vectors of their own, besides plain Rust.
+/// A kernel for every instruction set with its own vectors, except plain Rust.
 #[cfg(target_arch = "x86_64")]
 pub(crate) trait OnVectors<O>: Kernel<Avx2, Output = O> + Kernel<Avx512, Output = O> {}
 #[cfg(target_arch = "x86_64")]
 impl<O, K: Kernel<Avx2, Output = O> + Kernel<Avx512, Output = O>> OnVectors<O> for K {}
 
-/// A kernel for all instruction sets, besides plain Rust.
+/// A kernel for every instruction set, except plain Rust.
 #[cfg(target_arch = "x86_64")]
 pub(crate) trait OnAll<O>: OnVectors<O> + Kernel<AvxVnni, Output = O> {}
 #[cfg(target_arch = "x86_64")]
 impl<O, K: OnVectors<O> + Kernel<AvxVnni, Output = O>> OnAll<O> for K {}
 
-/// A kernel for all instruction sets with vectors of their own, besides plain Rust.
+/// A kernel for every instruction set with its own vectors, except plain Rust.
 #[cfg(target_arch = "aarch64")]
 pub(crate) trait OnVectors<O>: Kernel<Neon, Output = O> {}
 #[cfg(target_arch = "aarch64")]
 impl<O, K: Kernel<Neon, Output = O>> OnVectors<O> for K {}
 
-/// A kernel for all instruction sets, besides plain Rust.
+/// A kernel for every instruction set, except plain Rust.
 #[cfg(target_arch = "aarch64")]
 pub(crate) trait OnAll<O>: OnVectors<O> + Kernel<Dotprod, Output = O> + Kernel<I8mm, Output = O> {}
 #[cfg(target_arch = "aarch64")]
 impl<O, K: OnVectors<O> + Kernel<Dotprod, Output = O> + Kernel<I8mm, Output = O>> OnAll<O> for K {}
 
-/// A kernel for all instruction sets with vectors of their own, besides plain Rust: there are none.
+/// A kernel for every instruction set with its own vectors, except plain Rust: there are none.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 pub(crate) trait OnVectors<O> {}
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 impl<O, K: Kernel<Scalar, Output = O>> OnVectors<O> for K {}
 
-/// A kernel for all instruction sets, besides plain Rust: there are none.
+/// A kernel for every instruction set, except plain Rust: there are none.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 pub(crate) trait OnAll<O> {}
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 impl<O, K: Kernel<Scalar, Output = O>> OnAll<O> for K {}
 
-/// Runs the kernel as compiled for the vectors of the instruction set. Sets that differ in products of bytes alone share
-/// the code.
+/// Runs the kernel with the vectors of the instruction set. Sets that differ only in products of
+/// bytes share the code.
 pub(crate) fn run<O, K: Kernel<Scalar, Output = O> + OnVectors<O>>(isa: Isa, kernel: K) -> O {
     match isa {
         Isa::Scalar(s) => s.call(kernel),
@@ -189,7 +191,7 @@ pub(crate) fn run<O, K: Kernel<Scalar, Output = O> + OnVectors<O>>(isa: Isa, ker
     }
 }
 
-/// Runs the kernel with the token of the instruction set itself.
+/// Runs the kernel with the instruction set's own token.
 pub(crate) fn run_exactly<O, K: Kernel<Scalar, Output = O> + OnAll<O>>(isa: Isa, kernel: K) -> O {
     match isa {
         #[cfg(target_arch = "x86_64")]
@@ -202,7 +204,7 @@ pub(crate) fn run_exactly<O, K: Kernel<Scalar, Output = O> + OnAll<O>>(isa: Isa,
     }
 }
 
-/// Asks for the cache line at `p`, which need not be a valid address, to be brought near.
+/// Prefetches the cache line at `p`, which need not be a valid address.
 #[inline(always)]
 pub(crate) fn prefetch(p: *const u8) {
     #[cfg(target_arch = "x86_64")]
@@ -211,7 +213,8 @@ pub(crate) fn prefetch(p: *const u8) {
         std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(p.cast())
     }
     #[cfg(target_arch = "aarch64")]
-    // SAFETY: a prefetch does not fault, whatever the address, and changes nothing that a program can see.
+    // SAFETY: a prefetch does not fault, whatever the address, and has no effect that a program can
+    // see.
     unsafe {
         std::arch::asm!("prfm pldl1keep, [{}]", in(reg) p, options(readonly, nostack, preserves_flags))
     }
@@ -219,7 +222,7 @@ pub(crate) fn prefetch(p: *const u8) {
     let _ = p;
 }
 
-/// The first `n` numbers, or all lanes where `n` is as many or more; zero in the other lanes.
+/// Loads the first `n` numbers, or all lanes if `n` is `LANES` or more. The other lanes are zero.
 ///
 /// # Safety
 /// `p` is valid for reads of the smaller of `n` and `LANES` numbers.
@@ -229,7 +232,7 @@ pub(crate) unsafe fn load_up_to<S: Simd>(s: S, p: *const f32, n: usize) -> S::V 
     unsafe { if n >= S::LANES { s.load(p) } else { s.load_part(p, n) } }
 }
 
-/// Stores the first `n` lanes, or all where `n` is as many or more.
+/// Stores the first `n` lanes, or all lanes if `n` is `LANES` or more.
 ///
 /// # Safety
 /// `p` is valid for writes of the smaller of `n` and `LANES` numbers.
@@ -244,19 +247,21 @@ pub(crate) unsafe fn store_up_to<S: Simd>(s: S, p: *mut f32, n: usize, v: S::V) 
 pub(crate) fn first<S: Simd>(s: S, v: S::V) -> f32 {
     const { assert!(S::LANES <= 16) };
     let mut lanes = [0.0; 16];
-    // SAFETY: there are no more lanes.
+    // SAFETY: a vector has at most 16 lanes.
     unsafe { s.store(lanes.as_mut_ptr(), v) };
     lanes[0]
 }
 
-/// Transposes a square of `LANES` rows of `LANES` numbers; `from_row` and `to_row` are numbers from one row to the next.
+/// Transposes a square of `LANES` rows of `LANES` numbers. `from_row` and `to_row` are the
+/// distances between rows, in numbers.
 ///
 /// # Safety
 /// `from` is valid for reads and `to` for writes of all rows.
 #[inline(always)]
 pub(crate) unsafe fn transpose<S: Simd>(s: S, from: *const f32, from_row: usize, to: *mut f32, to_row: usize) {
-    // An index of an element is the bits of its row, then those of its column. Interleaving the first half of the rows
-    // with the second rotates them by one (Stone, Parallel Processing with the Perfect Shuffle, 1971).
+    // The index of an element consists of the bits of its row, then those of its column.
+    // Interleaving the first half of the rows with the second half rotates these bits by one
+    // (Stone, Parallel Processing with the Perfect Shuffle, 1971).
     let mut rows = [s.splat(0.0); 16];
     for (i, row) in rows.iter_mut().enumerate().take(S::LANES) {
         // SAFETY: the caller's promise.

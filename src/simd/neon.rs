@@ -1,4 +1,4 @@
-//! Vectors of four: NEON.
+//! Vectors of four lanes: NEON.
 
 use std::arch::aarch64::*;
 use std::arch::{asm, is_aarch64_feature_detected};
@@ -10,7 +10,7 @@ use super::{Kernel, Simd, Token};
 pub(crate) struct Neon(());
 
 impl Neon {
-    /// The token, where the processor has the instructions.
+    /// The token, if the processor has the instructions.
     pub(super) fn new() -> Option<Self> {
         is_aarch64_feature_detected!("neon").then_some(Self(()))
     }
@@ -37,12 +37,12 @@ impl Token for Neon {
 pub(crate) struct Dotprod(Neon);
 
 impl Dotprod {
-    /// The token, where the processor has the instructions.
+    /// The token, if the processor has the instructions.
     pub(super) fn new() -> Option<Self> {
         Neon::new().filter(|_| is_aarch64_feature_detected!("dotprod")).map(Self)
     }
 
-    /// The vectors that this instruction set has.
+    /// The instruction set whose vectors this one uses.
     pub(crate) fn neon(self) -> Neon {
         self.0
     }
@@ -50,7 +50,7 @@ impl Dotprod {
 
 impl Token for Dotprod {
     unsafe fn assume() -> Self {
-        // SAFETY: the caller's promise covers it.
+        // SAFETY: the caller's promise covers NEON.
         Self(unsafe { Neon::assume() })
     }
 
@@ -70,12 +70,12 @@ impl Token for Dotprod {
 pub(crate) struct I8mm(Dotprod);
 
 impl I8mm {
-    /// The token, where the processor has the instructions.
+    /// The token, if the processor has the instructions.
     pub(super) fn new() -> Option<Self> {
         Dotprod::new().filter(|_| is_aarch64_feature_detected!("i8mm")).map(Self)
     }
 
-    /// The vectors that this instruction set has.
+    /// The instruction set whose vectors this one uses.
     pub(crate) fn neon(self) -> Neon {
         self.0.neon()
     }
@@ -83,7 +83,7 @@ impl I8mm {
 
 impl Token for I8mm {
     unsafe fn assume() -> Self {
-        // SAFETY: the caller's promise covers it.
+        // SAFETY: the caller's promise covers `Dotprod`.
         Self(unsafe { Dotprod::assume() })
     }
 
@@ -98,20 +98,21 @@ impl Token for I8mm {
     }
 }
 
-/// An expression of instructions that a value of [`Neon`] proves the processor to have.
+/// Wraps instructions. A value of [`Neon`] proves that the processor has them.
 macro_rules! proven {
     ($e:expr) => {
-        // SAFETY: `Neon` exists only where the processor has the features; where memory is accessed, the
-        // function around this is unsafe and its caller promises that the memory is valid.
+        // SAFETY: `Neon` exists only where the processor has the features. Where memory is
+        // accessed, the enclosing function is unsafe, and its caller promises that the memory is
+        // valid.
         unsafe { $e }
     };
 }
 
-/// Half precision to single. The compiler's own functions for it are not stable yet.
+/// Converts half precision to single. The standard library's functions for this are not stable yet.
 #[inline(always)]
 pub(crate) fn f16_to_f32(h: uint16x4_t) -> float32x4_t {
     let v;
-    // SAFETY: an instruction of every processor with NEON, which works on registers only.
+    // SAFETY: every processor with NEON has this instruction, and it works on registers only.
     unsafe { asm!("fcvtl {:v}.4s, {:v}.4h", out(vreg) v, in(vreg) h, options(pure, nomem, nostack, preserves_flags)) };
     v
 }
@@ -226,7 +227,7 @@ impl Simd for Neon {
 
     #[inline(always)]
     fn max(self, a: float32x4_t, b: float32x4_t) -> float32x4_t {
-        // Not `fmax`, whose result is NaN where either operand is.
+        // `fmax` would return NaN where either operand is NaN.
         proven!(vbslq_f32(vcgtq_f32(a, b), a, b))
     }
 
@@ -275,7 +276,7 @@ impl Simd for Neon {
 
     #[inline(always)]
     fn largest(self, v: float32x4_t) -> f32 {
-        // The larger number where one is NaN, as in plain Rust.
+        // Ignores NaN, like plain Rust.
         proven!(vmaxnmvq_f32(v))
     }
 

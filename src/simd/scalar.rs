@@ -1,11 +1,11 @@
-//! Vectors in plain Rust, which compilers turn into whatever the target has (SSE2, NEON): what runs where there is no
-//! hand-written instruction set, and what the others are compared with.
+//! Vectors in plain Rust. Compilers turn them into instructions of the target (SSE2, NEON). They
+//! run where there is no hand-written instruction set, and are the reference for the others.
 
 use super::{Kernel, Simd, Token};
 
 const LANES: usize = 4;
 
-/// What every processor has.
+/// Plain Rust, which every processor runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Scalar;
 
@@ -16,7 +16,7 @@ impl Token for Scalar {
 
     #[inline(always)]
     fn call<K: Kernel<Self>>(self, kernel: K) -> K::Output {
-        // Not inlined, as for the other instruction sets.
+        // Not inlined, like the kernels of the other instruction sets.
         #[inline(never)]
         fn call<K: Kernel<Scalar>>(kernel: K) -> K::Output {
             kernel.run(Scalar)
@@ -25,14 +25,15 @@ impl Token for Scalar {
     }
 }
 
-/// One operation on each lane.
+/// Computes each lane.
 #[inline(always)]
 fn lanes(f: impl Fn(usize) -> f32) -> [f32; LANES] {
     [f(0), f(1), f(2), f(3)]
 }
 
-/// Half precision to single, exactly: the exponent is moved by a multiplication, which also normalizes subnormal
-/// numbers, and infinity and NaN get the exponent that the multiplication cannot give them.
+/// Converts half precision to single, exactly. A multiplication moves the exponent and also
+/// normalizes subnormal numbers. It cannot give infinity and NaN their exponent, so they get it
+/// afterwards.
 #[inline(always)]
 fn f16_to_f32(h: u16) -> f32 {
     let magnitude = (u32::from(h) & 0x7fff) << 13;
@@ -67,14 +68,14 @@ impl Simd for Scalar {
 
     #[inline(always)]
     unsafe fn load_part(self, p: *const f32, n: usize) -> Self::V {
-        // SAFETY: the caller's promise: only the first n are read.
+        // SAFETY: the caller's promise; only the first n numbers are read.
         lanes(|i| if i < n { unsafe { p.add(i).read_unaligned() } } else { 0.0 })
     }
 
     #[inline(always)]
     unsafe fn store_part(self, p: *mut f32, n: usize, v: Self::V) {
         for (i, x) in v.into_iter().enumerate().take(n) {
-            // SAFETY: the caller's promise: only the first n are written.
+            // SAFETY: the caller's promise; only the first n numbers are written.
             unsafe { p.add(i).write_unaligned(x) }
         }
     }
@@ -139,7 +140,7 @@ impl Simd for Scalar {
 
     #[inline(always)]
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
-        // Where the target has no such instruction, `mul_add` is a slow library call.
+        // On targets without such an instruction, `mul_add` is a slow library call.
         if cfg!(target_arch = "aarch64") { lanes(|i| a[i].mul_add(b[i], c[i])) } else { lanes(|i| a[i] * b[i] + c[i]) }
     }
 

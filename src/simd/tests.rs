@@ -1,9 +1,10 @@
-//! Each operation on each instruction set against plain Rust, and the accuracy of the elementary functions.
+//! Compares each operation of each instruction set with plain Rust, and checks the accuracy of the
+//! elementary functions.
 
 use super::*;
 use crate::simd::Isa;
 
-/// Runs the operations on lanes that tell each other apart.
+/// Runs the operations on lanes with distinct values.
 struct Operations;
 
 impl<S: Simd> Kernel<S> for Operations {
@@ -17,11 +18,11 @@ impl<S: Simd> Kernel<S> for Operations {
         let b: Vec<f32> = (0..n).map(|i| 7.5 - i as f32 * 0.75).collect();
         let get = |v: S::V| {
             let mut out = vec![0.0; n];
-            // SAFETY: as long as a vector.
+            // SAFETY: `out` is as long as a vector.
             unsafe { s.store(out.as_mut_ptr(), v) };
             out
         };
-        // SAFETY: as long as a vector.
+        // SAFETY: `a` and `b` are as long as a vector.
         let (va, vb) = unsafe { (s.load(a.as_ptr()), s.load(b.as_ptr())) };
         let each = |f: &dyn Fn(f32, f32) -> f32| a.iter().zip(&b).map(|(&a, &b)| f(a, b)).collect::<Vec<_>>();
         assert_eq!(get(va), a);
@@ -41,7 +42,7 @@ impl<S: Simd> Kernel<S> for Operations {
         assert_eq!(s.sum(va), a.iter().sum::<f32>());
         assert_eq!((s.largest(va), s.largest(vb)), (a[n - 1], b[0]));
         let mut halves: Vec<f32> = (0..n).map(|i| 1.0 / (i + 3) as f32).collect();
-        // SAFETY: as long as a vector.
+        // SAFETY: `halves` is as long as a vector.
         let thirds = s.sum(unsafe { s.load(halves.as_ptr()) });
         while halves.len() > 1 {
             let upper = halves.split_off(halves.len() / 2);
@@ -65,7 +66,8 @@ impl<S: Simd> Kernel<S> for Operations {
         assert_eq!((get(low), get(high)), (a.clone(), b.clone()));
         let square: Vec<f32> = (0..n * (n + 1)).map(|i| i as f32).collect();
         let mut transposed = vec![-1.0; n * (n + 2)];
-        // SAFETY: `n` rows, one after the other with one number and two between them.
+        // SAFETY: `square` has `n` rows with one number between them, `transposed` has `n` with
+        // two.
         unsafe { transpose(s, square.as_ptr(), n + 1, transposed.as_mut_ptr(), n + 2) };
         for (i, &x) in transposed.iter().enumerate() {
             let (row, column) = (i / (n + 2), i % (n + 2));
@@ -73,7 +75,7 @@ impl<S: Simd> Kernel<S> for Operations {
         }
         for part in 0..n {
             let mut out = vec![9.0; n];
-            // SAFETY: `part` is less than a vector, which both are as long as.
+            // SAFETY: both are as long as a vector, and `part` is less.
             let loaded = unsafe {
                 s.store_part(out.as_mut_ptr(), part, va);
                 get(s.load_part(a.as_ptr(), part))
@@ -97,7 +99,7 @@ impl<S: Simd> Kernel<S> for Conversions {
         let halves: Vec<u16> = (0..=u16::MAX).collect();
         for bits in halves.chunks_exact(S::LANES) {
             let mut back = vec![0; S::LANES];
-            // SAFETY: all are as long as a vector.
+            // SAFETY: all three are as long as a vector.
             unsafe {
                 let v = s.load_f16(bits.as_ptr());
                 s.store(out.as_mut_ptr(), v);
@@ -115,7 +117,7 @@ impl<S: Simd> Kernel<S> for Conversions {
         let between = [2049.0, 2051.0, 1e-8, 1e6];
         let (numbers, mut back) = ([between; 4], [0; 16]);
         let bytes: Vec<i8> = (-128..=127).collect();
-        // SAFETY: all have 16 numbers or more, and a vector no more.
+        // SAFETY: all are at least as long as a vector.
         unsafe {
             s.store_f16(back.as_mut_ptr(), s.load(numbers.as_ptr().cast()));
             assert_eq!(back[..4], between.map(|x| half::f16::from_f32(x).to_bits()));
@@ -130,7 +132,7 @@ impl<S: Simd> Kernel<S> for Conversions {
     }
 }
 
-/// One of the elementary functions of many numbers.
+/// Evaluates one of the elementary functions on many numbers.
 struct Evaluate<'a>(Function, &'a [f32]);
 
 #[derive(Debug, Clone, Copy)]
@@ -150,7 +152,7 @@ impl<S: Simd> Kernel<S> for Evaluate<'_> {
     fn run(self, s: S) -> Vec<f32> {
         let mut out = self.1.to_vec();
         for x in out.chunks_mut(S::LANES) {
-            // SAFETY: no more than the chunk.
+            // SAFETY: only the chunk is accessed.
             unsafe {
                 let v = load_up_to(s, x.as_ptr(), x.len());
                 let y = match self.0 {
@@ -168,11 +170,11 @@ impl<S: Simd> Kernel<S> for Evaluate<'_> {
     }
 }
 
-/// The largest relative error over a range, where `magnitude(x, f(x))` is what the error is relative to.
+/// The largest relative error over a range. The error is relative to `magnitude(x, f(x))`.
 fn worst(isa: Isa, f: Function, from: f32, to: f32, exact: fn(f64) -> f64, magnitude: fn(f64, f64) -> f64) -> f64 {
     const STEPS: usize = 40_000;
     let mut x: Vec<f32> = (0..=STEPS).map(|i| from + (to - from) * (i as f32 / STEPS as f32)).collect();
-    // Near zero too, where relative errors show.
+    // Also numbers near zero, where relative errors show.
     x.extend((0..60).map(|i| 1e-1f32.powi(i / 4) * (i as f32 - 30.0) / 30.0).filter(|x| (from..=to).contains(x)));
     let error = |(&x, y): (&f32, f32)| {
         let (x, y) = (f64::from(x), f64::from(y));

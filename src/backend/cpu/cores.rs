@@ -1,7 +1,7 @@
-//! How many threads to use where nobody says.
+//! The default number of threads.
 
-/// `$WAVELM_THREADS` where it is a number above 0, else the physical cores that this process may use: two threads on
-/// one core share its vector units, and so only get in each other's way.
+/// `$WAVELM_THREADS` if it is a number above 0, else the physical cores that this process may use.
+/// Two threads on one core share its vector units, and only get in each other's way.
 pub(crate) fn default_threads() -> usize {
     if let Ok(text) = std::env::var("WAVELM_THREADS") {
         match text.trim().parse() {
@@ -17,7 +17,7 @@ pub(crate) fn default_threads() -> usize {
     }
 }
 
-/// The distinct cores behind the processors that are online, where the system tells.
+/// The distinct cores behind the online processors, if the system reports them.
 #[cfg(target_os = "linux")]
 fn physical_cores() -> Option<usize> {
     let mut cores = std::collections::HashSet::new();
@@ -38,7 +38,7 @@ fn physical_cores() -> Option<usize> {
 
 #[cfg(not(target_os = "linux"))]
 fn physical_cores() -> Option<usize> {
-    None // only Linux tells without a system library
+    None // other systems report it only through a system library
 }
 
 #[cfg(test)]

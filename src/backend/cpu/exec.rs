@@ -19,11 +19,12 @@ use crate::{Error, ErrorKind, Result, memory};
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-/// Rows of a chain of row operations that a thread takes at once, at most: as many as have the scales of a group of activations in
-/// a cache line. Fewer rows are cut into one item a thread, since each handing over of that line takes time.
+/// The most rows of a chain of row operations that a thread takes at once: as many as have their
+/// scales of a group of activations in one cache line. Fewer rows are cut into one item per thread,
+/// since each transfer of that line between threads takes time.
 const ROW_ITEM: usize = 16;
-/// Weights, in bytes, that a thread asks for while it waits: they fit into a second-level cache, and more than these do
-/// not arrive in the time.
+/// Bytes of weights that a thread prefetches while it waits. They fit into a second-level cache,
+/// and more would not arrive in time.
 const ASK_WAITING: usize = 64 << 10;
 
 /// Runs the program of `backend` on `batch`; the logits are then in the workspace.
@@ -80,7 +81,7 @@ pub(super) fn run(
             next = Some(products);
         }
     }
-    // The first error of any item; the steps after it are not run.
+    // The first error of any item. Later steps do not run.
     let failed = Mutex::new(None);
     let stop = || cancel.is_cancelled() || failed.lock().is_ok_and(|f| f.is_some());
     members.iter_mut().for_each(|m| m.get_mut().unwrap_or_else(PoisonError::into_inner).step = None);
@@ -95,7 +96,7 @@ pub(super) fn run(
             failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(e);
         }
     };
-    // While others work, one can ask for the weights that come next.
+    // While others work, a waiting member prefetches the weights that come next.
     let idle = |member: usize, step: usize, turn: usize| {
         const LINES: usize = 4;
         if turn < ASK_WAITING / matmul::LINE / LINES
@@ -114,7 +115,7 @@ pub(super) fn run(
     if whole? { Ok(()) } else { Err(Error::new(ErrorKind::Cancelled, "the session was cancelled")) }
 }
 
-/// What memory is for.
+/// The purpose of the memory.
 const WHAT: &str = "the plan of a pass";
 
 /// For each group of states, the addresses of each sequence's pages.
@@ -139,7 +140,8 @@ fn spans<'t>(batch: &Batch<'_>, tables: &'t [Vec<*mut u8>]) -> Result<Vec<Span<'
 }
 
 impl Workspace {
-    /// Where the rows of the batch are: angles of their positions, and which rows are wanted.
+    /// Sets what depends on the batch's positions: the angles of all rows, and the rows that are
+    /// wanted.
     fn place(&mut self, backend: &CpuBackend, batch: &Batch<'_>) -> Result<()> {
         let positions = || batch.spans.iter().flat_map(|s| s.first_pos..s.first_pos + s.tokens.len());
         for (angles, rope) in self.angles.iter_mut().zip(&backend.program.ropes) {
@@ -173,12 +175,12 @@ struct SharedBuf {
     columns: usize,
 }
 
-/// What a pass reads and writes.
+/// The data of a pass that its threads share.
 pub(super) struct Pass<'a> {
     pub(super) backend: &'a CpuBackend,
-    /// The file, where weights are read from it.
+    /// The file, for weights that are read from it.
     held: &'a Held,
-    /// Rows of buffers over tokens, and over outputs.
+    /// Rows of buffers over tokens, and of those over outputs.
     rows: usize,
     outputs: usize,
     pub(super) tokens: &'a [TokenId],
@@ -191,10 +193,11 @@ pub(super) struct Pass<'a> {
     spans: &'a [Vec<Span<'a>>],
 }
 
-// SAFETY: the pointers of `buffers` are the only part that is not `Sync`. The items of a step write to parts of the
-// buffers that no other item of the step reads or writes: items of row chains to rows of their own, products to weight
-// rows of their own in buffers that none of the step's products reads, attention to outputs of its own. Steps follow
-// each other only when all items are done (see `Team::walk`).
+// SAFETY: only the pointers of `buffers` are not `Sync`. The items of a step write to parts of the
+// buffers that no other item of the step reads or writes: items of row chains to rows of their own,
+// products to weight rows of their own in buffers that none of the step's products reads, attention
+// to outputs of its own. A step begins only when all items of the one before are done (see
+// `Team::walk`).
 unsafe impl Sync for Pass<'_> {}
 
 /// How the batch's spans are stored and attended over. Layers of one group and shape share a plan.
@@ -277,17 +280,18 @@ enum Work<'p> {
     },
 }
 
-/// The products of a step: their weights' rows, one product after the other, in items of `per_item`.
+/// The products of a step: the rows of their weights, one product after the other, in items of
+/// `per_item`.
 struct Products<'p> {
     /// Rows of activations.
     rows: usize,
     products: Vec<Product<'p>>,
     per_item: usize,
-    /// Whether reading the weights is what takes time, so that they are asked for before.
+    /// Whether reading the weights takes most of the time, so that they are prefetched.
     streams: bool,
 }
 
-/// A matrix product with its weights at hand.
+/// A matrix product with its weights.
 struct Product<'p> {
     op: &'p MatMul,
     matrix: Matrix<'p>,
@@ -309,12 +313,12 @@ impl Products<'_> {
         })
     }
 
-    /// Where the weights of an item are.
+    /// The address of an item's weights.
     fn weights(&self, item: usize) -> Option<*const u8> {
         self.item(item).map(|(product, row)| product.matrix.start(row))
     }
 
-    /// Where the weights are that a member begins with.
+    /// The address of the weights that a member begins with.
     fn first_of(&self, team: &Team, member: usize) -> Option<*const u8> {
         self.weights(team.stretch(self.items(), member).start)
     }
@@ -343,7 +347,8 @@ impl Pass<'_> {
         }
     }
 
-    /// Panics for a buffer that is not of this program, a bug: the team makes an error of it, for this session alone.
+    /// Panics for a buffer of another program, a bug. The team turns this into an error of this
+    /// session alone.
     fn shared(&self, buf: Buf) -> &SharedBuf {
         self.buffers.get(buf.0).unwrap_or_else(|| panic!("there is no buffer {}", buf.0))
     }
@@ -400,7 +405,7 @@ impl Pass<'_> {
         Ok(Product { op, matrix: self.matrix(op.weight)?, bias })
     }
 
-    /// A weight's copy, or else what is in the file.
+    /// A weight's copy, or else its data in the file.
     pub(super) fn matrix(&self, weight: Weight) -> Result<Matrix<'_>> {
         self.backend.weights.matrix(self.held, weight)
     }
@@ -409,7 +414,7 @@ impl Pass<'_> {
         self.backend.vectors.get(weight.0).map(Vec::as_slice).unwrap_or_default()
     }
 
-    /// The first `rows` rows of a buffer.
+    /// The given rows of a buffer.
     ///
     /// # Safety
     /// No item that runs at the same time writes there.
@@ -424,7 +429,8 @@ impl Pass<'_> {
     /// The same, to write.
     ///
     /// # Safety
-    /// No item that runs at the same time reads or writes there, and this one holds no other slice of it.
+    /// No item that runs at the same time reads or writes there, and this item holds no other slice
+    /// of it.
     #[allow(clippy::mut_from_ref)] // the buffers are shared through pointers; the caller keeps the parts apart
     pub(super) unsafe fn write(&self, buf: Buf, rows: Range<usize>) -> &mut [f32] {
         // SAFETY: the caller's promise; `part` checks the bounds.
@@ -441,7 +447,7 @@ impl Pass<'_> {
         (shared.start.wrapping_add(start), end - start)
     }
 
-    /// Runs items that a member claimed; `following` are the products that come next.
+    /// Runs the items that a member claimed. `following` are the products of the next such step.
     fn run_items(
         &self,
         work: &Work<'_>,
@@ -453,7 +459,7 @@ impl Pass<'_> {
         let Work::MatMuls(products) = work else {
             return items.into_iter().try_for_each(|item| self.run_item(work, item, place));
         };
-        // Where the next weights are that this member will want.
+        // The address of the next weights that this member will want.
         let team = &self.backend.team;
         let next = match team.stretch(products.items(), member).contains(&items.end) {
             true => products.weights(items.end),
@@ -476,13 +482,15 @@ impl Pass<'_> {
         match work {
             Work::Rows { ops, rows, per_item } => {
                 let rows = item * per_item..((item + 1) * per_item).min(*rows);
-                // SAFETY: an item's rows are its own, and its operations follow each other.
+                // SAFETY: an item's rows belong to it alone, and its operations run one after the
+                // other.
                 ops.iter().try_for_each(|op| unsafe { ops::run(self, op, rows.clone()) })
             }
             Work::MatMuls(_) => Ok(()),
             Work::StoreKv { plan, offset, k, v } => {
-                // SAFETY: the items of this step only read the buffers. The pages are those of the batch's sequences,
-                // which the callers of the backend hold and have made writable; each item writes positions of its own.
+                // SAFETY: the items of this step only read the buffers. The pages are those of the
+                // batch's sequences, which the callers of the backend hold and have made writable;
+                // each item writes positions of its own.
                 unsafe {
                     let (k, v) = (self.read(*k, 0..self.rows), self.read(*v, 0..self.rows));
                     plan.run_item(self.backend.isa, *offset, item, k, v);
@@ -491,9 +499,10 @@ impl Pass<'_> {
             }
             Work::Attention { plan, offset, q, out } => {
                 let (start, len) = self.part(*out, 0..self.rows);
-                // SAFETY: `q` is only read in this step, and `out` only written by this step's items, each its own
-                // part. All positions that a query sees are stored: those of the batch by the step before, all others
-                // by passes before. Sequences that share a page do not write to it.
+                // SAFETY: this step only reads `q`, and only its items write `out`, each its own
+                // part. All positions that a query sees are stored: those of the batch by the step
+                // before, all others by passes before. Sequences that share a page do not write to
+                // it.
                 unsafe {
                     let q = self.read(*q, 0..self.rows);
                     let out = std::ptr::slice_from_raw_parts_mut(start, len);
@@ -527,8 +536,8 @@ impl Pass<'_> {
     ) -> Result<()> {
         let Product { op, matrix, bias } = product;
         let (start, len) = self.part(op.out, 0..rows);
-        // SAFETY: `x` is only read in this step; of `out` this item writes the columns of `range` alone, through the
-        // pointer.
+        // SAFETY: this step only reads `x`. This item only writes the columns of `range` of `out`,
+        // through the pointer.
         unsafe {
             let out = OutPtr::from_raw(start, len, matrix.rows());
             let x = self.read(op.x, 0..rows);

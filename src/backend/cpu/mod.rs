@@ -31,12 +31,13 @@ use std::time::{Duration, Instant};
 use team::{Items, Progress, Team};
 use workspace::Workspace;
 
-/// Tokens in a pass at most: enough to use each unpacked weight many times, few enough that the buffers stay small.
+/// The most tokens of a pass: enough to use each unpacked weight many times, few enough that the
+/// buffers stay small.
 const MOST_TOKENS: usize = 256;
-/// Outputs in a pass at most: a row of logits may have 262,144 columns.
+/// The most outputs of a pass: a row of logits may have 262,144 columns.
 const MOST_OUTPUTS: usize = 64;
 
-/// How the CPU backend is made.
+/// The options of the CPU backend.
 #[derive(Clone)]
 pub(crate) struct CpuOptions {
     pub(crate) threads: Option<usize>,
@@ -46,7 +47,7 @@ pub(crate) struct CpuOptions {
     pub(crate) isa: Isa,
 }
 
-/// A model on the CPU: weights straight from the file, or in another order.
+/// A model on the CPU, with weights straight from the file or interleaved.
 pub(crate) struct CpuBackend {
     program: Arc<Program>,
     plan: Plan,
@@ -59,7 +60,8 @@ pub(crate) struct CpuBackend {
     pages: Vec<Pages>,
     states: Arc<States>,
     weights: weights::Weights,
-    /// How long the last pass took that read weights for a few tokens, in nanoseconds; 0 before the first one.
+    /// Nanoseconds that the last pass of few tokens took; 0 before the first one. Such passes take
+    /// the time of reading weights.
     last_pass: AtomicU64,
     /// Weights that are vectors, as `f32`; empty for matrices.
     vectors: Vec<Vec<f32>>,
@@ -113,7 +115,7 @@ impl CpuBackend {
     }
 }
 
-/// The error for threads that do not start.
+/// The error if threads do not start.
 fn cannot_start(threads: usize, error: rayon::ThreadPoolBuildError) -> Error {
     let message = format!(
         "cannot start {threads} threads for the CPU backend: {error}; ask for fewer (LoadOptions::threads), or allow the \
@@ -132,7 +134,8 @@ pub(crate) fn state_bytes(program: &Program, kv_type: KvType, context: usize) ->
     bytes.fold(0, u64::saturating_add)
 }
 
-/// Bytes of the cache that a token's pass reads behind `depth` others: of each attention its window.
+/// Bytes of the cache that a token's pass reads with `depth` tokens before it: at most the window
+/// of each attention.
 pub(crate) fn kv_bytes_read(program: &Program, kv_type: KvType, depth: usize) -> u64 {
     let Ok(places) = Places::new(program, kv_type) else { return 0 };
     let read = program.ops.iter().filter_map(|op| match op {
@@ -146,12 +149,12 @@ pub(crate) fn kv_bytes_read(program: &Program, kv_type: KvType, depth: usize) ->
     read.sum()
 }
 
-/// Bytes of buffers for the largest pass that a session makes: a chunk of a prompt with one output.
+/// Bytes of buffers for the largest pass of a session: a chunk of a prompt with one output.
 pub(crate) fn buffer_bytes(program: &Program) -> u64 {
     let floats = |kind, rows: usize| {
         program.buffers.iter().filter(move |b| b.rows == kind).map(move |b| (b.columns * rows) as u64).sum::<u64>()
     };
-    // The int8 form of a buffer takes a good quarter of it.
+    // The int8 form of a buffer takes a good quarter of the buffer's size.
     (floats(RowKind::Tokens, MOST_TOKENS) + floats(RowKind::Outputs, 1)) * 5
 }
 
@@ -176,7 +179,8 @@ impl Backend for CpuBackend {
         // No prompt, or a short one.
         let generates = batch.tokens() <= MOST_OUTPUTS;
         if generates {
-            // Half as long again as a pass takes, until all are copied; never before the first one.
+            // Passes take half as long again until all is copied. Nothing is copied before the
+            // first pass.
             let time = Duration::from_nanos(self.last_pass.load(Ordering::Relaxed) / 2);
             self.weights.go_on(&self.team, time)?;
         }
@@ -184,13 +188,13 @@ impl Backend for CpuBackend {
         let mut workspace = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
         let ran = exec::run(self, batch, cancel, &mut workspace);
         if ran.as_ref().is_err_and(|e| e.kind() == ErrorKind::Device) {
-            // Who panicked may have left anything in it.
+            // A panicking thread may have left anything in it.
             workspace = Workspace::default();
         }
         if generates {
             self.last_pass.store(began.elapsed().as_nanos() as u64, Ordering::Relaxed);
         }
-        // Returned to the idle ones when dropped, also after an error.
+        // Returned to the idle workspaces when dropped, also after an error.
         let logits = CpuLogits {
             team: self.team.clone(),
             workspace,
@@ -233,7 +237,7 @@ impl Logits for CpuLogits {
         if let [state] = states {
             return vec![logits.values(0).and_then(|row| state.sample(row))];
         }
-        // A draw reads a row from its beginning to its end: sixteen of them took a twentieth of a pass on one thread.
+        // A draw reads a whole row. On one thread, sixteen draws took a twentieth of a pass.
         let draws: Vec<_> = states.iter_mut().map(|state| Mutex::new((state, None))).collect();
         let draw = |_, _, rows: Range<usize>| {
             for row in rows {
@@ -245,7 +249,7 @@ impl Logits for CpuLogits {
         let items = [Items { count: draws.len(), stretches: false }];
         let walked = logits.team.walk(&mut Progress::default(), &items, &|| false, draw, |_, _, _| ());
         let choice = |draw: Mutex<(_, Option<_>)>| draw.into_inner().unwrap_or_else(PoisonError::into_inner).1;
-        // Those that were drawn count, also where others were not.
+        // Completed draws count, even if others failed.
         let none = || match &walked {
             Ok(_) => Err(Error::new(ErrorKind::Device, "a row was not drawn from: a bug in wavelm")),
             Err(e) => Err(e.repeated()),
@@ -258,7 +262,7 @@ impl Drop for CpuLogits {
     fn drop(&mut self) {
         let workspace = std::mem::take(&mut self.workspace);
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        // Where there is no memory for the list, the next pass makes a workspace anew.
+        // Without memory for the list, the next pass makes a new workspace.
         if idle.try_reserve(1).is_ok() {
             idle.push(workspace);
         }
@@ -267,9 +271,9 @@ impl Drop for CpuLogits {
 
 #[cfg(test)]
 impl CpuBackend {
-    /// Lets every pass panic that has more tokens than outputs.
+    /// Makes every pass panic that has more tokens than outputs.
     pub(crate) fn break_passes_of_many(&mut self) {
-        // Too many rows of a buffer that has one for each output.
+        // Too many rows for a buffer with one row per output.
         let ops = vec![plan::RowOp::Op(Op::Scale { x: self.plan.logits, by: 1.0 })];
         self.plan.steps.insert(1, plan::Step::Rows { kind: RowKind::Tokens, ops });
     }

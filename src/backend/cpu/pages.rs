@@ -1,15 +1,15 @@
-//! The memory behind the cache pages of the CPU.
+//! The memory of the cache pages on the CPU.
 
 use crate::backend::state::{NO_PAGE, PageId, PageStore};
 use crate::{Error, ErrorKind, Result, memory};
 use memmap2::MmapMut;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The size of large pages of memory, where there are any.
+/// The size of large pages of memory, where they exist.
 const LARGE: usize = 2 << 20;
 
-/// Cache pages of one size. Each is a mapping of its own: a closed session gives its memory back to the system at once, where an
-/// allocator would keep it.
+/// Cache pages of one size. Each is a mapping of its own: a closed session returns its memory to
+/// the system at once, where an allocator would keep it.
 #[derive(Clone, Debug)]
 pub(crate) struct Pages {
     bytes: usize,
@@ -24,17 +24,18 @@ struct Page {
 }
 
 impl Page {
-    /// Zeros. A layer of the model reads some hundred kilobytes of each cache page, so that small pages of memory would need an
-    /// address translation every few kilobytes, which caches have forgotten by the next token: large ones are asked for.
+    /// A page of zeros. A layer of the model reads some hundred kilobytes of each cache page. With
+    /// small pages of memory, that needs an address translation every few kilobytes, and by the
+    /// next token caches have forgotten it. So this asks for large pages.
     fn new(bytes: usize) -> Result<Self> {
         const WHAT: &str = "a cache page";
         if bytes < LARGE {
             return Ok(Self { map: memory::mapped(bytes, WHAT)?, start: 0 });
         }
-        // What is mapped besides, so that it can start where a large page does, is never touched.
+        // Maps more, to start at a boundary of large pages. The rest is never touched.
         let map = memory::mapped(bytes.saturating_add(LARGE), WHAT)?;
         let start = map.as_ptr().align_offset(LARGE).min(LARGE);
-        // No harm is done where there are none.
+        // Failing does no harm: the system may have no large pages.
         #[cfg(target_os = "linux")]
         let _ = map.advise_range(memmap2::Advice::HugePage, start, bytes);
         Ok(Self { map, start })
@@ -61,7 +62,7 @@ impl Pages {
     /// The addresses of `pages`, null for [`NO_PAGE`]. They stay valid while the sequence holds them.
     ///
     /// # Errors
-    /// `OutOfMemory`; `Device` where a page is not allocated.
+    /// `OutOfMemory`; `Device` if a page is not allocated.
     pub(crate) fn addresses(&self, pages: &[PageId]) -> Result<Vec<*mut u8>> {
         let mut all = self.lock();
         let bug = || Error::new(ErrorKind::Device, "a cache page that is held has no memory: a bug in wavelm");
@@ -103,8 +104,9 @@ impl PageStore for Pages {
     fn copy(&self, from: PageId, to: PageId) -> Result<()> {
         let addresses = self.addresses(&[from, to])?;
         let [from, to] = *addresses.as_slice() else { return Ok(()) };
-        // SAFETY: both pages are allocated with this size, are distinct (one is held, the other was just acquired),
-        // and stay so: the caller holds both. Nobody writes to `from`, which is shared, nor knows `to`.
+        // SAFETY: both pages are allocated with this size, are distinct (one is held, the other was
+        // just acquired), and stay so, as the caller holds both. Nobody writes to `from`, which is
+        // shared, and nobody knows `to`.
         unsafe { std::ptr::copy_nonoverlapping(from.cast_const(), to, self.bytes) }
         Ok(())
     }
@@ -122,7 +124,7 @@ mod tests {
         assert!(pages.addresses(&[0]).is_err());
         assert!(pages.addresses(&[NO_PAGE]).unwrap()[0].is_null());
         let from = pages.addresses(&[3]).unwrap()[0];
-        // SAFETY: the page has 100 bytes and nobody else uses it.
+        // SAFETY: the page has 100 bytes, and nobody else uses it.
         unsafe { from.write_bytes(7, 100) };
         pages.copy(3, 1).unwrap();
         let to = pages.addresses(&[1]).unwrap()[0];
@@ -140,7 +142,7 @@ mod tests {
             pages.allocate(0).unwrap();
             let start = pages.addresses(&[0]).unwrap()[0];
             assert!(start.addr().is_multiple_of(if bytes < LARGE { 64 } else { LARGE }));
-            // SAFETY: the page has as many bytes, and nobody else uses it.
+            // SAFETY: the page has `bytes` bytes, and nobody else uses it.
             unsafe {
                 assert_eq!((start.read(), start.add(bytes - 1).read()), (0, 0));
                 start.add(bytes - 1).write(1);

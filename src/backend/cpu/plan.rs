@@ -1,4 +1,5 @@
-//! Lowers a program to the steps that a team walks: operations that need no barrier between them share a step.
+//! Lowers a program to the steps that a team walks: operations without a barrier between them share
+//! a step.
 
 use super::matmul::{InputKind, input_kind};
 use crate::program::Precision;
@@ -6,12 +7,13 @@ use crate::program::{AttentionInfo, Buf, Op, Program, RowKind, Weight};
 use crate::{Result, memory};
 use std::collections::HashSet;
 
-/// An operation that computes each row from the same row alone, so that a thread can run a chain of them on its rows.
+/// An operation that computes each row from the same row alone, so that a thread can run a chain of
+/// them on its rows.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum RowOp {
     /// An operation of the program, see [`ops`](super::ops).
     Op(Op),
-    /// Makes the int8 form of a row, which the matrix products after it read.
+    /// Quantizes a row to int8 for the matrix products after it.
     Quantize { x: Buf },
 }
 
@@ -24,10 +26,10 @@ pub(super) struct MatMul {
     pub(super) out: Buf,
 }
 
-/// What a team does between two barriers.
+/// The work of a team between two barriers.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Step {
-    /// A chain of row operations, for every row by itself.
+    /// A chain of row operations, which runs on each row by itself.
     Rows {
         kind: RowKind,
         ops: Vec<RowOp>,
@@ -61,7 +63,7 @@ pub(super) enum Step {
 pub(super) struct Plan {
     pub(super) steps: Vec<Step>,
     pub(super) logits: Buf,
-    /// For each buffer, whether its int8 form is used.
+    /// For each buffer, whether a product reads its int8 form.
     pub(super) quantized: Vec<bool>,
 }
 
@@ -73,7 +75,8 @@ impl Plan {
         let mut quantized = memory::filled(program.buffers.len(), false, WHAT)?;
         let mut logits = Buf(0);
         for op in &program.ops {
-            // Before it is known whether there will be a step of its own, or one before it.
+            // Makes room for a step of the operation's own and one before it, in case they are
+            // needed.
             memory::reserve(&mut lowering.steps, 2, WHAT)?;
             match op.clone() {
                 Op::StoreKv { layer, k, v } => lowering.steps.push(Step::StoreKv { layer, k, v }),
@@ -110,7 +113,7 @@ impl Plan {
     }
 }
 
-/// What memory is for.
+/// The purpose of the memory.
 const WHAT: &str = "the steps of the model";
 
 struct Lowering<'a> {
@@ -121,7 +124,8 @@ struct Lowering<'a> {
 }
 
 impl Lowering<'_> {
-    /// Appends a row operation over the rows that `over` has to the chain that ends the plan, or begins a new chain.
+    /// Appends a row operation on the rows of `over` to the chain at the end of the plan, or begins
+    /// a new chain.
     fn append(&mut self, op: RowOp, over: Buf) -> Result<()> {
         let kind = self.program.buffer(over)?.rows;
         match self.steps.last_mut() {
@@ -131,7 +135,8 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    /// Appends a product to the step that ends the plan where neither needs the other's result.
+    /// Appends a product to the last step if neither needs the other's result, or begins a new
+    /// step.
     fn product(&mut self, product: MatMul) -> Result<()> {
         self.fresh.remove(&product.out);
         let kind = self.program.buffer(product.out)?.rows;

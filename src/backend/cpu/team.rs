@@ -1,13 +1,16 @@
-//! A team of threads that walks a list of steps together: the whole forward pass is one entry into the thread pool.
+//! A team of threads that walks a list of steps together. The whole forward pass enters the thread
+//! pool once.
 //!
-//! Each step is cut into items. A thread claims the next ones, and when none are left, it waits until all items of the
-//! step are done, and goes on to the next step. No thread is ever needed: one that comes late finds the early steps done
-//! and joins at the current one, one that comes too late finds a closed door ([`door`]), and the calling thread alone could
-//! finish the walk. So a busy machine slows a pass down but cannot stall it, whatever the threads of a caller's pool do or
-//! wait for, and two passes may share a pool without a deadlock.
+//! Each step is cut into items, which threads claim. When none are left, a thread waits until all
+//! items of the step are done, and goes on to the next step. No thread but the caller is needed: a
+//! late one finds the early steps done and joins at the current one, and one that comes too late
+//! finds a closed door ([`door`]). So a busy machine slows a pass down but cannot stall it,
+//! whatever the threads of a caller's pool do or wait for. Two passes may share a pool without a
+//! deadlock.
 //!
-//! Where items read memory one after the other, as products do their weights, each thread has a stretch of them to itself, so that it
-//! reads on and on. Whoever is done with its own takes items from the ends of the others' stretches.
+//! Where items read memory in order, as products read weights, each thread has its own stretch of
+//! items, so that it reads without a break. A thread that finishes its stretch takes items from the
+//! ends of the others' stretches.
 
 mod door;
 
@@ -25,7 +28,7 @@ use std::sync::{Arc, OnceLock};
 /// A thread pool as a team; the calling thread works as well.
 #[derive(Clone)]
 pub(crate) struct Team {
-    /// None where the calling thread is the whole team.
+    /// `None` if the calling thread is the whole team.
     workers: Option<Arc<Workers>>,
     threads: usize,
 }
@@ -34,7 +37,7 @@ pub(crate) struct Team {
 struct Workers {
     pool: ManuallyDrop<Arc<ThreadPool>>,
     hall: Arc<Hall>,
-    /// The process that has the threads: one that was forked from it has the pool without them.
+    /// The process that has the threads. A process forked from it has the pool without them.
     process: u32,
 }
 
@@ -52,21 +55,21 @@ impl Drop for Workers {
     fn drop(&mut self) {
         // Ending a pool takes locks that its threads may have held when this process was forked.
         if !self.are_lost() {
-            // SAFETY: nobody uses the pool after this.
+            // SAFETY: nothing uses the pool after this.
             unsafe { ManuallyDrop::drop(&mut self.pool) }
         }
     }
 }
 
-/// What a step is cut into.
+/// The items of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Items {
     pub(crate) count: usize,
-    /// Whether each member has a [`stretch`](Team::stretch) of its own to begin with.
+    /// Whether each member begins with a [`stretch`](Team::stretch) of its own.
     pub(crate) stretches: bool,
 }
 
-/// Items of a stretch that nobody has claimed: the first in the upper half, the end in the lower one.
+/// The unclaimed items of a stretch: the first in the upper half, the end in the lower one.
 struct Stretch(AtomicU64);
 
 impl Stretch {
@@ -74,7 +77,7 @@ impl Stretch {
         Self(AtomicU64::new((items.start as u64) << 32 | items.end as u64))
     }
 
-    /// Claims what `part` takes of the items that are left, if there are any.
+    /// Claims the items that `part` selects from those that are left, if any.
     fn claim(&self, part: impl Fn(Range<usize>) -> Part) -> Option<Range<usize>> {
         let mut seen = self.0.load(Ordering::Relaxed);
         loop {
@@ -96,7 +99,8 @@ impl Stretch {
         self.claim(|left| Part { claimed: left.start..left.start + 1, rest: left.start + 1..left.end })
     }
 
-    /// The next items of one's own: many while many are left, so that memory is read without a break.
+    /// The next items of the member's own stretch: many while many are left, to read memory without
+    /// a break.
     fn next(&self) -> Option<Range<usize>> {
         self.claim(|left| {
             let to = left.start + left.len().div_ceil(4);
@@ -104,7 +108,7 @@ impl Stretch {
         })
     }
 
-    /// Items from the end of another's.
+    /// Items from the end of another member's stretch.
     fn last(&self) -> Option<Range<usize>> {
         self.claim(|left| {
             let from = left.end - left.len().div_ceil(8);
@@ -118,22 +122,23 @@ struct Part {
     rest: Range<usize>,
 }
 
-/// How many items of a step are finished, apart from those of other steps.
+/// The number of finished items of a step, on a cache line of its own.
 #[repr(align(128))]
 #[derive(Default)]
 struct Done(AtomicUsize);
 
-/// The counters of a walk, kept between walks so that a pass allocates nothing.
+/// The counters of a walk. They are kept between walks, so that a pass allocates nothing.
 #[derive(Default)]
 pub(crate) struct Progress {
     done: Vec<Done>,
-    /// For each member the stretches of all steps; the first member's have all items of steps without stretches.
+    /// Each member's stretches for all steps. Those of the first member hold all items of steps
+    /// without stretches.
     stretches: Vec<Stretch>,
 }
 
 impl Progress {
     fn reset(&mut self, items: &[Items], threads: usize) -> Result<()> {
-        // Two halves of a number have room for the first item and the end.
+        // Each half of a stretch's number must hold any item.
         if let Some(Items { count, .. }) = items.iter().find(|items| u32::try_from(items.count).is_err()) {
             return Err(Error::unsupported(format!("a step of the forward pass has {count} parts")));
         }
@@ -168,7 +173,7 @@ impl Team {
         }
         let builder = rayon::ThreadPoolBuilder::new().num_threads(threads - 1);
         let pool = builder.thread_name(|i| format!("wavelm-{i}")).build()?;
-        // There is a limit to how many threads a pool has.
+        // The pool may have fewer threads, because their number is limited.
         let threads = pool.current_num_threads() + 1;
         Ok(Self { workers: Some(Workers::new(Arc::new(pool))), threads })
     }
@@ -183,19 +188,20 @@ impl Team {
         self.threads
     }
 
-    /// The items of a step of `count` that a member begins with, where steps have stretches.
+    /// The items that a member begins with in a step of `count` items with stretches.
     pub(crate) fn stretch(&self, count: usize, member: usize) -> Range<usize> {
         stretch(count, member, self.threads)
     }
 
-    /// Walks the steps: each item is in one of the ranges that `run(member, step, range)` is called with, all items of a
-    /// step being finished before any of the next begins. `member` is below [`threads`](Self::threads) and unique among
-    /// the calls that run at one time. Members that wait call `idle(member, step, turn)` again and again, for a while.
-    /// Returns false where `stop` was true before the end.
+    /// Walks the steps, and calls `run(member, step, range)` with ranges that cover all items. All
+    /// items of a step finish before any of the next begins. `member` is below
+    /// [`threads`](Self::threads) and unique among concurrent calls. A member that waits calls
+    /// `idle(member, step, turn)` repeatedly, for a while. Returns false if `stop` was true before
+    /// the end.
     ///
     /// # Errors
-    /// `Device` where one of the functions panicked, and, before anything is run, in a process that was forked from the one
-    /// that has the threads. `OutOfMemory`.
+    /// `Device` if one of the functions panicked. Also, before anything is run, in a process that
+    /// was forked from the one that has the threads. `OutOfMemory`.
     pub(crate) fn walk<F, I>(
         &self,
         progress: &mut Progress,
@@ -221,13 +227,14 @@ impl Team {
         let walk = Walk { threads: self.threads, items, done, stretches, stopped: AtomicBool::new(false), stop };
         let panicked = OnceLock::new();
         let join = |me: usize| {
-            // Nothing is left half done: what a panicking member had claimed counts as done, and the walk is stopped.
+            // Nothing is left half done: items that a panicking member had claimed count as done,
+            // and the walk stops.
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| walk.join(me, &run, &idle))) {
                 walk.stopped.store(true, Ordering::Relaxed);
                 panicked.get_or_init(|| message(panic));
             }
         };
-        // Nobody is woken for what one thread does.
+        // A pass without parallel work wakes no threads.
         let places = items.iter().map(|items| items.count).fold(1, usize::max).min(self.threads);
         match workers.filter(|_| places > 1) {
             Some(Workers { pool, hall, .. }) => hall.walk(places, &join, |missing| {
@@ -247,7 +254,7 @@ impl Team {
     }
 }
 
-/// What the members of a walk share.
+/// The state that the members of a walk share.
 struct Walk<'a> {
     threads: usize,
     items: &'a [Items],
@@ -257,8 +264,8 @@ struct Walk<'a> {
     stop: &'a (dyn Fn() -> bool + Sync),
 }
 
-/// Items that a member claimed: done when this is dropped. Where the work on them panics, the walk is stopped first, so that
-/// nobody goes on to the next step.
+/// Claimed items, which count as done when this is dropped. If the work on them panics, the walk is
+/// stopped first, so that nobody goes on to the next step.
 struct Claimed<'a> {
     count: usize,
     panics: bool,
@@ -305,7 +312,8 @@ impl Walk<'_> {
             }
             let mut patience = 0;
             while done.load(Ordering::Acquire) < items.count {
-                // Whoever holds the last items is most likely just finishing; if not, it may need this core.
+                // The members with the last items are most likely just finishing. If not, they may
+                // need this core.
                 if patience < 2000 {
                     idle(me, step, patience);
                     std::hint::spin_loop();
@@ -324,13 +332,13 @@ impl Walk<'_> {
     }
 }
 
-/// What a panic says.
+/// The message of a panic.
 fn message(panic: Box<dyn Any + Send>) -> String {
     let text = match panic.downcast_ref::<&str>() {
         Some(text) => Some((*text).to_owned()),
         None => panic.downcast_ref::<String>().cloned(),
     };
-    // Dropping what is no text might panic once more.
+    // Dropping another type of payload might panic once more.
     if text.is_none() {
         std::mem::forget(panic);
     }
@@ -359,7 +367,7 @@ mod tests {
                 let whole = team.walk(&mut progress, &items, &|| false, run, |_, _, _| ());
                 assert!(whole.unwrap());
                 let mut log = log.into_inner().unwrap();
-                assert!(log.windows(2).all(|w| w[0].0 <= w[1].0), "a step began before the one before was done");
+                assert!(log.windows(2).all(|w| w[0].0 <= w[1].0), "a step began before the previous one was done");
                 log.sort_unstable();
                 let all: Vec<_> =
                     items.iter().enumerate().flat_map(|(s, n)| (0..n.count).map(move |i| (s, i))).collect();
@@ -418,7 +426,7 @@ mod tests {
                 let error = team.walk(&mut progress, &items, &|| false, run, |_, _, _| ()).unwrap_err();
                 assert_eq!(error.kind(), ErrorKind::Device);
                 assert!(error.to_string().ends_with(&format!("item {bad_item}")), "{error}");
-                assert_eq!(late.into_inner(), 0, "a step after the one that panicked was begun");
+                assert_eq!(late.into_inner(), 0, "a step began after the one that panicked");
             }
             let run = |_, step, _: Range<usize>| {
                 if step == 1 {
@@ -467,7 +475,7 @@ mod tests {
             assert_eq!(hall.invited(), 2);
         }
         drop(go);
-        // Once they are back, they come again.
+        // Once the workers are back, they come again.
         let both = AtomicUsize::new(0);
         let run = |_, _, _: Range<usize>| {
             both.fetch_add(1, Ordering::SeqCst);
@@ -493,7 +501,7 @@ mod tests {
         assert_eq!(rest.iter().map(Range::len).sum::<usize>(), 25);
         assert!(stretch.next().is_none() && stretch.one().is_none());
 
-        // One thread that does all, since the other's items do not end before.
+        // One thread takes over all other items: the range with item 0 ends only after them.
         let team = Team::new(2).unwrap();
         let others = AtomicUsize::new(0);
         let run = |_, _, range: Range<usize>| {

@@ -1,9 +1,11 @@
-//! A model's matrices: as they lie in its file, or in the order that the kernels are fastest with.
+//! A model's matrices, in the file's layout or in the layout that is fastest for the kernels.
 //!
-//! Those of a mapped file are copied to that order, for instruction sets that gain by it. Copying takes longer than the
-//! first token, so it is done little by little between the tokens after it, which take longer until all are copied. What
-//! was copied is given back, so that a process holds each weight once, and when nothing of the file is needed any more, it
-//! is let go of: what happens to it then does not matter. Files in memory are put in order where they lie, at once.
+//! On instruction sets that gain by it, matrices of a mapped file are copied to the fast layout.
+//! Copying takes longer than the first token. So it is done little by little between the tokens
+//! after it, and these take longer until all is copied. The file's pages are given back after
+//! copying, so that a process holds each weight once. When nothing of the file is needed any more,
+//! it is released, and later changes to it do not matter. Files in memory are reordered in place,
+//! at once.
 
 use super::matmul::{self, Matrix, ROW_STEP};
 use super::team::{Items, Progress, Team};
@@ -18,7 +20,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Bytes that a thread copies at a time, about: at most, and at least where a matrix is small.
+/// Approximate bytes that a thread copies at a time: at most, and at least if the matrix is small.
 const PART: usize = 1 << 19;
 const SMALL_PART: usize = 1 << 16;
 
@@ -28,11 +30,12 @@ pub(super) struct Weights {
     program: Arc<Program>,
     /// The file, until nothing of it is needed any more.
     file: Mutex<Option<Arc<Gguf>>>,
-    /// For each weight whether its rows are interleaved where they lie in the file.
+    /// For each weight, whether its rows are interleaved in the file's own memory.
     in_place: Vec<bool>,
-    /// For each weight its copy, if it is complete.
+    /// For each weight its copy, once complete.
     copies: Vec<OnceLock<Copy>>,
-    /// What is still to be copied, the next one last; with whether its rows are to be interleaved.
+    /// Weights that are still to be copied, the next one last, and whether to interleave their
+    /// rows.
     waiting: Mutex<Vec<(Weight, bool)>>,
 }
 
@@ -41,15 +44,16 @@ struct Copy {
     is_interleaved: bool,
 }
 
-/// The file as long as a pass may read it.
+/// The file, held while a pass may read it.
 pub(super) struct Held(Option<Arc<Gguf>>);
 
 impl Weights {
-    /// The matrices in `gguf`. What the program multiplies with will be copied, if there is memory for it or the user wants
-    /// it; in a file in memory that is nobody else's, it is put in order at once.
+    /// The matrices in `gguf`. The matrices that the program uses will be copied, if there is
+    /// memory for them or the user asks for it. A file in memory with no other owner is reordered
+    /// at once.
     ///
     /// # Errors
-    /// `OutOfMemory`; what is wrong with a matrix.
+    /// `OutOfMemory`; errors of a matrix.
     pub(super) fn new(
         mut gguf: Arc<Gguf>,
         program: &Arc<Program>,
@@ -58,7 +62,8 @@ impl Weights {
         team: &Team,
     ) -> Result<Self> {
         const WHAT: &str = "the list of matrices";
-        // Whether the program uses the weight as a matrix, and gains if its rows are interleaved.
+        // For each weight, whether the program uses it as a matrix, and whether interleaving its
+        // rows helps.
         let mut uses = memory::filled(program.weights.len(), (false, false), WHAT)?;
         for op in &program.ops {
             let mut found = Ok(());
@@ -86,7 +91,8 @@ impl Weights {
                 memory::reserve(&mut waiting, uses.len(), WHAT)?;
                 let used = uses.iter().enumerate().filter(|(_, uses)| uses.0);
                 waiting.extend(used.map(|(i, &(_, gains))| (Weight(i), gains)));
-                // In the program's order, but for the first: the embedding, most often the output matrix as well, comes last.
+                // In the program's order, except that its first weight comes last: the embedding,
+                // which is most often the output matrix as well.
                 waiting.reverse();
                 let last = waiting.len().min(1);
                 waiting.rotate_right(last);
@@ -106,12 +112,12 @@ impl Weights {
         Ok(Self { isa, program, file, in_place, copies, waiting: Mutex::new(waiting) })
     }
 
-    /// What a pass asks for matrices with.
+    /// Holds the file for a pass that reads matrices.
     pub(super) fn hold(&self) -> Held {
         Held(self.file.lock().unwrap_or_else(PoisonError::into_inner).clone())
     }
 
-    /// A weight's copy, or else what is in the file.
+    /// A weight's copy, or else its data in the file.
     pub(super) fn matrix<'a>(&'a self, held: &'a Held, weight: Weight) -> Result<Matrix<'a>> {
         let bug = || Error::new(ErrorKind::Device, "a weight is not known: a bug in wavelm");
         let info = self.program.weights.get(weight.0).ok_or_else(bug)?;
@@ -122,9 +128,10 @@ impl Weights {
         Ok(if is_interleaved { matrix.written(self.isa) } else { matrix })
     }
 
-    /// Copies for about as long as is given, if there is something left to copy that nobody else is copying. A matrix is copied
-    /// as a whole, which can take longer: where a token was computed in between, it would read the file's pages again that were
-    /// given back, and the process would hold these weights twice.
+    /// Copies for about `time`, if something is left and no other thread is copying. A matrix is
+    /// always copied as a whole, which can take longer. With a token in between, that token would
+    /// read again the file's pages that were given back, and the process would hold these weights
+    /// twice.
     pub(super) fn go_on(&self, team: &Team, time: Duration) -> Result<()> {
         let Ok(mut waiting) = self.waiting.try_lock() else { return Ok(()) };
         if waiting.is_empty() {
@@ -144,7 +151,7 @@ impl Weights {
                 return Ok(());
             };
             self.copy(&gguf, team, (info, matrix, is_interleaved), &mut bytes)?;
-            // There was none, as the weight was waiting.
+            // The weight was waiting, so it had no copy.
             let _ = place.set(Copy { bytes, is_interleaved });
             copied = true;
         }
@@ -157,8 +164,9 @@ impl Weights {
         Ok(())
     }
 
-    /// Gives back what was copied once more: who reads the rest of a large page, or of what the system maps at a time, gets all
-    /// of it, beginnings and ends of neighbours among it.
+    /// Gives all copied weights back once more. Reading the rest of a large page, or of a range
+    /// that the system maps at once, brings in all of it, including neighbours' beginnings and
+    /// ends.
     fn give_back(&self, gguf: &Gguf) {
         for (info, copy) in self.program.weights.iter().zip(&self.copies) {
             if copy.get().is_some() {
@@ -167,7 +175,7 @@ impl Weights {
         }
     }
 
-    /// Copies a matrix, with some parts for each thread.
+    /// Copies a matrix, in several parts per thread.
     fn copy(
         &self,
         gguf: &Gguf,
@@ -211,7 +219,7 @@ fn matrix<'a>(info: &WeightInfo, bytes: &'a [u8]) -> Result<Matrix<'a>> {
     Matrix::new(info.tensor.tensor_type(), bytes, info.rows, info.columns)
 }
 
-/// Interleaves the rows of a weight where they lie, whose file is in memory.
+/// Interleaves a weight's rows in place, in a file in memory.
 fn put_in_order(gguf: &mut Gguf, info: &WeightInfo, isa: Isa, team: &Team) -> Result<()> {
     const WHAT: &str = "the parts of a matrix";
     let (ty, row) = (info.tensor.tensor_type(), info.tensor.row_bytes());
@@ -219,7 +227,7 @@ fn put_in_order(gguf: &mut Gguf, info: &WeightInfo, isa: Isa, team: &Team) -> Re
     let step = rows_at_once(row);
     let parts = gguf.data_mut(&info.tensor).chunks_mut(step.saturating_mul(row).max(1));
     let parts = memory::collected(parts.map(Mutex::new), WHAT)?;
-    // Each thread has room for the rows that it works on.
+    // Each thread has a buffer for the rows that it works on.
     let rooms = (0..team.threads()).map(|_| memory::filled(room, 0u8, WHAT).map(Mutex::new));
     let rooms = memory::try_collected(rooms, WHAT)?;
     let run = |member: usize, _, items: Range<usize>| {
@@ -235,13 +243,14 @@ fn put_in_order(gguf: &mut Gguf, info: &WeightInfo, isa: Isa, team: &Team) -> Re
     Ok(())
 }
 
-/// Whether so many bytes fit the memory that there is, with a quarter to spare: copies, unlike what is mapped, cannot be
-/// dropped where memory becomes scarce. Where the system does not tell, they may not fit.
+/// Whether `bytes` fit the available memory, with a quarter to spare. Unlike mapped memory, copies
+/// cannot be dropped when memory becomes scarce. If the system does not report its memory, the
+/// answer is no.
 fn fits(bytes: u64, available: Option<u64>) -> bool {
     available.is_some_and(|available| bytes.saturating_add(bytes / 4) <= available)
 }
 
-/// Whether the user wants all that can be copied, or none of it.
+/// Whether the user asks for copies of all weights, or for none.
 fn wish() -> Option<bool> {
     match std::env::var("WAVELM_CPU_WEIGHTS").as_deref() {
         Ok("copied") => Some(true),

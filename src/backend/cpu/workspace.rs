@@ -12,7 +12,7 @@ use std::sync::Mutex;
 pub(super) struct Floats(Vec<f32>);
 
 impl Floats {
-    /// Makes room for `len` values; those that are there keep theirs.
+    /// Makes room for `len` values; existing values stay.
     pub(super) fn reserve(&mut self, len: usize) -> Result<()> {
         if let Some(more) = len.checked_sub(self.0.len()) {
             memory::reserve_exact(&mut self.0, more, "a buffer of a pass")?;
@@ -34,31 +34,32 @@ impl Floats {
     }
 }
 
-/// What a thread of the team has for itself.
+/// A thread's own state.
 pub(super) struct Member {
     pub(super) matmul: Scratch,
     pub(super) attention: super::attention::AttentionScratch,
-    /// The step that it works on.
+    /// The current step.
     pub(super) step: Option<usize>,
 }
 
-/// All that a pass writes to, besides the cache.
+/// All memory that a pass writes to, except the cache.
 #[derive(Default)]
 pub(super) struct Workspace {
     /// The buffers of the program.
     pub(super) buffers: Vec<Floats>,
     /// Their int8 forms, where the plan uses them.
     pub(super) quant: Vec<Option<QuantRows>>,
-    /// For each rotary embedding, cosines and then sines of each row of tokens.
+    /// For each rotary embedding, the cosines and then the sines of each row of tokens.
     pub(super) angles: Vec<Floats>,
-    /// For each row of outputs, its row of tokens.
+    /// The row of tokens of each row of outputs.
     pub(super) wanted: Vec<usize>,
     pub(super) members: Vec<Mutex<Member>>,
     pub(super) progress: Progress,
 }
 
 impl Workspace {
-    /// Makes room for a pass of `tokens` rows of tokens and `outputs` rows of outputs by `threads` threads.
+    /// Makes room for a pass of `tokens` rows of tokens and `outputs` rows of outputs on `threads`
+    /// threads.
     pub(super) fn reserve(
         &mut self,
         program: &Program,

@@ -1,6 +1,6 @@
 //! Attention of few queries, as in decoding, straight from the cache for up to [`Simd::QUERIES`]
-//! queries at once: keys are in the lanes while scores are computed, and then the numbers of a
-//! value. What bounds it is memory: while the keys of a page are read, its values are prefetched,
+//! queries at once. Keys are in the lanes while scores are computed, and then the numbers of a
+//! value. Memory limits the speed. So while the keys of a page are read, its values are prefetched,
 //! and then the keys of the next page or item.
 
 use std::marker::PhantomData;
@@ -15,25 +15,26 @@ use crate::backend::KvType;
 use crate::backend::cpu::kv::PAGE_LEN;
 use crate::simd::{self, Kernel, Simd, first, math};
 
-/// The working memory of an item, for each query a row.
+/// The working memory of an item: a row for each query.
 #[derive(Clone, Copy)]
 struct Work {
-    /// Queries, multiplied by the scale: `q_len` numbers, those beyond their own zero.
+    /// Queries, multiplied by the scale and padded with zeros to `q_len` numbers.
     q: *mut f32,
     /// Scores of a page, then their powers.
     scores: *mut f32,
     /// Sums of the segment: values, padded as in the cache, largest score and sum of powers.
     segment: Total,
-    /// The same of all segments before.
+    /// Sums of all segments before.
     total: Total,
-    /// The factor for what was summed before this page.
+    /// The factor for the sums of earlier pages.
     rescale: *mut f32,
     q_len: usize,
     v_padded: usize,
 }
 
 impl Work {
-    /// That of the i-th key-value head, if it is for the first; scores and factors serve all of them.
+    /// The memory of the i-th key-value head, given that of the first. All heads share scores and
+    /// factors.
     #[inline(always)]
     fn of_head(self, i: usize, count: usize) -> Self {
         let m = i * count;
@@ -83,8 +84,9 @@ pub(super) fn run<S: Simd>(s: S, item: Item) -> Result<()> {
         v_padded,
     };
     let (scale, cap) = item.queries.params.factors();
-    // SAFETY: all accesses are within the lengths just asked for, and within pages by the promise of `run_item`'s
-    // caller: only rows that the queries see are read, and the keys of their groups.
+    // SAFETY: all accesses are within the lengths just requested, and within pages by the promise
+    // of `run_item`'s caller: this reads only rows that the queries see, and the keys of their
+    // groups.
     unsafe {
         for head in heads.clone() {
             let work = work.of_head(head - heads.start, count);
@@ -142,10 +144,11 @@ pub(super) fn run<S: Simd>(s: S, item: Item) -> Result<()> {
     Ok(())
 }
 
-/// Takes the keys and the values of a page into account, asking for what is to be read after them.
+/// Adds the keys and values of a page to the sums, and prefetches the following reads.
 ///
 /// # Safety
-/// The queries of `work` are set up, for the key-value head that the rows are of, which are those of the page.
+/// The queries of `work` are set up, for the key-value head of the keys and values. These are the
+/// page's.
 #[inline(always)]
 unsafe fn run_page<S: Simd>(
     s: S,
@@ -165,29 +168,29 @@ unsafe fn run_page<S: Simd>(
     run_pass(s, kv_type, count, Pass { rows: Rows::Values(values), work, first: 0, n, ahead: after });
 }
 
-/// A pass over the keys or the values of a page. Only made where everything is as [`run`] promises.
+/// A pass over the keys or the values of a page. Only constructed when all is as [`run`] promises.
 #[derive(Clone, Copy)]
 struct Pass {
     rows: Rows,
-    /// How many of them there are.
+    /// The number of rows.
     n: usize,
     work: Work,
     /// The first query.
     first: usize,
-    /// The first of the rows to prefetch meanwhile, which lie one after the other.
+    /// The first of the rows to prefetch meanwhile. They are consecutive.
     ahead: *const u8,
 }
 
-/// What a pass reads.
+/// The input of a pass.
 #[derive(Clone, Copy)]
 enum Rows {
-    /// Their scores are computed.
+    /// Computes their scores.
     Keys(KeyTile),
-    /// They are weighted and added.
+    /// Adds them, weighted.
     Values(RowTile),
 }
 
-/// Runs a pass for all queries, in as few blocks as there can be, of about the same size.
+/// Runs a pass for all queries, in as few blocks as possible, of about equal size.
 #[inline(always)]
 fn run_pass<S: Simd>(s: S, kv_type: KvType, count: usize, pass: Pass) {
     let blocks = count.div_ceil(S::QUERIES);
@@ -225,7 +228,7 @@ impl<S: Simd, E: Element, const G: usize> Kernel<S> for Block<E, G> {
         let pass = &self.0;
         match &pass.rows {
             Rows::Keys(keys) => {
-                // The lanes beyond the last key are of its group, and overwritten afterwards.
+                // Lanes beyond the last key belong to its group, and are overwritten afterwards.
                 let mut j = 0;
                 while j < pass.n {
                     match (pass.n - j).div_ceil(S::LANES) {
@@ -250,7 +253,7 @@ impl<S: Simd, E: Element, const G: usize> Kernel<S> for Block<E, G> {
 }
 
 impl Pass {
-    /// Asks for `count` numbers, which need not exist, from byte `offset` on of the rows ahead to be brought near.
+    /// Prefetches `count` numbers from byte `offset` of the rows ahead. They need not exist.
     #[inline(always)]
     fn prefetch<E: Element>(&self, offset: usize, count: usize) {
         for line in (0..count * E::SIZE).step_by(64) {
@@ -258,8 +261,7 @@ impl Pass {
         }
     }
 
-    /// Computes the scores of `B` vectors of keys from the j-th on; returns how many keys these
-    /// are.
+    /// Computes the scores of `B` vectors of keys from the j-th on. Returns the number of keys.
     #[inline(always)]
     fn score<S: Simd, E: Element, const G: usize, const B: usize>(&self, s: S, keys: &KeyTile, j: usize) -> usize {
         let Work { q_len, scores, .. } = self.work;
@@ -303,7 +305,7 @@ impl Pass {
         B * S::LANES
     }
 
-    /// Adds `B` vectors from number `d` on; returns how many numbers these are.
+    /// Adds `B` vectors from number `d` on. Returns the number of numbers.
     #[inline(always)]
     fn accumulate<S: Simd, E: Element, const G: usize, const B: usize>(&self, s: S, rows: &RowTile, d: usize) -> usize {
         let Work { scores, segment, rescale, v_padded, .. } = self.work;
@@ -341,10 +343,12 @@ impl Pass {
     }
 }
 
-/// Turns the `n` scores of a query, of which it sees `visible`, into powers, and updates its maximum and sum.
+/// Turns the `n` scores of a query, of which it sees `visible`, into powers, and updates its
+/// maximum and sum.
 #[inline(always)]
 unsafe fn soften<S: Simd>(s: S, work: &Work, m: usize, n: usize, visible: Range<usize>, cap: Option<f32>) {
-    // SAFETY: see `run`; `PAGE_LEN` is a multiple of the lanes, so that the last vector ends within the row.
+    // SAFETY: see `run`; `PAGE_LEN` is a multiple of the lanes, so the last vector ends within the
+    // row.
     unsafe {
         let scores = work.scores.add(m * PAGE_LEN);
         let Total { max: state_max, sum: state_sum, .. } = work.of_query(work.segment, m);

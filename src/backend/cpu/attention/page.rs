@@ -1,24 +1,25 @@
-//! Reading keys and values from a page, as stored.
+//! Reads keys and values from a page, as stored.
 
 use std::ops::Range;
 
 use crate::backend::cpu::kv::{KEY_GROUP, KvLayout, PAGE_LEN, Q8_BLOCK, Rows, Span};
 use crate::simd::Simd;
 
-/// How the numbers of the cache are stored.
+/// A type of the cache's numbers.
 pub(super) trait Element {
     /// Bytes of a number.
     const SIZE: usize;
     /// Whether blocks of numbers have scales.
     const SCALED: bool;
 
-    /// `LANES` numbers of row `j` from number `d` on.
+    /// Loads `LANES` numbers of row `j`, from number `d` on.
     ///
     /// # Safety
-    /// `j` is below the rows that the tile was made for, `d` a multiple of the lanes below the padded dimension.
+    /// `j` is below the number of rows that the tile was made for. `d` is a multiple of the lanes,
+    /// below the padded dimension.
     unsafe fn load<S: Simd>(s: S, tile: &RowTile, j: usize, d: usize) -> S::V;
 
-    /// One number of `LANES` keys, whose scales, if there are any, are `scales`.
+    /// Loads one number of each of `LANES` keys. `scales` holds their scales, if the type has any.
     ///
     /// # Safety
     /// `at` is valid for reads of `LANES` elements.
@@ -30,7 +31,7 @@ pub(super) trait Element {
 pub(super) struct RowTile {
     pub(super) data: *const u8,
     row_bytes: usize,
-    /// The scales of the blocks, as `f32`; dangling for types without.
+    /// The scales of the blocks, as `f32`. Dangling for types without scales.
     scales: *const f32,
     blocks: usize,
 }
@@ -39,25 +40,25 @@ pub(super) struct RowTile {
 #[derive(Clone, Copy)]
 pub(super) struct KeyTile {
     data: *const u8,
-    /// The scales of the first blocks, in half precision; those of the next blocks are `PAGE_LEN`
-    /// further. Of no meaning for types without.
+    /// The scales of the first blocks, in half precision. Those of the next blocks are `PAGE_LEN`
+    /// further. Meaningless for types without scales.
     scales: *const u16,
-    /// Numbers of a key.
+    /// Numbers per key.
     pub(super) dim: usize,
 }
 
 impl KeyTile {
-    /// Where the first number is of key `j` and of as many after it as there are lanes, if `j` is a
-    /// multiple of these.
+    /// The address of the first number of keys `j`, `j + 1` and so on, a key for each lane. `j`
+    /// must be a multiple of the lanes.
     #[inline(always)]
     pub(super) fn keys<E: Element>(&self, j: usize) -> *const u8 {
         self.data.wrapping_add((j / KEY_GROUP * KEY_GROUP * self.dim + j % KEY_GROUP) * E::SIZE)
     }
 
-    /// The scales of a block of those keys; of no meaning for types without.
+    /// The scales of a block of those keys. Meaningless for types without scales.
     ///
     /// # Safety
-    /// The keys are among those that the tile was made for, and so is the block.
+    /// The tile was made for these keys and this block.
     #[inline(always)]
     pub(super) unsafe fn block_scales<S: Simd, E: Element>(&self, s: S, block: usize, j: usize) -> S::V {
         if !E::SCALED {
@@ -67,14 +68,14 @@ impl KeyTile {
         unsafe { s.load_f16(self.scales.add(block * PAGE_LEN + j)) }
     }
 
-    /// Numbers that share a scale, or all where there are no scales.
+    /// Numbers that share a scale; all numbers for types without scales.
     #[inline(always)]
     pub(super) fn block_len<E: Element>(&self) -> usize {
         if E::SCALED { Q8_BLOCK } else { self.dim }
     }
 }
 
-/// From a number of a key to the next one, in bytes.
+/// The distance between two numbers of a key, in bytes.
 #[inline(always)]
 pub(super) const fn next_number<E: Element>() -> usize {
     KEY_GROUP * E::SIZE
@@ -138,13 +139,13 @@ impl Element for Q8_0 {
     }
 }
 
-/// The part of `positions` that lies in the same page as its start.
+/// The part of `positions` in the same page as its start.
 pub(super) fn first_page(positions: &Range<usize>) -> Range<usize> {
     let page_end = (positions.start / PAGE_LEN + 1).saturating_mul(PAGE_LEN);
     positions.start..positions.end.min(page_end)
 }
 
-/// The layer of the cache that attention reads.
+/// The layer of the cache that attention reads, for one span and head.
 #[derive(Clone, Copy)]
 pub(super) struct Cache<'a> {
     pub(super) layout: &'a KvLayout,
@@ -154,15 +155,15 @@ pub(super) struct Cache<'a> {
 }
 
 impl Cache<'_> {
-    /// Room for scales that [`values`](Self::values) needs, in `f32`.
+    /// The room for scales that [`values`](Self::values) needs, in `f32`.
     pub(super) fn scales_len(rows: &Rows) -> usize {
         rows.blocks * PAGE_LEN
     }
 
-    /// The keys of `positions`, which lie in one page and start with a group.
+    /// The keys of `positions`, which must lie in one page and start with a group.
     ///
     /// # Safety
-    /// The page is a readable one (see [`super::AttentionPlan::run_item`]).
+    /// The page is readable (see [`super::AttentionPlan::run_item`]).
     #[inline(always)]
     pub(super) unsafe fn keys(&self, positions: &Range<usize>) -> KeyTile {
         let slot = positions.start % PAGE_LEN;
@@ -179,18 +180,20 @@ impl Cache<'_> {
         }
     }
 
-    /// The values of `positions`, which lie in one page.
+    /// The values of `positions`, which must lie in one page.
     ///
     /// # Safety
-    /// The page holds the positions (see [`super::AttentionPlan::run_item`]), and `scales` is valid for writes of
-    /// [`scales_len`](Self::scales_len) numbers, which stay as they are while the tile is used.
+    /// The page holds the positions (see [`super::AttentionPlan::run_item`]). `scales` is valid for
+    /// writes of [`scales_len`](Self::scales_len) numbers, which do not change while the tile is
+    /// used.
     #[inline(always)]
     pub(super) unsafe fn values<S: Simd>(&self, s: S, positions: &Range<usize>, scales: *mut f32) -> RowTile {
         let rows = &self.layout.values;
         let page = self.span.pages[positions.start / PAGE_LEN];
         let slot = positions.start % PAGE_LEN;
-        // SAFETY: the row of the slot lies in the page by the caller's promise. The scales of all slots do, which are
-        // a multiple of the lanes, so that reading up to the next multiple stays among them and within `scales`.
+        // SAFETY: the row of the slot lies in the page by the caller's promise, and so do the
+        // scales of all slots. Their number is a multiple of the lanes, so reading up to the next
+        // multiple stays among them and within `scales`.
         unsafe {
             let layer = page.add(self.layer_offset).cast_const();
             if rows.blocks > 0 {
@@ -209,7 +212,7 @@ impl Cache<'_> {
         }
     }
 
-    /// Where the keys from the start of `positions` on are, only to prefetch them.
+    /// The address of the keys from the start of `positions` on, only for prefetching.
     #[inline(always)]
     pub(super) fn keys_ahead(&self, positions: &Range<usize>) -> *const u8 {
         let offset = self.layer_offset + self.layout.keys.row(self.kv_head, positions.start % PAGE_LEN);

@@ -1,4 +1,4 @@
-//! States of queries over segments, and how they become one.
+//! States of queries over segments, and how to join them.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -6,7 +6,7 @@ use super::{LOWEST, State};
 use crate::simd::{Kernel, Simd, first, load_up_to, math, store_up_to};
 use crate::{Result, memory};
 
-/// What two states are multiplied with to become one, and the maximum of both, for each lane.
+/// The factors that join two states, and the maximum of both, for each lane.
 #[derive(Clone, Copy)]
 pub(super) struct Merge<V> {
     pub(super) max: V,
@@ -15,14 +15,14 @@ pub(super) struct Merge<V> {
 }
 
 impl<V: Copy> Merge<V> {
-    /// For states with these maxima, the earlier one first.
+    /// Joins states with these maxima, the earlier one first.
     #[inline(always)]
     pub(super) fn new<S: Simd<V = V>>(s: S, before: V, after: V) -> Self {
         let max = s.max(before, after);
         Self { max, before: math::exp2(s, s.sub(before, max)), after: math::exp2(s, s.sub(after, max)) }
     }
 
-    /// One sum of both. Where either state is empty, that is the other's, exactly.
+    /// Joins one sum of both. If either state is empty, the result is exactly the other's.
     #[inline(always)]
     pub(super) fn join<S: Simd<V = V>>(self, s: S, before: V, after: V) -> V {
         s.fma(after, self.after, s.mul(before, self.before))
@@ -42,7 +42,7 @@ impl Total {
     /// Makes it the state over no segment.
     ///
     /// # Safety
-    /// All is valid for writes, of `v_padded` values.
+    /// All pointers are valid for writes, of `v_padded` values.
     #[inline(always)]
     pub(super) unsafe fn clear(self, v_padded: usize) {
         // SAFETY: the caller's promise.
@@ -56,7 +56,8 @@ impl Total {
     /// Adds the state over the next segment.
     ///
     /// # Safety
-    /// All is valid for reads and writes, of as many values as the state has, and apart from the state.
+    /// All pointers are valid for reads and writes, of as many values as `state` has, and do not
+    /// overlap `state`.
     #[inline(always)]
     pub(super) unsafe fn add<S: Simd>(self, s: S, state: State) {
         // SAFETY: the caller's promise; the values are a multiple of the lanes.
@@ -72,7 +73,8 @@ impl Total {
     }
 
     /// # Safety
-    /// All is valid for reads, of `v_padded` values, and nobody writes to it while the state is used.
+    /// All pointers are valid for reads, of `v_padded` values, and nothing writes to them while the
+    /// state is used.
     #[inline(always)]
     pub(super) unsafe fn state<'a>(self, v_padded: usize) -> State<'a> {
         // SAFETY: the caller's promise.
@@ -83,14 +85,15 @@ impl Total {
     }
 }
 
-/// Shared memory for the states of tiles that several items share: for each query in each segment
-/// its maximum, sum and values.
+/// Shared memory for the states of tiles that several items share: maximum, sum and values for each
+/// query in each segment.
 #[derive(Debug)]
 pub(super) struct Partials {
     memory: *mut [f32],
 }
 
-// SAFETY: the memory is only accessed through unsafe functions, whose callers promise to access different parts.
+// SAFETY: only unsafe functions access the memory, and their callers promise to access different
+// parts.
 unsafe impl Send for Partials {}
 // SAFETY: as above.
 unsafe impl Sync for Partials {}
@@ -108,19 +111,20 @@ impl Partials {
         self.memory.len()
     }
 
-    /// Numbers that the state of one query takes.
+    /// Numbers in the state of one query.
     pub(super) fn stride(v_padded: usize) -> usize {
-        // The values stay aligned to a cache line's quarter at least.
+        // Values stay aligned to at least a quarter of a cache line.
         v_padded + 16
     }
 
     /// # Safety
-    /// Nobody else accesses the memory from `offset` on for the stride meanwhile.
+    /// Meanwhile nothing else accesses the memory from `offset` on, for the stride.
     #[inline(always)]
     pub(super) unsafe fn write(&self, offset: usize, state: State) {
         assert!(offset + Self::stride(state.values.len()) <= self.memory.len());
         let memory = self.memory.cast::<f32>();
-        // SAFETY: within the memory, as was just checked, and no one else's by the caller's promise.
+        // SAFETY: within the memory, as just checked, and not accessed elsewhere by the caller's
+        // promise.
         unsafe {
             let memory = memory.add(offset);
             memory.write(state.max);
@@ -130,12 +134,12 @@ impl Partials {
     }
 
     /// # Safety
-    /// The state was written, and nobody writes to it while it is used.
+    /// The state was written, and nothing writes to it while it is used.
     #[inline(always)]
     unsafe fn read(&self, offset: usize, v_padded: usize) -> State<'_> {
         assert!(offset + Self::stride(v_padded) <= self.memory.len());
         let memory = self.memory.cast::<f32>().cast_const();
-        // SAFETY: within the memory, as was just checked, and not being written by the caller's promise.
+        // SAFETY: within the memory, as just checked, and not written to by the caller's promise.
         unsafe {
             let memory = memory.add(offset);
             let values = std::slice::from_raw_parts(memory.add(16), v_padded);
@@ -146,7 +150,7 @@ impl Partials {
 
 impl Drop for Partials {
     fn drop(&mut self) {
-        // SAFETY: made by `into_raw` in `new`, and not freed since.
+        // SAFETY: `new` made it with `into_raw`, and it was not freed since.
         drop(unsafe { Box::from_raw(self.memory) });
     }
 }
@@ -156,8 +160,8 @@ impl Drop for Partials {
 pub(super) struct Countdown(AtomicU32);
 
 impl Countdown {
-    /// Whether this was the last of `items`: then all that the others have written can be read, and
-    /// the count starts anew for the next layer.
+    /// Whether this was the last of `items`. If so, everything that the others wrote can be read,
+    /// and the count starts anew for the next layer.
     pub(super) fn finished_last(&self, items: usize) -> bool {
         let last = self.0.fetch_add(1, Ordering::AcqRel) as usize + 1 == items;
         if last {
@@ -167,14 +171,14 @@ impl Countdown {
     }
 }
 
-/// Combines the states of one query over all segments, in their order, into its output.
+/// Combines the states of one query over all segments, in order, into its output.
 ///
-/// Only made where all of them were written and nobody writes to them.
+/// Only constructed when all states were written and nothing writes to them any more.
 pub(super) struct Combine<'a> {
     pub(super) partials: &'a Partials,
     /// Offset of the first segment's state.
     pub(super) offset: usize,
-    /// From one segment to the next.
+    /// The distance between the states of two segments.
     pub(super) stride: usize,
     pub(super) segments: usize,
     pub(super) v_padded: usize,
@@ -201,17 +205,17 @@ impl<S: Simd> Kernel<S> for Combine<'_> {
     }
 }
 
-/// Writes the output of a query: its values divided by the sum, or zero where it sees no position.
+/// Writes the output of a query: its values divided by the sum, or zero if it sees no position.
 #[inline(always)]
 pub(super) fn finish<S: Simd>(s: S, state: State, out: &mut [f32]) {
     let inverse = s.splat(if state.sum > 0.0 || state.sum.is_nan() { 1.0 / state.sum } else { 0.0 });
     let len = out.len().min(state.values.len());
     for i in (0..len).step_by(S::LANES) {
-        // SAFETY: no more than what is left of both slices.
+        // SAFETY: accesses at most the rest of both slices.
         unsafe {
             let x = load_up_to(s, state.values.as_ptr().add(i), len - i);
-            // The sign of a zero is all that positions may change that a query does not see:
-            // without it, nothing is.
+            // Positions that a query does not see may only change the sign of a zero. Adding zero
+            // removes that sign, so they change nothing.
             store_up_to(s, out.as_mut_ptr().add(i), len - i, s.add(s.mul(x, inverse), s.splat(0.0)));
         }
     }

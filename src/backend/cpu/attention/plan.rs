@@ -1,4 +1,4 @@
-//! Cutting attention into work items, and running them.
+//! Cuts attention into work items, and runs them.
 
 use std::cmp::Reverse;
 use std::ops::Range;
@@ -12,35 +12,34 @@ use crate::simd::Isa;
 use crate::simd::{self, Kernel, Simd};
 use crate::{Error, Result, memory};
 
-/// Items that a span should have at least, where it is long enough: several for each thread of a large machine.
+/// The fewest items of a span that is long enough: several for each thread of a large machine.
 const SPAN_ITEMS: usize = 32;
 
-/// Positions in a segment at least: fewer would not be worth the combination. A power of two and a
-/// multiple of [`PAGE_LEN`].
+/// The fewest positions of a segment: fewer would not be worth the combination. A power of two and
+/// a multiple of [`PAGE_LEN`].
 const SEGMENT: usize = 2 * PAGE_LEN;
 
-/// Segments that are as long as each other, at least: so many of the second half of any context. A
-/// power of two.
+/// The fewest segments of equal length: the second half of any context has this many. A power of
+/// two.
 const SEGMENTS: usize = 32;
 
-/// Packed queries from which the wide kernel is faster.
+/// The number of packed queries from which the wide kernel is faster.
 const WIDE_FROM: usize = 9;
 
-/// Numbers that a span may take for the states of tiles that items share, besides a quarter of what
-/// it reads.
+/// Numbers that a span may use for the states of shared tiles, besides a quarter of what it reads.
 const SPAN_PARTIALS: usize = 1 << 18;
 
-/// Where the segment of a position ends.
+/// The end of the segment of a position.
 ///
-/// Segments are where sums begin anew, so they depend on nothing but the position. They grow with
-/// it, so that the longest context has some hundred.
+/// Sums begin anew at segments, so segments depend on nothing but the position. They grow with it,
+/// so that the longest context has some hundred.
 pub(super) fn segment_end(position: usize) -> usize {
     let len = (1 << position.max(1).ilog2()) / SEGMENTS;
     let len = len.max(SEGMENT);
     (position / len * len).saturating_add(len)
 }
 
-/// The parts of `positions` that are in one segment each.
+/// Cuts `positions` at the ends of segments.
 fn segments(positions: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     let next = move |before: &Range<usize>| {
         (before.end < positions.end).then(|| before.end..segment_end(before.end).min(positions.end))
@@ -55,11 +54,11 @@ struct Tile {
     kv_heads: Range<usize>,
     first: usize,
     count: usize,
-    /// How many segments there are of the positions that at least one of the queries sees.
+    /// The segments of the positions that at least one of the queries sees.
     segments: usize,
-    /// How many items there are.
+    /// The number of items.
     items: usize,
-    /// Where the states over segments start, if there are several items.
+    /// The start of the states over segments, if there are several items.
     partials: usize,
     finished: Countdown,
 }
@@ -70,12 +69,12 @@ struct Part {
     tile: usize,
     /// The positions, from the start of a group of keys on.
     positions: Range<usize>,
-    /// The first segment's number in the tile.
+    /// The number of the first segment in the tile.
     first_segment: usize,
 }
 
-/// The work of an attention op over a batch, as items that may run in any order and at the same
-/// time. How it is cut changes no result: see the [module](super).
+/// The work of an attention op over a batch, as items that may run in any order and concurrently.
+/// Cutting does not change results: see the [module](super).
 #[derive(Debug)]
 pub(crate) struct AttentionPlan<'a> {
     params: AttnParams,
@@ -90,15 +89,16 @@ pub(crate) struct AttentionPlan<'a> {
 }
 
 impl<'a> AttentionPlan<'a> {
-    /// A plan, which holds for every layer with these parameters and this layout.
+    /// A plan, for every layer with these parameters and this layout.
     ///
     /// # Errors
-    /// `InvalidInput` where parameters and layout do not agree, or the block table of a span is too short; `OutOfMemory`.
+    /// `InvalidInput` if parameters and layout do not agree, or the block table of a span is too
+    /// short; `OutOfMemory`.
     pub(crate) fn new(params: &AttnParams, layout: &KvLayout, spans: &'a [Span<'a>]) -> Result<Self> {
         Self::with_items(params, layout, spans, SPAN_ITEMS)
     }
 
-    /// The same with so many items for a span.
+    /// A plan with about `span_items` items per span.
     pub(super) fn with_items(
         params: &AttnParams,
         layout: &KvLayout,
@@ -133,7 +133,7 @@ impl<'a> AttentionPlan<'a> {
             plan.add_tiles(index, span_items, &mut partials)?;
         }
         plan.partials = Partials::new(partials)?;
-        // The longest first: what is left at the end, when threads run out of work, is then short.
+        // The longest first, so that the remaining items are short when threads run out of work.
         let Self { items, tiles, .. } = &mut plan;
         items.sort_unstable_by_key(|part| {
             let tile = &tiles[part.tile];
@@ -167,7 +167,7 @@ impl<'a> AttentionPlan<'a> {
                 for (i, segment) in segments(positions.clone()).enumerate() {
                     part.positions.end = segment.end;
                     let done = segment.end - positions.start;
-                    // As soon as the items have their share of what is done.
+                    // Ends an item as soon as the items have their share of the positions so far.
                     if i + 1 == in_tile || done * wanted >= (items + 1) * positions.len() {
                         memory::push(&mut self.items, part.clone(), WHAT)?;
                         items += 1;
@@ -197,27 +197,29 @@ impl<'a> AttentionPlan<'a> {
         Ok(())
     }
 
-    /// How many items there are.
+    /// The number of items.
     pub(crate) fn items(&self) -> usize {
         self.items.len()
     }
 
-    /// Computes one item: `q` holds `[rows][heads * k_dim]` numbers and `out` `[rows][heads * v_dim]`, of which each
-    /// item writes its own part (rows that are in no span are left alone). Every item is to be run once for each layer;
-    /// when some were not, the plan is not to be used again. The first keys of the item after this one are asked for meanwhile.
+    /// Computes one item. `q` holds `[rows][heads * k_dim]` numbers and `out`
+    /// `[rows][heads * v_dim]`. Each item writes its own part of `out`; rows outside all spans are
+    /// left alone. Run every item once per layer, and do not use the plan again if some were not
+    /// run. Meanwhile this prefetches the first keys of the next item.
     ///
     /// # Errors
     /// `OutOfMemory`.
     ///
     /// # Panics
-    /// Where `q` or `out` is too short, or `item` is not below [`items`](Self::items).
+    /// If `q` or `out` is too short, or `item` is not below [`items`](Self::items).
     ///
     /// # Safety
     /// - Each page that holds a position which a query of the batch sees is valid for reads of
-    ///   `layer_offset + layout.bytes()` bytes and initialized; all positions up to the last of each span have been
-    ///   stored, and nobody writes to them meanwhile.
-    /// - `out` is valid for writes, and nobody else accesses it until all items have been run, but for other items.
-    /// - No item is run twice at the same time, and the items of another layer only when all of one have been run.
+    ///   `layer_offset + layout.bytes()` bytes and initialized. All positions up to the last of
+    ///   each span have been stored, and nothing writes to them meanwhile.
+    /// - `out` is valid for writes, and only other items access it until all items have been run.
+    /// - No item runs twice at the same time, and items of another layer run only when all items of
+    ///   one have been run.
     pub(crate) unsafe fn run_item(
         &self,
         isa: Isa,
@@ -244,8 +246,8 @@ impl<'a> AttentionPlan<'a> {
             let [values] = scratch.buffers([v_padded])?;
             for m in 0..all {
                 let queries = Queries { kv_head: tile.kv_heads.start + m / count, ..queries };
-                // SAFETY: all items of the tile were finished before this, and the buffer is this
-                // thread's; the output of the query is no other item's.
+                // SAFETY: all items of the tile have finished, and the buffer belongs to this
+                // thread. No other item has the output of the query.
                 unsafe {
                     let combine = Combine {
                         partials: &self.partials,
@@ -263,7 +265,7 @@ impl<'a> AttentionPlan<'a> {
         Ok(())
     }
 
-    /// Where the first keys are that an item reads, if it reads any.
+    /// The address of the first keys that an item reads, if it reads any.
     fn first_keys(&self, layer_offset: usize, item: usize) -> Option<*const u8> {
         let Part { tile, positions, .. } = self.items.get(item)?;
         let tile = &self.tiles[*tile];
@@ -273,9 +275,9 @@ impl<'a> AttentionPlan<'a> {
     }
 }
 
-/// How many key-value heads an item should take together, which lie next to each other in the pages
-/// of so many segments: as many as leave enough items, since memory is the faster the longer it is
-/// read on and on.
+/// The number of key-value heads per item. Heads lie next to each other in the pages of the
+/// `segments`, and longer sequential reads are faster. So this is the most that leaves enough
+/// items.
 fn heads_together(kv_heads: usize, segments: usize, items: usize) -> usize {
     (1..=kv_heads).rev().find(|&n| kv_heads.is_multiple_of(n) && kv_heads / n * segments >= items).unwrap_or(1)
 }
@@ -283,7 +285,8 @@ fn heads_together(kv_heads: usize, segments: usize, items: usize) -> usize {
 /// The output of a packed query.
 ///
 /// # Safety
-/// `out` is valid for writes and long enough for the batch, and nobody else accesses the output of this query.
+/// `out` is valid for writes and long enough for the batch, and nothing else accesses the output
+/// of this query.
 #[inline(always)]
 unsafe fn output<'a>(out: *mut [f32], queries: &Queries, m: usize) -> &'a mut [f32] {
     let dim = queries.params.v_dim;
@@ -291,14 +294,14 @@ unsafe fn output<'a>(out: *mut [f32], queries: &Queries, m: usize) -> &'a mut [f
     unsafe { std::slice::from_raw_parts_mut(out.cast::<f32>().add(queries.batch_index(m) * dim), dim) }
 }
 
-/// An item as resolved by [`AttentionPlan::run_item`], whose caller's promises hold.
+/// An item, resolved by [`AttentionPlan::run_item`], whose caller's promises hold.
 pub(super) struct Item<'a> {
     plan: &'a AttentionPlan<'a>,
     tile: &'a Tile,
     part: &'a Part,
     pub(super) queries: Queries<'a>,
     pub(super) cache: Cache<'a>,
-    /// Where the keys of the next item are, or any other address: to be asked for.
+    /// The address of the next item's keys, to prefetch. Any address is allowed.
     pub(super) next: *const u8,
     out: *mut [f32],
     pub(super) scratch: &'a mut AttentionScratch,
@@ -314,31 +317,31 @@ impl Item<'_> {
         self.part.first_segment
     }
 
-    /// Whether it is to make one state of those of several segments: it has all of them.
+    /// Whether to join the states of several segments here, because this item has all of them.
     pub(super) fn folds(&self) -> bool {
         self.tile.items == 1 && self.tile.segments > 1
     }
 
-    /// The key-value heads.
+    /// The key-value heads of the item.
     pub(super) fn kv_heads(&self) -> Range<usize> {
         self.tile.kv_heads.clone()
     }
 
-    /// Takes the state of a query of a key-value head over a segment, or over all of them where
-    /// this item has them.
+    /// Accepts the state of a query of a key-value head over a segment, or over all segments if
+    /// this item has them all.
     #[inline(always)]
     pub(super) fn emit<S: Simd>(&self, s: S, segment: usize, kv_head: usize, m: usize, state: State) {
         let tile = self.tile;
         let queries = Queries { kv_head, ..self.queries };
         if tile.items == 1 {
-            // SAFETY: `run_item`'s caller promises that `out` is valid, its size was checked, and no other item has
-            // this query.
+            // SAFETY: `run_item`'s caller promises that `out` is valid, its size was checked, and
+            // no other item has this query.
             finish(s, state, unsafe { output(self.out, &queries, m) });
         } else {
             let heads = tile.kv_heads.len();
             let index = (segment * heads + kv_head - tile.kv_heads.start) * tile.count + m;
-            // SAFETY: only this item writes to the place of this query and segment, and nobody
-            // reads before it is done.
+            // SAFETY: only this item writes to the place of this query and segment, and nothing
+            // reads it before the item is done.
             unsafe {
                 self.plan.partials.write(tile.partials + index * Partials::stride(state.values.len()), state);
             }
@@ -377,14 +380,14 @@ mod tests {
         assert!(segments(0..1 << 20).count() < 300);
     }
 
-    /// Where there are enough positions, an item takes several key-value heads.
+    /// With enough positions, an item takes several key-value heads.
     #[test]
     fn items_take_heads_together() {
         assert_eq!([1, 2, 4, 8, 32, 1000].map(|segments| heads_together(16, segments, 32)), [1, 1, 2, 4, 16, 16]);
         assert_eq!([8, 16, 32].map(|segments| heads_together(6, segments, 32)), [1, 3, 6]);
     }
 
-    /// States take no more than some memory and a part of what is read.
+    /// States take a bounded amount of memory, and a part of what is read.
     #[test]
     fn partial_states_are_bounded() {
         let check = |heads: usize, kv_heads: usize, rows: usize, past: usize| {
@@ -397,12 +400,12 @@ mod tests {
             assert!(plan.partials.len() <= SPAN_PARTIALS + (past + rows) * kv_heads * 256 / 4);
             plan.items()
         };
-        // Decoding behind a long context is shared by many threads, and so is a short prompt there.
+        // Many threads share decoding in a long context, and also a short prompt there.
         for (heads, kv_heads, rows) in [(32, 8, 1), (9, 3, 1), (8, 1, 1), (64, 1, 1), (8, 1, 12), (32, 8, 30)] {
             let items = check(heads, kv_heads, rows, 40_000);
             assert!((SPAN_ITEMS..3 * SPAN_ITEMS).contains(&items), "{heads} {kv_heads} {rows}: {items}");
         }
-        // A long one has many queries.
+        // A long prompt has many queries.
         check(8, 1, 256, 130_000);
         check(1, 1, 4096, 1_000_000);
     }

@@ -1,8 +1,8 @@
-//! Memory that a thread works in.
+//! A thread's working memory.
 
 use crate::{Result, memory};
 
-/// Working memory of one thread, kept from item to item: grows to what the largest needs.
+/// Working memory of one thread, kept between items. It grows to the largest item's needs.
 #[derive(Debug, Default)]
 pub(crate) struct AttentionScratch {
     lines: Vec<Line>,
@@ -18,8 +18,8 @@ impl Line {
 }
 
 impl AttentionScratch {
-    /// One buffer for each length, in `f32`, aligned to cache lines; they hold any numbers. The pointers are valid
-    /// for reads and writes, apart from each other, until the next call.
+    /// One buffer of `f32` for each length, aligned to cache lines, with arbitrary content. The
+    /// pointers are valid for reads and writes until the next call, and do not overlap.
     ///
     /// # Errors
     /// `OutOfMemory`.

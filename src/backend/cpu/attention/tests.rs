@@ -1,4 +1,5 @@
-//! Attention against the textbook formula in `f64`, over a cache as the store kernels wrote it.
+//! Compares attention with the textbook formula in `f64`, over a cache that the store kernels
+//! wrote.
 
 use super::*;
 use crate::backend::KvType;
@@ -30,11 +31,11 @@ impl Random {
     }
 }
 
-/// Pages of one sequence. What is never stored is NaN, so that reading it shows.
+/// Pages of one sequence. Positions that are never stored are NaN, so that reading them shows.
 struct Sequence {
     memory: Vec<Vec<u64>>,
     pages: Vec<*mut u8>,
-    /// Rows already stored before the span.
+    /// Rows stored before the span.
     past: usize,
     rows: usize,
 }
@@ -53,7 +54,7 @@ impl Sequence {
         Span { first_row, rows: self.rows, first_pos: self.past, pages: &self.pages }
     }
 
-    /// The keys, or else the values, of a head as stored, decoded one number at a time.
+    /// Decodes the stored keys, or else values, of a head, one number at a time.
     fn decode(&self, layout: &KvLayout, key: bool, head: usize) -> Vec<Vec<f64>> {
         let row = |position: usize| {
             let page: &[u8] = bytemuck::cast_slice(&self.memory[position / PAGE_LEN]);
@@ -78,7 +79,7 @@ fn params(heads: usize, kv_heads: usize, k_dim: usize, v_dim: usize) -> AttnPara
     AttnParams { heads, kv_heads, k_dim, v_dim, scale, window: None, softcap: None, causal: true }
 }
 
-/// Attention of a query at a position by its definition: over the keys and values of its head.
+/// Attention of the query at `position` by definition, over the keys and values of its head.
 fn expected(p: &AttnParams, position: usize, q: &[f32], keys: &[Vec<f64>], values: &[Vec<f64>]) -> Vec<f64> {
     let sees = |other: usize| {
         (!p.causal || other <= position) && p.window.is_none_or(|w| other as i64 > position as i64 - w as i64)
@@ -101,7 +102,7 @@ fn expected(p: &AttnParams, position: usize, q: &[f32], keys: &[Vec<f64>], value
     out
 }
 
-/// Stores a batch and attends to it, the items in the order that `threads` threads might take them.
+/// A batch that was stored, to attend to.
 struct Batch {
     params: AttnParams,
     layout: KvLayout,
@@ -110,7 +111,7 @@ struct Batch {
 }
 
 impl Batch {
-    /// Sequences of `(past, rows)`, the past stored first, as an earlier batch.
+    /// Sequences of `(past, rows)`. The past is stored first, as an earlier batch.
     fn new(isa: Isa, params: AttnParams, kv_type: KvType, shapes: &[(usize, usize)], random: &mut Random) -> Self {
         let layout = KvLayout::for_layer(kv_type, params.kv_heads, params.k_dim, params.v_dim).unwrap();
         let sequences: Vec<_> = shapes.iter().map(|&(past, rows)| Sequence::new(&layout, past, rows)).collect();
@@ -127,7 +128,7 @@ impl Batch {
             let v = random.vec(first_row * params.kv_heads * params.v_dim, 1.0);
             let plan = StorePlan::new(&layout, &spans).unwrap();
             for item in 0..plan.items() {
-                // SAFETY: the pages are this test's, and large enough.
+                // SAFETY: the pages belong to this test, and are large enough.
                 unsafe { plan.run_item(isa, LAYER_OFFSET, item, &k, &v) };
             }
         }
@@ -160,12 +161,13 @@ impl Batch {
     fn run_plan(&self, isa: Isa, plan: &AttentionPlan, out: &mut [f32]) {
         let mut scratch = AttentionScratch::default();
         for item in 0..plan.items() {
-            // SAFETY: everything is this test's, stored and large enough, and items run one by one.
+            // SAFETY: everything belongs to this test, was stored, and is large enough. Items run
+            // one by one.
             unsafe { plan.run_item(isa, LAYER_OFFSET, item, &self.q, &mut out[..], &mut scratch) }.unwrap();
         }
     }
 
-    /// The spans with each cut into spans of `rows`, as in passes of so many tokens.
+    /// Cuts each span into spans of `rows`, as in passes of `rows` tokens.
     fn cut(&self, rows: usize) -> Vec<Span<'_>> {
         let mut spans = vec![];
         for span in self.spans() {
@@ -177,8 +179,8 @@ impl Batch {
         spans
     }
 
-    /// Asserts that no output depends on how the rows are cut into passes, nor on how a pass is cut
-    /// into items.
+    /// Asserts that outputs depend neither on how rows are cut into passes, nor on how a pass is
+    /// cut into items.
     fn check_cuts(&self, isa: Isa, what: &str) {
         let bits = |out: &[f32]| out.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
         let run = |spans: &[Span], items: usize| {
@@ -248,7 +250,8 @@ mod each {
 
 const TYPES: [KvType; 3] = [KvType::F32, KvType::F16, KvType::Q8_0];
 
-/// The first of some cases where an emulator may run them, which takes a hundred times as long; all of them elsewhere.
+/// The first `count` cases where an emulator may run them, because it takes a hundred times as
+/// long; all cases elsewhere.
 fn few<T>(count: usize, cases: &[T]) -> &[T] {
     if cfg!(target_arch = "aarch64") { cases.get(..count).unwrap_or(cases) } else { cases }
 }
@@ -327,7 +330,7 @@ fn odd_dimensions(isa: Isa) {
     }
 }
 
-/// Tiles begin in the middle of a group.
+/// Tiles that begin in the middle of a group.
 fn many_heads_to_one(isa: Isa) {
     let mut random = Random(7);
     for heads in [8, 9, 16, 71, 128] {
@@ -351,7 +354,7 @@ fn large_scores(isa: Isa) {
     assert!(out.iter().all(|x| x.abs() <= 1.0), "a weighted mean of values within -1 to 1");
 }
 
-/// The order of items, and the layers that went before, change nothing.
+/// The order of items and earlier layers change nothing.
 fn order_of_items(isa: Isa) {
     let mut random = Random(10);
     let batch = Batch::new(isa, params(6, 2, 64, 64), KvType::F16, &[(900, 1), (70, 80), (500, 2)], &mut random);
@@ -374,7 +377,7 @@ fn order_of_items(isa: Isa) {
     }
 }
 
-/// Where there are enough positions, an item takes several key-value heads.
+/// With enough positions, an item takes several key-value heads.
 fn long_contexts(isa: Isa) {
     let mut random = Random(14);
     for kv_type in TYPES {
@@ -386,8 +389,8 @@ fn long_contexts(isa: Isa) {
     }
 }
 
-/// The heads, their sizes and their types; windows that begin within groups of keys, and within
-/// pages; sequences beside each other; across the ends of segments.
+/// Various heads, sizes and types; windows that begin within groups of keys and within pages;
+/// several sequences; positions across the ends of segments.
 fn cuts_change_no_bit(isa: Isa) {
     let mut random = Random(20);
     for kv_type in TYPES {
@@ -416,7 +419,7 @@ fn cuts_change_no_bit(isa: Isa) {
     }
 }
 
-/// Behind so many positions that segments have grown.
+/// A past long enough for segments to grow.
 fn cuts_change_no_bit_of_a_long_context(isa: Isa) {
     let mut random = Random(21);
     let cases = [(KvType::F16, 1_400), (KvType::Q8_0, 16_370), (KvType::F16, 5_000), (KvType::F32, 4_990)];
@@ -440,7 +443,7 @@ fn pages_that_a_window_left(isa: Isa) {
     assert!(batch.run(isa) == complete);
 }
 
-/// Real threads, each with its own scratch, racing for items.
+/// Real threads, each with its own scratch, race for items.
 #[test]
 fn threads_agree() {
     use std::sync::atomic::{AtomicUsize, Ordering};
@@ -467,7 +470,7 @@ fn threads_agree() {
                         if item >= plan.items() {
                             break;
                         }
-                        // SAFETY: each item is run by one thread, once; `out` outlives the scope.
+                        // SAFETY: one thread runs each item, once; `out` outlives the scope.
                         unsafe { plan.run_item(isa, LAYER_OFFSET, item, &batch.q, shared.0, &mut scratch) }.unwrap();
                     }
                 });
@@ -477,7 +480,7 @@ fn threads_agree() {
     }
 }
 
-/// A sequence's result is the same whatever else is in the batch.
+/// A sequence's result does not depend on the rest of the batch.
 #[test]
 fn spans_do_not_affect_each_other() {
     let isa = Isa::best();

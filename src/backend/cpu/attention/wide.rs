@@ -1,7 +1,8 @@
-//! Attention of many queries, as in prompts: the queries are in the lanes. Scores are kept with a row for each key, so
-//! that the softmax needs no operation across lanes, and both products, `S = K Qᵀ` and `Oᵀ = Vᵀ P`, are the same
-//! register-blocked multiplication, in which a number of a key or value is broadcast and three vectors of queries share
-//! it. Keys and values of a page are converted to `f32` once for a tile of queries.
+//! Attention of many queries, as in prefill: the queries are in the lanes. Scores have a row for
+//! each key, so that the softmax needs no operation across lanes. Both products, `S = K Qᵀ` and
+//! `Oᵀ = Vᵀ P`, are the same register-blocked multiplication: it broadcasts a number of a key or
+//! value to three vectors of queries. The keys and values of a page are converted to `f32` once for
+//! a tile of queries.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -18,7 +19,7 @@ use crate::simd::{Kernel, Simd, math, transpose};
 /// Vectors of queries in a register tile.
 const VECTORS: usize = 3;
 
-/// The sums of blocks of up to `3 * LANES` queries, with a column for each.
+/// The sums of blocks of up to `3 * LANES` queries, with a column for each query.
 #[derive(Clone, Copy)]
 struct Sums {
     /// Sums of values, padded like them: a row for each number.
@@ -29,7 +30,7 @@ struct Sums {
 }
 
 impl Sums {
-    /// Those of a block, if these are of the first.
+    /// The sums of block `index`, given those of the first.
     #[inline(always)]
     fn of_block<S: Simd>(self, _: S, index: usize, v_padded: usize) -> Self {
         let first = index * VECTORS * S::LANES;
@@ -40,10 +41,10 @@ impl Sums {
         }
     }
 
-    /// Makes them those over no position.
+    /// Makes them the sums over no position.
     ///
     /// # Safety
-    /// All is valid for writes of as many columns.
+    /// All pointers are valid for writes of `columns` columns.
     #[inline(always)]
     unsafe fn clear<S: Simd>(self, s: S, columns: usize, v_padded: usize) {
         // SAFETY: the caller's promise.
@@ -59,7 +60,7 @@ impl Sums {
     /// Adds the sums of the next segment to a block's.
     ///
     /// # Safety
-    /// All is valid for reads and writes, of so many vectors and values.
+    /// All pointers are valid for reads and writes of `vectors` vectors and `v_padded` values.
     #[inline(always)]
     unsafe fn add<S: Simd>(self, s: S, segment: Sums, vectors: usize, v_padded: usize) {
         let width = VECTORS * S::LANES;
@@ -80,18 +81,18 @@ impl Sums {
     }
 }
 
-/// Up to `3 * LANES` queries, with a column for each.
+/// Up to `3 * LANES` queries, with a column for each query.
 #[derive(Clone, Copy)]
 struct Block {
     /// Queries, multiplied by the scale: a row for each number.
     q: *mut f32,
     /// Scores of a page, then their powers: a row for each key.
     scores: *mut f32,
-    /// What was summed up of this segment.
+    /// The sums of this segment.
     sums: Sums,
-    /// The factor for what was summed before this page.
+    /// The factor for the sums of earlier pages.
     rescale: *mut f32,
-    /// The first and the end of the keys that a query sees, counted from the first of the page.
+    /// The first and the end of the keys that a query sees, counted from the start of the page.
     from: *mut f32,
     to: *mut f32,
 }
@@ -122,8 +123,9 @@ pub(super) fn run<S: Simd>(s: S, item: Item) -> Result<()> {
             Cache::scales_len(&values),
         ])?;
     let (scale, cap) = item.queries.params.factors();
-    // SAFETY: all accesses are within the lengths just asked for, and within pages by the promise of `run_item`'s
-    // caller: only rows that the queries see are read, and the keys of their groups.
+    // SAFETY: all accesses are within the lengths just requested, and within pages by the promise
+    // of `run_item`'s caller: this reads only rows that the queries see, and the keys of their
+    // groups.
     unsafe {
         let mut segment = Sums { values: segment_values, max: in_segment, sum: in_segment.add(columns) };
         let mut total = Sums { values: total_values, max: in_total, sum: in_total.add(total_columns) };
@@ -176,7 +178,7 @@ pub(super) fn run<S: Simd>(s: S, item: Item) -> Result<()> {
             if !item.folds() {
                 emit(s, &item, segment, index, rows);
             } else if !in_total {
-                // What is nothing plus the segment.
+                // Zero plus the segment.
                 (segment, total) = (total, segment);
                 in_total = true;
             } else {
@@ -199,10 +201,11 @@ pub(super) fn run<S: Simd>(s: S, item: Item) -> Result<()> {
     Ok(())
 }
 
-/// Gives away the state of all queries, over a segment or all of them.
+/// Emits the state of all queries, over a segment or over all of them.
 ///
 /// # Safety
-/// The sums are of all queries, and `rows` is valid for writes of as many rows as there are lanes.
+/// The sums are those of all queries, and `rows` is valid for writes of a row of values for each
+/// lane.
 #[inline(always)]
 unsafe fn emit<S: Simd>(s: S, item: &Item, sums: Sums, segment: usize, rows: *mut f32) {
     let width = VECTORS * S::LANES;
@@ -223,8 +226,8 @@ unsafe fn emit<S: Simd>(s: S, item: &Item, sums: Sums, segment: usize, rows: *mu
     }
 }
 
-/// Converts `n` rows to `f32`, each element in its place. Only made where these are as [`run`]
-/// promises.
+/// Converts `n` rows to `f32`, each element in its place. Only constructed when these are as
+/// [`run`] promises.
 enum Convert {
     /// All keys of the groups.
     Keys {
@@ -285,7 +288,8 @@ impl<S: Simd, E: Element> Kernel<S> for ConvertFrom<E> {
     }
 }
 
-/// Sets which keys of the page the queries of a block see; returns whether any does not see all.
+/// Writes which keys of the page the queries of a block see. Returns whether some query does not
+/// see all of them.
 #[inline(always)]
 unsafe fn limits(item: &Item, block: &Block, first: usize, used: usize, page: &Range<usize>) -> bool {
     let sees_all = |m: usize| item.queries.visible_in(m, page).len() == page.len();
@@ -307,7 +311,7 @@ unsafe fn limits(item: &Item, block: &Block, first: usize, used: usize, page: &R
 /// The keys and values of a page, as `f32`, and how to use them.
 #[derive(Clone, Copy)]
 struct Page {
-    /// Transposed in groups, as they are stored.
+    /// Transposed in groups, as stored.
     keys: *const f32,
     values: *const f32,
     k_dim: usize,
@@ -318,10 +322,11 @@ struct Page {
     cap: Option<f32>,
 }
 
-/// Brings the first `vectors` vectors of queries of a block up to date with a page.
+/// Adds a page to the sums of the first `vectors` vectors of queries of a block.
 #[inline(always)]
 unsafe fn attend<S: Simd>(s: S, block: &Block, page: &Page, vectors: usize) {
-    // The scores of a few keys beyond the last, whatever is in the place of these, are computed but not used.
+    // This also computes scores of a few keys beyond the last, from arbitrary numbers, and ignores
+    // them.
     let keys = Product {
         left: page.keys,
         left_group: page.k_dim * KEY_GROUP,
@@ -378,13 +383,13 @@ unsafe fn soften<S: Simd>(s: S, block: &Block, page: &Page, vectors: usize) {
                     max = s.max(max, s.load(scores.add(j * width)));
                 }
             }
-            // What the other kernel has in the lanes besides.
+            // The other kernel has these keys in its lanes as well.
             let whole = page.n.next_multiple_of(S::LANES);
             for j in page.n..whole {
                 s.store(scores.add(j * width), s.splat(f32::NEG_INFINITY));
             }
-            // Added in the order of the other kernel: its lanes, each over the page, and then their
-            // halves ([`Simd::sum`]), down to four.
+            // Adds in the order of the other kernel: each of its lanes over the page, and then the
+            // lanes' halves ([`Simd::sum`]), down to four.
             let mut quarters = [s.splat(0.0); 4];
             for (lane, quarter) in quarters.iter_mut().enumerate() {
                 let mut lanes = [s.splat(0.0); 4];
@@ -411,14 +416,16 @@ unsafe fn soften<S: Simd>(s: S, block: &Block, page: &Page, vectors: usize) {
     }
 }
 
-/// The product of two matrices, `rows` × some vectors of columns over `depth`; with `rescale`, which has a number for
-/// each column, what `out` held is multiplied by it and the product is added.
+/// The product of two matrices, of `rows` rows and some vectors of columns, over `depth`. With
+/// `rescale`, a number for each column, the old content of `out` is multiplied by it and the
+/// product is added.
 ///
-/// Rows of `right` and `out` are `3 * LANES` apart. Only made where all of this is valid to read, and `out` to write.
+/// Rows of `right` and `out` are `3 * LANES` apart. Only constructed when all of this is valid to
+/// read, and `out` to write.
 #[derive(Clone, Copy)]
 struct Product {
-    /// Element `(i, k)` is number `i % KEY_GROUP` of what is at `i / KEY_GROUP * left_group + k *
-    /// left_column`.
+    /// Element `(i, k)` is number `i % KEY_GROUP` of the group at
+    /// `i / KEY_GROUP * left_group + k * left_column`.
     left: *const f32,
     left_group: usize,
     left_column: usize,
@@ -440,7 +447,7 @@ impl Product {
         }
     }
 
-    /// `R` rows from `i` on, in registers.
+    /// Computes `R` rows from `i` on, in registers.
     #[inline(always)]
     fn rows<S: Simd, const R: usize, const NV: usize>(&self, s: S, i: usize) {
         let width = VECTORS * S::LANES;
@@ -478,7 +485,7 @@ impl Product {
     }
 }
 
-/// A [`Product`] of `NV` vectors of columns.
+/// A [`Product`] with `NV` vectors of columns.
 struct Columns<const NV: usize>(Product);
 
 impl<S: Simd, const NV: usize> Kernel<S> for Columns<NV> {

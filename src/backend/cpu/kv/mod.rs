@@ -1,4 +1,4 @@
-//! Where the keys and values of a layer lie in a page of the cache.
+//! The layout of a layer's keys and values in a page of the cache.
 
 mod store;
 #[cfg(test)]
@@ -11,33 +11,33 @@ use crate::{Error, Result};
 
 pub(crate) use crate::backend::state::PAGE_LEN;
 
-/// Numbers in a block of [`KvType::Q8_0`], which share a scale.
+/// Numbers per block of [`KvType::Q8_0`]. They share a scale.
 pub(crate) const Q8_BLOCK: usize = 32;
 
-/// Keys in a group, whose numbers lie side by side: a multiple of the lanes of every instruction
+/// Keys per group. Their numbers lie side by side. A multiple of the lanes of every instruction
 /// set.
 pub(crate) const KEY_GROUP: usize = 16;
 
-/// Bytes that the offset of each head's keys and values is a multiple of: a cache line.
+/// The alignment of each head's keys and values in bytes: a cache line.
 const ALIGN: usize = 64;
 
-/// The keys, or the values, of all heads of one layer in a page: for each head the elements, and
-/// for Q8_0 then the half-precision scales.
+/// The keys, or the values, of all heads of one layer in a page. Each head has its elements,
+/// followed by the half-precision scales for Q8_0.
 ///
 /// The values of a position are a row, and so are their scales. Keys are transposed in
-/// [groups](KEY_GROUP): the first numbers of all keys of a group come first, then the second ones;
-/// of the scales, those of the first blocks of all keys of the page come first. So a vector of keys
-/// is one load, and each of its lanes sums up one dot product.
+/// [groups](KEY_GROUP): the first numbers of all keys of a group, then the second ones, and so on.
+/// Scales come in the order of blocks, each for all keys of the page. So a vector of keys is one
+/// load, and each of its lanes sums up one dot product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Rows {
-    /// Numbers in a row that the model knows of.
+    /// Numbers in a row of the model.
     pub(crate) dim: usize,
-    /// Numbers in a row as stored. Those of values beyond `dim` are zero, up to a multiple of 16
-    /// and of the block for Q8_0; keys have none.
+    /// Numbers in a stored row. Values are padded with zeros to a multiple of 16, or of the block
+    /// for Q8_0. Keys are not padded.
     pub(crate) padded: usize,
     /// Bytes in a row.
     pub(crate) row_bytes: usize,
-    /// Scales for a row: zero for types without.
+    /// Scales per row; zero for types without scales.
     pub(crate) blocks: usize,
     /// Bytes from one head to the next.
     head_bytes: usize,
@@ -56,7 +56,7 @@ impl Rows {
         let row_bytes = padded.checked_mul(bytes)?;
         let row_bytes_and_scales = row_bytes.checked_add(blocks * 2)?;
         let head_bytes = row_bytes_and_scales.checked_mul(PAGE_LEN)?.checked_next_multiple_of(ALIGN)?;
-        // The sum of the offset and all heads is what `end` computes.
+        // `end` computes the sum of the offset and all heads, so that must not overflow.
         start.checked_add(head_bytes.checked_mul(heads)?)?;
         Some(Self { dim, padded, row_bytes, blocks, head_bytes, start })
     }
@@ -88,10 +88,10 @@ pub(crate) struct KvLayout {
 }
 
 impl KvLayout {
-    /// The layout for keys of `k_dim` and values of `v_dim` numbers a head.
+    /// The layout for keys of `k_dim` and values of `v_dim` numbers per head.
     ///
     /// # Errors
-    /// `InvalidInput` where a number is zero or the size overflows.
+    /// `InvalidInput` if a number is zero or the size overflows.
     pub(crate) fn for_layer(kv_type: KvType, kv_heads: usize, k_dim: usize, v_dim: usize) -> Result<Self> {
         let layout = || {
             let keys = Rows::new(kv_type, kv_heads, k_dim, k_dim, 0)?;
@@ -118,23 +118,24 @@ impl KvLayout {
 pub(crate) struct Span<'a> {
     /// The first row in the batch.
     pub(crate) first_row: usize,
-    /// How many rows.
+    /// The number of rows.
     pub(crate) rows: usize,
-    /// Position in the sequence of the first row; the others follow one by one. A position is also the place in the
-    /// cache.
+    /// The first row's position in the sequence. The others follow one by one. A position is also
+    /// the place in the cache.
     pub(crate) first_pos: usize,
     /// The block table of the sequence: page `p` holds the positions from `p * PAGE_LEN` on.
     pub(crate) pages: &'a [*mut u8],
 }
 
-// SAFETY: a span only names pages. Only unsafe functions access them, and their callers promise what makes it sound.
+// SAFETY: a span only names pages. Only unsafe functions access them, and their callers promise
+// what makes that sound.
 unsafe impl Send for Span<'_> {}
 // SAFETY: as above.
 unsafe impl Sync for Span<'_> {}
 
 impl Span<'_> {
-    /// Checks that the block table reaches to the last position, and that the size of a batch with `heads * dim`
-    /// numbers in a row does not overflow.
+    /// Checks that the block table reaches the last position, and that the size of a batch with
+    /// `heads * dim` numbers per row does not overflow.
     pub(crate) fn check(&self, heads: usize, dim: usize) -> Result<()> {
         let end = self.first_pos.checked_add(self.rows);
         let size = || self.first_row.checked_add(self.rows)?.checked_mul(heads)?.checked_mul(dim);

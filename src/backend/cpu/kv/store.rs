@@ -1,4 +1,4 @@
-//! Storing new keys and values in the cache.
+//! Stores new keys and values in the cache.
 
 use std::ops::Range;
 
@@ -8,11 +8,11 @@ use crate::simd::Isa;
 use crate::simd::{self, Kernel, Simd, load_up_to, transpose};
 use crate::{Result, memory};
 
-/// The largest finite number of half precision: what larger ones are stored as.
+/// The largest finite number of half precision. Larger numbers are stored as this.
 const F16_MAX: f32 = 65504.0;
 
-/// Where the keys and values of the rows of a batch are to be stored, cut into items that may run in any order and at
-/// the same time: the positions of a group of keys, as far as a span has them.
+/// The places of a batch's keys and values in the cache, cut into items that may run in any order
+/// and concurrently. An item is the positions of a group of keys, as far as a span has them.
 #[derive(Debug)]
 pub(crate) struct StorePlan<'a> {
     layout: KvLayout,
@@ -24,10 +24,10 @@ pub(crate) struct StorePlan<'a> {
 }
 
 impl<'a> StorePlan<'a> {
-    /// A plan, which holds for every layer with this layout.
+    /// A plan, for every layer with this layout.
     ///
     /// # Errors
-    /// `InvalidInput` where the block table of a span is too short for its positions; `OutOfMemory`.
+    /// `InvalidInput` if the block table of a span is too short for its positions; `OutOfMemory`.
     pub(crate) fn new(layout: &KvLayout, spans: &'a [Span<'a>]) -> Result<Self> {
         let mut items = Vec::new();
         let mut rows = 0;
@@ -44,20 +44,22 @@ impl<'a> StorePlan<'a> {
         Ok(Self { layout: *layout, spans, items, rows })
     }
 
-    /// How many items there are.
+    /// The number of items.
     pub(crate) fn items(&self) -> usize {
         self.items.len()
     }
 
-    /// Stores the rows of one item: `k` holds `[rows][kv_heads * k_dim]` numbers and `v` `[rows][kv_heads * v_dim]`.
-    /// Magnitudes that half precision cannot hold are stored as the largest that it can.
+    /// Stores the rows of one item: `k` holds `[rows][kv_heads * k_dim]` numbers and `v`
+    /// `[rows][kv_heads * v_dim]`. Magnitudes beyond half precision are stored as its largest
+    /// number.
     ///
     /// # Panics
-    /// Where `k` or `v` is too short, or `item` is not below [`items`](Self::items).
+    /// If `k` or `v` is too short, or `item` is not below [`items`](Self::items).
     ///
     /// # Safety
-    /// Each page that holds positions of the spans is valid for reads and writes of `layer_offset + layout.bytes()`
-    /// bytes; nothing else accesses the slots of these positions meanwhile, but for other items of this plan.
+    /// Each page that holds positions of the spans is valid for reads and writes of
+    /// `layer_offset + layout.bytes()` bytes. Meanwhile, only other items of this plan access the
+    /// slots of these positions.
     pub(crate) unsafe fn run_item(&self, isa: Isa, layer_offset: usize, item: usize, k: &[f32], v: &[f32]) {
         let (span, rows) = &self.items[item];
         let span = &self.spans[*span];
@@ -66,9 +68,9 @@ impl<'a> StorePlan<'a> {
         let position = span.first_pos + rows.start;
         let (slot, lane) = (position % PAGE_LEN, position % KEY_GROUP);
         let (first, count) = (span.first_row + rows.start, rows.len());
-        // SAFETY: `check` has made sure that the page exists. The offsets lie in the layer (heads
-        // are below `kv_heads`, slots below `PAGE_LEN`), and the layer in the page by the caller's
-        // promise. An item has a group of keys to itself.
+        // SAFETY: `check` ensured that the page exists. The offsets lie in the layer (heads are
+        // below `kv_heads`, slots below `PAGE_LEN`), and the layer lies in the page by the caller's
+        // promise. No other item has this group of keys.
         unsafe {
             let layer = span.pages[position / PAGE_LEN].add(layer_offset);
             for head in 0..kv_heads {
@@ -90,21 +92,21 @@ impl<'a> StorePlan<'a> {
     }
 }
 
-/// Stores some keys of a group. Only made where `data` is valid for writes of the group, `scales`
-/// for those of one number for each key in each block, and `source` has `count` rows of `dim`
-/// numbers.
+/// Stores some keys of a group. Only constructed if `data` is valid for writes of the group,
+/// `scales` for writes of one number for each key in each block, and `source` has `count` rows of
+/// `dim` numbers.
 struct StoreKeys<'a> {
     kv_type: KvType,
     dim: usize,
     source: &'a [f32],
     /// Numbers from one row to the next.
     stride: usize,
-    /// The first key's place in the group, and how many there are.
+    /// The first key's place in the group, and the number of keys.
     lane: usize,
     count: usize,
     /// The first element of the group.
     data: *mut u8,
-    /// The scale of the first key's first block; those of the next blocks are `PAGE_LEN` numbers
+    /// The scale of the first key's first block. Those of the next blocks are `PAGE_LEN` numbers
     /// apart.
     scales: *mut u16,
 }
@@ -125,7 +127,7 @@ impl<S: Simd> Kernel<S> for StoreKeys<'_> {
 impl StoreKeys<'_> {
     #[inline(always)]
     fn store<S: Simd, E: Element>(self, s: S) {
-        // As many numbers as a block has, of all keys: as they come, and transposed.
+        // A block of numbers of each key: as given, and transposed.
         let mut rows = [0.0; KEY_GROUP * Q8_BLOCK];
         let mut columns = [0.0; Q8_BLOCK * KEY_GROUP];
         for (block, from) in (0..self.dim).step_by(Q8_BLOCK).enumerate() {
@@ -166,7 +168,8 @@ impl StoreKeys<'_> {
     }
 }
 
-/// Stores one row of one head. Only made where `data` and `scales` are valid for writes of a row's elements and scales.
+/// Stores one row of one head. Only constructed if `data` and `scales` are valid for writes of a
+/// row's elements and scales.
 struct StoreRow<'a> {
     kv_type: KvType,
     rows: &'a Rows,
@@ -195,7 +198,7 @@ impl StoreRow<'_> {
         for (block, from) in (0..self.rows.padded).step_by(Q8_BLOCK).enumerate() {
             let (start, end) = (from.min(self.source.len()), (from + Q8_BLOCK).min(self.source.len()));
             // SAFETY: `data` is valid for writes of `padded` numbers, a multiple of the lanes, and
-            // `scales` for one number a block, where there are scales.
+            // `scales` for one number per block, if there are scales.
             unsafe {
                 E::scaled(s, &self.source[start..end], self.scales.wrapping_add(block), row.as_mut_ptr());
                 for d in (0..Q8_BLOCK.min(self.rows.padded - from)).step_by(S::LANES) {
@@ -206,10 +209,10 @@ impl StoreRow<'_> {
     }
 }
 
-/// How a number is stored.
+/// The stored form of a number.
 trait Element: Copy + Default {
-    /// Writes a block of numbers as they are to be stored, zeros beyond the end of `source`, and
-    /// their scale, if there is one.
+    /// Writes a block of numbers in the form to be stored, with zeros beyond the end of `source`,
+    /// and their scale, if there is one.
     ///
     /// # Safety
     /// `row` is valid for writes of a block, and `scale` of a number for types with scales.
@@ -254,7 +257,7 @@ impl Element for u16 {
     }
 }
 
-/// A block is quantized symmetrically: the largest magnitude becomes 127.
+/// Quantizes a block symmetrically: the largest magnitude becomes 127.
 impl Element for i8 {
     #[inline(always)]
     unsafe fn scaled<S: Simd>(s: S, source: &[f32], scale: *mut u16, row: *mut f32) {
@@ -264,7 +267,7 @@ impl Element for i8 {
             largest = s.max(largest, s.max(x, s.sub(s.splat(0.0), x)));
         }
         let step = half::f16::from_f32((s.largest(largest) / 127.0).min(F16_MAX));
-        // The numbers are divided by the scale as it will be read: rounded.
+        // Divides by the scale as it will be read: rounded.
         let inverse = if step.to_f32() > 0.0 { 1.0 / step.to_f32() } else { 0.0 };
         for i in (0..Q8_BLOCK).step_by(S::LANES) {
             let x = s.mul(load(s, source, i), s.splat(inverse));
@@ -283,10 +286,10 @@ impl Element for i8 {
     }
 }
 
-/// The numbers from `i` on; zero beyond the end.
+/// Loads the numbers from `i` on, and zeros beyond the end.
 #[inline(always)]
 fn load<S: Simd>(s: S, source: &[f32], i: usize) -> S::V {
     let left = source.len().saturating_sub(i);
-    // SAFETY: no more than the numbers left of the slice are read, and nothing beyond its end.
+    // SAFETY: reads at most the rest of the slice, and nothing beyond its end.
     unsafe { load_up_to(s, source.as_ptr().add(i.min(source.len())), left) }
 }

@@ -4,8 +4,8 @@ use crate::simd::Isa;
 const TYPES: [KvType; 3] = [KvType::F32, KvType::F16, KvType::Q8_0];
 
 impl KvLayout {
-    /// Where in the layer number `d` is of the key, or else the value, of a position within the
-    /// page, and its scale.
+    /// Offsets in the layer of number `d` of the key, or else the value, of a position within the
+    /// page, and of its scale.
     pub(crate) fn place(&self, key: bool, head: usize, slot: usize, d: usize) -> (usize, usize) {
         let rows = if key { &self.keys } else { &self.values };
         let size = rows.row_bytes / rows.padded;
@@ -61,11 +61,11 @@ fn impossible_shapes_are_refused() {
     }
 }
 
-/// What is stored reads back within the rounding of the type, in its place, and nothing else is touched.
+/// Stored rows read back within the rounding of the type, at their place, and nothing else changes.
 #[test]
 fn stored_rows_read_back() {
     const OFFSET: usize = 64;
-    // From the middle of a group of keys to that of another, past several whole ones.
+    // From the middle of one group of keys to the middle of another, past several whole ones.
     const ROWS: usize = 100;
     let value = |row: usize, i: usize| ((row * 31 + i * 7) % 100) as f32 / 25.0 - 2.0;
     for isa in Isa::available() {
@@ -80,7 +80,7 @@ fn stored_rows_read_back() {
             let plan = StorePlan::new(&layout, &spans).unwrap();
             assert_eq!(plan.items(), 7);
             for item in 0..plan.items() {
-                // SAFETY: the pages are this test's.
+                // SAFETY: the pages belong to this test.
                 unsafe { plan.run_item(isa, OFFSET, item, &k, &v) };
             }
             for (key, rows, source) in [(true, &layout.keys, &k), (false, &layout.values, &v)] {
@@ -128,7 +128,7 @@ fn extreme_numbers_stay_finite() {
             k[3] = f32::MAX;
             k[4] = f32::NEG_INFINITY;
             let plan = StorePlan::new(&layout, &spans).unwrap();
-            // SAFETY: the page is this test's.
+            // SAFETY: the page belongs to this test.
             unsafe { plan.run_item(isa, 0, 0, &k, &[1e-30; 32]) };
             let bytes: &[u8] = bytemuck::cast_slice(&memory);
             let f16 = |at: usize| half::f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32();

@@ -1,4 +1,4 @@
-//! Activations as 8-bit integers: what quantized weights are multiplied with.
+//! Activations as 8-bit integers, to multiply with quantized weights.
 
 use super::lanes::Lanes;
 use crate::simd::{self, Isa, Kernel};
@@ -17,32 +17,33 @@ struct Line([i8; LINE]);
 
 const LINE: usize = 64;
 
-/// Numbers from one group of `rows` rows to the next. With many rows, an odd number of cache lines: at a distance of a
-/// power of two, all groups would compete for the same few places of the first-level cache.
+/// Numbers from one group of `rows` rows to the next. With many rows, this is an odd number of
+/// cache lines: at a distance of a power of two, all groups would compete for the same few places
+/// of the first-level cache.
 pub(super) fn group_stride(rows: usize) -> usize {
     const IN_LINE: usize = LINE / size_of::<f32>();
     if rows <= IN_LINE { rows } else { (rows.div_ceil(IN_LINE) | 1).saturating_mul(IN_LINE) }
 }
 
-/// Rows of activations (one for each token), as 8-bit integers in groups of 32 with an f32 scale: `x = scale * q`,
-/// with `q` in -127..=127.
+/// Rows of activations (one for each token), as 8-bit integers in groups of 32 with an f32 scale:
+/// `x = scale * q`, with `q` in -127..=127.
 ///
-/// The storage grows with [`reserve`](Self::reserve) and is reused. Several threads may fill disjoint rows at once: see
-/// [`quantize_rows`].
+/// The storage grows with [`reserve`](Self::reserve) and is reused. Several threads may fill
+/// disjoint rows at once: see [`quantize_rows`].
 pub(crate) struct QuantRows {
-    /// Row-major, each row at the start of a cache line.
+    /// Row-major. Each row starts a cache line.
     q: Box<[UnsafeCell<Line>]>,
-    /// `[cols / 32][rows]`, groups being [`group_stride`] apart: the scales of one group of all rows are neighbours, as the
-    /// kernels read them.
+    /// `[cols / 32][rows]`, with groups [`group_stride`] apart. The kernels read the scales of one
+    /// group for all rows, so these are neighbours.
     scales: Box<[UnsafeCell<f32>]>,
-    /// `[cols / 16][rows]`, as the scales: sums of 16 quantized activations.
+    /// `[cols / 16][rows]`, laid out like the scales: sums of 16 quantized activations.
     sums: Box<[UnsafeCell<i32>]>,
     rows: usize,
     cols: usize,
 }
 
-// SAFETY: the cells are only accessed by `quantize_rows` and `matmul`, whose callers promise that no row is accessed by
-// one thread while another writes it.
+// SAFETY: only `quantize_rows` and `matmul` access the cells, and their callers promise that no
+// thread accesses a row while another writes it.
 unsafe impl Sync for QuantRows {}
 
 impl QuantRows {
@@ -51,10 +52,10 @@ impl QuantRows {
         Self { q: Box::default(), scales: Box::default(), sums: Box::default(), rows: 0, cols: 0 }
     }
 
-    /// Makes this a buffer of `rows` rows of `cols` activations each, whose contents are then unspecified.
+    /// Makes this a buffer of `rows` rows of `cols` activations each, with unspecified contents.
     ///
     /// # Errors
-    /// `InvalidInput` where `cols` is not a multiple of 32; `OutOfMemory`.
+    /// `InvalidInput` if `cols` is not a multiple of 32; `OutOfMemory`.
     pub(crate) fn reserve(&mut self, rows: usize, cols: usize) -> Result<()> {
         if !cols.is_multiple_of(GROUP) {
             return Err(Error::invalid_input(format!(
@@ -64,7 +65,7 @@ impl QuantRows {
         let elements = rows.checked_mul(cols.next_multiple_of(LINE)).ok_or_else(|| out_of_memory(rows, cols))?;
         let stride = group_stride(rows);
         let groups = stride.checked_mul(cols / SUM_GROUP).ok_or_else(|| out_of_memory(rows, cols))?;
-        // Not usable until all parts are large enough.
+        // Unusable until all parts are large enough.
         (self.rows, self.cols) = (0, 0);
         grow(&mut self.q, elements / LINE, || UnsafeCell::new(Line([0; LINE])))
             .and_then(|()| grow(&mut self.scales, stride * (cols / GROUP), || UnsafeCell::new(0.0)))
@@ -74,7 +75,7 @@ impl QuantRows {
         Ok(())
     }
 
-    /// Rows that the buffer holds.
+    /// The number of rows.
     pub(crate) fn rows(&self) -> usize {
         self.rows
     }
@@ -106,12 +107,12 @@ impl QuantRows {
 }
 
 fn out_of_memory(rows: usize, cols: usize) -> Error {
-    // Bytes, and for 32 of them a scale and two sums.
+    // The activations, and for each 32 of them a scale and two sums.
     let bytes = rows.saturating_mul(cols).saturating_add(rows.saturating_mul(cols / GROUP).saturating_mul(12));
     memory::out_of_memory(format_args!("{rows} rows of {cols} quantized activations"), bytes)
 }
 
-/// Makes a slice at least `len` elements long; what it held is lost if it has to grow.
+/// Makes a slice at least `len` elements long. If it grows, its contents are lost.
 pub(super) fn grow<T>(slice: &mut Box<[T]>, len: usize, element: impl FnMut() -> T) -> Result<(), ()> {
     if slice.len() < len {
         *slice = Box::default();
@@ -123,7 +124,7 @@ pub(super) fn grow<T>(slice: &mut Box<[T]>, len: usize, element: impl FnMut() ->
     Ok(())
 }
 
-/// Where to quantize from and to; the pointers of [`QuantRows`].
+/// The source and the destination of a quantization.
 struct QuantizeJob<'a> {
     /// Row-major, `[..][cols]`.
     x: &'a [f32],
@@ -132,9 +133,10 @@ struct QuantizeJob<'a> {
     rows: Range<usize>,
 }
 
-/// Quantizes `x`, row-major, to the given rows of `to`. In each group of 32 the largest
-/// magnitude becomes 127, and the others are rounded to nearest, ties to even: the same on every instruction set.
-/// A group with an infinite or NaN activation has an infinite or NaN scale, so that it is not hidden.
+/// Quantizes `x`, row-major, to the given rows of `to`. In each group of 32 the largest magnitude
+/// becomes 127, and the others are rounded to nearest, ties to even. The result is the same on
+/// every instruction set. A group with an infinite or NaN activation gets an infinite or NaN scale,
+/// so that it is not hidden.
 ///
 /// # Safety
 /// No other thread accesses these rows of `to` meanwhile.
@@ -148,8 +150,9 @@ pub(crate) unsafe fn quantize_rows(isa: Isa, x: &[f32], rows: Range<usize>, to: 
     simd::run(isa, Quantize(job));
 }
 
-/// Rows and groups that are quantized before their scales and sums are written. Those of a group lie in one cache line, in which
-/// there may be some of other threads: it is written at once, not row by row.
+/// Rows and groups to quantize before their scales and sums are written. The scales of a group
+/// share a cache line, possibly with those of other threads. So a line is written at once, not row
+/// by row.
 const ROWS_AT_ONCE: usize = LINE / size_of::<f32>();
 const GROUPS_AT_ONCE: usize = 64;
 
@@ -161,7 +164,7 @@ impl<S: Lanes> Kernel<S> for Quantize<'_> {
 
     #[inline(always)]
     fn run(self, s: S) {
-        // SAFETY: `quantize_rows`, which alone makes these values, has the caller's promise.
+        // SAFETY: only `quantize_rows` constructs these values, with its caller's promise.
         unsafe { run(s, &self.0) }
     }
 }
@@ -205,7 +208,8 @@ unsafe fn quantize_part<S: Lanes, const ROWS: usize>(
         let x = job.x[(row - job.rows.start) * job.cols..][..job.cols].as_chunks::<GROUP>().0;
         for ((group, x), (scale, sums)) in groups.clone().zip(&x[groups.clone()]).zip(scales.iter_mut().zip(&mut sums))
         {
-            // SAFETY: the row and the group are within the buffer, and this thread alone accesses the row.
+            // SAFETY: the row and the group are within the buffer, and only this thread accesses
+            // the row.
             let q = unsafe { &mut *job.to.q().add(row * stride + group * GROUP).cast::<[i8; GROUP]>() };
             (scale[i], [sums[0][i], sums[1][i]]) = quantize_group(s, x, q);
         }
@@ -223,12 +227,13 @@ unsafe fn quantize_part<S: Lanes, const ROWS: usize>(
     }
 }
 
-/// Quantizes a group: the scale, and the sums of both halves.
+/// Quantizes a group. Returns the scale, and the sums of both halves.
 #[inline(always)]
 fn quantize_group<S: Lanes>(s: S, x: &[f32; GROUP], q: &mut [i8; GROUP]) -> (f32, [i32; 2]) {
-    // The bits of magnitudes are ordered as the magnitudes are, with infinity and then NaN at the end.
+    // The bits of magnitudes are ordered like the magnitudes, with infinity and then NaN at the
+    // end.
     let max = f32::from_bits(x.iter().fold(0, |max, x| max.max(x.to_bits() & 0x7fff_ffff)));
-    // Numbers so small are zeros to the model, and their reciprocals could overflow.
+    // Numbers this small are zeros to the model, and their reciprocals could overflow.
     let (scale, inverse) = if max < 1e-30 { (0.0, 0.0) } else { (max / 127.0, 127.0 / max) };
     (scale, s.round(x, inverse, q))
 }
@@ -236,7 +241,7 @@ fn quantize_group<S: Lanes>(s: S, x: &[f32; GROUP], q: &mut [i8; GROUP]) -> (f32
 /// 1.5 * 2^23: adding it to a number of small magnitude leaves the nearest integer in the low bits.
 pub(super) const ROUND: f32 = 12_582_912.0;
 
-/// What [`Lanes::round`] does, in plain Rust.
+/// [`Lanes::round`] in plain Rust.
 #[inline(always)]
 pub(super) fn round(x: &[f32; GROUP], by: f32, q: &mut [i8; GROUP]) -> [i32; 2] {
     let mut sums = [0; 2];
@@ -254,11 +259,12 @@ pub(super) fn round(x: &[f32; GROUP], by: f32, q: &mut [i8; GROUP]) -> [i32; 2] 
 mod tests {
     use super::*;
 
-    /// The quantized row 0: quants, scales, sums.
+    /// Row 0, quantized: quants, scales, sums.
     fn quantize(isa: Isa, x: &[f32]) -> (Vec<i8>, Vec<f32>, Vec<i32>) {
         let mut to = QuantRows::new();
         to.reserve(1, x.len()).unwrap();
-        // SAFETY: there is one thread, and the buffers were just filled; all three hold at least the row.
+        // SAFETY: there is one thread, and the buffers were just filled. All three hold at least
+        // the row.
         unsafe {
             quantize_rows(isa, x, 0..1, &to);
             (
@@ -304,7 +310,8 @@ mod tests {
 
     #[test]
     fn rows_together_are_the_same_as_one_by_one() {
-        // More rows and groups than are quantized at once, by jobs that begin within a line of scales.
+        // More rows and groups than are quantized at once, in jobs that begin within a line of
+        // scales.
         let (rows, cols) = (37, GROUP * (GROUPS_AT_ONCE + 6));
         let mut state = 7_u32;
         let x: Vec<f32> = (0..rows * cols)

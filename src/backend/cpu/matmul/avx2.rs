@@ -1,6 +1,6 @@
-//! The kernels' instructions in vectors of 256 bits: eight rows in a vector, and four vectors in a tile, so that activations
-//! are read from the first-level cache for the later three. How bytes are multiplied is another matter: here by plain AVX2, in
-//! `avxvnni.rs` by AVX-VNNI.
+//! The kernels' instructions in vectors of 256 bits: eight rows per vector, four vectors per tile.
+//! Activations come from the first-level cache for the later three of them. Plain AVX2 multiplies
+//! bytes here, and AVX-VNNI in `avxvnni.rs`.
 
 use super::float::FloatFormat;
 use super::formats::{Format, Kind};
@@ -11,7 +11,7 @@ use super::{kernels, tile};
 use crate::simd::{Avx2, Token};
 use std::arch::x86_64::*;
 
-/// An instruction set with the vectors of AVX2: how it multiplies bytes.
+/// An instruction set with the vectors of AVX2, and its way to multiply bytes.
 pub(super) trait Eight: Token {
     /// [`Lanes::WIDE_ZERO`].
     const WIDE_ZERO: i32;
@@ -32,8 +32,9 @@ pub(super) trait Eight: Token {
     fn direct_byte_products<F: Format, R: Source<Self>>() -> &'static [Direct];
 }
 
-// What "SAFETY" says below: `self` proves that the processor has the instructions, and where there are pointers, the
-// caller promises that they are valid for the whole vector; no instruction used needs alignment.
+// SAFETY comments below: `self` proves that the processor has the instructions. Where there are
+// pointers, the caller promises that they are valid for the whole vector. None of the instructions
+// needs alignment.
 impl<T: Eight> Lanes for T {
     const LANES: usize = 8;
     const WIDE_ZERO: i32 = T::WIDE_ZERO;
@@ -105,7 +106,8 @@ impl<T: Eight> Lanes for T {
 
     #[inline(always)]
     fn spread_bits(self, a: __m256i, nibble: u32) -> __m256i {
-        // The byte that holds the nibble to all bytes of its lane; then each byte tests a bit of its own.
+        // Copies the byte with the nibble to all bytes of its lane. Then each byte tests its own
+        // bit.
         let byte = (nibble / 2) as i32 * 0x0101_0101;
         let bits = if nibble.is_multiple_of(2) { 0x0804_0201_u32 } else { 0x8040_2010 };
         // SAFETY: the processor has the instructions.
@@ -138,7 +140,8 @@ impl<T: Eight> Lanes for T {
 
     #[inline(always)]
     fn scaled(self, sum: __m256i, scale: __m256, offset: __m256) -> __m256 {
-        // The sum's bits are those of MAGIC plus the sum: no conversion. The products are exact up to the one rounding.
+        // The sum's bits are those of MAGIC plus the sum, so no conversion is needed. The products
+        // are exact up to the one rounding.
         // SAFETY: the processor has the instructions.
         unsafe { _mm256_fmadd_ps(_mm256_castsi256_ps(sum), scale, offset) }
     }
@@ -215,7 +218,7 @@ impl<T: Eight> Lanes for T {
 
     #[inline(always)]
     fn prefetch(self, at: *const u8) {
-        // Not the intrinsic: see AVX-512.
+        // AVX-512's kernel says why this is not the intrinsic.
         // SAFETY: the processor has the instruction, which is a hint: no address faults.
         unsafe { std::arch::asm!("prefetcht0 [{}]", in(reg) at, options(nostack, preserves_flags)) }
     }
@@ -273,7 +276,7 @@ impl Eight for Avx2 {
 
 impl Dot for Avx2 {
     type Word = __m256i;
-    /// 16-bit sums, two to a lane.
+    /// 16-bit sums, two per lane.
     type Partial = __m256i;
 
     #[inline(always)]

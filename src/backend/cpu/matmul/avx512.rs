@@ -1,4 +1,4 @@
-//! The kernels' instructions on AVX-512 with VNNI: 16 rows in a vector.
+//! The kernels' instructions on AVX-512 with VNNI: 16 rows per vector.
 
 use super::activations::ROUND;
 use super::float::FloatFormat;
@@ -10,8 +10,9 @@ use super::{kernels, tile};
 use crate::simd::Avx512;
 use std::arch::x86_64::*;
 
-// What "SAFETY" says below: `self` proves that the processor has the instructions, and where there are pointers, the
-// caller promises that they are valid for the whole vector; no instruction used needs alignment.
+// SAFETY comments below: `self` proves that the processor has the instructions. Where there are
+// pointers, the caller promises that they are valid for the whole vector. None of the instructions
+// needs alignment.
 impl Lanes for Avx512 {
     const LANES: usize = 16;
     const WIDE_ZERO: i32 = 128;
@@ -63,7 +64,7 @@ impl Lanes for Avx512 {
 
     #[inline(always)]
     fn round(self, x: &[f32; 32], by: f32, q: &mut [i8; 32]) -> [i32; 2] {
-        // Compilers take the vectors apart for the sums.
+        // Written by hand, because compilers take the vectors apart for the sums.
         // SAFETY: the processor has the instructions, and both arrays have two halves of 16.
         let [low, high] = [0, 16].map(|half| unsafe {
             let x = _mm512_loadu_ps(x.as_ptr().add(half));
@@ -71,7 +72,7 @@ impl Lanes for Avx512 {
             let sum = _mm512_add_ps(_mm512_mul_ps(x, _mm512_set1_ps(by)), _mm512_set1_ps(ROUND));
             let rounded = _mm512_cvtepi32_epi8(_mm512_castps_si512(sum));
             _mm_storeu_si128(q.as_mut_ptr().add(half).cast(), rounded);
-            // There are only sums of unsigned bytes: each is 128 too large.
+            // Only unsigned bytes can be summed: each is 128 too large.
             let eights = _mm_sad_epu8(_mm_xor_si128(rounded, _mm_set1_epi8(-128)), _mm_setzero_si128());
             _mm_cvtsi128_si32(_mm_add_epi32(eights, _mm_unpackhi_epi64(eights, eights))) - 16 * 128
         });
@@ -116,7 +117,8 @@ impl Lanes for Avx512 {
 
     #[inline(always)]
     fn spread_bits(self, a: __m512i, nibble: u32) -> __m512i {
-        // The byte that holds the nibble to all bytes of its lane; then each byte tests a bit of its own.
+        // Copies the byte with the nibble to all bytes of its lane. Then each byte tests its own
+        // bit.
         let byte = (nibble / 2) as i32 * 0x0101_0101;
         // SAFETY: the processor has the instructions.
         let lanes = unsafe { _mm512_set4_epi32(0x0c0c_0c0c, 0x0808_0808, 0x0404_0404, 0) };
@@ -149,7 +151,8 @@ impl Lanes for Avx512 {
 
     #[inline(always)]
     fn scaled(self, sum: __m512i, scale: __m512, offset: __m512) -> __m512 {
-        // The sum's bits are those of MAGIC plus the sum: no conversion. The products are exact up to the one rounding.
+        // The sum's bits are those of MAGIC plus the sum, so no conversion is needed. The products
+        // are exact up to the one rounding.
         // SAFETY: the processor has the instructions.
         unsafe { _mm512_fmadd_ps(_mm512_castsi512_ps(sum), scale, offset) }
     }
@@ -222,7 +225,7 @@ impl Lanes for Avx512 {
 
     #[inline(always)]
     fn prefetch(self, at: *const u8) {
-        // Not the intrinsic: compilers gather such requests in one place, where they are too many at a time.
+        // Compilers gather uses of the intrinsic in one place, where they are too many at a time.
         // SAFETY: the processor has the instruction, which is a hint: no address faults.
         unsafe { std::arch::asm!("prefetcht0 [{}]", in(reg) at, options(nostack, preserves_flags)) }
     }

@@ -1,4 +1,5 @@
-//! Products of bytes by AVX-VNNI, whose instruction adds four of them to a sum of 32 bits; all else is that of AVX2.
+//! Products of bytes by AVX-VNNI, whose instruction adds four of them to a 32-bit sum. Everything
+//! else is AVX2's.
 
 use super::avx2::Eight;
 use super::formats::{Format, Kind};
@@ -20,8 +21,8 @@ impl Eight for AvxVnni {
 
     #[inline(always)]
     unsafe fn multiply<K: Kind, const VECTORS: usize, const TOKENS: usize>(self, dots: &Dots<'_>) {
-        // Two vectors of a tile at a time, as a product takes five cycles and two begin in each: 12 sums of six tokens keep
-        // them busy, and the sums of floats wait in memory.
+        // A product takes five cycles and two begin in each. With two vectors of a tile at a time,
+        // the 12 sums of six tokens keep them busy, and the sums of floats wait in memory.
         // SAFETY: the caller's promise.
         unsafe {
             match VECTORS % 2 {
@@ -47,8 +48,8 @@ impl Eight for AvxVnni {
     }
 }
 
-// What "SAFETY" says below: the token proves that the processor has the instructions; the caller promises that `from` can be
-// read, which needs no alignment.
+// SAFETY comments below: the token proves that the processor has the instructions. The caller
+// promises that `from` can be read, which needs no alignment.
 impl Dot for AvxVnni {
     type Word = __m256i;
 

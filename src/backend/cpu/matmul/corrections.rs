@@ -1,25 +1,27 @@
-//! What products of bytes lack, from the sums of activations: zero points of weights, and minima of their groups.
+//! Corrections of products of bytes, from the sums of activations: for zero points of weights, and
+//! for minima of their groups.
 
 use super::activations::{self, SUM_GROUP};
 use super::kernels::Activations;
 
-/// What the sums of activations are for.
+/// The use of the sums of activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Correction {
-    /// Nothing.
+    /// No correction.
     None,
-    /// The zero point, which the unpacked bytes exceed the weights by, in groups of so many columns. Sums start at
-    /// `start` without it.
+    /// The zero point: the unpacked bytes exceed the weights by it, in groups of `group` columns.
+    /// Without the correction, sums would start at `start`.
     Zero { zero: i32, start: i32, group: usize },
-    /// Minima of groups of so many columns.
+    /// Minima of groups of `group` columns.
     Mins { group: usize },
 }
 
-/// What corrections were computed of: which, for how many columns of which activations.
+/// The inputs of corrections: the kind, the columns, and the address and number of the activations.
 pub(super) type Corrected = (Correction, usize, usize, usize);
 
-/// Fills in the corrections, `[groups][tokens]`: where integer sums start so as to account for the zero point, or what
-/// minima are multiplied with, as bits. Returns the columns of a group. Nothing is done where they are there already.
+/// Fills in the corrections, `[groups][tokens]`: the integers at which sums start to account for
+/// the zero point, or the factors of minima, as bits. Returns the columns per group. Does nothing
+/// if the same corrections are there already.
 ///
 /// # Safety
 /// The pointers of the activations are valid.
@@ -36,7 +38,7 @@ pub(super) unsafe fn prepare(
         return group;
     }
     let (n, stride) = (x.n, x.group_stride);
-    // SAFETY: there are as many sums and scales, and nothing writes them.
+    // SAFETY: the activations have this many sums and scales, and nothing writes them.
     let (sums, scales) = unsafe {
         (
             std::slice::from_raw_parts(x.sums, cols / SUM_GROUP * stride),
@@ -67,7 +69,7 @@ pub(super) unsafe fn prepare(
     group
 }
 
-/// The same for one token, in loops that compilers make vectors of.
+/// The same for one token, in loops that compilers vectorize.
 fn prepare_one(correction: Correction, sums: &[i32], scales: &[f32], corrections: &mut [i32]) {
     let pairs = sums.as_chunks::<2>().0;
     let to = corrections.iter_mut();

@@ -1,5 +1,6 @@
-//! The matrix kernel for few tokens: what a block unpacks to is multiplied at once, since storing it in a tile first would
-//! cost as much as the products. The numbers are those of [`tile`](super::tile), bit by bit.
+//! The matrix kernel for few tokens. It multiplies an unpacked block at once, since storing it in a
+//! tile first would cost as much as the products. Results equal those of [`tile`](super::tile), bit
+//! by bit.
 
 use super::activations;
 use super::formats::{Format, Kind, Sink};
@@ -8,18 +9,18 @@ use super::lanes::{Dot, Rows, unroll};
 use super::layout::Source;
 use super::prefetch::{AheadOfRows, LINE};
 
-/// A vector of rows, next to each other, times a few tokens.
+/// Adjacent rows, as many as a vector has lanes, times a few tokens.
 pub(super) struct Few {
     /// The rows, of `cols` columns.
     pub(super) rows: Rows,
     pub(super) cols: usize,
     /// Columns whose products are summed up before they are added to the output: whole blocks.
     pub(super) slice: usize,
-    /// Their activations from the first column on.
+    /// The tokens' activations from the first column on.
     pub(super) tokens: Tokens,
-    /// What the products are added to.
+    /// The products are added to this.
     pub(super) bias: Option<*const f32>,
-    /// Memory to ask for meanwhile, as much as the rows have.
+    /// Memory to prefetch meanwhile, as much as the rows have.
     pub(super) ahead: AheadOfRows,
 }
 
@@ -30,7 +31,8 @@ pub(super) unsafe fn run<S: Dot, F: Format, R: Source<S>, const TOKENS: usize>(s
     let (block, block_bytes) = (F::TYPE.block_len(), F::TYPE.block_bytes());
     let group = <F::Kind as Kind>::GROUP;
     let Tokens { x, x_stride, scales, corrections, group_stride, out, out_stride } = few.tokens;
-    // SAFETY: all offsets are within the rows, the activations and the output, by the caller's promise.
+    // SAFETY: all offsets are within the rows, the activations and the output, by the caller's
+    // promise.
     unsafe {
         let before = few.bias.map_or(s.splat_float(0.0), |bias| s.load_float(bias));
         let mut outs = [before; TOKENS];
@@ -72,7 +74,7 @@ pub(super) unsafe fn run<S: Dot, F: Format, R: Source<S>, const TOKENS: usize>(s
     }
 }
 
-/// Takes a block times its activations.
+/// Multiplies a block with its activations.
 struct Products<S: Dot, K, const TOKENS: usize> {
     simd: S,
     /// The activations of the block, their scales and the corrections.
@@ -80,14 +82,15 @@ struct Products<S: Dot, K, const TOKENS: usize> {
     x_scales: *const f32,
     corrections: *const i32,
     group_stride: usize,
-    /// What to ask for meanwhile, during the block,
+    /// The address to prefetch from during the block,
     ahead: *const u8,
-    /// and during the group: so many bytes, word by word, as only so many requests can be under way.
+    /// and during the group: `ahead_bytes` bytes, word by word, as the number of pending requests
+    /// is limited.
     ahead_of_group: *const u8,
     ahead_bytes: usize,
     /// The sums of the group.
     sums: [S::Int; TOKENS],
-    /// Those of a run of words, and how many there are: whole runs are a group.
+    /// The number of words in the current run, and their sums. A group consists of whole runs.
     words: usize,
     partial: [S::Partial; TOKENS],
     totals: [S::Float; TOKENS],

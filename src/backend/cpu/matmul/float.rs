@@ -1,11 +1,11 @@
-//! The matrix kernel of the floating-point types: as that of the quantized formats, with f32 weights in the tile and f32
-//! activations.
+//! The matrix kernel of the floating-point types: like that of the quantized formats, with f32
+//! weights in the tile and f32 activations.
 
 use super::kernels::Dots;
 use super::lanes::{Lanes, MAX_LANES, Rows, unroll};
 use super::tile::{self, Tile};
 
-/// Columns of a slice at most: as much memory as for quantized weights.
+/// The most columns of a slice: it takes as much memory as for quantized weights.
 pub(super) const SLICE: usize = tile::SLICE / 4;
 
 /// A floating-point type of one or two elements in 32 bits.
@@ -53,7 +53,7 @@ impl FloatFormat for Bf16 {
 /// Converts some columns of `VECTORS` vectors of rows to f32, transposed.
 ///
 /// # Safety
-/// The rows hold the columns, and they are no more than fit the tile.
+/// The rows hold the columns, and the columns fit the tile.
 #[inline(always)]
 pub(super) unsafe fn unpack<S: Lanes, F: FloatFormat, const VECTORS: usize>(
     s: S,
@@ -72,7 +72,8 @@ pub(super) unsafe fn unpack<S: Lanes, F: FloatFormat, const VECTORS: usize>(
     }
 }
 
-/// Converts some columns of a vector of rows to f32, transposed: `VECTORS` vectors from one column to the next.
+/// Converts some columns of a vector of rows to f32, transposed, with `VECTORS` vectors from one
+/// column to the next.
 ///
 /// # Safety
 /// The rows hold the columns, and `to` is valid for as many vectors.
@@ -113,7 +114,7 @@ unsafe fn unpack_rows<S: Lanes, F: FloatFormat, const VECTORS: usize>(
     }
 }
 
-/// Vectors that are multiplied at once, at most: as many as there are registers for.
+/// The most vectors that are multiplied at once, limited by the registers.
 const AT_ONCE: usize = 2;
 
 const fn at_once(vectors: usize) -> usize {

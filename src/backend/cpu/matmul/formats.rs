@@ -1,23 +1,25 @@
-//! How the quantized formats unpack to the form that the one matrix kernel works on: bytes with a scale for each group
-//! of 16 or 32 weights and, in some formats, a minimum. The formats are described in `quant::blocks`.
+//! How the quantized formats unpack to the form of the one matrix kernel: bytes with a scale for
+//! each group of 16 or 32 weights and, in some formats, a minimum. `quant::formats` describes the
+//! formats.
 //!
-//! Unpacking is vertical: the packed bytes of a vector of rows are transposed first, so that the bits of all rows are
-//! taken apart by the same full-width instructions, the packed scales among them.
+//! Unpacking is vertical: it first transposes the packed bytes of a vector of rows. Then the same
+//! full-width instructions split the bits of all rows, including packed scales.
 
 use super::lanes::{Lanes, unroll};
 use super::layout::Source;
 use crate::gguf::TensorType;
 
-/// What the matrix kernel has to know of a format; formats of the same kind share it. Group `g` of a row stands for the
-/// weights `scale[g] * (q[i] - zero) + min[g]`.
+/// The properties of a format that matter to the matrix kernel. Formats of the same kind share it.
+/// Group `g` of a row stands for the weights `scale[g] * (q[i] - zero) + min[g]`.
 pub(super) trait Kind {
     /// Weights that share a scale: 16 or 32.
     const GROUP: usize;
-    /// Whether the zero point is not 0: sums of products start at minus it times the sum of the activations.
+    /// Whether the zero point is not 0. Sums of products then start at minus the zero point times
+    /// the sum of the activations.
     const HAS_ZERO: bool = false;
     /// Whether groups have a minimum.
     const MINS: bool = false;
-    /// Whether the bytes take all 8 bits, and are in the form of [`Lanes::wide`].
+    /// Whether the bytes use all 8 bits, and are in the form of [`Lanes::wide`].
     const WIDE: bool = false;
     /// The largest magnitude of a byte.
     const MAX: i32;
@@ -60,7 +62,7 @@ impl<const MAX: i32> Kind for Mins16<MAX> {
 
 impl Kind for Wide32 {
     const GROUP: usize = 32;
-    // Where the instruction set takes signed bytes as they are, the sums start at 0 times something.
+    // On instruction sets that take signed bytes directly, the sums start at a multiple of 0.
     const HAS_ZERO: bool = true;
     const WIDE: bool = true;
     const MAX: i32 = 128;
@@ -70,44 +72,47 @@ impl Kind for Wide32 {
 pub(super) trait Format {
     /// The format's name in GGUF.
     const TYPE: TensorType;
-    /// What kind it is.
+    /// Its kind.
     type Kind: Kind;
-    /// The zero point: what is subtracted from the unpacked bytes. For a wide format, [`Lanes::WIDE_ZERO`] stands in its
-    /// place.
+    /// The zero point, which is subtracted from the unpacked bytes. Wide formats use
+    /// [`Lanes::WIDE_ZERO`] in its place.
     const ZERO: i32 = 0;
 
     /// Unpacks one block, which starts at `offset`, of each row.
     ///
     /// # Safety
-    /// `LANES` rows are valid for reads of `offset` plus the bytes of a block, and `out` takes a block.
+    /// `LANES` rows are valid for reads of `offset` plus the bytes of a block, and `out` takes a
+    /// block.
     unsafe fn unpack<S: Lanes>(s: S, rows: impl Source<S>, offset: usize, out: &mut impl Sink<S>);
 }
 
-/// What takes the block of a vector of rows as it is unpacked: group by group, in order.
+/// The receiver of an unpacked block of a vector of rows: group by group, in order.
 pub(super) trait Sink<S: Lanes> {
     /// Begins a group.
     ///
     /// # Safety
-    /// It is within the block that the sink was made for; so for the functions below.
+    /// The group is within the block that the sink was made for. The same holds for the functions
+    /// below.
     unsafe fn begin(&mut self, group: usize);
-    /// Weights `4 * i ..` of the block, of the group that was begun last.
+    /// Weights `4 * i ..` of the block, which belong to the current group.
     ///
     /// # Safety
     /// As for [`begin`](Self::begin).
     unsafe fn q(&mut self, i: usize, value: S::Int);
-    /// Ends the group, all of whose weights were given; with minima where the [`Kind`] has some.
+    /// Ends the group after all of its weights, with minima if the [`Kind`] has them.
     ///
     /// # Safety
     /// As for [`begin`](Self::begin).
     unsafe fn end(&mut self, group: usize, scale: S::Float, min: Option<S::Float>);
 }
 
-/// Where a vector of rows unpacks to: arrays whose elements are `VECTORS` vectors of rows, this one among them.
+/// The place to unpack a vector of rows to: arrays of elements of `VECTORS` vectors of rows,
+/// including this one.
 pub(super) struct Unpacked<S, const VECTORS: usize> {
     simd: S,
     /// Elements of four bytes: weights `4 * i ..` of the rows.
     q: *mut i32,
-    /// Elements for groups.
+    /// An element for each group.
     scales: *mut f32,
     mins: *mut f32,
 }
@@ -141,9 +146,10 @@ impl<S: Lanes, const VECTORS: usize> Sink<S> for Unpacked<S, VECTORS> {
     }
 }
 
-/// The halves of a block of 256 weights, for a loop that compilers do not unroll. Where a block is one straight line of code,
-/// each of its instructions reads every two or three kilobytes, which the processor's prefetchers foresee worse than small steps:
-/// interleaved weights were read at 0.8 instead of 0.96 of what memory gives.
+/// The halves of a block of 256 weights, for a loop that compilers do not unroll. If a block were
+/// one straight line of code, each of its instructions would read every two or three kilobytes.
+/// Prefetchers predict these steps worse than small ones: interleaved weights were read at 0.8
+/// instead of 0.96 of the memory's bandwidth.
 #[inline(always)]
 fn halves() -> std::ops::Range<usize> {
     0..std::hint::black_box(2)
@@ -217,8 +223,9 @@ unsafe fn two_quants<S: Lanes>(s: S, rows: impl Source<S>, at: usize) -> [[S::In
     unsafe { [rows.quants(s, at), rows.quants(s, at + 16)] }
 }
 
-/// Moves the upper half of what [`two_quants`] read to the lower half. No closure is mapped over the vectors: compilers do
-/// not always inline one, and without that it is compiled for the oldest processors.
+/// Moves the upper half of each byte from [`two_quants`] to the lower half. No closure is mapped
+/// over the vectors: compilers do not always inline one, and then compile it for the oldest
+/// processors.
 #[inline(always)]
 fn shift_right<S: Lanes>(s: S, quants: &mut [[S::Int; 4]; 2]) {
     unroll!(part < 2; 0 1, {
@@ -327,7 +334,8 @@ impl Format for Q2K {
 
     #[inline(always)]
     unsafe fn unpack<S: Lanes>(s: S, rows: impl Source<S>, at: usize, out: &mut impl Sink<S>) {
-        // SAFETY: all reads are within the 84 bytes of the block, all writes within its 256 weights.
+        // SAFETY: all reads are within the 84 bytes of the block, all writes within its 256
+        // weights.
         unsafe {
             let tail = rows.words(s, at + 68)[3];
             let d = s.half_to_float(tail);
@@ -363,7 +371,8 @@ impl Format for Q3K {
 
     #[inline(always)]
     unsafe fn unpack<S: Lanes>(s: S, rows: impl Source<S>, at: usize, out: &mut impl Sink<S>) {
-        // SAFETY: all reads are within the 110 bytes of the block, all writes within its 256 weights.
+        // SAFETY: all reads are within the 110 bytes of the block, all writes within its 256
+        // weights.
         unsafe {
             let ([first, second, mut tops], d) = rows.last_words_and_half(s, at + 96);
             let (mut lows, d) = ([first, second], s.half_to_float(d));
@@ -395,7 +404,7 @@ impl Format for Q3K {
     }
 }
 
-/// The scales and minima that start a block of Q4_K and Q5_K.
+/// The scales and minima at the start of a block of Q4_K and Q5_K.
 struct Heads<S: Lanes> {
     d: S::Float,
     minus_dmin: S::Float,
@@ -440,7 +449,8 @@ impl Format for Q4K {
 
     #[inline(always)]
     unsafe fn unpack<S: Lanes>(s: S, rows: impl Source<S>, at: usize, out: &mut impl Sink<S>) {
-        // SAFETY: all reads are within the 144 bytes of the block, all writes within its 256 weights.
+        // SAFETY: all reads are within the 144 bytes of the block, all writes within its 256
+        // weights.
         unsafe {
             let mut heads = Heads::new(s, rows.words(s, at));
             for half in halves() {
@@ -476,7 +486,8 @@ impl Format for Q5K {
 
     #[inline(always)]
     unsafe fn unpack<S: Lanes>(s: S, rows: impl Source<S>, at: usize, out: &mut impl Sink<S>) {
-        // SAFETY: all reads are within the 176 bytes of the block, all writes within its 256 weights.
+        // SAFETY: all reads are within the 176 bytes of the block, all writes within its 256
+        // weights.
         unsafe {
             let mut heads = Heads::new(s, rows.words(s, at));
             // Bit g of a byte of the high bits belongs to group g.
@@ -518,13 +529,15 @@ impl Format for Q6K {
 
     #[inline(always)]
     unsafe fn unpack<S: Lanes>(s: S, rows: impl Source<S>, at: usize, out: &mut impl Sink<S>) {
-        // SAFETY: all reads are within the 210 bytes of the block, all writes within its 256 weights.
+        // SAFETY: all reads are within the 210 bytes of the block, all writes within its 256
+        // weights.
         unsafe {
             let d = s.half_to_float(rows.last_half(s, at + 208));
             let mut scales = rows.words(s, at + 192);
             let pair = s.splat(0x3030_3030);
             for half in halves() {
-                // Groups 0 to 3 have the low nibbles of 64 bytes, 4 to 7 the high ones; a pair of bits of 32 bytes each.
+                // Groups 0 to 3 have the low nibbles of 64 bytes, groups 4 to 7 the high ones. Each
+                // has a pair of bits of 32 bytes.
                 let nibbles = [two_quants(s, rows, at + 64 * half), two_quants(s, rows, at + 64 * half + 32)];
                 let tops = two_quants(s, rows, at + 128 + 32 * half);
                 unroll!(two < 4; 0 1 2 3, {

@@ -1,8 +1,8 @@
-//! The kernels as functions that are compiled for an instruction set, the tables of them that [`schedule`](super::schedule)
-//! takes, and what they work on.
+//! The kernels as functions that are compiled for an instruction set, the tables of them for
+//! [`schedule`](super::schedule), and their arguments.
 //!
-//! A table is only handed out by a token ([`Lanes`]), and its functions make the token anew: so they are called where the
-//! processor has the instructions.
+//! Only a token hands out a table ([`Lanes`]), and the table's functions create the token anew. So
+//! they are only called where the processor has the instructions.
 
 use super::OutPtr;
 use super::activations;
@@ -16,35 +16,35 @@ use super::tile::{self, Tile};
 use crate::simd::Kernel;
 use std::marker::PhantomData;
 
-/// Unpacks columns (the first, and how many) of the rows of a tile.
+/// Unpacks columns (the first, and their number) of the rows of a tile.
 pub(super) type Unpack = unsafe fn(Rows, usize, usize, &mut Tile);
 /// Multiplies a tile with a certain number of tokens.
 pub(super) type Multiply = unsafe fn(&Dots<'_>);
 
-/// Multiplies rows with a certain number of tokens, a few, without a tile.
+/// Multiplies rows with a certain small number of tokens, without a tile.
 pub(super) type Direct = unsafe fn(&Few);
 
 /// The kernels for one type of weights on one instruction set.
 pub(super) struct Kernels {
-    /// Rows in a tile.
+    /// Rows per tile.
     pub(super) rows: usize,
-    /// Columns that the kernels work on between two requests for memory; more than a slice where they make none.
+    /// Columns between two prefetches of the kernels; more than a slice if they do not prefetch.
     pub(super) group: usize,
     /// Slices are multiples of this.
     pub(super) block: usize,
-    /// Columns of a slice at most.
+    /// The most columns of a slice.
     pub(super) slice: usize,
     pub(super) unpack: Unpack,
-    /// For 1, 2, … tokens, at most [`MAX_TOKENS`](super::schedule::MAX_TOKENS).
+    /// For 1, 2, … tokens, up to [`MAX_TOKENS`](super::schedule::MAX_TOKENS).
     pub(super) dots: &'static [Multiply],
     /// Rows that a [`Direct`] multiplies.
     pub(super) direct_rows: usize,
-    /// For 1, 2, … tokens; empty where there are none.
+    /// For 1, 2, … tokens. Empty if there are none.
     pub(super) direct: &'static [Direct],
     pub(super) correction: Correction,
 }
 
-/// Activations as the kernels read them.
+/// Activations in the form that the kernels read.
 #[derive(Clone, Copy)]
 pub(super) struct Activations {
     /// Row-major, i8 or f32.
@@ -53,7 +53,7 @@ pub(super) struct Activations {
     pub(super) stride: usize,
     /// Bytes of a column.
     pub(super) size: usize,
-    /// For quantized ones: scales, `[cols / 32][n]`,
+    /// For quantized activations: scales, `[cols / 32][n]`,
     pub(super) scales: *const f32,
     /// and sums, `[cols / 16][n]`;
     pub(super) sums: *const i32,
@@ -63,25 +63,25 @@ pub(super) struct Activations {
     pub(super) n: usize,
 }
 
-/// A few tokens: their activations from a column on, and where their products with rows go.
+/// A few tokens: their activations from a column on, and the place of their products with rows.
 #[derive(Clone, Copy)]
 pub(super) struct Tokens {
-    /// From the first token and column on, as [`Activations::x`].
+    /// From the first token and column on, like [`Activations::x`].
     pub(super) x: *const u8,
     pub(super) x_stride: usize,
-    /// From the first token and group on; the next group is `group_stride` elements further.
+    /// From the first token and group on. The next group is `group_stride` elements further.
     pub(super) scales: *const f32,
-    /// As `scales`, for the groups of the [`Correction`].
+    /// Like `scales`, for the groups of the [`Correction`].
     pub(super) corrections: *const i32,
     pub(super) group_stride: usize,
-    /// The output from the first token and row on; tokens are `out_stride` apart.
+    /// The output from the first token and row on. Tokens are `out_stride` apart.
     pub(super) out: *mut f32,
     pub(super) out_stride: usize,
 }
 
 impl Activations {
-    /// The tokens from `token` on, from `column` on, whose products with the rows from `row` on go to `out`. `corrections` are in
-    /// groups of `group` columns.
+    /// The tokens from `token` on, from `column` on. Their products with the rows from `row` on go
+    /// to `out`. `corrections` are in groups of `group` columns.
     ///
     /// # Safety
     /// Token and column are within the activations, token and row within the output.
@@ -99,7 +99,7 @@ impl Activations {
         Tokens {
             x,
             x_stride: self.stride,
-            // There are none for floating-point activations.
+            // Floating-point activations have no scales.
             scales: self.scales.wrapping_add(column / activations::GROUP * self.group_stride + token),
             corrections: corrections.as_ptr().wrapping_add(column / group * self.group_stride + token),
             group_stride: self.group_stride,
@@ -114,11 +114,11 @@ pub(super) struct Dots<'a> {
     pub(super) tile: &'a Tile,
     pub(super) columns: usize,
     pub(super) tokens: Tokens,
-    /// What the products are added to, as the output: the sum of earlier slices, which may be the output itself, or else the bias or
-    /// zeros.
+    /// The products are added to this, in the output's layout: to the sum of earlier slices, which
+    /// may be the output itself, or else to the bias or zeros.
     pub(super) before: *const f32,
     pub(super) before_stride: usize,
-    /// Memory to ask for meanwhile: so many cache lines for each group of columns.
+    /// Memory to prefetch meanwhile: `ahead_lines` cache lines for each group of columns.
     pub(super) ahead: *const u8,
     pub(super) ahead_lines: usize,
 }
@@ -127,7 +127,7 @@ impl Dots<'_> {
     /// Writes a vector of products, of token `t` with rows `row` and up.
     ///
     /// # Safety
-    /// The token and the rows are within the output, and this thread's.
+    /// The token and the rows are within the output, and belong to this thread.
     #[inline(always)]
     pub(super) unsafe fn write<S: Lanes>(&self, s: S, t: usize, row: usize, product: S::Float) {
         // SAFETY: the caller's promise.
@@ -174,7 +174,7 @@ pub(super) fn float<S: Lanes, F: FloatFormat, const VECTORS: usize>() -> Kernels
     }
 }
 
-/// Columns of some rows, and where they are unpacked to.
+/// Columns of some rows, and the tile to unpack them to.
 struct Columns<'t, F, R> {
     rows: Rows,
     column: usize,
@@ -183,8 +183,8 @@ struct Columns<'t, F, R> {
     types: PhantomData<(F, R)>,
 }
 
-// A kernel must be a value for `Token::call` to compile it for the instruction set. Each of those below is made in one unsafe
-// function alone, whose caller promises what the kernel needs.
+// `Token::call` only compiles a kernel for the instruction set if it is a value. Each kernel below
+// is constructed in one unsafe function, whose caller promises what the kernel needs.
 
 /// Unpacks quantized weights to a tile of `VECTORS` vectors.
 struct Quant<'t, F, R, const VECTORS: usize>(Columns<'t, F, R>);
@@ -195,7 +195,7 @@ impl<S: Lanes, F: Format, R: Source<S>, const VECTORS: usize> Kernel<S> for Quan
     #[inline(always)]
     fn run(self, s: S) {
         let Columns { rows, column, columns, tile, .. } = self.0;
-        // SAFETY: the unsafe function that makes these values has the caller's promise.
+        // SAFETY: the unsafe function that constructs these values has the caller's promise.
         unsafe { tile::unpack::<S, F, R, VECTORS>(s, rows, column, columns, tile) }
     }
 }
@@ -203,7 +203,7 @@ impl<S: Lanes, F: Format, R: Source<S>, const VECTORS: usize> Kernel<S> for Quan
 /// [`tile::unpack`].
 ///
 /// # Safety
-/// As there; there was a token.
+/// As for that function; there was a token.
 unsafe fn unpack<S: Lanes, F: Format, R: Source<S>, const VECTORS: usize>(
     rows: Rows,
     column: usize,
@@ -223,7 +223,7 @@ impl<S: Lanes, F: FloatFormat, const VECTORS: usize> Kernel<S> for Float<'_, F, 
     #[inline(always)]
     fn run(self, s: S) {
         let Columns { rows, column, columns, tile, .. } = self.0;
-        // SAFETY: the unsafe function that makes these values has the caller's promise.
+        // SAFETY: the unsafe function that constructs these values has the caller's promise.
         unsafe { float::unpack::<S, F, VECTORS>(s, rows, column, columns, tile) }
     }
 }
@@ -231,7 +231,7 @@ impl<S: Lanes, F: FloatFormat, const VECTORS: usize> Kernel<S> for Float<'_, F, 
 /// [`float::unpack`].
 ///
 /// # Safety
-/// As there; there was a token.
+/// As for that function; there was a token.
 unsafe fn float_unpack<S: Lanes, F: FloatFormat, const VECTORS: usize>(
     rows: Rows,
     column: usize,
@@ -250,7 +250,7 @@ impl<S: Lanes, K: Kind, const VECTORS: usize, const TOKENS: usize> Kernel<S> for
 
     #[inline(always)]
     fn run(self, s: S) {
-        // SAFETY: the unsafe function that makes these values has the caller's promise.
+        // SAFETY: the unsafe function that constructs these values has the caller's promise.
         unsafe { s.dots::<K, VECTORS, TOKENS>(self.0) }
     }
 }
@@ -258,7 +258,7 @@ impl<S: Lanes, K: Kind, const VECTORS: usize, const TOKENS: usize> Kernel<S> for
 /// [`Lanes::dots`].
 ///
 /// # Safety
-/// As there; there was a token.
+/// As for that function; there was a token.
 pub(super) unsafe fn dots<S: Lanes, K: Kind, const VECTORS: usize, const TOKENS: usize>(dots: &Dots<'_>) {
     // SAFETY: the caller's promise.
     let s = unsafe { S::assume() };
@@ -272,7 +272,7 @@ impl<S: Lanes, const VECTORS: usize, const TOKENS: usize> Kernel<S> for FloatPro
 
     #[inline(always)]
     fn run(self, s: S) {
-        // SAFETY: the unsafe function that makes these values has the caller's promise.
+        // SAFETY: the unsafe function that constructs these values has the caller's promise.
         unsafe { float::dots::<S, VECTORS, TOKENS>(s, self.0) }
     }
 }
@@ -280,7 +280,7 @@ impl<S: Lanes, const VECTORS: usize, const TOKENS: usize> Kernel<S> for FloatPro
 /// [`float::dots`].
 ///
 /// # Safety
-/// As there; there was a token.
+/// As for that function; there was a token.
 pub(super) unsafe fn float_dots<S: Lanes, const VECTORS: usize, const TOKENS: usize>(dots: &Dots<'_>) {
     // SAFETY: the caller's promise.
     let s = unsafe { S::assume() };
@@ -295,7 +295,7 @@ impl<S: Dot, F: Format, R: Source<S>, const TOKENS: usize> Kernel<S> for DirectP
 
     #[inline(always)]
     fn run(self, s: S) {
-        // SAFETY: the unsafe function that makes these values has the caller's promise.
+        // SAFETY: the unsafe function that constructs these values has the caller's promise.
         unsafe { few::run::<S, F, R, TOKENS>(s, self.0) }
     }
 }
@@ -303,7 +303,7 @@ impl<S: Dot, F: Format, R: Source<S>, const TOKENS: usize> Kernel<S> for DirectP
 /// [`few::run`].
 ///
 /// # Safety
-/// As there; there was a token.
+/// As for that function; there was a token.
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // only x86 has kernels of it
 pub(super) unsafe fn direct<S: Dot, F: Format, R: Source<S>, const TOKENS: usize>(few: &Few) {
     // SAFETY: the caller's promise.

@@ -1,7 +1,8 @@
-//! What the kernels need of an instruction set: vectors of 32-bit lanes, where lane `r` works on row `r` of a matrix.
+//! The kernels' view of an instruction set: vectors of 32-bit lanes, where lane `r` works on row
+//! `r` of a matrix.
 //!
-//! All kernels are written once, generic over [`Lanes`]. [`kernels`](super::kernels) makes functions of them that are compiled
-//! for the instruction set.
+//! All kernels are written once, generic over [`Lanes`]. [`kernels`](super::kernels) makes
+//! functions of them, compiled for the instruction set.
 
 use super::activations;
 use super::float::FloatFormat;
@@ -10,7 +11,8 @@ use super::kernels::{Direct, Dots, Kernels, Multiply};
 use super::layout::Source;
 use crate::simd::Token;
 
-/// 1.5 * 2^23: the f32 with the bits of this plus an integer below 2^22 in magnitude is `MAGIC` plus that integer.
+/// 1.5 * 2^23: adding an integer below 2^22 in magnitude to its bits yields the f32 `MAGIC` plus
+/// that integer.
 #[cfg(target_arch = "x86_64")]
 pub(super) const MAGIC: f32 = 12_582_912.0;
 
@@ -20,45 +22,48 @@ pub(super) const MAX_LANES: usize = 16;
 /// Rows of bytes, one for each lane.
 #[derive(Clone, Copy)]
 pub(super) struct Rows {
-    /// The start of the first one.
+    /// The start of the first row.
     pub(super) first: *const u8,
-    /// From one row to the next.
+    /// Bytes from one row to the next.
     pub(super) stride: usize,
 }
 
 impl Rows {
-    /// Where the 16 bytes at `offset` of row `r` are.
+    /// The address of the 16 bytes at `offset` of row `r`.
     #[inline(always)]
     pub(super) fn at(self, r: usize, offset: usize) -> *const u8 {
         self.first.wrapping_add(offset).wrapping_add(r * self.stride)
     }
 }
 
-/// Vectors of [`LANES`](Self::LANES) 32-bit lanes. An `Int` is also seen as four bytes a lane, first byte lowest.
+/// Vectors of [`LANES`](Self::LANES) 32-bit lanes. An `Int` also serves as four bytes per lane,
+/// first byte lowest.
 pub(super) trait Lanes: Token {
-    /// 32-bit lanes in a vector: rows that are worked on together.
+    /// 32-bit lanes per vector: rows that are worked on together.
     const LANES: usize;
-    /// What [`wide`](Self::wide) adds to signed bytes.
+    /// The number that [`wide`](Self::wide) adds to signed bytes.
     const WIDE_ZERO: i32;
-    /// What sums start at, for [`scaled`](Self::scaled).
+    /// The start of sums, for [`scaled`](Self::scaled).
     const SUM_START: i32;
-    /// Whether the next tile is asked for while one is multiplied; where registers are few, that costs more than it saves.
+    /// Whether to prefetch the next tile while one is multiplied. With few registers that costs
+    /// more than it saves.
     const ASKS_AHEAD: bool = false;
     /// A vector of integers.
     type Int: Copy;
     /// A vector of f32.
     type Float: Copy;
 
-    /// Whether weights are copied to an order in which rows are [interleaved](super::layout).
+    /// Whether to copy weights to a layout with [interleaved](super::layout) rows.
     const INTERLEAVES: bool = false;
-    /// Whether a product of a few tokens reads rows on and on also where they lie as in the file.
+    /// Whether products of few tokens read rows without a break also in the file's layout.
     const STREAMS_ROWS: bool = false;
 
-    /// The kernels for a quantized format and rows that are read as `R`. With few tokens tiles may be smaller.
+    /// The kernels for a quantized format and rows that are read as `R`. With few tokens tiles may
+    /// be smaller.
     fn quant_kernels<F: Format, R: Source<Self>>(is_few: bool) -> Kernels;
     /// The kernels for a floating-point type.
     fn float_kernels<F: FloatFormat>(is_few: bool) -> Kernels;
-    /// Products of a tile with 1, 2, … tokens, as many as there are registers for.
+    /// Products of a tile with 1, 2, … tokens, up to the number that the registers allow.
     fn products<K: Kind, const VECTORS: usize>() -> &'static [Multiply];
     /// The same for floating-point weights.
     fn float_products<const VECTORS: usize>() -> &'static [Multiply];
@@ -67,7 +72,8 @@ pub(super) trait Lanes: Token {
         &[]
     }
 
-    /// The nearest integers to a group of activations times `by`, which are below 128; returns the sums of both halves.
+    /// The nearest integers to a group of activations times `by`, which are below 128. Returns the
+    /// sums of both halves.
     #[inline(always)]
     fn round(self, x: &[f32; activations::GROUP], by: f32, q: &mut [i8; activations::GROUP]) -> [i32; 2] {
         activations::round(x, by, q)
@@ -81,26 +87,28 @@ pub(super) trait Lanes: Token {
     fn or(self, a: Self::Int, b: Self::Int) -> Self::Int;
     /// Shifts each lane left by less than 32 bits.
     fn shl(self, a: Self::Int, bits: u32) -> Self::Int;
-    /// Shifts each lane right by less than 32 bits, zeros coming in.
+    /// Shifts each lane right by less than 32 bits, with zeros coming in.
     fn shr(self, a: Self::Int, bits: u32) -> Self::Int;
-    /// Shifts each lane right by less than 32 bits, copies of the sign coming in.
+    /// Shifts each lane right by less than 32 bits, with copies of the sign coming in.
     fn sar(self, a: Self::Int, bits: u32) -> Self::Int;
-    /// The bits of the weights of [element](Self::quants) `nibble`, whose rows have the bits of 32 weights each in the
-    /// lanes of `a`; bits of weights go to their bytes, there as bit 4 (0 or 16).
+    /// The bits of the weights of [element](Self::quants) `nibble`. The lanes of `a` have the bits
+    /// of 32 weights of each row. The result has each bit in the byte of its weight, as bit 4 (0 or
+    /// 16).
     fn spread_bits(self, a: Self::Int, nibble: u32) -> Self::Int;
-    /// Signed bytes in the form that products with [`Kind::WIDE`] take: [`WIDE_ZERO`](Self::WIDE_ZERO) added.
+    /// Signed bytes in the form for products with [`Kind::WIDE`]: [`WIDE_ZERO`](Self::WIDE_ZERO)
+    /// added.
     fn wide(self, a: Self::Int) -> Self::Int;
 
     /// The same number in all lanes.
     fn splat_float(self, value: f32) -> Self::Float;
-    /// What [`scaled`](Self::scaled) takes besides a scale.
+    /// The second number that [`scaled`](Self::scaled) needs for a scale.
     fn offset(self, scale: Self::Float) -> Self::Float;
-    /// `(sum - SUM_START) * scale`, for sums that differ from [`SUM_START`](Self::SUM_START) by less than 2^22, and scales
-    /// of up to 22 significant bits with their [`offset`](Self::offset).
+    /// `(sum - SUM_START) * scale`, for sums that differ from [`SUM_START`](Self::SUM_START) by
+    /// less than 2^22, and scales of up to 22 significant bits with their [`offset`](Self::offset).
     fn scaled(self, sum: Self::Int, scale: Self::Float, offset: Self::Float) -> Self::Float;
     /// The nearest f32 to each integer.
     fn to_float(self, a: Self::Int) -> Self::Float;
-    /// The f16 that the low half of each lane holds.
+    /// The f16 in the low half of each lane.
     fn half_to_float(self, a: Self::Int) -> Self::Float;
     /// The f32 whose bits each lane holds.
     fn bits_to_float(self, a: Self::Int) -> Self::Float;
@@ -114,9 +122,9 @@ pub(super) trait Lanes: Token {
     /// Reads one vector.
     ///
     /// # Safety
-    /// `from` is valid for reads of `LANES` elements; so for the functions below.
+    /// `from` is valid for reads of `LANES` elements. The same holds for the functions below.
     unsafe fn load(self, from: *const i32) -> Self::Int;
-    /// Reads 16-bit numbers to the low halves of the lanes, zeros above them.
+    /// Reads 16-bit numbers to the low halves of the lanes, with zeros above them.
     ///
     /// # Safety
     /// As above.
@@ -127,7 +135,7 @@ pub(super) trait Lanes: Token {
             // SAFETY: the caller's promise.
             *lane = i32::from(unsafe { from.add(i).read_unaligned() });
         }
-        // SAFETY: there are as many lanes.
+        // SAFETY: `lanes` has at least `LANES` elements.
         unsafe { self.load(lanes.as_ptr()) }
     }
     /// Writes one vector.
@@ -145,17 +153,18 @@ pub(super) trait Lanes: Token {
     /// # Safety
     /// `to` is valid for writes of `LANES` elements.
     unsafe fn store_float(self, to: *mut f32, value: Self::Float);
-    /// Asks for memory that will be read soon; any address will do.
+    /// Prefetches memory that will be read soon. Any address will do.
     #[inline(always)]
     fn prefetch(self, _: *const u8) {}
 
-    /// In lane `r` of vector `j`, the four bytes at `offset + 4 * j` of row `r`: 16 bytes of each row, transposed.
+    /// In lane `r` of vector `j`, the four bytes at `offset + 4 * j` of row `r`: 16 bytes of each
+    /// row, transposed.
     ///
     /// # Safety
     /// `LANES` rows are valid for reads of `offset + 16` bytes.
     unsafe fn transpose(self, rows: Rows, offset: usize) -> [Self::Int; 4];
-    /// 16 weights of one byte of each row, as the four elements of a tile that [`dots`](Self::dots) takes: where nothing
-    /// else is said, as transposed. What formats do to weights they do to all bytes alike.
+    /// 16 one-byte weights of each row, as the four elements of a tile for [`dots`](Self::dots). By
+    /// default they are transposed. Formats treat all bytes of weights alike.
     ///
     /// # Safety
     /// As for [`transpose`](Self::transpose).
@@ -171,33 +180,34 @@ pub(super) trait Lanes: Token {
     unsafe fn dots<K: Kind, const VECTORS: usize, const TOKENS: usize>(self, dots: &Dots<'_>);
 }
 
-/// What the kernel in [`tile`](super::tile) needs besides, to multiply bytes. Sums of products may be kept in another form
-/// for a few words, where that takes fewer instructions.
+/// Products of bytes, for the kernel in [`tile`](super::tile). Sums of products of a few words may
+/// have another form, if that takes fewer instructions.
 pub(super) trait Dot: Lanes {
     /// Four activations of one token.
     type Word: Copy;
     /// Sums of products of up to [`run`](Self::run) words.
     type Partial: Copy;
 
-    /// How many words a [`Partial`](Self::Partial) has room for with weights of up to `max`: a power of two.
+    /// The number of words whose sum fits a [`Partial`](Self::Partial) with weights of up to `max`:
+    /// a power of two.
     fn run(max: i32) -> usize;
     /// Word `i`, below 4, of those at `from`.
     ///
     /// # Safety
     /// `from` is valid for reads of four elements.
     unsafe fn word(self, from: *const i32, i: usize) -> Self::Word;
-    /// Begins a run that is to be added to `sum`.
+    /// Begins a run, whose sum will be added to `sum`.
     fn begin(self, sum: Self::Int) -> Self::Partial;
-    /// Adds, in each lane, the products of its four bytes with those of `x`: `w` unsigned and below 128, `x` signed, not
-    /// -128.
+    /// Adds, in each lane, the products of its four bytes with those of `x`. `w` is unsigned and
+    /// below 128, `x` is signed and not -128.
     fn dot4(self, sum: Self::Partial, w: Self::Int, x: Self::Word) -> Self::Partial;
     /// The same for any bytes in `w` that come from [`wide`](Lanes::wide).
     fn dot4_wide(self, sum: Self::Partial, w: Self::Int, x: Self::Word) -> Self::Partial;
-    /// `sum`, with which the run began, and what was added.
+    /// `sum`, with which the run began, plus the run's sum.
     fn end(self, sum: Self::Int, run: Self::Partial) -> Self::Int;
 }
 
-/// What a [`Dot`] defines that adds products to 32-bit sums right away.
+/// Definitions of a [`Dot`] that adds products to 32-bit sums right away.
 macro_rules! no_partial_sums {
     () => {
         type Partial = Self::Int;
@@ -220,8 +230,9 @@ macro_rules! no_partial_sums {
 }
 pub(super) use no_partial_sums;
 
-/// Repeats a block for `$i` in `0..$n`, which is at most 6, without a loop: accumulators indexed by `$i` are then sure to
-/// be kept in registers. Where it is at most less, the values may be given, so that no constant index is out of range.
+/// Repeats a block for `$i` in `0..$n` without a loop, where `$n` is at most 6. So accumulators
+/// indexed by `$i` surely stay in registers. With a smaller limit, the values may be given, so that
+/// no constant index is out of range.
 macro_rules! unroll {
     ($i:ident < $n:expr, $body:block) => {
         unroll!($i < $n; 0 1 2 3 4 5, $body)

@@ -1,34 +1,36 @@
-//! How the rows of a matrix lie in memory: one after the other, as in a file, or interleaved.
+//! The layout of a matrix's rows in memory: consecutive, as in a file, or interleaved.
 //!
-//! Interleaved are as many rows as a vector has lanes, a block of each at a time: each four bytes of a block of all these
-//! rows are neighbours, so that a vector is read in one piece, from memory that is read from its beginning to its end. A
-//! block may begin or end with two bytes more, a scale, which are neighbours as well. Bytes at offset `o` of a block are
-//! at `LANES * o`, so that rows take the same memory as in a file, at the same place.
+//! As many rows are interleaved as a vector has lanes, block by block. Each four bytes of a block
+//! are neighbours of the same four bytes of the other rows. So a vector is one read, and memory is
+//! read from beginning to end. A block may begin or end with two more bytes, a scale, which are
+//! neighbours as well. Bytes at offset `o` of a block are at `LANES * o`, so interleaved rows take
+//! the same memory as in a file, at the same place.
 
 use super::lanes::{Lanes, Rows};
 use crate::gguf::TensorType;
 
-/// The same block of a vector of rows, and how its bytes are read.
+/// The same block of a vector of rows, and how to read its bytes.
 ///
 /// # Safety
-/// What all functions want: the bytes are within the rows.
+/// All functions need this: the bytes are within the rows.
 pub(super) trait Source<S: Lanes>: Copy {
     /// Whether rows are interleaved.
     const INTERLEAVED: bool;
 
-    /// Of rows that begin at `rows.first`, and in a file are `rows.stride` apart.
+    /// Rows that begin at `rows.first`, and in a file are `rows.stride` apart.
     fn new(rows: Rows) -> Self;
     /// The four elements of 16 weights of one byte: see [`Lanes::quants`].
     unsafe fn quants(self, s: S, at: usize) -> [S::Int; 4];
     /// 16 bytes of each row, transposed.
     unsafe fn words(self, s: S, at: usize) -> [S::Int; 4];
-    /// The two bytes that begin a block of at least 16, in the low halves of the lanes.
+    /// The two bytes at the beginning of a block of at least 16 bytes, in the low halves of the
+    /// lanes.
     unsafe fn first_half(self, s: S, at: usize) -> S::Int;
     /// The same, and the four bytes after them.
     unsafe fn first_half_and_word(self, s: S, at: usize) -> [S::Int; 2];
-    /// The two bytes that end a block of at least 16, in the low halves of the lanes.
+    /// The two bytes at the end of a block of at least 16 bytes, in the low halves of the lanes.
     unsafe fn last_half(self, s: S, at: usize) -> S::Int;
-    /// Three words and then two bytes, which end a block of at least 16.
+    /// Three words and then two bytes, at the end of a block of at least 16 bytes.
     unsafe fn last_words_and_half(self, s: S, at: usize) -> ([S::Int; 3], S::Int);
 }
 
@@ -54,7 +56,7 @@ impl<S: Lanes> Source<S> for Rows {
 
     #[inline(always)]
     unsafe fn first_half(self, s: S, at: usize) -> S::Int {
-        // SAFETY: the caller's promise: 16 bytes from here on are the block's.
+        // SAFETY: the caller's promise: the 16 bytes from here on belong to the block.
         unsafe { s.transpose(self, at)[0] }
     }
 
@@ -67,7 +69,7 @@ impl<S: Lanes> Source<S> for Rows {
 
     #[inline(always)]
     unsafe fn last_half(self, s: S, at: usize) -> S::Int {
-        // SAFETY: the caller's promise: the 16 bytes that end here are the block's.
+        // SAFETY: the caller's promise: the 16 bytes that end here belong to the block.
         unsafe { s.shr(s.transpose(self, at - 14)[3], 16) }
     }
 
@@ -144,7 +146,8 @@ impl<S: Lanes> Source<S> for Interleaved {
     }
 }
 
-/// Where a block has two bytes beside whole words: at its beginning or its end, if at all.
+/// The offset of a block's two bytes beside whole words, at its beginning or its end, if it has
+/// them.
 fn half_at(ty: TensorType) -> Option<usize> {
     match ty {
         TensorType::Q4_0 | TensorType::Q5_0 | TensorType::Q8_0 => Some(0),
@@ -154,7 +157,8 @@ fn half_at(ty: TensorType) -> Option<usize> {
     }
 }
 
-/// Interleaves `lanes` rows at a time; `rows` are whole groups of them, of `row_bytes` each.
+/// Interleaves `lanes` rows at a time. `rows` consists of whole groups of them, of `row_bytes`
+/// each.
 pub(super) fn interleave(ty: TensorType, lanes: usize, row_bytes: usize, rows: &[u8], out: &mut [u8]) {
     match lanes {
         8 => interleave_lanes::<8>(ty, row_bytes, rows, out),
@@ -163,7 +167,7 @@ pub(super) fn interleave(ty: TensorType, lanes: usize, row_bytes: usize, rows: &
     }
 }
 
-/// Takes the block of row `r` out of `blocks`, those of `lanes` interleaved rows.
+/// Extracts the block of row `r` from `blocks`, the blocks of `lanes` interleaved rows.
 pub(super) fn take_block(ty: TensorType, lanes: usize, blocks: &[u8], r: usize, block: &mut [u8]) {
     let half = half_at(ty);
     if let Some(at) = half {

@@ -1,4 +1,4 @@
-//! Weights as the kernels read them.
+//! Weights in the form that the kernels read.
 
 use super::schedule::TILE_ROWS;
 use super::{InputKind, Traits, input_kind, layout};
@@ -7,12 +7,12 @@ use crate::simd::{self, Isa};
 use crate::{Error, Result, quant};
 use std::ops::Range;
 
-/// Products of ranges of rows whose lengths are multiples of this are the fastest.
+/// Products of ranges of rows are fastest if their lengths are multiples of this.
 pub(crate) const ROW_STEP: usize = TILE_ROWS;
-/// Bytes of a block at most: those of Q6_K.
+/// The largest block, that of Q6_K, in bytes.
 const MAX_BLOCK_BYTES: usize = TensorType::Q6_K.block_bytes();
 
-/// Weights in GGUF's layout: rows of blocks, one after the other, straight from the file.
+/// Weights in GGUF's layout: consecutive rows of blocks, straight from the file.
 #[derive(Clone, Copy)]
 pub(crate) struct Matrix<'a> {
     ty: TensorType,
@@ -20,7 +20,7 @@ pub(crate) struct Matrix<'a> {
     rows: usize,
     cols: usize,
     row_bytes: usize,
-    /// Rows that are [interleaved](layout) with each other; 1 where they lie one after the other.
+    /// Rows that are [interleaved](layout) with each other; 1 if rows are consecutive.
     lanes: usize,
 }
 
@@ -28,7 +28,7 @@ impl<'a> Matrix<'a> {
     /// A matrix of `rows` rows, each of `cols` weights of type `ty`.
     ///
     /// # Errors
-    /// `Unsupported` for a type without kernels; `InvalidInput` where the sizes do not agree.
+    /// `Unsupported` for a type without kernels; `InvalidInput` if the sizes do not agree.
     pub(crate) fn new(ty: TensorType, data: &'a [u8], rows: usize, cols: usize) -> Result<Self> {
         if !quant::is_supported(ty) {
             return Err(Error::unsupported(format!("there are no kernels for weights of type {ty:?}")));
@@ -49,12 +49,12 @@ impl<'a> Matrix<'a> {
         }
     }
 
-    /// Rows: the outputs of the product.
+    /// Rows, the outputs of the product.
     pub(crate) fn rows(&self) -> usize {
         self.rows
     }
 
-    /// Columns: the inputs of the product.
+    /// Columns, the inputs of the product.
     pub(crate) fn cols(&self) -> usize {
         self.cols
     }
@@ -64,7 +64,7 @@ impl<'a> Matrix<'a> {
         self.ty
     }
 
-    /// From one row to the next, in bytes.
+    /// Bytes from one row to the next.
     pub(super) fn row_bytes(&self) -> usize {
         self.row_bytes
     }
@@ -74,12 +74,12 @@ impl<'a> Matrix<'a> {
         self.lanes > 1
     }
 
-    /// Whether they are so for this instruction set.
+    /// Whether they are interleaved for this instruction set.
     pub(super) fn is_written_for(&self, isa: Isa) -> bool {
         self.lanes == lanes(isa)
     }
 
-    /// The size in bytes of so many columns of a row: whole blocks.
+    /// The bytes of `columns` columns of a row: whole blocks.
     pub(super) fn bytes(&self, columns: usize) -> usize {
         columns / self.ty.block_len() * self.ty.block_bytes()
     }
@@ -87,19 +87,19 @@ impl<'a> Matrix<'a> {
     /// The bytes of a row.
     ///
     /// # Panics
-    /// Where there is no such row, or the rows are interleaved.
+    /// If there is no such row, or the rows are interleaved.
     pub(crate) fn row(&self, row: usize) -> &'a [u8] {
         assert!(self.lanes == 1, "there are no rows where they are interleaved");
         &self.data[row * self.row_bytes..][..self.row_bytes]
     }
 
-    /// The weights of a row, however the rows lie.
+    /// The weights of a row, in any layout of the rows.
     ///
     /// # Errors
-    /// `InvalidInput` where `out` is not as long as a row.
+    /// `InvalidInput` if `out` is not as long as a row.
     ///
     /// # Panics
-    /// Where there is no such row.
+    /// If there is no such row.
     pub(crate) fn dequantize_row(&self, row: usize, out: &mut [f32]) -> Result<()> {
         if self.lanes == 1 || out.len() != self.cols {
             return quant::dequantize(self.ty, &self.data[row * self.row_bytes..][..self.row_bytes], out);
@@ -114,48 +114,50 @@ impl<'a> Matrix<'a> {
         Ok(())
     }
 
-    /// Where rows are among the bytes of the matrix; of interleaved ones, groups of them.
+    /// The place of rows among the bytes of the matrix. Interleaved rows must form whole groups.
     pub(crate) fn bytes_of(&self, rows: Range<usize>) -> Range<usize> {
         rows.start * self.row_bytes..rows.end * self.row_bytes
     }
 
-    /// The bytes of rows; of interleaved ones, of groups of them.
+    /// The bytes of rows. Interleaved rows must form whole groups.
     ///
     /// # Panics
-    /// Where there are no such rows.
+    /// If there are no such rows.
     pub(crate) fn data_of(&self, rows: Range<usize>) -> &'a [u8] {
         &self.data[self.bytes_of(rows)]
     }
 
-    /// Where a row starts; of interleaved ones, a group of them.
+    /// The start of a row. With interleaved rows, it must be the first of a group.
     pub(crate) fn start(&self, row: usize) -> *const u8 {
         debug_assert!(row.is_multiple_of(self.lanes));
         self.data[row * self.row_bytes..].as_ptr()
     }
 
-    /// Whether there is another form, which the kernels of `isa` are faster with.
+    /// Whether the matrix can be interleaved for the kernels of `isa`, which are faster then.
     pub(crate) fn can_interleave(&self, isa: Isa) -> bool {
         lanes(isa) > 1 && self.rows.is_multiple_of(ROW_STEP) && input_kind(self.ty) == InputKind::Quant
     }
 
-    /// Writes some rows in that form, from a multiple of [`ROW_STEP`] to another; `out` has as many bytes as they.
+    /// Interleaves some rows, from one multiple of [`ROW_STEP`] to another. `out` has as many bytes
+    /// as they.
     pub(crate) fn interleave(&self, isa: Isa, rows: Range<usize>, out: &mut [u8]) {
         layout::interleave(self.ty, lanes(isa), self.row_bytes, self.data_of(rows), out);
     }
 
-    /// The matrix, if its bytes were [written](Self::interleave) by that, or [interleaved](interleave_in_place).
+    /// The matrix with interleaved rows, if its bytes were [interleaved](Self::interleave),
+    /// possibly [in place](interleave_in_place).
     pub(crate) fn written(self, isa: Isa) -> Self {
         Self { lanes: lanes(isa), ..self }
     }
 }
 
-/// Rows that are interleaved for an instruction set; 1 where there are no kernels for it.
+/// Rows that are interleaved for an instruction set; 1 if it has no kernels for that.
 fn lanes(isa: Isa) -> usize {
     simd::run_exactly(isa, Traits).lanes
 }
 
-/// Interleaves rows of `row_bytes` each, groups of [`ROW_STEP`] of them, where they lie. `room` has as many bytes as
-/// [`interleaved_at_once`] rows.
+/// Interleaves rows of `row_bytes` each in place. Their number is a multiple of [`ROW_STEP`].
+/// `room` has as many bytes as [`interleaved_at_once`] rows.
 pub(crate) fn interleave_in_place(isa: Isa, ty: TensorType, row_bytes: usize, rows: &mut [u8], room: &mut [u8]) {
     let lanes = lanes(isa);
     for rows in rows.chunks_exact_mut((lanes * row_bytes).max(1)) {

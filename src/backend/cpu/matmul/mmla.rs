@@ -1,9 +1,9 @@
-//! The kernel of the quantized formats for products of 8-bit matrices: `smmla` multiplies two rows of eight bytes with two
-//! tokens, four sums in the lanes of one vector.
+//! The kernel of the quantized formats for products of 8-bit matrices: `smmla` multiplies two rows
+//! of eight bytes with two tokens, and one vector holds the four sums.
 //!
-//! The elements of a tile that hold 16 columns of four rows are: columns 0..8 of rows 0 and 1, the same of rows 2 and 3, then
-//! columns 8..16 of both. An odd token is multiplied with itself as its neighbour, so that all numbers of tokens are
-//! computed alike.
+//! For 16 columns of four rows, a tile has these elements: columns 0..8 of rows 0 and 1, the same
+//! of rows 2 and 3, then columns 8..16 of both. The last of an odd number of tokens is its own
+//! neighbour, so that all numbers of tokens are computed alike.
 
 use super::activations;
 use super::formats::Kind;
@@ -14,9 +14,9 @@ use crate::simd::I8mm;
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-/// Columns that are multiplied between two advances of the pointers.
+/// Columns to multiply between two advances of the pointers.
 const COLUMNS_AT_ONCE: usize = 16;
-/// Pairs of tokens at most.
+/// The most pairs of tokens.
 const MAX_PAIRS: usize = 3;
 
 /// [`Lanes::quants`] of 16 bytes of four rows.
@@ -34,14 +34,15 @@ pub(super) fn spread_bits(a: int32x4_t, element: u32) -> int32x4_t {
     select_bits(a, [first, first, second, second], 0x8040_2010_0804_0201)
 }
 
-/// Two rows of eight bytes in `w` times two tokens in `x`: row 0 with both tokens, then row 1. The compiler's own function
-/// for it is not stable yet.
+/// Two rows of eight bytes in `w` times two tokens in `x`: row 0 with both tokens, then row 1. The
+/// standard library's function for this is not stable yet.
 ///
 /// # Safety
 /// This is inlined into a function that is compiled for the instruction.
 #[inline(always)]
 unsafe fn smmla(_: I8mm, mut sum: int32x4_t, w: int32x4_t, x: int32x4_t) -> int32x4_t {
-    // SAFETY: the value of `I8mm` proves that the processor has the instruction, which works on registers only.
+    // SAFETY: the value of `I8mm` proves that the processor has the instruction, which works on
+    // registers only.
     unsafe {
         asm!(
             "smmla {sum:v}.4s, {w:v}.16b, {x:v}.16b",
@@ -54,7 +55,7 @@ unsafe fn smmla(_: I8mm, mut sum: int32x4_t, w: int32x4_t, x: int32x4_t) -> int3
     sum
 }
 
-/// The numbers of a pair of tokens, twice; of the first token only, where there is no second.
+/// The numbers of a pair of tokens, twice. Without a second token, only those of the first.
 ///
 /// # Safety
 /// `of` is valid for reads of as many elements.
@@ -73,7 +74,7 @@ unsafe fn pair(of: *const i32, second: bool) -> int32x4_t {
 /// [`Lanes::dots`].
 ///
 /// # Safety
-/// As there.
+/// As for that function.
 #[inline(always)]
 pub(super) unsafe fn dots<K: Kind, const VECTORS: usize, const TOKENS: usize>(s: I8mm, dots: &Dots<'_>) {
     const { assert!(TOKENS <= 2 * MAX_PAIRS) };
@@ -90,7 +91,7 @@ pub(super) unsafe fn dots<K: Kind, const VECTORS: usize, const TOKENS: usize>(s:
         let mut mins = dots.tile.mins.as_ptr();
         let mut x_scales = dots.tokens.scales;
         let mut corrections = dots.tokens.corrections;
-        // Of each vector of rows rows 0 and 1, then rows 2 and 3.
+        // For each vector of rows: rows 0 and 1, then rows 2 and 3.
         let mut totals = [[[zero; MAX_PAIRS]; 2]; VECTORS];
         let mut column = 0;
         while column < dots.columns {

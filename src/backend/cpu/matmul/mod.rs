@@ -1,25 +1,28 @@
-//! Matrix products: `out[t][r] = bias[r] + sum over c of w[r][c] * x[t][c]`, with weights as GGUF files hold them.
+//! Matrix products: `out[t][r] = bias[r] + sum over c of w[r][c] * x[t][c]`, with weights as GGUF
+//! files hold them.
 //!
 //! The basic idea is simple: lanes are rows, and weights are unpacked once for all tokens.
 //!
 //! ```text
-//! for each tile of 8 to 32 rows                           schedule.rs
+//! for each tile of 8 to 32 rows                       schedule.rs
 //!     for each slice of up to 512 columns
-//!         tile = unpack(rows, slice)                      formats.rs, layout.rs: bytes, scales, minima
-//!         for each few tokens                             as many as there are registers for
-//!             for each group of 16 or 32 columns          tile.rs
-//!                 sums = corrections[group][token]        corrections.rs: zero points
+//!         tile = unpack(rows, slice)                  formats.rs, layout.rs: bytes, scales, minima
+//!         for each few tokens                         as many as there are registers for
+//!             for each group of 16 or 32 columns      tile.rs
+//!                 sums = corrections[group][token]    corrections.rs: zero points
 //!                 for each 4 columns: sums += dot4(tile, x)
 //!                 totals += scale[row] * scale[token] * sums + min[row] * sum of x
 //!             out[token][rows] += totals
 //! ```
 //!
-//! With up to 8 tokens, where reading the weights takes the time, rows are multiplied as they are unpacked, without a tile
-//! ([`few`]), and memory is asked for ahead of its use ([`prefetch`]). Both ways add in the same order.
+//! With up to 8 tokens, reading the weights takes most of the time. Rows are then multiplied as
+//! they are unpacked, without a tile ([`few`]), and memory is requested ahead of its use
+//! ([`prefetch`]). Both ways add in the same order.
 //!
-//! Quantized weights are multiplied with activations of 8 bits ([`activations`]), floating-point weights with f32 ([`float`]).
-//! Everything is written once for all instruction sets ([`lanes`]); [`kernels`] makes functions of it that are compiled for
-//! each. [`reference`] has the accurate product of any weights, to compare with.
+//! Quantized weights are multiplied with 8-bit activations ([`activations`]), floating-point
+//! weights with f32 ([`float`]). All code is generic over the instruction set ([`lanes`]), and
+//! [`kernels`] compiles it for each. [`reference`] has an accurate product of any weights, to
+//! compare with.
 
 mod activations;
 #[cfg(target_arch = "x86_64")]
@@ -64,7 +67,7 @@ use lanes::Lanes;
 use schedule::Job;
 use std::ops::Range;
 
-/// As [`ROW_STEP`], where products [stream](streams) weights.
+/// Like [`ROW_STEP`], for products that [stream](streams) weights.
 pub(crate) const STREAM_ROWS: usize = lanes::MAX_LANES;
 
 /// A matrix product of `n` tokens: `out[t][r] = bias[r] + sum over c of weights[r][c] * x[t][c]`.
@@ -79,19 +82,19 @@ pub(crate) struct Product<'a> {
     pub(crate) bias: Option<&'a [f32]>,
 }
 
-/// Whether products of such weights with `n` tokens read on and on, asking for what follows, so that they are best cut
-/// into long ranges of rows.
+/// Whether products of such weights with `n` tokens read without a break and prefetch what follows.
+/// These are best cut into long ranges of rows.
 pub(crate) fn streams(isa: Isa, w: &Matrix<'_>, n: usize) -> bool {
     let is_quant = input_kind(w.ty()) == InputKind::Quant;
     let direct = w.is_interleaved() || (is_quant && simd::run_exactly(isa, Traits).streams_rows);
     direct && n <= schedule::DIRECT_TOKENS
 }
 
-/// What differs between instruction sets, besides the kernels.
+/// Selects the differences between instruction sets besides the kernels.
 struct Traits;
 
 struct IsaTraits {
-    /// Rows that are interleaved; 1 where none are.
+    /// Rows that are interleaved; 1 if none are.
     lanes: usize,
     streams_rows: bool,
 }
@@ -154,16 +157,17 @@ impl<S: Lanes> Kernel<S> for Find {
 
 /// Computes rows of a product.
 ///
-/// An element of the output is the same, bit by bit, whatever the other rows and tokens of the call are. `next` is memory
-/// to ask for towards the end: the weights that this thread will read after these, if not those of the next rows.
+/// An element of the output is the same, bit by bit, whatever the other rows and tokens of the call
+/// are. `next` is memory to prefetch towards the end: the weights that this thread will read after
+/// these, if not those of the next rows.
 ///
 /// # Safety
 /// No other thread accesses these rows of the output, or writes the activations, meanwhile.
 ///
 /// # Panics
-/// If the sizes do not agree, rows that are interleaved are not asked for in multiples of [`ROW_STEP`] (of [`STREAM_ROWS`]
-/// where they [stream](streams)), the activations are not of the [`input_kind`] of the weights, or `scratch` was not
-/// [reserved](Scratch::reserve) for the size.
+/// If the sizes do not agree, the bounds of a range of interleaved rows are not multiples of
+/// [`ROW_STEP`] (of [`STREAM_ROWS`] where they [stream](streams)), the activations are not of the
+/// [`input_kind`] of the weights, or `scratch` was not [reserved](Scratch::reserve) for the size.
 pub(crate) unsafe fn matmul(
     isa: Isa,
     product: &Product<'_>,
@@ -213,7 +217,7 @@ pub(crate) unsafe fn matmul(
         (_, kind) => panic!("weights of type {:?} take activations of the kind {kind:?}", w.ty()),
     };
     let kernels = find(isa, w, n);
-    // SAFETY: all sizes were checked; the caller promises that nothing else accesses the rows of the output or writes
-    // the activations.
+    // SAFETY: all sizes were checked. The caller promises that nothing else accesses the rows of
+    // the output or writes the activations.
     unsafe { schedule::run(&kernels, &Job { w, x, out, bias }, rows, next, scratch) };
 }

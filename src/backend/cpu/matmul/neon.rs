@@ -1,5 +1,6 @@
-//! The kernels' instructions on 64-bit ARM: four rows in a vector. Products of bytes are those of plain NEON, or `sdot`, or
-//! `smmla` ([`mmla`]); all else is the same. Bytes are signed on both sides, so that nothing has to be added to them.
+//! The kernels' instructions on 64-bit ARM: four rows per vector. Plain NEON, `sdot`, or `smmla`
+//! ([`mmla`]) multiplies bytes; all else is the same. Bytes are signed on both sides, so they need
+//! no offset.
 
 use super::float::FloatFormat;
 use super::formats::{Format, Kind};
@@ -12,7 +13,7 @@ use crate::simd::{Dotprod, I8mm, Neon, Token};
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-/// An instruction set with the vectors of NEON: how it multiplies bytes.
+/// An instruction set with the vectors of NEON, and its way to multiply bytes.
 pub(super) trait Four: Token {
     /// [`Lanes::spread_bits`].
     #[inline(always)]
@@ -40,8 +41,9 @@ pub(super) trait Four: Token {
     fn byte_products<K: Kind, const VECTORS: usize>() -> &'static [Multiply];
 }
 
-// What "SAFETY" says below: `self` proves that the processor has the instructions, and where there are pointers,
-// the caller promises that they are valid for the whole vector; no read or write needs alignment.
+// SAFETY comments below: `self` proves that the processor has the instructions. Where there are
+// pointers, the caller promises that they are valid for the whole vector. No read or write needs
+// alignment.
 impl<T: Four> Lanes for T {
     const LANES: usize = 4;
     const WIDE_ZERO: i32 = 0;
@@ -228,11 +230,11 @@ impl Four for Neon {
     }
 }
 
-// What "SAFETY" says below: `self` proves that the processor has the instructions; the caller promises that `x` can be
-// read, which needs no alignment.
+// SAFETY comments below: `self` proves that the processor has the instructions. The caller promises
+// that `x` can be read, which needs no alignment.
 impl Dot for Neon {
     type Word = int32x4_t;
-    /// The products of the first two rows and of the other two, each in a lane of its own.
+    /// The products of the first two rows and of the other two, each in its own lane.
     type Partial = (int16x8_t, int16x8_t);
 
     #[inline(always)]
@@ -243,7 +245,7 @@ impl Dot for Neon {
 
     #[inline(always)]
     fn run(max: i32) -> usize {
-        // In the end two 16-bit sums are added, each with one product of each word.
+        // The two 16-bit sums that are added at the end each have one product of each word.
         1 << (i32::from(i16::MAX) / (2 * 127 * max)).ilog2()
     }
 
@@ -292,14 +294,14 @@ impl Four for Dotprod {
 }
 
 impl Dot for Dotprod {
-    /// 16 activations, and which word of them.
+    /// 16 activations, and the index of a word of them.
     type Word = (int32x4_t, usize);
 
     no_partial_sums!();
 
     #[inline(always)]
     unsafe fn word(self, from: *const i32, i: usize) -> (int32x4_t, usize) {
-        // Compilers read once for all four words.
+        // Compilers read only once for all four words.
         // SAFETY: the processor has the instructions, and the caller promises the rest.
         unsafe { (self.load(from), i) }
     }
@@ -323,11 +325,12 @@ impl Dot for Dotprod {
     }
 }
 
-/// `sum` plus, in each lane, the products of the four signed bytes of `w` with those in lane `WORD` of `x`. The compiler's
-/// own function for it is not stable yet.
+/// `sum` plus, in each lane, the products of the four signed bytes of `w` with those in lane `WORD`
+/// of `x`. The standard library's function for this is not stable yet.
 ///
 /// # Safety
-/// The processor has the dot products, and this is inlined into a function that is compiled for them.
+/// The processor has the dot products, and this is inlined into a function that is compiled for
+/// them.
 #[inline(always)]
 unsafe fn sdot<const WORD: usize>(mut sum: int32x4_t, w: int32x4_t, x: int32x4_t) -> int32x4_t {
     // SAFETY: the caller's promise; it works on registers only.
@@ -413,17 +416,18 @@ pub(super) fn halves(a: int32x4_t, b: int32x4_t) -> (int32x4_t, int32x4_t) {
 /// [`Lanes::spread_bits`] where an element is four weights of each of four rows.
 #[inline(always)]
 fn spread_in_lanes(a: int32x4_t, nibble: u32) -> int32x4_t {
-    // The byte that holds the nibble goes to all bytes of its lane.
+    // Copies the byte with the nibble to all bytes of its lane.
     let byte = nibble / 2;
     let bits = if nibble.is_multiple_of(2) { 0x0804_0201_0804_0201 } else { 0x8040_2010_8040_2010 };
     let lanes = [byte, byte + 4, byte + 8, byte + 12].map(|byte| byte * 0x0101_0101);
     select_bits(a, lanes, bits)
 }
 
-/// Bytes of `a`, those that the bytes of `from` name, and of each one bit, a bit of `bits`, as 16 or 0.
+/// For each byte: 16 or 0, by one bit, given in `bits`, of the byte of `a` that `from` names.
 #[inline(always)]
 pub(super) fn select_bits(a: int32x4_t, from: [u32; 4], bits: u64) -> int32x4_t {
-    // SAFETY: instructions of every processor with NEON, which work on registers only; the array is a vector long.
+    // SAFETY: instructions of every processor with NEON, which work on registers only; the array is
+    // as long as a vector.
     unsafe {
         let from = from.as_ptr().cast::<uint8x16_t>().read_unaligned();
         let bytes = vqtbl1q_u8(vreinterpretq_u8_s32(a), from);

@@ -1,4 +1,4 @@
-//! What a product takes besides weights: activations, the output, and memory to work in.
+//! The operands of a product besides weights: activations, the output, and working memory.
 
 use super::Matrix;
 use super::activations::{self, QuantRows, SUM_GROUP};
@@ -10,7 +10,7 @@ use crate::{Result, memory};
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// What weights are multiplied with.
+/// The kind of activations that weights are multiplied with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum InputKind {
     /// f32 activations.
@@ -19,7 +19,7 @@ pub(crate) enum InputKind {
     Quant,
 }
 
-/// What [`matmul`] takes for weights of type `ty`.
+/// The activations that [`matmul`] takes for weights of type `ty`.
 pub(crate) fn input_kind(ty: TensorType) -> InputKind {
     match ty {
         TensorType::F32 | TensorType::F16 | TensorType::BF16 => InputKind::F32,
@@ -36,8 +36,8 @@ pub(crate) enum Input<'a> {
     Quant(&'a QuantRows),
 }
 
-/// A product's output, `[tokens][stride]`: element `(t, r)` is at `t * stride + r`. Threads share it, each for rows `r` of
-/// its own.
+/// A product's output, `[tokens][stride]`: element `(t, r)` is at `t * stride + r`. Threads share
+/// it, and each writes rows `r` of its own.
 #[derive(Clone, Copy)]
 pub(crate) struct OutPtr<'a> {
     to: *mut f32,
@@ -46,21 +46,22 @@ pub(crate) struct OutPtr<'a> {
     lifetime: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: it is only written through by functions whose callers promise that no element is accessed by two threads.
+// SAFETY: only functions whose callers promise that no two threads access an element write through
+// it.
 unsafe impl Send for OutPtr<'_> {}
 // SAFETY: as above.
 unsafe impl Sync for OutPtr<'_> {}
 
 impl<'a> OutPtr<'a> {
-    /// An output to `to`, where tokens are `stride` elements apart.
+    /// An output to `to`, with tokens `stride` elements apart.
     pub(crate) fn new(to: &'a mut [f32], stride: usize) -> Self {
         Self { to: to.as_mut_ptr(), len: to.len(), stride, lifetime: PhantomData }
     }
 
-    /// An output to the `len` elements at `to`, where tokens are `stride` elements apart.
+    /// An output to the `len` elements at `to`, with tokens `stride` elements apart.
     ///
     /// # Safety
-    /// They are valid for writes for the lifetime.
+    /// The elements are valid for writes for the lifetime.
     pub(crate) unsafe fn from_raw(to: *mut f32, len: usize, stride: usize) -> Self {
         Self { to, len, stride, lifetime: PhantomData }
     }
@@ -83,12 +84,12 @@ impl<'a> OutPtr<'a> {
     }
 }
 
-/// Memory that [`matmul`] works in: one for each thread, reused.
+/// A thread's working memory for [`matmul`], reused between products.
 pub(crate) struct Scratch {
     pub(super) tile: Box<Tile>,
     pub(super) last_rows: Box<LastRows>,
     pub(super) corrections: Box<[i32]>,
-    /// What the corrections are of: see [`forget`](Self::forget).
+    /// The inputs of the corrections: see [`forget`](Self::forget).
     pub(super) corrected: Option<Corrected>,
     row: Box<[f32]>,
 }
@@ -109,8 +110,8 @@ impl Scratch {
         })
     }
 
-    /// Makes room for products of `n` tokens with rows of `cols` columns, and smaller ones. Corrections that are there are kept
-    /// where there is room already.
+    /// Makes room for products of `n` tokens with rows of `cols` columns, and smaller ones. Keeps
+    /// existing corrections if there is room already.
     ///
     /// # Errors
     /// `OutOfMemory`.
@@ -129,13 +130,13 @@ impl Scratch {
             })
     }
 
-    /// To be called before a product whose activations have changed since the last one: what was computed of them alone is
-    /// kept.
+    /// Call this before a product whose activations have changed since the last one. Otherwise
+    /// results that depend on activations alone are kept.
     pub(crate) fn forget(&mut self) {
         self.corrected = None;
     }
 
-    /// Whether there is room for so many corrections.
+    /// Whether there is room for `corrections` corrections.
     pub(super) fn is_reserved(&self, corrections: usize) -> bool {
         self.corrections.len() >= corrections
     }

@@ -1,17 +1,17 @@
-//! Which memory is asked for before it is needed.
+//! Prefetching: which memory to request before it is needed.
 
 use super::Matrix;
 use super::kernels::Kernels;
 use super::schedule::Places;
 
-/// Bytes that such a kernel asks for before they are next: what memory delivers while it answers.
+/// Distance of prefetches in bytes: the memory delivers this much while it answers.
 pub(super) const AHEAD: usize = 4096;
-/// The same where rows are interleaved: blocks of 256 weights are not read from their beginning to their end.
+/// The same for interleaved rows, as blocks of 256 weights are not read from beginning to end.
 pub(super) const AHEAD_INTERLEAVED: usize = 8192;
 /// Bytes of a cache line.
 pub(crate) const LINE: usize = 64;
 
-/// Asks for the memory at `at` to be brought to the second-level cache; any address will do.
+/// Prefetches the memory at `at` to the second-level cache. Any address will do.
 #[inline(always)]
 pub(crate) fn ask_for(at: *const u8) {
     #[cfg(target_arch = "x86_64")]
@@ -23,12 +23,13 @@ pub(crate) fn ask_for(at: *const u8) {
     let _ = at;
 }
 
-/// What is asked for while rows are multiplied without a tile: what follows them, and then what is to be read next.
+/// The memory to prefetch while rows are multiplied without a tile: the rows after them, and then
+/// the next memory that this thread reads.
 #[derive(Clone, Copy)]
 pub(super) struct AheadOfRows {
-    /// The address asked for.
+    /// The address to prefetch.
     at: usize,
-    /// Where the rows end, and how much further the next memory is.
+    /// The end of the rows, and the distance from there to the next memory.
     end: usize,
     further: usize,
 }
@@ -39,18 +40,19 @@ impl AheadOfRows {
         Self { at: 0, end, further: next.map_or(0, |next| next.addr().wrapping_sub(end)) }
     }
 
-    /// From `address` on.
+    /// The memory from `address` on.
     pub(super) fn at(self, address: *const u8) -> Self {
         Self { at: address.addr(), ..self }
     }
 
-    /// So many bytes later.
+    /// Moves on by `bytes`.
     #[inline(always)]
     pub(super) fn add(self, bytes: usize) -> Self {
         Self { at: self.at.wrapping_add(bytes), ..self }
     }
 
-    /// Decided once for what a block asks for: the few lines across the end of the first memory are the wrong ones.
+    /// The address for a whole block. A block across the end of the first memory prefetches a few
+    /// wrong lines.
     #[inline(always)]
     pub(super) fn address(&self) -> *const u8 {
         let further = if self.at >= self.end { self.further } else { 0 };
@@ -58,10 +60,10 @@ impl AheadOfRows {
     }
 }
 
-/// What is to be asked for while a slice of a tile is multiplied.
+/// The memory to prefetch while a slice of a tile is multiplied.
 pub(super) struct Ahead {
     pub(super) from: *const u8,
-    /// Cache lines that are left, those for each group of columns, and the groups.
+    /// Remaining cache lines, the lines for each group of columns, and the groups.
     lines: usize,
     for_group: usize,
     groups: usize,
@@ -87,7 +89,7 @@ impl Ahead {
         Self { from, lines, for_group, groups }
     }
 
-    /// How many lines for each group come next.
+    /// The number of lines to prefetch for each group next.
     pub(super) fn next(&mut self) -> usize {
         let for_group = if self.lines > 0 { self.for_group } else { 0 };
         let lines = for_group * self.groups;

@@ -1,13 +1,15 @@
-//! The product that the fast kernels are compared with.
+//! The reference product for the fast kernels.
 
 use super::{Input, Product, Scratch};
 use crate::{Error, ErrorKind, Result, quant};
 use std::ops::Range;
 
-/// As [`matmul`](super::matmul), but with f32 activations for weights of every type, and sums in f64: accurate, not fast.
+/// Like [`matmul`](super::matmul), but with f32 activations for weights of every type, and sums in
+/// f64: accurate, not fast.
 ///
 /// # Errors
-/// `Unsupported` for weights that cannot be dequantized; `OutOfMemory`; `Device` for quantized activations, a bug.
+/// `Unsupported` for weights that cannot be dequantized; `OutOfMemory`; `Device` for quantized
+/// activations, a bug.
 ///
 /// # Safety
 /// As for [`matmul`](super::matmul).
@@ -27,7 +29,8 @@ pub(crate) unsafe fn matmul_f32(product: &Product<'_>, rows: Range<usize>, scrat
         for token in 0..n {
             let x = &x[token * w.cols()..][..w.cols()];
             let dot = dot(dequantized, x) + bias.map_or(0.0, |bias| f64::from(bias[row]));
-            // SAFETY: `check` saw that the element is within the output; the caller promises that it is this thread's.
+            // SAFETY: `check` ensured that the element is within the output. The caller promises
+            // that it belongs to this thread.
             unsafe { out.element(token, row).write(dot as f32) };
         }
     }

@@ -1,4 +1,5 @@
-//! The kernels in plain Rust: arrays that compilers vectorize as far as the target allows. The oracle of the others.
+//! The kernels in plain Rust: arrays that compilers vectorize as far as the target allows. They are
+//! the oracle of the others.
 
 use super::float::FloatFormat;
 use super::formats::{Format, Kind};
@@ -90,7 +91,8 @@ impl Lanes for Scalar {
     #[inline(always)]
     fn spread_bits(self, a: Int, nibble: u32) -> Int {
         a.map(|a| {
-            // The four bits, at bit 4 and up, then copies of them 7 bits apart: bit b ends at bit 8 * b + 4.
+            // Puts the four bits at bit 4 and up, then copies 7 bits apart: bit b ends at bit 8 * b
+            // + 4.
             let bits = (a as u32 >> ((4 * nibble) & 31) & 15) << 4;
             ((bits | bits << 7 | bits << 14 | bits << 21) & 0x1010_1010) as i32
         })
@@ -143,7 +145,8 @@ impl Lanes for Scalar {
 
     #[inline(always)]
     fn mul_add(self, a: Float, b: Float, c: Float) -> Float {
-        // Not `f32::mul_add`: a target without the instruction would call a function for each.
+        // On a target without the instruction, `f32::mul_add` would call a function for each
+        // number.
         array::from_fn(|i| a[i] * b[i] + c[i])
     }
 

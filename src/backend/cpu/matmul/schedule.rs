@@ -1,9 +1,10 @@
-//! How a matrix product is taken apart, for all types of weights and all instruction sets.
+//! The order of work of a matrix product, for all types of weights and all instruction sets.
 //!
-//! A tile of rows is unpacked, a slice of the columns at a time, into memory that stays in the first-level cache, and is
-//! then multiplied with all tokens: the weights are read once. In a lane there is one row from beginning to end, and
-//! slices depend on nothing but the number of columns. So an element of the product is the same number bit by bit
-//! whatever else is computed with it: other tokens, other rows, on however many threads.
+//! A tile of rows is unpacked, one slice of columns at a time, into memory that stays in the
+//! first-level cache. All tokens are multiplied with it, so the weights are read once. A lane holds
+//! one row from beginning to end, and slices depend only on the number of columns. So an element of
+//! the product is the same, bit by bit, whatever is computed with it: other tokens or rows, on any
+//! number of threads.
 
 use super::corrections;
 use super::few::Few;
@@ -15,17 +16,17 @@ use super::{Matrix, OutPtr, Scratch};
 use crate::gguf::TensorType;
 use std::ops::Range;
 
-/// Rows of a tile at most.
+/// The most rows of a tile.
 pub(super) const TILE_ROWS: usize = 32;
-/// Tokens that a tile is multiplied with at once, at most.
+/// The most tokens that a tile is multiplied with at once.
 pub(super) const MAX_TOKENS: usize = 6;
 
-/// With so few tokens, what takes time is to read the weights.
+/// Up to this many tokens, reading the weights takes most of the time.
 pub(super) const FEW_TOKENS: usize = 8;
 
-/// With so many tokens at most, rows are multiplied without a tile where there are kernels for it.
+/// Up to this many tokens, rows are multiplied without a tile, if there are kernels for it.
 pub(super) const DIRECT_TOKENS: usize = 8;
-/// A product: weights, activations, and where it goes.
+/// A product: weights, activations, and the output.
 pub(super) struct Job<'a> {
     pub(super) w: &'a Matrix<'a>,
     pub(super) x: Activations,
@@ -36,8 +37,9 @@ pub(super) struct Job<'a> {
 /// Multiplies rows of a matrix with all tokens.
 ///
 /// # Safety
-/// The kernels are for the matrix and for this processor; the pointers are valid for the sizes, and the scratch memory is
-/// large enough; nothing else accesses the rows of the output or writes the activations.
+/// The kernels are for the matrix and for this processor. The pointers are valid for the sizes, and
+/// the scratch memory is large enough. Nothing else accesses the rows of the output or writes the
+/// activations.
 pub(super) unsafe fn run(
     kernels: &Kernels,
     job: &Job<'_>,
@@ -77,14 +79,15 @@ pub(super) unsafe fn run(
                     (kernels.unpack)(last_rows.copy(w, first, column, columns), 0, columns, tile);
                 }
             }
-            // The part of the next tile that is as large as what was just unpacked.
+            // The part of the next tile that is as large as the part just unpacked.
             let mut ahead = Ahead::new(kernels, w, &places, column, columns, x.n);
             let mut token = 0;
             while token < x.n {
-                // As even as possible: few tokens at a time are less efficient.
+                // Groups of tokens are as even as possible, because small ones are less efficient.
                 let left = x.n - token;
                 let tokens = left.div_ceil(left.div_ceil(kernels.dots.len()));
-                // SAFETY: the tokens and columns are within the activations, the tokens and rows within the output.
+                // SAFETY: the tokens and columns are within the activations, the tokens and rows
+                // within the output.
                 unsafe {
                     let mut dots = Dots {
                         tile,
@@ -113,7 +116,7 @@ pub(super) unsafe fn run(
     }
 }
 
-/// Multiplies the rows from `first` on with all tokens by the kernels that need no tile.
+/// Multiplies the rows from `first` on with all tokens, with the kernels that need no tile.
 ///
 /// # Safety
 /// As for [`run`], with all of these rows.
@@ -127,13 +130,14 @@ unsafe fn run_direct(
 ) {
     let &Job { w, x, out, bias } = job;
     let rows = Rows { first: w.start(first), stride: w.row_bytes() };
-    // Rows are read side by side, but asked for one after the other.
+    // Rows are read side by side, but prefetched one after the other.
     let further = if !w.is_interleaved() { w.row_bytes() * kernels.direct_rows + AHEAD } else { AHEAD_INTERLEAVED };
     let mut token = 0;
     while token < x.n {
         let left = x.n - token;
         let tokens = left.div_ceil(left.div_ceil(kernels.direct.len()));
-        // SAFETY: the tokens and columns are within the activations, the tokens and rows within the output.
+        // SAFETY: the tokens and columns are within the activations, the tokens and rows within the
+        // output.
         unsafe {
             kernels.direct[tokens - 1](&Few {
                 rows,
@@ -148,19 +152,20 @@ unsafe fn run_direct(
     }
 }
 
-/// Which rows a tile has.
+/// The rows of a tile.
 pub(super) struct Places {
     pub(super) first: usize,
-    /// From one row to the next.
+    /// The distance from one row to the next.
     pub(super) step: usize,
-    /// How many of them are to be written: the first ones.
+    /// The number of rows to write: the first ones.
     pub(super) count: usize,
 }
 
-/// The tiles that rows are taken apart to.
+/// Cuts rows into tiles.
 ///
-/// Where there are few tokens, reading the weights is what takes time, and memory is fastest where each lane reads on and
-/// on, far from the others. So the rows of a tile are then as far `apart` as can be, if they are not interleaved.
+/// With few tokens, reading the weights takes most of the time, and memory is fastest if each lane
+/// reads without a break, far from the others. So rows of a tile that are not interleaved are then
+/// as far `apart` as possible.
 fn tiles(tile_rows: usize, apart: bool, rows: &Range<usize>) -> impl Iterator<Item = Places> {
     let step = if apart { rows.len() / tile_rows } else { 0 };
     let rest = rows.start + step * tile_rows..rows.end;
@@ -171,8 +176,8 @@ fn tiles(tile_rows: usize, apart: bool, rows: &Range<usize>) -> impl Iterator<It
     apart.chain(side_by_side)
 }
 
-/// Multiplies a tile whose rows are not all to be written, or not one after the other. `no_bias` says that what the
-/// products are added to are zeros.
+/// Multiplies a tile whose rows are not all to be written, or not adjacent. With `no_bias`, the
+/// products are added to zeros.
 ///
 /// # Safety
 /// As for `multiply`, with the rows at their places.
@@ -180,7 +185,8 @@ unsafe fn multiply_apart(multiply: Multiply, mut dots: Dots<'_>, tokens: usize, 
     let mut before = [0.0; TILE_ROWS * MAX_TOKENS];
     let mut products = [0.0; TILE_ROWS * MAX_TOKENS];
     let Tokens { out, out_stride, .. } = dots.tokens;
-    // SAFETY: the rows to be written can be read and written, and the arrays have room for all rows.
+    // SAFETY: the rows to be written can be read and written, and the arrays have room for all
+    // rows.
     unsafe {
         if !no_bias {
             for (t, to) in before.chunks_exact_mut(TILE_ROWS).enumerate().take(tokens) {
@@ -200,12 +206,12 @@ unsafe fn multiply_apart(multiply: Multiply, mut dots: Dots<'_>, tokens: usize, 
     }
 }
 
-/// Memory for a slice of the last rows of a matrix, if they are less than a tile.
+/// Memory for a slice of a matrix's last rows, if they are less than a tile.
 pub(super) struct LastRows([u8; TILE_ROWS * Self::STRIDE]);
 
 impl LastRows {
     pub(super) const ZERO: Self = Self([0; TILE_ROWS * Self::STRIDE]);
-    /// The longest slice of a row: that of Q8_0.
+    /// The longest slice of a row, that of Q8_0.
     const STRIDE: usize = SLICE / TensorType::Q8_0.block_len() * TensorType::Q8_0.block_bytes();
 
     /// Copies columns of rows `first` and up. The rows past the end are arbitrary.

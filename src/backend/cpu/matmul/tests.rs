@@ -25,7 +25,7 @@ impl Random {
     }
 }
 
-/// Where the f16 numbers of a block are.
+/// The offsets of the f16 numbers of a block.
 fn halves(ty: TensorType) -> &'static [usize] {
     match ty {
         Q4_1 | Q5_1 | Q4_K | Q5_K => &[0, 2],
@@ -92,7 +92,7 @@ fn product(isa: Isa, w: &Matrix<'_>, x: &[f32], rows: Range<usize>, bias: Option
     out
 }
 
-/// The activations as the kernels see them: quantized and back.
+/// The activations as the kernels see them: quantized and dequantized.
 fn seen(ty: TensorType, x: &[f32]) -> Vec<f32> {
     if input_kind(ty) == InputKind::F32 {
         return x.to_vec();
@@ -115,7 +115,7 @@ fn compare(isa: Isa, w: &Matrix<'_>, x: &[f32], bias: Option<&[f32]>, tolerance:
         let (x, weights) = (&x[token * w.cols()..][..w.cols()], &weights[row * w.cols()..][..w.cols()]);
         let bias = f64::from(bias.map_or(0.0, |bias| bias[row]));
         let expected = bias + x.iter().zip(weights).map(|(&x, &w)| f64::from(x) * f64::from(w)).sum::<f64>();
-        // Minima and zero points make terms as large as the largest weight.
+        // Minima and zero points produce terms as large as the largest weight.
         let largest = weights.iter().fold(0.0_f64, |max, &w| max.max(f64::from(w).abs()));
         let magnitude = bias.abs() + largest * x.iter().map(|&x| f64::from(x).abs()).sum::<f64>();
         assert!(
@@ -152,7 +152,8 @@ fn matches_the_oracle(isa: Isa) {
     }
 }
 
-/// With scales that are powers of two and whole activations, all numbers are exact, and so must be the product.
+/// With scales that are powers of two and integer activations, all numbers are exact, and so must
+/// be the product.
 fn integers_are_exact(isa: Isa) {
     let mut random = Random(2);
     for ty in QUANTIZED {
@@ -161,7 +162,8 @@ fn integers_are_exact(isa: Isa) {
                 let (rows, n) = (1 + random.below(40) as usize, 1 + random.below(14) as usize);
                 let mut data = random_weights(ty, rows * cols, &mut random, |r| [1.0, -1.0, 2.0][r.below(3) as usize]);
                 if extreme {
-                    // Quants all at their ends; scales so small that the sums stay below 2^24.
+                    // Quants at the ends of their range, and scales so small that the sums stay
+                    // below 2^24.
                     let scales = match ty {
                         Q2_K => 0..16,
                         Q3_K => 96..108,
@@ -228,7 +230,7 @@ fn reference(w: &Matrix<'_>, x: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
     out
 }
 
-/// Few tokens are multiplied by other kernels than many.
+/// Few tokens use other kernels than many.
 fn does_not_depend_on_the_number_of_tokens(isa: Isa) {
     let mut random = Random(7);
     for ty in QUANTIZED.into_iter().chain(FLOATING) {
@@ -280,7 +282,7 @@ fn interleaving_changes_nothing(isa: Isa) {
                 let x: Vec<f32> = (0..n * cols).map(|_| random.float()).collect();
                 let bias: Vec<f32> = (0..rows).map(|_| random.float()).collect();
                 let bias = random.below(2).eq(&0).then_some(&bias[..]);
-                // Where tokens are few, vectors of rows can be asked for by themselves.
+                // With few tokens, single vectors of rows can be multiplied.
                 let step = if streams(isa, &interleaved, n) { STREAM_ROWS } else { ROW_STEP };
                 let start = random.below((rows / step) as u32) as usize * step;
                 let end = start + random.below(((rows - start) / step + 1) as u32) as usize * step;
@@ -296,7 +298,7 @@ fn interleaving_changes_nothing(isa: Isa) {
         }
     }
     let w = Matrix::new(Q4_0, &[0; 18 * 33], 33, 32).unwrap();
-    assert!(!w.can_interleave(isa), "33 rows are no groups");
+    assert!(!w.can_interleave(isa), "33 rows do not form groups");
 }
 
 fn extreme_scales(isa: Isa) {
@@ -316,7 +318,7 @@ fn extreme_scales(isa: Isa) {
         assert!(product(isa, &w, &[0.0; 512], 0..3, None).iter().all(|&out| out == 0.0), "{ty:?}");
         let mut x = [1.0; 256];
         x[77] = f32::NAN;
-        assert!(product(isa, &w, &x, 0..3, None).iter().all(|out| out.is_nan()), "{ty:?}: the NaN is lost");
+        assert!(product(isa, &w, &x, 0..3, None).iter().all(|out| out.is_nan()), "{ty:?}: a NaN was lost");
     }
 }
 

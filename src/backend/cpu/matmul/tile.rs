@@ -1,4 +1,5 @@
-//! The matrix kernel of all quantized formats: unpacking to a tile, and the tile times a few tokens.
+//! The matrix kernel of all quantized formats: unpacking to a tile, and multiplying the tile with a
+//! few tokens.
 
 use super::activations::{self, SUM_GROUP};
 use super::formats::{Format, Kind, Unpacked};
@@ -8,13 +9,13 @@ use super::layout::Source;
 use super::prefetch::LINE;
 use super::schedule::TILE_ROWS;
 
-/// Columns of a slice at most: a multiple of every format's block.
+/// The most columns of a slice: a multiple of every format's block.
 pub(super) const SLICE: usize = 512;
 
-/// A slice of some rows, unpacked: about half of a first-level cache.
+/// An unpacked slice of some rows: about half of a first-level cache.
 #[repr(C, align(64))]
 pub(super) struct Tile {
-    /// `[columns / 4][rows]`, four bytes an element; or f32 weights, `[columns][rows]`.
+    /// `[columns / 4][rows]`, four bytes per element; or f32 weights, `[columns][rows]`.
     pub(super) q: [i32; SLICE / 4 * TILE_ROWS],
     /// `[groups][rows]`.
     pub(super) scales: [f32; SLICE / SUM_GROUP * TILE_ROWS],
@@ -33,7 +34,7 @@ impl Tile {
 /// Unpacks `columns` columns from `column` on, whole blocks, of `VECTORS` vectors of rows.
 ///
 /// # Safety
-/// The rows hold the columns, and they are no more than fit the tile.
+/// The rows hold the columns, and the columns fit the tile.
 #[inline(always)]
 pub(super) unsafe fn unpack<S: Lanes, F: Format, R: Source<S>, const VECTORS: usize>(
     s: S,
@@ -66,8 +67,9 @@ pub(super) unsafe fn unpack<S: Lanes, F: Format, R: Source<S>, const VECTORS: us
     }
 }
 
-/// Asks for a part of the rows that is unpacked some blocks after the one at `offset`. Processors do so by themselves
-/// where rows are read in steps, but blocks of 256 weights are not read from their beginning to their end.
+/// Prefetches a part of the rows, some blocks after the one at `offset`. Processors do so by
+/// themselves where rows are read in steps, but blocks of 256 weights are not read from beginning
+/// to end.
 #[inline(always)]
 fn prefetch<S: Lanes>(s: S, rows: Rows, offset: usize, block_bytes: usize) {
     const BLOCKS_AHEAD: usize = 4;
@@ -80,8 +82,8 @@ fn prefetch<S: Lanes>(s: S, rows: Rows, offset: usize, block_bytes: usize) {
     }
 }
 
-/// Multiplies a tile of `VECTORS` vectors of rows with `TOKENS` tokens: `AT_ONCE` vectors, a divisor, at a time, as there
-/// are registers for.
+/// Multiplies a tile of `VECTORS` vectors of rows with `TOKENS` tokens. It works on `AT_ONCE`
+/// vectors at a time, a divisor of `VECTORS` that the registers limit.
 ///
 /// # Safety
 /// The pointers are valid for the sizes in `dots`.
@@ -99,7 +101,7 @@ pub(super) unsafe fn dots<S: Dot, K: Kind, const VECTORS: usize, const AT_ONCE: 
 /// [`dots`] for the rows from `first` on.
 ///
 /// # Safety
-/// As there.
+/// As for that function.
 #[inline(always)]
 unsafe fn dots_of<S: Dot, K: Kind, const VECTORS: usize, const AT_ONCE: usize, const TOKENS: usize>(
     s: S,

@@ -1,4 +1,4 @@
-//! Operations on each number of a buffer.
+//! Element-wise operations.
 
 use crate::simd::Isa;
 use crate::simd::{self, Kernel, Simd, load_up_to, math, store_up_to};
@@ -21,7 +21,7 @@ impl<S: Simd> Kernel<S> for Add<'_> {
     fn run(self, s: S) {
         let len = self.x.len().min(self.out.len());
         for i in (0..len).step_by(S::LANES) {
-            // SAFETY: no more than what is left of both slices.
+            // SAFETY: accesses at most the rest of both slices.
             unsafe {
                 let out = self.out.as_mut_ptr().add(i);
                 let sum = s.add(load_up_to(s, out, len - i), load_up_to(s, self.x.as_ptr().add(i), len - i));
@@ -43,11 +43,11 @@ pub(crate) fn softcap(isa: Isa, cap: f32, x: &mut [f32]) {
 
 /// A function of one number.
 pub(super) trait Function: Copy {
-    /// Its value for each lane; `#[inline(always)]`.
+    /// The value for each lane. Implementations must be `#[inline(always)]`.
     fn of<S: Simd>(self, s: S, x: S::V) -> S::V;
 }
 
-/// Replaces each number by its function.
+/// Applies the function to each number.
 struct Map<'a, F> {
     x: &'a mut [f32],
     function: F,
@@ -60,7 +60,7 @@ impl<S: Simd, F: Function> Kernel<S> for Map<'_, F> {
     fn run(self, s: S) {
         let len = self.x.len();
         for i in (0..len).step_by(S::LANES) {
-            // SAFETY: no more than what is left of the slice.
+            // SAFETY: accesses at most the rest of the slice.
             unsafe {
                 let x = self.x.as_mut_ptr().add(i);
                 store_up_to(s, x, len - i, self.function.of(s, load_up_to(s, x, len - i)));

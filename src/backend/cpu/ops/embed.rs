@@ -1,13 +1,13 @@
-//! Rows of a table, by token.
+//! Embeddings: rows of a table, by token.
 
 use crate::backend::cpu::exec::Pass;
 use crate::backend::cpu::matmul::Matrix;
 use crate::{Error, Result};
 
-/// Writes the row of the table that the token of row `row` names.
+/// Writes the table's row for the token of row `row`.
 ///
 /// # Errors
-/// `InvalidInput` where the table has no such row.
+/// `InvalidInput` if the table has no such row.
 pub(super) fn embed(pass: &Pass<'_>, table: &Matrix<'_>, row: usize, out: &mut [f32]) -> Result<()> {
     let token = pass.tokens.get(row).map_or(0, |&t| t as usize);
     if token >= table.rows() {

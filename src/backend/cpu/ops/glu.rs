@@ -5,8 +5,8 @@ use crate::program::Activation;
 use crate::simd::Isa;
 use crate::simd::{self, Kernel, Simd, load_up_to, math, store_up_to};
 
-/// `gate = activation(gate) · up`: a gated linear unit (Shazeer, GLU Variants Improve Transformer, 2020). Errors of the
-/// activation are below `5e-7 · |x|`.
+/// `gate = activation(gate) · up`: a gated linear unit (Shazeer, GLU Variants Improve Transformer,
+/// 2020). The activation's error is below `5e-7 · |x|`.
 pub(crate) fn glu(isa: Isa, activation: Activation, gate: &mut [f32], up: &[f32]) {
     assert!(gate.len() == up.len());
     match activation {
@@ -28,7 +28,7 @@ impl<S: Simd, F: Function> Kernel<S> for Gate<'_, F> {
     fn run(self, s: S) {
         let len = self.gate.len().min(self.up.len());
         for i in (0..len).step_by(S::LANES) {
-            // SAFETY: no more than what is left of both slices.
+            // SAFETY: accesses at most the rest of both slices.
             unsafe {
                 let gate = self.gate.as_mut_ptr().add(i);
                 let up = load_up_to(s, self.up.as_ptr().add(i), len - i);

@@ -1,7 +1,8 @@
-//! The operations between the matrix products and attention. Each works on whole rows of a buffer, any number of them, so
-//! that a caller can cut the rows of a batch as it likes: no result depends on how.
+//! The operations between matrix products and attention. Each works on any number of whole rows of
+//! a buffer. A caller may cut the rows of a batch in any way, and results do not depend on it.
 //!
-//! An operation has a file with its kernel, and an arm in [`run`]. All panic where the lengths of their arguments do not agree.
+//! Each operation has a file with its kernel, and an arm in [`run`]. All panic if the lengths of
+//! their arguments do not agree.
 
 #[cfg(test)]
 pub(super) mod decay;
@@ -25,13 +26,13 @@ use crate::program::Op;
 use crate::{Error, ErrorKind, Result};
 use std::ops::Range;
 
-/// Runs an operation on these rows.
+/// Runs an operation on `rows`.
 ///
 /// # Errors
 /// `InvalidInput` for a token that is not in the vocabulary.
 ///
 /// # Safety
-/// No other thread touches these rows of the buffers meanwhile.
+/// No other thread accesses these rows of the buffers meanwhile.
 pub(super) unsafe fn run(pass: &Pass<'_>, op: &RowOp, rows: Range<usize>) -> Result<()> {
     let isa = pass.backend.isa;
     let op = match op {
@@ -44,7 +45,7 @@ pub(super) unsafe fn run(pass: &Pass<'_>, op: &RowOp, rows: Range<usize>) -> Res
             return Ok(());
         }
     };
-    // SAFETY: the caller's promise; no buffer is touched through two slices at a time.
+    // SAFETY: the caller's promise; no buffer is accessed through two slices at a time.
     unsafe {
         match op {
             Op::Embed { table, out } => {

@@ -3,23 +3,23 @@
 use crate::simd::Isa;
 use crate::simd::{self, Kernel, Simd, load_up_to, store_up_to};
 
-/// `out = x / √(mean(x²) + eps) · weight` for each row of `dim` numbers (Zhang and Sennrich, Root Mean Square Layer
-/// Normalization, 2019).
+/// `out = x / √(mean(x²) + eps) · weight` for each row of `dim` numbers (Zhang and Sennrich, Root
+/// Mean Square Layer Normalization, 2019).
 pub(crate) fn rms_norm(isa: Isa, x: &[f32], dim: usize, weight: &[f32], eps: f32, out: &mut [f32]) {
     assert_eq!(x.len(), out.len());
     let rows = Rows::new(x.as_ptr(), out.as_mut_ptr(), x.len(), dim, weight, eps);
     simd::run(isa, RmsNorm(rows));
 }
 
-/// The same in place; with a `dim` of one head it normalizes heads, each on its own.
+/// The same in place. With the `dim` of one head it normalizes each head by itself.
 pub(crate) fn rms_norm_in_place(isa: Isa, x: &mut [f32], dim: usize, weight: &[f32], eps: f32) {
     let out = x.as_mut_ptr();
     let rows = Rows::new(out, out, x.len(), dim, weight, eps);
     simd::run(isa, RmsNorm(rows));
 }
 
-/// Rows to normalize. Only made by [`Rows::new`], from pointers that are valid for reads and writes of `rows * dim`
-/// numbers while it is used, and which may be the same.
+/// Rows to normalize. Only [`Rows::new`] creates it, from pointers that are valid for reads and
+/// writes of `rows * dim` numbers while it is used. The pointers may be equal.
 struct Rows<'a> {
     x: *const f32,
     out: *mut f32,
@@ -39,11 +39,11 @@ impl<'a> Rows<'a> {
     /// The sum of the squares of row `row`.
     #[inline(always)]
     fn squares<S: Simd>(&self, s: S, row: usize) -> f32 {
-        // Four sums, so that one addition need not wait for the other.
+        // Four independent sums, so that one addition need not wait for another.
         const SUMS: usize = 4;
         let mut sums = [s.splat(0.0); SUMS];
         let whole = self.dim / (S::LANES * SUMS) * (S::LANES * SUMS);
-        // SAFETY: see the type; no more than what is left of the row.
+        // SAFETY: see the type; accesses at most the rest of the row.
         unsafe {
             let x = self.x.add(row * self.dim);
             for i in (0..whole).step_by(S::LANES * SUMS) {
@@ -65,7 +65,8 @@ impl<'a> Rows<'a> {
     fn write<S: Simd>(&self, s: S, row: usize, factor: f32) {
         for i in (0..self.dim).step_by(S::LANES) {
             let left = self.dim - i;
-            // SAFETY: see the type; no more than what is left of the row, and of the weight, which is as long.
+            // SAFETY: see the type; accesses at most the rest of the row, and of the weight, which
+            // is as long.
             unsafe {
                 let x = load_up_to(s, self.x.add(row * self.dim + i), left);
                 let y = s.mul(s.mul(x, s.splat(factor)), load_up_to(s, self.weight.as_ptr().add(i), left));

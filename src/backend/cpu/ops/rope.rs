@@ -14,7 +14,8 @@ pub(super) fn rotate(pass: &Pass<'_>, x: &mut [f32], number: usize, head_dim: us
 }
 
 /// Rotates in place the first `n_rot` numbers of each of the `heads` heads of each row of `x`,
-/// `[rows][heads * head_dim]`. `cos` and `sin` have `n_rot / 2` numbers for each row: those of its position.
+/// `[rows][heads * head_dim]`. `cos` and `sin` have `n_rot / 2` numbers for each row, those of its
+/// position.
 pub(crate) fn rope(isa: Isa, style: RopeStyle, x: &mut [f32], heads: usize, head_dim: usize, cos: &[f32], sin: &[f32]) {
     let columns = heads * head_dim;
     assert!(columns > 0 && x.len().is_multiple_of(columns) && cos.len() == sin.len());
@@ -27,7 +28,7 @@ pub(crate) fn rope(isa: Isa, style: RopeStyle, x: &mut [f32], heads: usize, head
     simd::run(isa, Rope { style, x, heads, head_dim, pairs, cos, sin });
 }
 
-/// Only made by [`rope`], which has checked the sizes.
+/// Only [`rope`] creates it, after checking the sizes.
 struct Rope<'a> {
     style: RopeStyle,
     x: &'a mut [f32],
@@ -56,7 +57,7 @@ impl<S: Simd> Kernel<S> for Rope<'_> {
     }
 }
 
-/// The points `(a, b)`, rotated.
+/// Rotates the points `(a, b)`.
 #[inline(always)]
 fn turned<S: Simd>(s: S, a: S::V, b: S::V, cos: S::V, sin: S::V) -> (S::V, S::V) {
     (s.sub(s.mul(a, cos), s.mul(b, sin)), s.fma(a, sin, s.mul(b, cos)))
@@ -67,7 +68,7 @@ fn rotate_halves<S: Simd>(s: S, head: &mut [f32], cos: &[f32], sin: &[f32]) {
     let pairs = cos.len().min(sin.len()).min(head.len() / 2);
     for i in (0..pairs).step_by(S::LANES) {
         let left = pairs - i;
-        // SAFETY: no more than what is left of the tables and of each half.
+        // SAFETY: accesses at most the rest of the tables and of each half.
         unsafe {
             let (first, second) = (head.as_mut_ptr().add(i), head.as_mut_ptr().add(pairs + i));
             let (a, b) = (load_up_to(s, first, left), load_up_to(s, second, left));
@@ -84,7 +85,7 @@ fn rotate_interleaved<S: Simd>(s: S, head: &mut [f32], cos: &[f32], sin: &[f32])
     let pairs = cos.len().min(sin.len()).min(head.len() / 2);
     for i in (0..pairs).step_by(S::LANES) {
         let left = pairs - i;
-        // SAFETY: no more than what is left of the tables and of the pairs, which two vectors hold.
+        // SAFETY: accesses at most the rest of the tables and of the pairs, which two vectors hold.
         unsafe {
             let first = head.as_mut_ptr().add(2 * i);
             let second = first.wrapping_add(S::LANES);

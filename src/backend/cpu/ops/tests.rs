@@ -1,4 +1,5 @@
-//! Each kernel on each instruction set against its definition in `f64`, for lengths around those of vectors.
+//! Compares each kernel on each instruction set with its definition in `f64`, for lengths around a
+//! vector's.
 
 use super::*;
 use crate::program::Activation;

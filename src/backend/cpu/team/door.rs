@@ -1,19 +1,22 @@
-//! How the members of a walk come and go: through a door, which the calling thread opens and closes.
+//! How the members of a walk come and go: through a door, which the calling thread opens and
+//! closes.
 //!
-//! Workers of a pool are invited, and nobody knows when they come: they may be asleep, or work for somebody else, or wait
-//! for what the caller of the walk gives them later. So nobody waits for them. A worker that comes while the door is open
-//! enters; one that comes later finds it closed, and goes away. The caller closes the door when the walk is done and then
-//! waits for those inside alone, who are leaving. It waits without taking any other task of the pool: that task could be
-//! one that needs what this thread holds.
+//! Workers of a pool are invited, but may come late: they may be asleep, work for another caller,
+//! or wait for something that this caller provides later. So nobody waits for them. A worker that
+//! comes while the door is open enters; a later one finds it closed and goes away. When the walk is
+//! done, the caller closes the door and waits only for the members inside, who are leaving.
+//! Meanwhile it takes no other task of the pool, because that task could need something that this
+//! thread holds.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-/// What a member does, given its number.
+/// The work of a member, given its number.
 type Work = dyn Fn(usize) + Sync;
 
-/// The state of a door as one word, so that nobody enters once it is closed: how many are inside, how many have entered
-/// so far, and the bits below. The pure functions here are all that changes it; a test tries all their orders.
+/// The state of a door: the number of members inside, the number that have entered so far, and the
+/// bits below. It is one word, so that nobody enters once the door is closed. Only the pure
+/// functions here change it; a test tries all their orders.
 pub(super) mod state {
     pub(in super::super) const CLOSED: u64 = 1 << 63;
     /// The caller is asleep, or will be unless everybody has left.
@@ -21,16 +24,17 @@ pub(super) mod state {
     const ENTERED: u64 = 1 << 32;
     const INSIDE: u64 = ENTERED - 1;
 
-    /// An open door. The caller has the first place, but is not counted as inside.
+    /// An open door. The caller has the first place, but does not count as inside.
     pub(in super::super) const OPEN: u64 = ENTERED;
 
-    /// The state after one more has entered, and its number; nothing where the door is closed or all places are taken.
+    /// The state after one more member has entered, and its number; `None` if the door is closed or
+    /// all places are taken.
     pub(in super::super) fn entered(state: u64, places: usize) -> Option<(u64, usize)> {
         let number = ((state & !(CLOSED | AWAITED)) / ENTERED) as usize;
         (state & CLOSED == 0 && number < places).then_some((state + ENTERED + 1, number))
     }
 
-    /// The state after one of those inside has left.
+    /// The state after a member has left.
     pub(in super::super) fn left(state: u64) -> u64 {
         state - 1
     }
@@ -46,24 +50,25 @@ struct Door {
     places: usize,
     /// Borrowed from the caller, who does not leave while the door is open or somebody is inside.
     work: *const Work,
-    /// What the caller sleeps on.
+    /// The caller sleeps on these.
     lock: Mutex<()>,
     empty: Condvar,
 }
 
-// SAFETY: `work` is the only part that is not `Send` and `Sync` by itself. It points to what is `Sync`, and is used only
-// by members that are inside, during whose stay the caller keeps it alive.
+// SAFETY: only `work` is not `Send` and `Sync` by itself. It points to a `Sync` value, and only
+// members that are inside use it. The caller keeps it alive during their stay.
 unsafe impl Send for Door {}
 // SAFETY: as above.
 unsafe impl Sync for Door {}
 
 impl Door {
-    /// Enters, if it is open and there is a place; returns the number of that.
+    /// Enters, if the door is open and has a place. Returns the place's number.
     fn enter(&self) -> Option<usize> {
         let mut seen = self.state.load(Ordering::Relaxed);
         loop {
             let (next, number) = state::entered(seen, self.places)?;
-            // Closing changes the same word, so this succeeds before the door is closed or not at all.
+            // Closing changes the same word, so this succeeds before the door is closed or not at
+            // all.
             match self.state.compare_exchange_weak(seen, next, Ordering::Acquire, Ordering::Relaxed) {
                 Ok(_) => return Some(number),
                 Err(now) => seen = now,
@@ -84,16 +89,19 @@ impl Door {
             }
         }
         let _inside = Inside(self);
-        // SAFETY: this thread has entered and not left yet. The door was open then, so the caller had not closed it, and
-        // it does not return from `close`, which ends the borrow that `work` was made of, before this thread has left.
+        // SAFETY: this thread has entered and not left yet. The door was open then, so the caller
+        // had not closed it. The caller does not return from `close`, which ends the borrow behind
+        // `work`, before this thread has left.
         unsafe { (*self.work)(number) }
     }
 
     fn leave(&self) {
-        // Release: the caller sees all that was done inside. The state is not below 1, as this thread is inside.
+        // Release: the caller sees everything that was done inside. The count is at least 1, as
+        // this thread is inside.
         let before = self.state.fetch_sub(1, Ordering::Release);
         if state::inside(state::left(before)) == 0 && before & state::AWAITED != 0 {
-            // Holding the lock, the caller either has not looked at the state yet, or is asleep.
+            // While this thread holds the lock, the caller either has not looked at the state yet,
+            // or is asleep.
             drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner));
             self.empty.notify_one();
         }
@@ -104,7 +112,7 @@ impl Door {
         const SPINS: usize = 500;
         const YIELDS: usize = 20;
         let mut now = self.state.fetch_or(state::CLOSED, Ordering::Acquire);
-        // The walk is done: they are just leaving, if they need not wait for this core.
+        // The walk is done, so the members are just leaving, unless they wait for this core.
         for turn in 0..SPINS + YIELDS {
             if state::inside(now) == 0 {
                 return;
@@ -125,30 +133,32 @@ impl Door {
     }
 }
 
-/// The doors of a team that are open, and the workers that are on their way. Invitations own a part of it.
+/// The open doors of a team, and the workers that are on their way. Invitations share ownership of
+/// it.
 #[derive(Default)]
 pub(super) struct Hall {
     open: Mutex<Vec<Arc<Door>>>,
-    /// Invitations that no worker has answered yet. A worker that never comes keeps its own, and no more than that: one
-    /// invitation is to whatever door is open when it is answered.
+    /// Invitations that no worker has answered yet. A worker that never comes keeps only one: an
+    /// invitation is to all doors that are open when it is answered.
     invited: AtomicUsize,
 }
 
 impl Hall {
     fn doors(&self) -> MutexGuard<'_, Vec<Arc<Door>>> {
-        // Adding and removing leave the list whole.
+        // Adding and removing leave the list intact, so a poisoned lock does no harm.
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs `work(0)` on this thread and `work(n)`, with other numbers below `places`, on those that come meanwhile.
-    /// `invite(n)` makes `n` threads call [`answer`](Self::answer) some time.
+    /// Runs `work(0)` on this thread, and `work(n)`, with other numbers below `places`, on the
+    /// threads that come meanwhile. `invite(n)` must make `n` threads call [`answer`](Self::answer)
+    /// eventually.
     pub(super) fn walk(self: &Arc<Self>, places: usize, work: &(dyn Fn(usize) + Sync), invite: impl FnOnce(usize)) {
         let work: *const (dyn Fn(usize) + Sync + '_) = work;
-        // SAFETY: only the lifetime changes, which a raw pointer makes no use of.
+        // SAFETY: only the lifetime changes, and a raw pointer does not depend on it.
         let work = unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const Work>(work) };
         let state = AtomicU64::new(state::OPEN);
         let door = Arc::new(Door { state, places, work, lock: Mutex::new(()), empty: Condvar::new() });
-        /// Takes the door away and closes it when dropped, so also where this thread's work panics.
+        /// Removes the door and closes it when dropped, also if this thread's work panics.
         struct Opened<'a>(&'a Hall, &'a Arc<Door>);
         impl Drop for Opened<'_> {
             fn drop(&mut self) {
@@ -166,9 +176,9 @@ impl Hall {
         unsafe { (*door.work)(0) }
     }
 
-    /// How many invitations there must be besides those on their way, so that `wanted` are; they count as sent. The door
-    /// is open before this looks, and who answers has counted its invitation out before it looks for open doors: so
-    /// each of those on their way will see this door.
+    /// The number of invitations to send so that `wanted` are on their way. They count as sent. The
+    /// door is open before this looks, and a worker counts its invitation out before it looks for
+    /// open doors. So each worker on its way will see this door.
     fn missing(&self, wanted: usize) -> usize {
         let mut seen = self.invited.load(Ordering::SeqCst);
         while seen < wanted {
@@ -180,15 +190,15 @@ impl Hall {
         0
     }
 
-    /// Answers an invitation: works behind each door that is open now, one after the other, as far as there is a place when
-    /// it comes to that. Doors that open later have invitations of their own, so that a worker which many sessions want
-    /// goes back to its pool's other tasks in between.
+    /// Answers an invitation: works behind each door that is open now, one after the other, if it
+    /// still has a place by then. Doors that open later have invitations of their own. So a worker
+    /// that many sessions want returns to its pool's other tasks in between.
     pub(super) fn answer(&self) {
         self.invited.fetch_sub(1, Ordering::SeqCst);
         let doors = self.doors().clone();
         for door in doors {
             if let Some(number) = door.enter() {
-                // SAFETY: the number was just given to this thread.
+                // SAFETY: `enter` just gave this number to this thread.
                 unsafe { door.work(number) }
             }
         }

@@ -1,6 +1,6 @@
-//! All orders in which callers and workers can take the steps of the door's protocol, tried one by one. The steps are what
-//! the code does in one atomic operation or under one lock, and change states by the same functions. What the orders of
-//! memory allow beyond that is for ThreadSanitizer.
+//! Tries all orders of the protocol's steps, one by one. A step is one atomic operation of the code
+//! or one critical section, and changes states by the same functions. Effects of weak memory order
+//! beyond that are left to ThreadSanitizer.
 
 use super::Hall;
 use super::state::{AWAITED, CLOSED, OPEN, entered, inside, left};
@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 
-/// What may be wrong with the protocol: each must be found.
+/// Defects of the protocol. The test must find each.
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Bug {
     None,
@@ -21,10 +21,10 @@ enum Bug {
     WaitsForNobody,
 }
 
-/// Where a thread is.
+/// The position of a thread in the protocol.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 enum At {
-    // A caller, with the number of its walk: each has some, one after the other.
+    // A caller, with the number of its walk. Each caller has some, one after the other.
     Opens(usize),
     Invites(usize),
     Sends(usize, usize),
@@ -36,7 +36,7 @@ enum At {
     Dozes(usize),
     Sleeps(usize),
     Wakes(usize),
-    // A worker, with the number of a walk, and as bits those that were open when it looked.
+    // A worker, with the number of a walk, and as bits the walks that were open when it looked.
     Idle,
     Counts,
     Looks,
@@ -52,11 +52,11 @@ enum At {
 struct World {
     doors: Vec<u64>,
     listed: Vec<bool>,
-    /// Whether the caller of a walk has returned.
+    /// For each walk, whether its caller has returned.
     returned: Vec<bool>,
     locked: Vec<bool>,
     notified: Vec<bool>,
-    /// The numbers of the members of each walk, as bits.
+    /// The numbers of each walk's members, as bits.
     members: Vec<u32>,
     invited: usize,
     jobs: usize,
@@ -68,12 +68,12 @@ struct Model {
     places: usize,
     /// Walks of each caller.
     walks: usize,
-    /// Whether the last walk of each caller ends only when so many members have come.
+    /// How many members must come before the last walk of each caller ends, if any.
     needs: Option<u32>,
 }
 
 impl Model {
-    /// Tries all orders; the number of states, or what is wrong in one.
+    /// Tries all orders. Returns the number of states, or the error in one of them.
     fn check(&self, callers: usize, workers: usize) -> Result<usize, String> {
         let count = callers * self.walks;
         let callers = (0..callers).map(|caller| self.begin(caller * self.walks));
@@ -111,12 +111,12 @@ impl Model {
         if self.bug == Bug::InvitesBeforeOpening { At::Invites(walk) } else { At::Opens(walk) }
     }
 
-    /// Where a caller goes after a walk.
+    /// The position of a caller after a walk.
     fn after(&self, walk: usize) -> At {
         if (walk + 1).is_multiple_of(self.walks) { At::Done } else { self.begin(walk + 1) }
     }
 
-    /// The world after one step of a thread: none where it cannot go on at the moment.
+    /// The world after one step of a thread; `None` if the thread is blocked.
     fn steps(&self, world: &World, thread: usize) -> Result<Option<World>, String> {
         let mut next = world.clone();
         let at = world.threads[thread].clone();
@@ -155,7 +155,8 @@ impl Model {
                 next.returned[walk] = true;
                 self.after(walk)
             }
-            // It may spin for any time before it takes the lock; what it does there, it does at once or asleep.
+            // The caller may spin for any time before it takes the lock. With the lock it acts at
+            // once, or after sleeping.
             At::Spins(walk) if !world.locked[walk] => {
                 next.locked[walk] = true;
                 At::Awaits(walk)
@@ -227,7 +228,8 @@ impl Model {
         Ok(Some(next))
     }
 
-    /// Where a worker goes that has seen the open doors and is done with those before `from`.
+    /// The position of a worker that has seen the `open` doors and is done with those before
+    /// `from`.
     fn next_door(&self, from: usize, open: u32) -> At {
         match (from..32).find(|&walk| open >> walk & 1 == 1) {
             Some(walk) => At::Enters(walk, open),
@@ -236,7 +238,7 @@ impl Model {
         }
     }
 
-    /// What a caller does that has the lock.
+    /// The step of a caller that has the lock.
     fn sleep_or_return(&self, next: &mut World, walk: usize) -> At {
         if inside(next.doors[walk]) > 0 {
             return At::Dozes(walk);
@@ -278,10 +280,11 @@ fn each_mistake_in_the_protocol_is_found() {
     assert!(check(Bug::None, None).is_ok() && check(Bug::None, Some(2)).is_ok());
 }
 
-/// A number that a member writes and the caller reads, with nothing but the door between them.
+/// A number that a member writes and the caller reads, with only the door between them.
 struct Plain(UnsafeCell<usize>);
 
-// SAFETY: the test below has one member write to each, and the caller read it when nobody is inside.
+// SAFETY: in the test below one member writes to each, and the caller reads it when nobody is
+// inside.
 unsafe impl Sync for Plain {}
 
 #[test]
