@@ -1,9 +1,9 @@
 //! Preparations before the first pass: the kernels of each step, and the layout of buffers.
 
+use super::code::has_matrix_cores;
+use super::code::{Kernel, Modules};
 use super::device::Device;
 use super::memory::Layout;
-use super::modules::{Kernel, Modules};
-use super::objects::has_matrix_cores;
 use super::plan::{Fusing, Plan, Product, Step};
 use super::{MOST_OUTPUTS, MOST_TOKENS};
 use crate::backend::KvType;
@@ -501,7 +501,7 @@ mod tests {
         ];
         for arch in ARCHITECTURES {
             // A build without kernels has none.
-            let found = super::super::objects::find("matvec", arch).ok().and_then(|mut all| all.next());
+            let found = crate::backend::hip::code::objects::find("matvec", arch).ok().and_then(|mut all| all.next());
             let Some(Ok(object)) = found else { continue };
             for n in MATVEC_COLUMNS {
                 let kernel = format!("matvec_residual_q4_k_{n}");

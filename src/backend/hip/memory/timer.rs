@@ -4,11 +4,11 @@
 //! launch. So a batch of launches is held back until all of it is queued: the stream waits for a
 //! call on the host, which returns only then.
 
-use super::device::Device;
-use super::driver::{Handle, Status};
-use super::memory::{Event, Stream};
+use super::{Event, Stream};
 use crate::Result;
 use crate::backend::KernelTime;
+use crate::backend::hip::device::Device;
+use crate::backend::hip::driver::{Handle, Status};
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -26,7 +26,7 @@ const LONGEST: Duration = Duration::from_millis(50);
 const EMPTY_PAIRS: usize = 64;
 
 /// Times the kernels of a stream.
-pub(super) struct Timer {
+pub(crate) struct Timer {
     device: Arc<Device>,
     gate: Arc<Gate>,
     /// The time between two events with nothing between them.
@@ -52,7 +52,7 @@ impl Timer {
     ///
     /// # Errors
     /// `Device`, where the driver cannot measure times.
-    pub(super) fn new(device: &Arc<Device>, stream: &Stream) -> Result<Self> {
+    pub(crate) fn new(device: &Arc<Device>, stream: &Stream) -> Result<Self> {
         let (device, gate) = (Arc::clone(device), Arc::default());
         let mut timer = Self { device, gate, empty: Duration::ZERO, state: Mutex::default() };
         let none = Arc::from("");
@@ -82,7 +82,7 @@ impl Timer {
     ///
     /// # Errors
     /// Errors of `launch` and of the driver.
-    pub(super) fn time(&self, name: &Arc<str>, stream: &Stream, launch: impl FnOnce() -> Result<()>) -> Result<()> {
+    pub(crate) fn time(&self, name: &Arc<str>, stream: &Stream, launch: impl FnOnce() -> Result<()>) -> Result<()> {
         let mut state = self.lock();
         if state.held == 0 {
             self.hold(stream)?;
@@ -117,7 +117,7 @@ impl Timer {
     }
 
     /// Lets the held-back launches run. Call it before waiting for the stream.
-    pub(super) fn release(&self) {
+    pub(crate) fn release(&self) {
         let mut state = self.lock();
         if std::mem::take(&mut state.held) > 0 {
             self.gate.open();
@@ -128,7 +128,7 @@ impl Timer {
     ///
     /// # Errors
     /// The error of `waited`, and errors of the driver.
-    pub(super) fn collect(&self, waited: Result<()>) -> Result<()> {
+    pub(crate) fn collect(&self, waited: Result<()>) -> Result<()> {
         self.gate.close();
         let mut state = self.lock();
         let State { idle, queued, sums, .. } = &mut *state;
@@ -148,7 +148,7 @@ impl Timer {
     }
 
     /// All times so far, the longest first.
-    pub(super) fn times(self) -> Vec<KernelTime> {
+    pub(crate) fn times(self) -> Vec<KernelTime> {
         let State { sums, .. } = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
         let nanoseconds = u64::try_from(self.empty.as_nanos()).unwrap_or(u64::MAX);
         let mut times: Vec<KernelTime> = sums

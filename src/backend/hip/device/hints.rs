@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 /// Advice for people, as the end of a sentence.
-pub(super) fn of_system() -> String {
+pub(crate) fn of_system() -> String {
     if cfg!(windows) {
         return "; AMD's driver (Adrenalin) brings amdhip64_6.dll or later: install it or a newer one".to_owned();
     }

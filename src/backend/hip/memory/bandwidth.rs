@@ -1,8 +1,8 @@
 //! Measures how fast a device copies within its memory, to compare kernels' reading speed with.
 
-use super::device::{self, Device};
-use super::health::PATIENCE;
-use super::memory::{DeviceBuffer, Event, Stream};
+use super::{DeviceBuffer, Event, Stream};
+use crate::backend::hip::device::health::PATIENCE;
+use crate::backend::hip::device::{self, Device};
 use crate::{Error, ErrorKind, Result};
 use std::sync::Arc;
 use std::time::Instant;
@@ -25,7 +25,7 @@ const SLOW: f64 = 4.0;
 
 /// Checks whether weights lie in the device's own memory. Some systems silently give a full device
 /// the system's memory, which is ten times slower or more.
-pub(super) struct Spill {
+pub(crate) struct Spill {
     device: Arc<Device>,
     /// Memory that is certainly the device's own.
     from: DeviceBuffer,
@@ -35,7 +35,7 @@ pub(super) struct Spill {
 impl Spill {
     /// Make this before the weights get memory. `None` where there is nothing to check: all memory
     /// is the system's, the chunks of these sizes are small, or there is no room.
-    pub(super) fn new(device: &Arc<Device>, chunks: &[usize]) -> Option<Self> {
+    pub(crate) fn new(device: &Arc<Device>, chunks: &[usize]) -> Option<Self> {
         let bytes = SAMPLE.min(chunks.iter().copied().max()?);
         if device.integrated || bytes < SMALL {
             return None;
@@ -49,7 +49,7 @@ impl Spill {
     ///
     /// # Errors
     /// `OutOfMemory`, where a chunk is slow and `refuses` is set; errors of the driver.
-    pub(super) fn check(self, stream: &Stream, chunks: &[DeviceBuffer], refuses: bool) -> Result<()> {
+    pub(crate) fn check(self, stream: &Stream, chunks: &[DeviceBuffer], refuses: bool) -> Result<()> {
         let own = self.time(stream, &self.from, self.to.bytes())?;
         for chunk in chunks.iter().filter(|chunk| chunk.bytes() >= SMALL) {
             let bytes = chunk.bytes().min(self.to.bytes());

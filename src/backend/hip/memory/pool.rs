@@ -1,18 +1,18 @@
 //! The memory behind the cache pages of a GPU: one allocation, which grows.
 
-use super::device::Device;
-use super::memory::{DeviceBuffer, Stream};
+use super::{DeviceBuffer, Stream};
+use crate::backend::hip::device::Device;
 use crate::backend::kv::{PageId, PageStore};
 use crate::{Error, ErrorKind, Result};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// How many pages to allocate at first.
-pub(super) const FIRST_PAGES: usize = 16;
+pub(crate) const FIRST_PAGES: usize = 16;
 
 /// Pages of one size. Kernels compute a page's address as its number times the size, so all pages
 /// are in one allocation. A full allocation is replaced by a larger one.
 #[derive(Clone)]
-pub(super) struct Pages(Arc<Mutex<State>>);
+pub(crate) struct Pages(Arc<Mutex<State>>);
 
 struct State {
     device: Arc<Device>,
@@ -24,7 +24,7 @@ struct State {
 }
 
 impl Pages {
-    pub(super) fn new(device: &Arc<Device>, passes: &Stream, page_bytes: usize) -> Result<Self> {
+    pub(crate) fn new(device: &Arc<Device>, passes: &Stream, page_bytes: usize) -> Result<Self> {
         let memory = DeviceBuffer::new(device, FIRST_PAGES.saturating_mul(page_bytes), "cache pages")?;
         let stream = Stream::sharing(passes)?;
         let state = State { device: Arc::clone(device), stream, memory, page_bytes, capacity: FIRST_PAGES };
@@ -36,7 +36,7 @@ impl Pages {
     }
 
     /// Calls `f` with the memory of all pages. The memory does not move meanwhile.
-    pub(super) fn with_memory<T>(&self, f: impl FnOnce(&DeviceBuffer) -> T) -> T {
+    pub(crate) fn with_memory<T>(&self, f: impl FnOnce(&DeviceBuffer) -> T) -> T {
         f(&self.lock().memory)
     }
 }

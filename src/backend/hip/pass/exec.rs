@@ -1,17 +1,17 @@
 //! One forward pass on one stream: uploads the inputs, then launches the plan's steps, as a graph
 //! where that helps.
 
-use super::device::Device;
+use super::Pass;
 use super::graph::{Graphs, Key};
 use super::inputs::{InputMemory, Inputs};
-use super::kv;
-use super::memory::{DeviceBuffer, Stream};
-use super::modules::Modules;
-use super::pass::Pass;
-use super::plan::Plan;
-use super::prepare::{self, Buffers, Kernels};
-use super::weights::{Loading, Weights};
-use super::{MOST_OUTPUTS, MOST_TOKENS, is_transient};
+use crate::backend::hip::code::Modules;
+use crate::backend::hip::device::Device;
+use crate::backend::hip::load::{Loading, Weights};
+use crate::backend::hip::memory::kv;
+use crate::backend::hip::memory::{DeviceBuffer, Stream};
+use crate::backend::hip::plan::Plan;
+use crate::backend::hip::prepare::{self, Buffers, Kernels};
+use crate::backend::hip::{MOST_OUTPUTS, MOST_TOKENS, is_transient};
 use crate::backend::{Batch, Canceller, KvType, Span};
 use crate::gguf::Gguf;
 use crate::program::{Op, Program};
@@ -43,17 +43,17 @@ impl Operations {
 }
 
 /// A program that is ready to run on a device.
-pub(super) struct Executor {
+pub(crate) struct Executor {
     device: Arc<Device>,
-    pub(super) program: Arc<Program>,
-    pub(super) plan: Plan,
+    pub(crate) program: Arc<Program>,
+    pub(crate) plan: Plan,
     kernels: Vec<Kernels>,
     /// The tile sizes of the program's attentions, in tokens.
     tile_sizes: Vec<usize>,
     /// Where each layer's keys and values lie in a page, and the size of one.
-    pub(super) layers: Vec<usize>,
-    pub(super) page_bytes: usize,
-    pub(super) buffers: Buffers,
+    pub(crate) layers: Vec<usize>,
+    pub(crate) page_bytes: usize,
+    pub(crate) buffers: Buffers,
     graphs: Graphs,
     operations: Operations,
     /// How many tokens the last pass had, and how long it took. The next pass with the same number
@@ -62,17 +62,17 @@ pub(super) struct Executor {
     /// How many passes there have been.
     passes: usize,
     /// Whether to choose kernels so that all of them are tested, instead of for speed.
-    pub(super) tests: bool,
+    pub(crate) tests: bool,
     // The stream comes before the memory that its work uses, because dropping it waits for that
     // work.
-    pub(super) stream: Stream,
-    pub(super) memory: DeviceBuffer,
+    pub(crate) stream: Stream,
+    pub(crate) memory: DeviceBuffer,
     inputs: InputMemory,
-    pub(super) weights: Weights,
+    pub(crate) weights: Weights,
 }
 
 impl Executor {
-    pub(super) fn new(
+    pub(crate) fn new(
         device: &Arc<Device>,
         modules: &Modules,
         gguf: &Gguf,
@@ -116,29 +116,29 @@ impl Executor {
         })
     }
 
-    pub(super) fn device(&self) -> &Device {
+    pub(crate) fn device(&self) -> &Device {
         &self.device
     }
 
-    pub(super) fn page_bytes(&self) -> usize {
+    pub(crate) fn page_bytes(&self) -> usize {
         self.page_bytes
     }
 
-    pub(super) fn weight_bytes(&self) -> usize {
+    pub(crate) fn weight_bytes(&self) -> usize {
         self.weights.bytes()
     }
 
-    pub(super) fn passes(&self) -> usize {
+    pub(crate) fn passes(&self) -> usize {
         self.passes
     }
 
-    pub(super) fn stream(&self) -> &Stream {
+    pub(crate) fn stream(&self) -> &Stream {
         &self.stream
     }
 
     /// Runs the program and the work that `then` queues, and waits for both. The logits go to
     /// `logits`, which has room for the batch's outputs.
-    pub(super) fn run(
+    pub(crate) fn run(
         &mut self,
         batch: &Batch<'_>,
         pages: &DeviceBuffer,

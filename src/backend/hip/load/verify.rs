@@ -1,29 +1,29 @@
 //! Checks that the weights on a device are what was sent: keeps a sum of each part, and compares it
 //! with the sum of the bytes read back.
 
-use super::device::Device;
-use super::memory::{DeviceBuffer, HostBuffer, Stream};
+use crate::backend::hip::device::Device;
+use crate::backend::hip::memory::{DeviceBuffer, HostBuffer, Stream};
 use crate::{Error, ErrorKind, Result};
 use std::sync::Arc;
 
 /// Check a place after this many passes. The cost is then invisible in their time.
 const EVERY: usize = 64;
 /// The most bytes of a place.
-pub(super) const LENGTH: usize = 64 << 10;
+pub(crate) const LENGTH: usize = 64 << 10;
 /// How many places to keep, unless all weights are to be verified.
-pub(super) const FEW: usize = 64;
+pub(crate) const FEW: usize = 64;
 
 /// A place among the weights, and the sum of its bytes.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Place {
-    pub(super) chunk: usize,
-    pub(super) at: usize,
-    pub(super) length: usize,
-    pub(super) sum: u64,
+pub(crate) struct Place {
+    pub(crate) chunk: usize,
+    pub(crate) at: usize,
+    pub(crate) length: usize,
+    pub(crate) sum: u64,
 }
 
 /// A sum that changes with every single bit. Four independent parts make it fast.
-pub(super) fn sum(bytes: &[u8]) -> u64 {
+pub(crate) fn sum(bytes: &[u8]) -> u64 {
     const PRIME: u64 = 0x9e37_79b9_7f4a_7c15;
     let step = |sum: u64, word: u64| (sum ^ word).wrapping_mul(PRIME).rotate_left(29);
     let mut sums = [1, 2, 3, 4];
@@ -56,7 +56,7 @@ fn compare(
 }
 
 /// Checks the weights while they are in use.
-pub(super) struct Canary {
+pub(crate) struct Canary {
     device: Arc<Device>,
     places: Vec<Place>,
     /// The next place, and passes since the last check.
@@ -71,7 +71,7 @@ impl Canary {
     ///
     /// # Errors
     /// `Device`, where they differ, and errors of the driver.
-    pub(super) fn new(
+    pub(crate) fn new(
         device: &Arc<Device>,
         stream: &Stream,
         weights: &[DeviceBuffer],
@@ -92,7 +92,7 @@ impl Canary {
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub(super) fn look(&mut self, stream: &Stream, weights: &[DeviceBuffer]) -> Result<()> {
+    pub(crate) fn look(&mut self, stream: &Stream, weights: &[DeviceBuffer]) -> Result<()> {
         self.passes += 1;
         if self.passes < EVERY {
             return Ok(());

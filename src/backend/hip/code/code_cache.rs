@@ -22,19 +22,19 @@ const HASH: usize = 32;
 const MOST: u64 = 1 << 26;
 
 /// The inputs of a piece of code: source, headers, flags, compiler, architecture.
-pub(super) struct Recipe {
+pub(crate) struct Recipe {
     hash: [u8; HASH],
     name: String,
 }
 
 impl Recipe {
     /// `name` is for people: family and architecture.
-    pub(super) fn new<'a>(name: &str, parts: impl IntoIterator<Item = &'a str>) -> Self {
+    pub(crate) fn new<'a>(name: &str, parts: impl IntoIterator<Item = &'a str>) -> Self {
         Self::named(name, "hsaco", parts)
     }
 
     /// A recipe for the facts about a machine.
-    pub(super) fn of_probe<'a>(parts: impl IntoIterator<Item = &'a str>) -> Self {
+    pub(crate) fn of_probe<'a>(parts: impl IntoIterator<Item = &'a str>) -> Self {
         Self::named("probe", "txt", parts)
     }
 
@@ -53,7 +53,7 @@ impl Recipe {
 
 /// The user's folder of compiled kernels.
 #[derive(Debug)]
-pub(super) struct CodeCache {
+pub(crate) struct CodeCache {
     folder: PathBuf,
 }
 
@@ -62,7 +62,7 @@ impl CodeCache {
     ///
     /// # Errors
     /// The reason why nothing can be kept.
-    pub(super) fn open() -> Result<Self, String> {
+    pub(crate) fn open() -> Result<Self, String> {
         let variable = |name: &str| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
         let cache = if cfg!(windows) {
             variable("LOCALAPPDATA")
@@ -98,12 +98,12 @@ impl CodeCache {
     }
 
     /// The file of a recipe.
-    pub(super) fn path(&self, recipe: &Recipe) -> PathBuf {
+    pub(crate) fn path(&self, recipe: &Recipe) -> PathBuf {
         self.folder.join(&recipe.name)
     }
 
     /// The code of a recipe; `None` if there is none that can be trusted.
-    pub(super) fn get(&self, recipe: &Recipe) -> Option<Vec<u8>> {
+    pub(crate) fn get(&self, recipe: &Recipe) -> Option<Vec<u8>> {
         let path = self.path(recipe);
         match read(&path, recipe) {
             Ok(code) => Some(code),
@@ -116,7 +116,7 @@ impl CodeCache {
     }
 
     /// Keeps the code of a recipe. A concurrent reader finds the old file, the new one, or none.
-    pub(super) fn put(&self, recipe: &Recipe, code: &[u8]) -> io::Result<()> {
+    pub(crate) fn put(&self, recipe: &Recipe, code: &[u8]) -> io::Result<()> {
         /// Threads of one process must not write to the same file either.
         static WRITTEN: AtomicU32 = AtomicU32::new(0);
         let number = WRITTEN.fetch_add(1, Ordering::Relaxed);

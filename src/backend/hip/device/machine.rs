@@ -1,9 +1,9 @@
 //! The facts that decide whether a driver can be trusted: GPUs, libraries, kernel and versions.
 //! Reading them loads no driver.
 
-use super::code_cache::{CodeCache, Recipe};
-use super::device::kernel_gpus;
-use super::driver::{LIBRARY_VARIABLE, cuda_candidates, hip_candidates};
+use super::kernel_gpus;
+use crate::backend::hip::code::code_cache::{CodeCache, Recipe};
+use crate::backend::hip::driver::{LIBRARY_VARIABLE, cuda_candidates, hip_candidates};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 use std::{env, fs};

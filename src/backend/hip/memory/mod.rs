@@ -1,18 +1,24 @@
 //! Device memory, pinned host memory and the stream that works on them.
 
+pub(crate) mod bandwidth;
+pub(crate) mod kv;
+pub(crate) mod pool;
+pub(crate) mod room;
+pub(crate) mod timer;
+
 use super::device::Device;
-use super::driver::{DevicePtr, Driver, Handle};
 #[cfg(target_os = "linux")]
-use super::faults::Work;
-use super::health::{self, Pace, guarded};
-use super::timer::Timer;
+use super::device::faults::Work;
+use super::device::health::{self, Pace, guarded};
+use super::driver::{DevicePtr, Driver, Handle};
 use crate::{Error, ErrorKind, Result};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
+use timer::Timer;
 
 /// The alignment of every part of a buffer that kernels get: enough for all vector loads.
-pub(super) const ALIGN: usize = 256;
+pub(crate) const ALIGN: usize = 256;
 
 /// How long to poll for work of unknown duration before sleeping. Sampling, for example, takes
 /// less.
@@ -29,7 +35,7 @@ fn asleep_and_awake(time: Duration) -> (Duration, Duration) {
 }
 
 /// Memory of a device; dropping it frees the memory.
-pub(super) struct DeviceBuffer {
+pub(crate) struct DeviceBuffer {
     device: Arc<Device>,
     start: DevicePtr,
     bytes: usize,
@@ -40,7 +46,7 @@ impl DeviceBuffer {
     ///
     /// # Errors
     /// `OutOfMemory`, naming `what` it is for.
-    pub(super) fn new(device: &Arc<Device>, bytes: usize, what: &str) -> Result<Self> {
+    pub(crate) fn new(device: &Arc<Device>, bytes: usize, what: &str) -> Result<Self> {
         let allocated = guarded(device, "allocating memory", move |driver| driver.allocate(bytes.max(1)));
         let start = allocated.map_err(|e| match e.kind() {
             ErrorKind::OutOfMemory => {
@@ -55,11 +61,11 @@ impl DeviceBuffer {
         Ok(Self { device: Arc::clone(device), start, bytes })
     }
 
-    pub(super) fn start(&self) -> DevicePtr {
+    pub(crate) fn start(&self) -> DevicePtr {
         self.start
     }
 
-    pub(super) fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 }
@@ -75,7 +81,7 @@ impl Drop for DeviceBuffer {
 }
 
 /// Gives something back to the driver. Leaks it if a lost device may still use it.
-pub(super) fn end(device: &Arc<Device>, what: &str, call: impl FnOnce(&Driver) -> Result<()> + Send + 'static) {
+pub(crate) fn end(device: &Arc<Device>, what: &str, call: impl FnOnce(&Driver) -> Result<()> + Send + 'static) {
     if device.health().is_lost() {
         return;
     }
@@ -86,23 +92,23 @@ pub(super) fn end(device: &Arc<Device>, what: &str, call: impl FnOnce(&Driver) -
 
 /// A pointer or handle on its way to the thread that passes it to a call.
 #[derive(Clone, Copy)]
-pub(super) struct Sent<T>(T);
+pub(crate) struct Sent<T>(T);
 
 // SAFETY: the pointer is only a name for the driver, whose functions accept it from any thread.
 unsafe impl<T> Send for Sent<*mut T> {}
 
 impl<T: Copy> Sent<T> {
-    pub(super) fn new(value: T) -> Self {
+    pub(crate) fn new(value: T) -> Self {
         Self(value)
     }
 
-    pub(super) fn get(self) -> T {
+    pub(crate) fn get(self) -> T {
         self.0
     }
 }
 
 /// Pinned memory of the host. The device reads and writes it by itself.
-pub(super) struct HostBuffer {
+pub(crate) struct HostBuffer {
     device: Arc<Device>,
     start: *mut u8,
     bytes: usize,
@@ -112,7 +118,7 @@ pub(super) struct HostBuffer {
 unsafe impl Send for HostBuffer {}
 
 impl HostBuffer {
-    pub(super) fn new(device: &Arc<Device>, bytes: usize) -> Result<Self> {
+    pub(crate) fn new(device: &Arc<Device>, bytes: usize) -> Result<Self> {
         let bytes = bytes.max(1);
         let allocate = move |driver: &Driver| driver.allocate_host(bytes).map(Sent);
         let start: *mut u8 = guarded(device, "allocating pinned memory", allocate)?.get().cast();
@@ -125,12 +131,12 @@ impl HostBuffer {
     }
 
     /// The memory. No copy from or to it may be in progress.
-    pub(super) fn as_mut_slice(&mut self) -> &mut [u8] {
+    pub(crate) fn as_mut_slice(&mut self) -> &mut [u8] {
         // SAFETY: `start` is valid for this many initialized bytes, and borrowed as `self` is.
         unsafe { std::slice::from_raw_parts_mut(self.start, self.bytes) }
     }
 
-    pub(super) fn as_slice(&self) -> &[u8] {
+    pub(crate) fn as_slice(&self) -> &[u8] {
         // SAFETY: as above.
         unsafe { std::slice::from_raw_parts(self.start, self.bytes) }
     }
@@ -146,7 +152,7 @@ impl Drop for HostBuffer {
 }
 
 /// A queue of work on a device, and the event that marks its end for waiting.
-pub(super) struct Stream {
+pub(crate) struct Stream {
     device: Arc<Device>,
     /// Other streams that [share](Self::sharing) this queue use it too.
     queue: Arc<Queue>,
@@ -163,14 +169,14 @@ unsafe impl Send for Stream {}
 unsafe impl Sync for Stream {}
 
 impl Stream {
-    pub(super) fn new(device: &Arc<Device>) -> Result<Self> {
+    pub(crate) fn new(device: &Arc<Device>) -> Result<Self> {
         let stream = guarded(device, "creating a stream", |driver| driver.create_stream().map(Sent))?.get();
         Self::on(Arc::new(Queue { device: Arc::clone(device), stream }))
     }
 
     /// A stream that uses the same queue of the device, and waits for all work in it. With several
     /// queues, GPUs of AMD were seen to be busy forever.
-    pub(super) fn sharing(other: &Self) -> Result<Self> {
+    pub(crate) fn sharing(other: &Self) -> Result<Self> {
         Self::on(Arc::clone(&other.queue))
     }
 
@@ -192,7 +198,7 @@ impl Stream {
     ///
     /// # Errors
     /// `InvalidInput` where kernels are timed already, `Device` where the driver cannot time them.
-    pub(super) fn start_timer(&mut self) -> Result<()> {
+    pub(crate) fn start_timer(&mut self) -> Result<()> {
         if self.timer.is_some() {
             return Err(Error::invalid_input("the kernels of this device are timed already"));
         }
@@ -202,17 +208,17 @@ impl Stream {
     }
 
     /// Ends the timing that [`start_timer`](Self::start_timer) began.
-    pub(super) fn take_timer(&mut self) -> Option<Timer> {
+    pub(crate) fn take_timer(&mut self) -> Option<Timer> {
         self.timer.take()
     }
 
     /// The timer of kernels, if there is one now.
-    pub(super) fn timer(&self) -> Option<&Timer> {
+    pub(crate) fn timer(&self) -> Option<&Timer> {
         self.timer.as_ref()
     }
 
     /// The handle for queuing work, which must be waited for.
-    pub(super) fn handle(&self) -> Handle {
+    pub(crate) fn handle(&self) -> Handle {
         #[cfg(target_os = "linux")]
         self.work.begins();
         self.queue.stream
@@ -230,7 +236,7 @@ impl Stream {
     ///
     /// # Safety
     /// `from` is unchanged, and both stay allocated, until the stream was [waited](Self::wait) for.
-    pub(super) unsafe fn upload(
+    pub(crate) unsafe fn upload(
         &self,
         to: &DeviceBuffer,
         offset: usize,
@@ -249,7 +255,7 @@ impl Stream {
     /// # Safety
     /// These bytes are unchanged, and both buffers stay allocated, until the stream or an event
     /// after the copy was waited for.
-    pub(super) unsafe fn upload_range(
+    pub(crate) unsafe fn upload_range(
         &self,
         to: &DeviceBuffer,
         offset: usize,
@@ -275,7 +281,7 @@ impl Stream {
     /// # Safety
     /// Nobody else uses these words, and the buffer stays allocated, until the stream was
     /// [waited](Self::wait) for.
-    pub(super) unsafe fn fill(&self, to: &DeviceBuffer, word: u32, words: usize) -> Result<()> {
+    pub(crate) unsafe fn fill(&self, to: &DeviceBuffer, word: u32, words: usize) -> Result<()> {
         if words.checked_mul(4).is_none_or(|bytes| bytes > to.bytes) {
             return Err(Error::new(ErrorKind::Device, "more than a buffer is filled: a bug in wavelm"));
         }
@@ -287,7 +293,7 @@ impl Stream {
     }
 
     /// Copies to the host and waits for the copy.
-    pub(super) fn download(&self, from: &DeviceBuffer, offset: usize, to: &mut HostBuffer, bytes: usize) -> Result<()> {
+    pub(crate) fn download(&self, from: &DeviceBuffer, offset: usize, to: &mut HostBuffer, bytes: usize) -> Result<()> {
         // SAFETY: the copy is waited for before anybody can use either buffer.
         let queued = unsafe { self.queue_download(from, offset, to, bytes) };
         queued.and(self.wait())
@@ -300,7 +306,7 @@ impl Stream {
     ///
     /// # Safety
     /// Nobody uses the host's memory, and both stay allocated, until the stream was [waited](Self::wait) for.
-    pub(super) unsafe fn queue_download(
+    pub(crate) unsafe fn queue_download(
         &self,
         from: &DeviceBuffer,
         offset: usize,
@@ -315,7 +321,7 @@ impl Stream {
     }
 
     /// Copies between parts of device memory and waits for the copy.
-    pub(super) fn copy(&self, to: (&DeviceBuffer, usize), from: (&DeviceBuffer, usize), bytes: usize) -> Result<()> {
+    pub(crate) fn copy(&self, to: (&DeviceBuffer, usize), from: (&DeviceBuffer, usize), bytes: usize) -> Result<()> {
         let outside =
             |(buffer, offset): (&DeviceBuffer, usize)| offset.checked_add(bytes).is_none_or(|end| end > buffer.bytes);
         if outside(to) || outside(from) {
@@ -331,7 +337,7 @@ impl Stream {
     ///
     /// # Errors
     /// `Device`, where any of the work failed, or takes so long that the device is lost.
-    pub(super) fn wait(&self) -> Result<()> {
+    pub(crate) fn wait(&self) -> Result<()> {
         self.wait_about(Duration::ZERO, Duration::ZERO)
     }
 
@@ -344,7 +350,7 @@ impl Stream {
     ///
     /// # Errors
     /// As [`wait`](Self::wait).
-    pub(super) fn wait_about(&self, time: Duration, slowest: Duration) -> Result<()> {
+    pub(crate) fn wait_about(&self, time: Duration, slowest: Duration) -> Result<()> {
         let driver = self.device.driver()?;
         let expected = time.max(slowest);
         let pace = match &self.timer {
@@ -414,7 +420,7 @@ impl Drop for Queue {
 }
 
 /// A place in a stream, for waiting.
-pub(super) struct Event {
+pub(crate) struct Event {
     device: Arc<Device>,
     event: Handle,
 }
@@ -423,24 +429,24 @@ pub(super) struct Event {
 unsafe impl Send for Event {}
 
 impl Event {
-    pub(super) fn new(device: &Arc<Device>) -> Result<Self> {
+    pub(crate) fn new(device: &Arc<Device>) -> Result<Self> {
         Ok(Self { device: Arc::clone(device), event: device.driver()?.create_event(false)? })
     }
 
     /// An event that records a time.
-    pub(super) fn timed(device: &Arc<Device>) -> Result<Self> {
+    pub(crate) fn timed(device: &Arc<Device>) -> Result<Self> {
         Ok(Self { device: Arc::clone(device), event: device.driver()?.create_event(true)? })
     }
 
     /// The time from `earlier` to this one. Both are timed, recorded and waited for.
-    pub(super) fn since(&self, earlier: &Event) -> Result<Duration> {
+    pub(crate) fn since(&self, earlier: &Event) -> Result<Duration> {
         // SAFETY: both exist.
         let milliseconds = unsafe { self.device.driver()?.timing()?.elapsed(earlier.event, self.event) }?;
         Ok(Duration::try_from_secs_f64(f64::from(milliseconds) / 1e3).unwrap_or_default())
     }
 
     /// Moves the event to the end of all work that is queued now.
-    pub(super) fn record(&self, stream: &Stream) -> Result<()> {
+    pub(crate) fn record(&self, stream: &Stream) -> Result<()> {
         // SAFETY: both exist.
         unsafe { self.device.driver()?.record_event(self.event, stream.queue.stream) }
     }
@@ -449,7 +455,7 @@ impl Event {
     ///
     /// # Errors
     /// As [`Stream::wait`].
-    pub(super) fn wait(&self) -> Result<()> {
+    pub(crate) fn wait(&self) -> Result<()> {
         // SAFETY: the event exists.
         health::wait(&self.device, Pace::default(), |driver| unsafe { driver.query_event(self.event) })
     }
@@ -465,7 +471,7 @@ impl Drop for Event {
 
 /// Cuts a buffer into aligned parts: first all parts are planned, then the buffer is allocated.
 #[derive(Default)]
-pub(super) struct Layout {
+pub(crate) struct Layout {
     bytes: usize,
 }
 
@@ -474,7 +480,7 @@ impl Layout {
     ///
     /// # Errors
     /// `OutOfMemory` where the sum would overflow.
-    pub(super) fn part(&mut self, bytes: usize) -> Result<usize> {
+    pub(crate) fn part(&mut self, bytes: usize) -> Result<usize> {
         let offset = self.bytes;
         let end = offset.checked_add(bytes).and_then(|end| end.checked_next_multiple_of(ALIGN));
         self.bytes =
@@ -483,7 +489,7 @@ impl Layout {
     }
 
     /// Bytes of all parts.
-    pub(super) fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 }

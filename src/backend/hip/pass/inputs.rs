@@ -1,8 +1,8 @@
 //! A pass's inputs from the host, in one copy: tokens, positions, page tables, angles, and zeros
 //! for counters.
 
-use super::device::Device;
-use super::memory::{DeviceBuffer, HostBuffer, Layout, Stream};
+use crate::backend::hip::device::Device;
+use crate::backend::hip::memory::{DeviceBuffer, HostBuffer, Layout, Stream};
 use crate::backend::kv::PAGE_LEN;
 use crate::backend::{Batch, Wanted};
 use crate::program::Program;
@@ -17,55 +17,55 @@ const MOST_DECODED: usize = 8;
 
 /// Addresses and sizes of the inputs of a pass.
 #[derive(Default)]
-pub(super) struct Inputs {
-    pub(super) tokens: usize,
-    pub(super) outputs: usize,
+pub(crate) struct Inputs {
+    pub(crate) tokens: usize,
+    pub(crate) outputs: usize,
     /// For each token its id, its position and the row of its page table.
-    pub(super) ids: u64,
-    pub(super) positions: u64,
-    pub(super) token_tables: u64,
+    pub(crate) ids: u64,
+    pub(crate) positions: u64,
+    pub(crate) token_tables: u64,
     /// Page tables with `table_len` entries each.
-    pub(super) table: u64,
-    pub(super) table_len: usize,
+    pub(crate) table: u64,
+    pub(crate) table_len: usize,
     /// The rows whose logits are wanted.
-    pub(super) wanted: u64,
+    pub(crate) wanted: u64,
     /// Zeros, which blocks use as counters. They are uploaded with each pass, so values left over
     /// from before do not matter.
-    pub(super) counters: u64,
+    pub(crate) counters: u64,
     /// For each rotary embedding, cosines and sines for each token.
-    pub(super) angles: Vec<u64>,
+    pub(crate) angles: Vec<u64>,
     /// Runs of tokens of short spans.
-    pub(super) decode: Vec<Range<usize>>,
+    pub(crate) decode: Vec<Range<usize>>,
     /// For each tile size the tiles of the long spans: their address, and how many.
-    pub(super) tiles: Vec<(usize, u64, usize)>,
+    pub(crate) tiles: Vec<(usize, u64, usize)>,
     /// The most pages that a token of a short span sees, or slightly more.
-    pub(super) pages: usize,
+    pub(crate) pages: usize,
     /// Whether each token belongs to a different sequence.
-    pub(super) single: bool,
+    pub(crate) single: bool,
 }
 
 impl Inputs {
     /// Whether this pass decodes: it has few tokens, all in short spans. More passes of its shape
     /// will follow.
-    pub(super) fn decodes(&self) -> bool {
+    pub(crate) fn decodes(&self) -> bool {
         self.tokens > 0 && self.tokens <= MOST_DECODED && self.tiles.iter().all(|(.., count)| *count == 0)
     }
 
     /// The address of each input.
-    pub(super) fn addresses(&self) -> Vec<u64> {
+    pub(crate) fn addresses(&self) -> Vec<u64> {
         let single = [self.ids, self.positions, self.token_tables, self.table, self.wanted, self.counters];
         single.into_iter().chain(self.angles.iter().copied()).collect()
     }
 }
 
 /// The memory for inputs, on the host and on the device. It grows when a pass needs more.
-pub(super) struct InputMemory {
+pub(crate) struct InputMemory {
     host: HostBuffer,
     device: DeviceBuffer,
 }
 
 impl InputMemory {
-    pub(super) fn new(device: &Arc<Device>) -> Result<Self> {
+    pub(crate) fn new(device: &Arc<Device>) -> Result<Self> {
         const FIRST: usize = 64 << 10;
         Ok(Self { host: HostBuffer::new(device, FIRST)?, device: DeviceBuffer::new(device, FIRST, "inputs")? })
     }
@@ -78,7 +78,7 @@ impl InputMemory {
     ///
     /// # Safety
     /// The stream was waited for since the last call, and is before this is dropped.
-    pub(super) unsafe fn upload(
+    pub(crate) unsafe fn upload(
         &mut self,
         device: &Arc<Device>,
         stream: &Stream,

@@ -1,9 +1,19 @@
 //! Finds GPUs, and opens one.
 
+#[cfg(target_os = "linux")]
+pub(crate) mod faults;
+pub(crate) mod health;
+mod hints;
+mod info;
+mod machine;
+
+pub use info::GpuInfo;
+pub(crate) use machine::machine;
+
+use super::code::objects;
 use super::driver::{Attempt, Attribute, Driver, Handle, LIBRARY_VARIABLE, drivers};
-use super::health::{self, Health, PATIENCE, Patience};
-use super::{GpuInfo, hints, objects};
 use crate::{Error, ErrorKind, Result};
+use health::{Health, PATIENCE, Patience};
 use std::ffi::c_int;
 use std::path::Path;
 use std::sync::Arc;
@@ -35,7 +45,7 @@ pub(crate) fn find() -> Vec<Found> {
 
 /// Opens GPU number `index` in the order of [`find`]. Waits for the GPU last `patience`, or longer
 /// for work that is expected to take long.
-pub(super) fn open(index: usize, patience: Duration) -> Result<Arc<Device>> {
+pub(crate) fn open(index: usize, patience: Duration) -> Result<Arc<Device>> {
     let (places, why_none) = places();
     let missing = || {
         let text = why_none.unwrap_or_else(|| "this machine has no such GPU, or no driver for it".to_owned());
@@ -106,14 +116,14 @@ fn places() -> (Vec<Place>, Option<String>) {
 }
 
 /// Starts a driver and counts its devices. A driver that does not answer is not asked again.
-pub(super) fn start(driver: &Arc<Driver>) -> Result<usize> {
+pub(crate) fn start(driver: &Arc<Driver>) -> Result<usize> {
     driver.own_health().check()?;
     let of_thread = Arc::clone(driver);
     let started = health::in_time(PATIENCE, move || of_thread.start());
     let count = started.unwrap_or_else(|| Err(driver.own_health().lose(no_answer(driver, PATIENCE))))?;
     #[cfg(target_os = "linux")]
     if count > 0 && driver.is_hip() {
-        super::faults::watch();
+        faults::watch();
     }
     Ok(count)
 }
@@ -123,22 +133,22 @@ fn no_answer(driver: &Driver, patience: Duration) -> String {
 }
 
 /// An open GPU.
-pub(super) struct Device {
+pub(crate) struct Device {
     driver: Arc<Driver>,
     number: c_int,
     context: Handle,
     health: Arc<Health>,
     patience: Patience,
-    pub(super) name: String,
-    pub(super) arch: String,
+    pub(crate) name: String,
+    pub(crate) arch: String,
     /// Lanes of a wave: 32 or 64.
-    pub(super) wave: u32,
+    pub(crate) wave: u32,
     /// Compute units.
-    pub(super) units: u32,
+    pub(crate) units: u32,
     /// Whether a launch may begin while the ones before it still run.
-    pub(super) overlaps: bool,
+    pub(crate) overlaps: bool,
     /// Whether it uses the processor's memory.
-    pub(super) integrated: bool,
+    pub(crate) integrated: bool,
 }
 
 // SAFETY: the context is only a name for the device, and any thread may use it.
@@ -176,12 +186,12 @@ impl Device {
     }
 
     /// Whether the driver can capture passes.
-    pub(super) fn has_graphs(&self) -> bool {
+    pub(crate) fn has_graphs(&self) -> bool {
         self.driver.graphs().is_some() && !self.health.is_without_graphs.load(Ordering::Relaxed)
     }
 
     /// The same device with the shorter patience of its self-test.
-    pub(super) fn for_self_test(&self) -> Arc<Self> {
+    pub(crate) fn for_self_test(&self) -> Arc<Self> {
         let Self { driver, number, context, health, patience, name, arch, wave, units, overlaps, integrated } = self;
         Arc::new(Self {
             driver: Arc::clone(driver),
@@ -199,22 +209,22 @@ impl Device {
     }
 
     /// Its address on the bus, if it is AMD's.
-    pub(super) fn bus_id(&self) -> Option<String> {
+    pub(crate) fn bus_id(&self) -> Option<String> {
         self.driver.bus_id(self.number)
     }
 
     /// Whether the device still answers.
-    pub(super) fn health(&self) -> &Health {
+    pub(crate) fn health(&self) -> &Health {
         &self.health
     }
 
     /// How long to wait for work that is expected to take `expected`.
-    pub(super) fn patience(&self, expected: Duration) -> Duration {
+    pub(crate) fn patience(&self, expected: Duration) -> Duration {
         self.patience.limit(expected)
     }
 
     /// The message after waiting for `limit` in vain.
-    pub(super) fn no_answer(&self, limit: Duration) -> String {
+    pub(crate) fn no_answer(&self, limit: Duration) -> String {
         match self.patience.total() {
             None => format!("{} did not answer for {limit:.1?}", self.name),
             Some(total) => format!("{} did not answer for {total:.1?}, all waits of its self-test together", self.name),
@@ -222,7 +232,7 @@ impl Device {
     }
 
     /// Records time that was spent waiting.
-    pub(super) fn spend(&self, time: Duration) {
+    pub(crate) fn spend(&self, time: Duration) {
         self.patience.spend(time);
     }
 
@@ -231,7 +241,7 @@ impl Device {
     /// # Errors
     /// `Device` where the driver fails. Also in a forked process, which must not call the driver,
     /// not even to free something. Also where the device is lost: it gets no further call.
-    pub(super) fn driver(&self) -> Result<&Driver> {
+    pub(crate) fn driver(&self) -> Result<&Driver> {
         if drivers().are_lost() {
             return Err(Error::new(ErrorKind::Device, FORKED));
         }
@@ -298,7 +308,7 @@ fn no_library(attempts: &[Attempt]) -> String {
 }
 
 /// AMD GPUs that the kernel driver knows: each node of its topology with compute units is one.
-pub(super) fn kernel_gpus() -> Vec<String> {
+pub(crate) fn kernel_gpus() -> Vec<String> {
     let Ok(nodes) = std::fs::read_dir("/sys/class/kfd/kfd/topology/nodes") else { return Vec::new() };
     let mut numbers: Vec<u32> = nodes.filter_map(|n| n.ok()?.file_name().to_str()?.parse().ok()).collect();
     numbers.sort_unstable();

@@ -1,17 +1,20 @@
 //! The launches of a pass: each step of the plan with its kernels and the pass's inputs.
 
+use super::code::{Args, Kernel};
 use super::driver::DevicePtr;
-use super::exec::Executor;
-use super::inputs::Inputs;
-use super::modules::{Args, Kernel};
 use super::plan::{Deferred, Fresh, Product, Step};
 use super::prepare::{Attention, Halving, Heads, Kernels, MATVEC_COLUMNS, MOST_SPLIT_TOKENS, MOST_SPLITS, Many};
 use crate::program::RopeStyle;
 use crate::program::{Activation, AttentionInfo, Buf, RowKind, Weight, WeightInfo};
 use crate::{Error, ErrorKind, Result};
+use exec::Executor;
+use inputs::Inputs;
 use std::cell::Cell;
 use three::Three;
 
+pub(crate) mod exec;
+mod graph;
+mod inputs;
 mod three;
 
 /// Rows per block in the kernels for few columns, in general and where results are quantized in
@@ -20,16 +23,16 @@ const MATVEC_ROWS: usize = 4;
 const GROUP_ROWS: usize = 32;
 
 /// The launches of a pass whose inputs have been queued.
-pub(super) struct Pass<'a> {
-    pub(super) executor: &'a Executor,
-    pub(super) inputs: &'a Inputs,
-    pub(super) pages: DevicePtr,
-    pub(super) logits: DevicePtr,
+pub(crate) struct Pass<'a> {
+    pub(crate) executor: &'a Executor,
+    pub(crate) inputs: &'a Inputs,
+    pub(crate) pages: DevicePtr,
+    pub(crate) logits: DevicePtr,
     /// The buffer whose f16 form is current.
-    pub(super) halved: Cell<Option<Buf>>,
+    pub(crate) halved: Cell<Option<Buf>>,
 }
 
-pub(super) fn bug(what: &str) -> Error {
+pub(crate) fn bug(what: &str) -> Error {
     Error::new(ErrorKind::Device, format!("{what}: a bug in wavelm"))
 }
 
@@ -88,7 +91,7 @@ impl Pass<'_> {
     }
 
     /// Queues the launches of a step.
-    pub(super) fn step(&self, step: &Step, kernels: &Kernels) -> Result<()> {
+    pub(crate) fn step(&self, step: &Step, kernels: &Kernels) -> Result<()> {
         if !matches!(step, Step::MatMul { .. } | Step::Residual { .. } | Step::GatedMatMul { .. }) {
             // Only matrix products leave the inputs of other products unchanged.
             self.halved.set(None);

@@ -1,12 +1,18 @@
 //! The kernel cache: a module for each family of kernels, loaded when its first kernel is
 //! requested.
 
+pub(crate) mod code_cache;
+pub(crate) mod objects;
+mod rtc;
+
+pub(crate) use objects::has_matrix_cores;
+
 use super::device::Device;
+use super::device::health::{self, guarded, guarded_for};
 use super::driver::{Driver, Handle, overlap};
-use super::health::{self, guarded, guarded_for};
 use super::memory::{Sent, Stream, end};
-use super::objects::{self, Object};
 use crate::{Error, ErrorKind, Result};
+use objects::Object;
 use std::collections::{HashMap, HashSet};
 use std::ffi::{CString, c_void};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,7 +22,7 @@ use std::time::Duration;
 const COMPILING: Duration = Duration::from_secs(15);
 
 /// The kernels of a device.
-pub(super) struct Modules {
+pub(crate) struct Modules {
     device: Arc<Device>,
     loaded: Mutex<HashMap<&'static str, Arc<Module>>>,
 }
@@ -46,7 +52,7 @@ impl Drop for Module {
 
 /// A function of a module, and the number of threads in its blocks.
 #[derive(Clone)]
-pub(super) struct Kernel {
+pub(crate) struct Kernel {
     module: Arc<Module>,
     function: Handle,
     threads: u32,
@@ -61,7 +67,7 @@ unsafe impl Send for Kernel {}
 unsafe impl Sync for Kernel {}
 
 impl Modules {
-    pub(super) fn new(device: &Arc<Device>) -> Self {
+    pub(crate) fn new(device: &Arc<Device>) -> Self {
         Self { device: Arc::clone(device), loaded: Mutex::default() }
     }
 
@@ -69,7 +75,7 @@ impl Modules {
     ///
     /// # Errors
     /// `Device` where there is no code for this device, or the driver refuses it.
-    pub(super) fn kernel(&self, family: &'static str, name: &str, threads: u32) -> Result<Kernel> {
+    pub(crate) fn kernel(&self, family: &'static str, name: &str, threads: u32) -> Result<Kernel> {
         let module = self.module(family)?;
         let symbol = CString::new(name).map_err(|_| Error::new(ErrorKind::Device, "a kernel name with a zero byte"))?;
         // SAFETY: the module is loaded.
@@ -145,7 +151,7 @@ impl Modules {
 
 /// Arguments of a launch, in the order of the kernel's parameters.
 #[derive(Default)]
-pub(super) struct Args {
+pub(crate) struct Args {
     /// Each lies in the first bytes of a word: all parameters are pointers or numbers of 4 or 8
     /// bytes.
     words: Vec<u64>,
@@ -153,22 +159,22 @@ pub(super) struct Args {
 
 impl Args {
     /// A pointer: 0 is null.
-    pub(super) fn ptr(mut self, address: u64) -> Self {
+    pub(crate) fn ptr(mut self, address: u64) -> Self {
         self.words.push(address);
         self
     }
 
-    pub(super) fn u64(mut self, value: usize) -> Self {
+    pub(crate) fn u64(mut self, value: usize) -> Self {
         self.words.push(value as u64);
         self
     }
 
-    pub(super) fn u32(mut self, value: u32) -> Self {
+    pub(crate) fn u32(mut self, value: u32) -> Self {
         self.push_4(value.to_ne_bytes());
         self
     }
 
-    pub(super) fn f32(mut self, value: f32) -> Self {
+    pub(crate) fn f32(mut self, value: f32) -> Self {
         self.push_4(value.to_ne_bytes());
         self
     }
@@ -184,7 +190,7 @@ impl Kernel {
     /// # Safety
     /// The arguments are those of the kernel, and the memory that they point to is as large as the kernel expects for
     /// this grid and stays allocated until the stream was waited for.
-    pub(super) unsafe fn launch(&self, stream: &Stream, grid: [u32; 3], mut args: Args) -> Result<()> {
+    pub(crate) unsafe fn launch(&self, stream: &Stream, grid: [u32; 3], mut args: Args) -> Result<()> {
         if grid.contains(&0) {
             return Ok(());
         }

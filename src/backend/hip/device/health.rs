@@ -6,8 +6,8 @@
 //! that can be left behind. After the deadline the device is *lost*: it gets no further call, and
 //! its memory is leaked, because the device may still write there.
 
-use super::device::Device;
-use super::driver::Driver;
+use super::Device;
+use crate::backend::hip::driver::Driver;
 use crate::{Error, ErrorKind, Result};
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -33,13 +33,13 @@ const LONGEST: Duration = Duration::from_millis(2);
 
 /// The state of a device in the whole process.
 #[derive(Default)]
-pub(super) struct Health {
+pub(crate) struct Health {
     /// Why the device was given up.
     lost: OnceLock<String>,
     /// Whether ROCm reports its faults.
     is_amd: bool,
     /// Whether captures are ruled out, because graphs computed something else than the launches.
-    pub(super) is_without_graphs: AtomicBool,
+    pub(crate) is_without_graphs: AtomicBool,
 }
 
 /// The progress of a thread that another thread watches.
@@ -62,7 +62,7 @@ fn is_watched() -> bool {
 }
 
 /// Calls `f`, which uses only the host and may take long.
-pub(super) fn on_host<T>(f: impl FnOnce() -> T) -> T {
+pub(crate) fn on_host<T>(f: impl FnOnce() -> T) -> T {
     let set = |is_on_host| {
         WATCHED.with_borrow(|watched| {
             if let Some(watched) = watched {
@@ -77,17 +77,17 @@ pub(super) fn on_host<T>(f: impl FnOnce() -> T) -> T {
 }
 
 impl Health {
-    pub(super) fn new(is_amd: bool) -> Self {
+    pub(crate) fn new(is_amd: bool) -> Self {
         Self { is_amd, ..Self::default() }
     }
 
-    pub(super) fn is_lost(&self) -> bool {
+    pub(crate) fn is_lost(&self) -> bool {
         self.lost.get().is_some()
     }
 
     /// # Errors
     /// `Device` where the device is lost.
-    pub(super) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         WATCHED.with_borrow(|watched| {
             if let Some(watched) = watched {
                 watched.calls.fetch_add(1, Ordering::Relaxed);
@@ -110,7 +110,7 @@ impl Health {
     }
 
     /// Gives the device up. The error has the reason, or the earlier one if it was given up before.
-    pub(super) fn lose(&self, reason: String) -> Error {
+    pub(crate) fn lose(&self, reason: String) -> Error {
         let reason = self.lost.get_or_init(|| {
             log::warn!("{reason}; nothing uses this device any more in this process");
             reason
@@ -140,13 +140,13 @@ impl Clock {
 
 /// How to wait for some work.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Pace {
+pub(crate) struct Pace {
     /// How long to sleep before the first poll.
-    pub(super) asleep: Duration,
+    pub(crate) asleep: Duration,
     /// Until this time, poll without sleeping, but yield the processor to other threads.
-    pub(super) awake_until: Duration,
+    pub(crate) awake_until: Duration,
     /// How long the work may take, at the slowest.
-    pub(super) expected: Duration,
+    pub(crate) expected: Duration,
 }
 
 /// Polls until `is_done`.
@@ -154,7 +154,7 @@ pub(super) struct Pace {
 /// # Errors
 /// Errors of `is_done`; `Device` where the device is lost, or takes too long and is lost from now
 /// on.
-pub(super) fn wait(device: &Device, pace: Pace, mut is_done: impl FnMut(&Driver) -> Result<bool>) -> Result<()> {
+pub(crate) fn wait(device: &Device, pace: Pace, mut is_done: impl FnMut(&Driver) -> Result<bool>) -> Result<()> {
     let driver = device.driver()?;
     let _relaxed = driver.relaxed();
     let mut clock = Clock::start();
@@ -185,7 +185,7 @@ pub(super) fn wait(device: &Device, pace: Pace, mut is_done: impl FnMut(&Driver)
 ///
 /// # Errors
 /// Errors of `call`; `Device` where the device is lost, or is from now on.
-pub(super) fn guarded<T: Send + 'static>(
+pub(crate) fn guarded<T: Send + 'static>(
     device: &Arc<Device>,
     what: &str,
     call: impl FnOnce(&Driver) -> Result<T> + Send + 'static,
@@ -197,7 +197,7 @@ pub(super) fn guarded<T: Send + 'static>(
 ///
 /// # Errors
 /// As for [`guarded`].
-pub(super) fn guarded_for<T: Send + 'static>(
+pub(crate) fn guarded_for<T: Send + 'static>(
     device: &Arc<Device>,
     what: &str,
     expected: Duration,
@@ -229,7 +229,7 @@ pub(super) fn guarded_for<T: Send + 'static>(
 ///
 /// # Errors
 /// Errors of `work`; `Device` as for [`guarded`].
-pub(super) fn watched<T: Send + 'static>(
+pub(crate) fn watched<T: Send + 'static>(
     device: &Arc<Device>,
     what: &str,
     work: impl FnOnce() -> Result<T> + Send + 'static,
@@ -262,7 +262,7 @@ pub(super) fn watched<T: Send + 'static>(
 
 /// Returns the result of `start`, which starts a driver or looks for devices; `None` if it does not
 /// return in time.
-pub(super) fn in_time<T: Send + 'static>(limit: Duration, start: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+pub(crate) fn in_time<T: Send + 'static>(limit: Duration, start: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     if is_watched() {
         return Some(start());
     }
@@ -305,36 +305,36 @@ fn on_a_thread<T: Send + 'static>(
 }
 
 /// How long to wait for a device.
-pub(super) struct Patience {
+pub(crate) struct Patience {
     least: Duration,
     /// How much time is left for all waits together, if that is limited.
     left: Option<Mutex<Duration>>,
 }
 
 impl Patience {
-    pub(super) fn new(least: Duration) -> Self {
+    pub(crate) fn new(least: Duration) -> Self {
         Self { least, left: None }
     }
 
     /// The patience for the self-test: a third, for all of its waits together.
-    pub(super) fn short(&self) -> Self {
+    pub(crate) fn short(&self) -> Self {
         let least = self.least / 3;
         Self { least, left: Some(Mutex::new(least)) }
     }
 
     /// The limit for all waits together, if there is one.
-    pub(super) fn total(&self) -> Option<Duration> {
+    pub(crate) fn total(&self) -> Option<Duration> {
         self.left.as_ref().map(|_| self.least)
     }
 
-    pub(super) fn limit(&self, expected: Duration) -> Duration {
+    pub(crate) fn limit(&self, expected: Duration) -> Duration {
         match &self.left {
             Some(left) => *left.lock().unwrap_or_else(PoisonError::into_inner),
             None => self.least.max(expected.saturating_mul(FACTOR)),
         }
     }
 
-    pub(super) fn spend(&self, time: Duration) {
+    pub(crate) fn spend(&self, time: Duration) {
         if let Some(left) = &self.left {
             let mut left = left.lock().unwrap_or_else(PoisonError::into_inner);
             *left = left.saturating_sub(time);

@@ -1,9 +1,9 @@
 //! Weights in device memory: matrices in the planar layout that hip/quant.h describes, vectors as `f32`.
 
-use super::bandwidth::Spill;
-use super::device::Device;
-use super::memory::{ALIGN, DeviceBuffer, Event, HostBuffer, Layout, Stream};
 use super::verify::{self, Canary, Place};
+use crate::backend::hip::device::Device;
+use crate::backend::hip::memory::bandwidth::Spill;
+use crate::backend::hip::memory::{ALIGN, DeviceBuffer, Event, HostBuffer, Layout, Stream};
 use crate::gguf::{Gguf, TensorInfo, TensorType};
 use crate::program::Program;
 use crate::{Error, ErrorKind, Result, memory as host_memory, quant};
@@ -28,14 +28,14 @@ pub(crate) type Tell<'a> = dyn FnMut(u64, u64) -> Result<()> + 'a;
 const WHAT: &str = "the list of weights";
 
 /// Options for loading weights.
-pub(super) struct Loading<'t, 'a> {
+pub(crate) struct Loading<'t, 'a> {
     /// Threads that read, the calling one included.
-    pub(super) threads: usize,
-    pub(super) tell: &'t mut Tell<'a>,
+    pub(crate) threads: usize,
+    pub(crate) tell: &'t mut Tell<'a>,
     /// Whether to read all weights back and compare them.
-    pub(super) verify: bool,
+    pub(crate) verify: bool,
     /// Whether it is an error if weights lie in slower memory than the device's own.
-    pub(super) refuses_spill: bool,
+    pub(crate) refuses_spill: bool,
 }
 
 /// The fields of a block in the order of their planes, each as (offset in the file's block, length).
@@ -61,7 +61,7 @@ fn planes(ty: TensorType) -> Option<Planes> {
 }
 
 /// All weights of a program on a device.
-pub(super) struct Weights {
+pub(crate) struct Weights {
     chunks: Vec<DeviceBuffer>,
     /// The chunk of each weight of the program, and the weight's offset there.
     places: Vec<(usize, usize)>,
@@ -93,7 +93,7 @@ impl Weights {
     /// # Errors
     /// `OutOfMemory` where they do not fit, `Unsupported` for a type without kernels, and errors of
     /// the driver and of the caller's `tell`.
-    pub(super) fn upload(
+    pub(crate) fn upload(
         device: &Arc<Device>,
         stream: &Stream,
         gguf: &Gguf,
@@ -153,14 +153,14 @@ impl Weights {
     }
 
     /// The address of weight number `index`.
-    pub(super) fn address(&self, index: usize) -> Result<u64> {
+    pub(crate) fn address(&self, index: usize) -> Result<u64> {
         let place = self.places.get(index).and_then(|(chunk, at)| Some((self.chunks.get(*chunk)?, *at)));
         let (chunk, at) =
             place.ok_or_else(|| Error::new(ErrorKind::Device, "a weight is not known: a bug in wavelm"))?;
         Ok(chunk.start() + at as u64)
     }
 
-    pub(super) fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.chunks.iter().map(DeviceBuffer::bytes).sum()
     }
 
@@ -168,13 +168,13 @@ impl Weights {
     ///
     /// # Errors
     /// `Device`, where they changed.
-    pub(super) fn look(&mut self, stream: &Stream) -> Result<()> {
+    pub(crate) fn look(&mut self, stream: &Stream) -> Result<()> {
         self.canary.look(stream, &self.chunks)
     }
 }
 
 /// Bytes of a tensor of `elements` elements on the device.
-pub(super) fn planar_bytes(ty: TensorType, elements: usize) -> Option<usize> {
+pub(crate) fn planar_bytes(ty: TensorType, elements: usize) -> Option<usize> {
     let blocks = elements.is_multiple_of(ty.block_len()).then_some(elements / ty.block_len())?;
     planes(ty)?
         .iter()

@@ -18,7 +18,7 @@ const BLOCK: usize = 32;
 ///
 /// # Errors
 /// `OutOfMemory` where a page would not fit the address space.
-pub(super) fn layers(program: &Program, kv_type: KvType) -> Result<(Vec<usize>, usize)> {
+pub(crate) fn layers(program: &Program, kv_type: KvType) -> Result<(Vec<usize>, usize)> {
     let too_large = || Error::new(ErrorKind::OutOfMemory, "a page of the cache would not fit the address space");
     let mut offsets = memory::with_room(program.kv.len(), "the layers of the cache")?;
     let mut bytes = 0usize;

@@ -7,28 +7,24 @@
 #[cfg(feature = "link-hip")]
 mod link;
 
-use super::health::Health;
+use super::device::health::Health;
 use crate::{Error, ErrorKind, Result};
 use fill::FillFunctions;
 use graph::GraphFunctions;
 use libloading::Library;
 use neighbours::{BesideCapture, BusFunctions, CaptureFunctions, FlagFunctions, OF_CAPTURES};
 use overlap::OverlapFunctions;
-use std::env;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use timing::TimingFunctions;
 
-/// Names the one library to load, in place of all others.
-pub(super) const LIBRARY_VARIABLE: &str = "WAVELM_HIP_LIBRARY";
-
 /// The result of a driver function; 0 is success.
-pub(super) type Status = c_int;
+pub(crate) type Status = c_int;
 /// An address in device memory.
-pub(super) type DevicePtr = u64;
+pub(crate) type DevicePtr = u64;
 /// A module, function, stream, event or context of the driver.
-pub(super) type Handle = *mut c_void;
+pub(crate) type Handle = *mut c_void;
 
 /// `hipErrorOutOfMemory` and `CUDA_ERROR_OUT_OF_MEMORY`.
 const OUT_OF_MEMORY: Status = 2;
@@ -42,8 +38,8 @@ const INVALID_DEVICE: Status = 101;
 macro_rules! table {
     ($(#[$doc:meta])* $table:ident { $($(#[$fdoc:meta])* $field:ident ($($arg:ty),*) = $($symbol:literal)|+;)* }) => {
         $(#[$doc])*
-        pub(in crate::backend::hip) struct $table {
-            $($(#[$fdoc])* pub(in crate::backend::hip) $field: unsafe extern "C" fn($($arg),*) -> Status,)*
+        pub(crate) struct $table {
+            $($(#[$fdoc])* pub(crate) $field: unsafe extern "C" fn($($arg),*) -> Status,)*
         }
 
         impl $table {
@@ -51,7 +47,7 @@ macro_rules! table {
             ///
             /// # Errors
             /// The names of the first function that is missing.
-            pub(super) fn find(library: &Library) -> Result<Self, String> {
+            pub(crate) fn find(library: &Library) -> Result<Self, String> {
                 Ok(Self {
                     $($field: {
                         type Function = unsafe extern "C" fn($($arg),*) -> Status;
@@ -67,15 +63,18 @@ macro_rules! table {
     };
 }
 
+mod calls;
 mod fill;
+mod find;
 mod graph;
 pub(crate) mod neighbours;
-pub(super) mod overlap;
-pub(super) mod places;
+pub(crate) mod overlap;
+pub(crate) mod places;
 mod streams;
-pub(super) mod timing;
+pub(crate) mod timing;
 
-pub(super) use table;
+pub(crate) use find::{Attempt, LIBRARY_VARIABLE, cuda_candidates, drivers, hip_candidates};
+pub(crate) use table;
 
 table! {
     /// Functions that both vendors have, with the name in HIP and the name in CUDA.
@@ -136,7 +135,7 @@ enum Vendor {
 /// Attributes of a device. The numbers are those of `hipDeviceAttribute_t` (the same in HIP 5, 6 and 7) and
 /// `CUdevice_attribute`.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Attribute {
+pub(crate) enum Attribute {
     /// Whether it shares the memory of the processor.
     Integrated,
     /// Lanes of a wave.
@@ -150,7 +149,7 @@ pub(super) enum Attribute {
 }
 
 /// A loaded driver library.
-pub(super) struct Driver {
+pub(crate) struct Driver {
     functions: Functions,
     vendor: Vendor,
     graphs: Option<GraphFunctions>,
@@ -175,85 +174,6 @@ pub(super) struct Driver {
 unsafe impl Send for Driver {}
 // SAFETY: as above.
 unsafe impl Sync for Driver {}
-
-/// A library that was tried, and why it was not taken.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Attempt {
-    pub(super) library: String,
-    pub(super) reason: String,
-}
-
-/// The libraries of this machine.
-pub(super) struct Drivers {
-    pub(super) hip: Option<Arc<Driver>>,
-    pub(super) cuda: Option<Arc<Driver>>,
-    /// Other libraries that were tried.
-    pub(super) attempts: Vec<Attempt>,
-    /// The process that they were loaded in.
-    process: u32,
-}
-
-impl Drivers {
-    /// Whether this process was forked from the process that loaded the drivers; they do not
-    /// survive a fork.
-    pub(super) fn are_lost(&self) -> bool {
-        (self.hip.is_some() || self.cuda.is_some()) && self.process != std::process::id()
-    }
-}
-
-/// The drivers of this machine, loaded at the first call.
-pub(super) fn drivers() -> &'static Drivers {
-    static DRIVERS: OnceLock<Drivers> = OnceLock::new();
-    DRIVERS.get_or_init(|| {
-        let mut attempts = Vec::new();
-        let mut load = |candidates: Vec<PathBuf>| {
-            let mut without_device = None;
-            for path in candidates {
-                let reason = match Driver::load(&path).map(Arc::new) {
-                    Ok(driver) => match super::device::start(&driver) {
-                        Ok(1..) => return Some(driver),
-                        // An older or newer one may know the GPU.
-                        Ok(0) => {
-                            without_device.get_or_insert(driver);
-                            "it finds no device".to_owned()
-                        }
-                        Err(e) => {
-                            without_device.get_or_insert(driver);
-                            e.to_string()
-                        }
-                    },
-                    Err(reason) => reason,
-                };
-                log::debug!("{}: {reason}", path.display());
-                attempts.push(Attempt { library: path.display().to_string(), reason });
-            }
-            without_device
-        };
-        let (hip, cuda) = match env::var_os(LIBRARY_VARIABLE).filter(|v| !v.is_empty()) {
-            Some(path) => match load(vec![path.into()]) {
-                Some(driver) if driver.is_hip() => (Some(driver), None),
-                other => (None, other),
-            },
-            #[cfg(feature = "link-hip")]
-            None => (Some(Arc::new(Driver::linked())), load(cuda_candidates())),
-            #[cfg(not(feature = "link-hip"))]
-            None => (load(hip_candidates()), load(cuda_candidates())),
-        };
-        Drivers { hip, cuda, attempts, process: std::process::id() }
-    })
-}
-
-/// Paths where AMD's library may be, for builds that do not link it.
-pub(super) fn hip_candidates() -> Vec<PathBuf> {
-    let windows: Vec<String> = (5..=10).rev().map(|n| format!("amdhip64_{n}.dll")).collect();
-    let windows = [windows, vec!["amdhip64.dll".to_owned()]].concat();
-    places::candidates(&places::Names { unix: "libamdhip64.so", oldest: 5, plain: true, windows: &windows })
-}
-
-pub(super) fn cuda_candidates() -> Vec<PathBuf> {
-    let names: &[&str] = if cfg!(windows) { &["nvcuda.dll"] } else { &["libcuda.so.1", "libcuda.so"] };
-    names.iter().map(PathBuf::from).collect()
-}
 
 impl Driver {
     fn load(path: &Path) -> Result<Self, String> {
@@ -313,12 +233,12 @@ impl Driver {
     }
 
     /// Whether the driver as a whole answers.
-    pub(super) fn own_health(&self) -> &Health {
+    pub(crate) fn own_health(&self) -> &Health {
         &self.own_health
     }
 
     /// The health of device number `index`, shared by all its users.
-    pub(super) fn health(&self, index: usize) -> Arc<Health> {
+    pub(crate) fn health(&self, index: usize) -> Arc<Health> {
         let mut known = self.health.lock().unwrap_or_else(PoisonError::into_inner);
         while known.len() <= index {
             known.push(Arc::new(Health::new(self.is_hip())));
@@ -326,22 +246,22 @@ impl Driver {
         known.get(index).map_or_else(Arc::default, Arc::clone)
     }
 
-    pub(super) fn is_hip(&self) -> bool {
+    pub(crate) fn is_hip(&self) -> bool {
         matches!(self.vendor, Vendor::Hip(_))
     }
 
     /// The functions for graphs, where the library has them.
-    pub(super) fn graphs(&self) -> Option<&GraphFunctions> {
+    pub(crate) fn graphs(&self) -> Option<&GraphFunctions> {
         self.graphs.as_ref()
     }
 
     /// The function that fills memory, where the library has it.
-    pub(super) fn fill(&self) -> Option<&FillFunctions> {
+    pub(crate) fn fill(&self) -> Option<&FillFunctions> {
         self.fill.as_ref()
     }
 
     /// Whether a launch can begin before the launches before it are done.
-    pub(super) fn has_overlap(&self) -> bool {
+    pub(crate) fn has_overlap(&self) -> bool {
         self.overlap.is_some()
     }
 
@@ -349,14 +269,14 @@ impl Driver {
     ///
     /// # Errors
     /// `Device`, where the library does not have them.
-    pub(super) fn timing(&self) -> Result<&TimingFunctions> {
+    pub(crate) fn timing(&self) -> Result<&TimingFunctions> {
         self.timing.as_ref().ok_or_else(|| {
             Error::new(ErrorKind::Device, format!("{} has no functions to measure time on the device", self.name))
         })
     }
 
     /// How the library was found.
-    pub(super) fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
@@ -373,7 +293,7 @@ impl Driver {
     }
 
     /// Starts the driver and counts its devices; none is not an error.
-    pub(super) fn start(&self) -> Result<usize> {
+    pub(crate) fn start(&self) -> Result<usize> {
         let mut count = 0;
         // SAFETY: 0 is the only valid flag; the count is written to a variable that lives.
         let status = match unsafe { (self.functions.init)(0) } {
@@ -389,7 +309,7 @@ impl Driver {
     }
 
     /// The library's version as it counts: of HIP, or of the CUDA that the driver supports.
-    pub(super) fn version(&self) -> Option<String> {
+    pub(crate) fn version(&self) -> Option<String> {
         let mut version = 0;
         // SAFETY: the version is written to a variable that lives.
         self.check(unsafe { (self.functions.version)(&mut version) }, "cannot read the version").ok()?;
@@ -401,7 +321,7 @@ impl Driver {
     }
 
     /// The handle of device number `index`.
-    pub(super) fn device(&self, index: usize) -> Result<c_int> {
+    pub(crate) fn device(&self, index: usize) -> Result<c_int> {
         let index = c_int::try_from(index).map_err(|_| Error::new(ErrorKind::Device, "no such device"))?;
         match &self.vendor {
             Vendor::Hip(_) => Ok(index),
@@ -416,7 +336,7 @@ impl Driver {
 
     /// The context of a device, for [`bind`](Self::bind). It is never given back, because other
     /// libraries in the process share it.
-    pub(super) fn context(&self, device: c_int) -> Result<Handle> {
+    pub(crate) fn context(&self, device: c_int) -> Result<Handle> {
         let mut context = std::ptr::null_mut();
         if let Vendor::Cuda(cuda) = &self.vendor {
             // SAFETY: the context is written to a variable that lives.
@@ -426,7 +346,7 @@ impl Driver {
     }
 
     /// Binds the device to the calling thread.
-    pub(super) fn bind(&self, device: c_int, context: Handle) -> Result<()> {
+    pub(crate) fn bind(&self, device: c_int, context: Handle) -> Result<()> {
         let status = match &self.vendor {
             // SAFETY: the function takes any number.
             Vendor::Hip(hip) => unsafe { (hip.set_device)(device) },
@@ -436,7 +356,7 @@ impl Driver {
         self.check(status, "cannot use the device")
     }
 
-    pub(super) fn device_name(&self, device: c_int) -> Result<String> {
+    pub(crate) fn device_name(&self, device: c_int) -> Result<String> {
         let mut name = [0 as c_char; 256];
         // SAFETY: the function writes at most as many characters as its argument allows.
         let status = unsafe { (self.functions.device_name)(name.as_mut_ptr(), name.len() as c_int - 1, device) };
@@ -445,7 +365,7 @@ impl Driver {
         Ok(unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().trim().to_owned())
     }
 
-    pub(super) fn attribute(&self, attribute: Attribute, device: c_int) -> Result<usize> {
+    pub(crate) fn attribute(&self, attribute: Attribute, device: c_int) -> Result<usize> {
         let number = match (&self.vendor, attribute) {
             (Vendor::Hip(_), Attribute::Integrated) => 16,
             (Vendor::Hip(_), Attribute::Major) => 23,
@@ -466,7 +386,7 @@ impl Driver {
     }
 
     /// The architecture, as compilers name it: `gfx1100`, `sm_90`.
-    pub(super) fn arch(&self, device: c_int) -> Result<String> {
+    pub(crate) fn arch(&self, device: c_int) -> Result<String> {
         match &self.vendor {
             Vendor::Hip(hip) => {
                 // The structure's size differs between versions; the largest is a tenth of this.
@@ -486,7 +406,7 @@ impl Driver {
     }
 
     /// All memory of a device, in bytes.
-    pub(super) fn total_memory(&self, device: c_int) -> Result<u64> {
+    pub(crate) fn total_memory(&self, device: c_int) -> Result<u64> {
         let mut total = 0;
         // SAFETY: the number is written to a variable that lives.
         let status = unsafe { (self.functions.total_memory)(&mut total, device) };
@@ -495,124 +415,12 @@ impl Driver {
     }
 
     /// Free memory of the bound device and its total, in bytes.
-    pub(super) fn memory(&self) -> Result<(u64, u64)> {
+    pub(crate) fn memory(&self) -> Result<(u64, u64)> {
         let (mut free, mut total) = (0, 0);
         // SAFETY: the numbers are written to variables that live.
         let status = unsafe { (self.functions.memory_info)(&mut free, &mut total) };
         self.check(status, "cannot read how much memory is free")?;
         Ok((free as u64, total as u64))
-    }
-}
-
-/// Calls that work on a bound device. They only pass on their arguments, so the callers make the
-/// promises.
-impl Driver {
-    pub(super) fn allocate(&self, bytes: usize) -> Result<DevicePtr> {
-        let mut memory = 0;
-        // SAFETY: the address is written to a variable that lives.
-        self.check(unsafe { (self.functions.allocate)(&mut memory, bytes) }, "cannot allocate device memory")?;
-        Ok(memory)
-    }
-
-    /// # Safety
-    /// The memory is from [`allocate`](Self::allocate) and is not used any more.
-    pub(super) unsafe fn free(&self, memory: DevicePtr) -> Result<()> {
-        // SAFETY: the caller's promise.
-        self.check(unsafe { (self.functions.free)(memory) }, "cannot free device memory")
-    }
-
-    /// Memory of the host that the device can copy from and to on its own.
-    pub(super) fn allocate_host(&self, bytes: usize) -> Result<*mut c_void> {
-        let mut memory = std::ptr::null_mut();
-        // SAFETY: the address is written to a variable that lives.
-        let status = unsafe { (self.functions.allocate_host)(&mut memory, bytes, 0) };
-        self.check(status, "cannot allocate pinned memory")?;
-        Ok(memory)
-    }
-
-    /// # Safety
-    /// The memory is from [`allocate_host`](Self::allocate_host) and not used any more.
-    pub(super) unsafe fn free_host(&self, memory: *mut c_void) -> Result<()> {
-        // SAFETY: the caller's promise.
-        self.check(unsafe { (self.functions.free_host)(memory) }, "cannot free pinned memory")
-    }
-
-    /// # Safety
-    /// Both places have `n` bytes, and stay unchanged until the stream has done the copy.
-    pub(super) unsafe fn copy_to_device(&self, to: DevicePtr, from: *const u8, n: usize, stream: Handle) -> Result<()> {
-        // SAFETY: the caller's promise.
-        self.check(unsafe { (self.functions.copy_to_device)(to, from.cast(), n, stream) }, "cannot copy to the device")
-    }
-
-    /// # Safety
-    /// As [`copy_to_device`](Self::copy_to_device).
-    pub(super) unsafe fn copy_to_host(&self, to: *mut u8, from: DevicePtr, n: usize, stream: Handle) -> Result<()> {
-        // SAFETY: the caller's promise.
-        self.check(unsafe { (self.functions.copy_to_host)(to.cast(), from, n, stream) }, "cannot copy from the device")
-    }
-
-    /// # Safety
-    /// As [`copy_to_device`](Self::copy_to_device).
-    pub(super) unsafe fn copy_on_device(&self, to: DevicePtr, from: DevicePtr, n: usize, stream: Handle) -> Result<()> {
-        // SAFETY: the caller's promise.
-        self.check(unsafe { (self.functions.copy_on_device)(to, from, n, stream) }, "cannot copy on the device")
-    }
-
-    /// Loads a code object, or PTX that ends with a zero byte.
-    ///
-    /// # Safety
-    /// `code` is a complete code object or PTX.
-    pub(super) unsafe fn load_module(&self, code: &[u8]) -> Result<Handle> {
-        let mut module = std::ptr::null_mut();
-        // SAFETY: the caller's promise; the module is written to a variable that lives.
-        let status = unsafe { (self.functions.load_module)(&mut module, code.as_ptr().cast()) };
-        self.check(status, "cannot load the code object")?;
-        Ok(module)
-    }
-
-    /// # Safety
-    /// The module is loaded, and its functions are not used any more.
-    pub(super) unsafe fn unload_module(&self, module: Handle) -> Result<()> {
-        // SAFETY: the caller's promise.
-        self.check(unsafe { (self.functions.unload_module)(module) }, "cannot unload a module")
-    }
-
-    /// # Safety
-    /// The module is loaded.
-    pub(super) unsafe fn function(&self, module: Handle, name: &CStr) -> Result<Handle> {
-        let mut function = std::ptr::null_mut();
-        // SAFETY: the caller's promise; the function is written to a variable that lives.
-        let status = unsafe { (self.functions.function)(&mut function, module, name.as_ptr()) };
-        self.check(status, &format!("cannot find the kernel {}", name.to_string_lossy()))?;
-        Ok(function)
-    }
-
-    /// Queues a launch. Where the driver can, a launch that `overlaps` may begin while earlier work
-    /// still runs.
-    ///
-    /// # Safety
-    /// The arguments are those of the function, and the memory that they point to is right for it.
-    /// A kernel that overlaps waits for the work queued before it on its own.
-    pub(super) unsafe fn launch(
-        &self,
-        function: Handle,
-        grid: [u32; 3],
-        threads: u32,
-        stream: Handle,
-        arguments: &mut [*mut c_void],
-        overlaps: bool,
-    ) -> Result<()> {
-        let status = match &self.overlap {
-            // SAFETY: the caller's promise.
-            Some(overlap) if overlaps => unsafe { overlap.launch(function, grid, threads, stream, arguments) },
-            _ => {
-                let ([x, y, z], none) = (grid, std::ptr::null_mut());
-                let arguments = arguments.as_mut_ptr();
-                // SAFETY: the caller's promise.
-                unsafe { (self.functions.launch)(function, x, y, z, threads, 1, 1, 0, stream, arguments, none) }
-            }
-        };
-        self.check(status, "cannot launch a kernel")
     }
 }
 
@@ -630,7 +438,7 @@ fn find_arch(properties: &[u8]) -> Option<String> {
 }
 
 /// The system's own message about a library that does not load.
-pub(super) fn innermost(error: &dyn std::error::Error) -> String {
+pub(crate) fn innermost(error: &dyn std::error::Error) -> String {
     let mut error = error;
     while let Some(source) = error.source() {
         error = source;

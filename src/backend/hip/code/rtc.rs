@@ -10,8 +10,8 @@
 //! Compiled kernels are kept in the user's cache folder ([`CodeCache`]).
 
 use super::code_cache::{CodeCache, Recipe};
-use super::driver::places::{self, Names};
-use super::driver::{Handle, Status, innermost, table};
+use crate::backend::hip::driver::places::{self, Names};
+use crate::backend::hip::driver::{Handle, Status, innermost, table};
 use libloading::Library;
 use std::collections::HashMap;
 use std::env;
@@ -82,7 +82,7 @@ fn compiler() -> Result<&'static Compiler, String> {
 }
 
 /// An architecture that the compiler of this machine knows.
-pub(super) struct Target {
+pub(crate) struct Target {
     compiler: &'static Compiler,
     arch: String,
     /// The compiler's own version text.
@@ -92,7 +92,7 @@ pub(super) struct Target {
 impl Target {
     /// # Errors
     /// The reason why nothing can be compiled for `arch`.
-    pub(super) fn new(arch: &str) -> Result<Self, String> {
+    pub(crate) fn new(arch: &str) -> Result<Self, String> {
         // The name becomes part of a file's name.
         if !arch.starts_with("gfx") || !arch.bytes().all(|b| b.is_ascii_alphanumeric()) {
             return Err("only those for AMD GPUs can be compiled when a program runs".to_owned());
@@ -104,12 +104,12 @@ impl Target {
     }
 
     /// The origin, for people.
-    pub(super) fn origin(&self) -> String {
+    pub(crate) fn origin(&self) -> String {
         format!("compiled by {} (clang {})", self.compiler.name, self.version)
     }
 
     /// The code of a family: from the cache, or compiled and then cached.
-    pub(super) fn object(&self, family: &str) -> Result<Vec<u8>, String> {
+    pub(crate) fn object(&self, family: &str) -> Result<Vec<u8>, String> {
         let unknown = || format!("there is no source of {family} kernels");
         let (_, source) = FAMILIES.iter().find(|(name, _)| *name == family).ok_or_else(unknown)?;
         let sources = HEADERS.iter().map(|(_, text)| *text).chain([*source]);

@@ -4,8 +4,8 @@
 //! not count, and takes the rest from the system's memory. Some drivers report all of that as free
 //! although the system uses it; some report more than there is, and some none at all.
 
-use super::device::Device;
 use crate::Result;
+use crate::backend::hip::device::Device;
 use crate::memory::available_memory;
 use std::fs;
 use std::path::Path;
@@ -23,7 +23,7 @@ struct Regions {
 ///
 /// # Errors
 /// Errors of the driver.
-pub(super) fn usable(device: &Device) -> Result<u64> {
+pub(crate) fn usable(device: &Device) -> Result<u64> {
     let (free, total) = device.driver()?.memory()?;
     if !device.integrated {
         return Ok(if total == 0 { free } else { free.min(total) });

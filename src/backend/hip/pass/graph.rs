@@ -1,9 +1,9 @@
 //! Captured passes: passes of the same shape pay the host's cost of hundreds of launches only once.
 
-use super::device::Device;
-use super::driver::{DevicePtr, Handle};
 use super::inputs::Inputs;
-use super::memory::{Sent, Stream, end};
+use crate::backend::hip::device::Device;
+use crate::backend::hip::driver::{DevicePtr, Handle};
+use crate::backend::hip::memory::{Sent, Stream, end};
 use crate::{Error, ErrorKind, Result};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ const MOST: usize = 32;
 
 /// Everything that a pass's launches depend on, except data that kernels read from memory.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Key {
+pub(crate) struct Key {
     tokens: usize,
     outputs: usize,
     /// The address of each input. It follows from the number of sequences and the length of their
@@ -31,7 +31,7 @@ pub(super) struct Key {
 
 impl Key {
     /// The key of a pass that may come again, a decode pass; `None` for others.
-    pub(super) fn new(inputs: &Inputs, pool: DevicePtr, logits: DevicePtr) -> Option<Self> {
+    pub(crate) fn new(inputs: &Inputs, pool: DevicePtr, logits: DevicePtr) -> Option<Self> {
         inputs.decodes().then(|| Self {
             tokens: inputs.tokens,
             outputs: inputs.outputs,
@@ -46,33 +46,33 @@ impl Key {
 }
 
 /// The graphs of an executor.
-pub(super) struct Graphs {
+pub(crate) struct Graphs {
     device: Arc<Device>,
     kept: HashMap<Key, Graph>,
     on: bool,
 }
 
 impl Graphs {
-    pub(super) fn new(device: &Arc<Device>) -> Self {
+    pub(crate) fn new(device: &Arc<Device>) -> Self {
         let on = std::env::var_os(VARIABLE).is_none_or(|v| v != "off");
         Self { device: Arc::clone(device), kept: HashMap::new(), on }
     }
 
     /// Whether passes are captured.
-    pub(super) fn are_on(&self) -> bool {
+    pub(crate) fn are_on(&self) -> bool {
         self.on && self.device.has_graphs()
     }
 
-    pub(super) fn turn_off(&mut self) {
+    pub(crate) fn turn_off(&mut self) {
         self.on = false;
         self.kept.clear();
     }
 
-    pub(super) fn find(&self, key: &Key) -> Option<&Graph> {
+    pub(crate) fn find(&self, key: &Key) -> Option<&Graph> {
         self.kept.get(key)
     }
 
-    pub(super) fn keep(&mut self, key: Key, graph: Graph) {
+    pub(crate) fn keep(&mut self, key: Key, graph: Graph) {
         // We do not track which graphs are stale; making all of them anew costs milliseconds.
         if self.kept.len() >= MOST {
             self.kept.clear();
@@ -84,7 +84,7 @@ impl Graphs {
     ///
     /// # Errors
     /// Errors of `launch` and of the driver. Nothing is queued then.
-    pub(super) fn capture(&self, stream: &Stream, launch: impl FnOnce() -> Result<()>) -> Result<Graph> {
+    pub(crate) fn capture(&self, stream: &Stream, launch: impl FnOnce() -> Result<()>) -> Result<Graph> {
         let graphs = self.device.driver()?.graphs();
         let graphs = graphs.ok_or_else(|| Error::new(ErrorKind::Device, "the driver has no graphs"))?;
         // SAFETY: the stream exists, and this thread ends the capture below in any case.
@@ -113,7 +113,7 @@ impl Graphs {
 }
 
 /// A captured pass that is ready to run.
-pub(super) struct Graph {
+pub(crate) struct Graph {
     device: Arc<Device>,
     executable: Handle,
 }
@@ -123,7 +123,7 @@ unsafe impl Send for Graph {}
 
 impl Graph {
     /// Queues all of its launches.
-    pub(super) fn launch(&self, stream: &Stream) -> Result<()> {
+    pub(crate) fn launch(&self, stream: &Stream) -> Result<()> {
         let graphs = self.device.driver()?.graphs();
         let graphs = graphs.ok_or_else(|| Error::new(ErrorKind::Device, "the driver has no graphs"))?;
         // SAFETY: both exist. The launches use memory whose addresses are in the graph's key, or

@@ -10,12 +10,13 @@
 
 mod probes;
 
+use super::code::Modules;
+use super::code::objects;
 use super::device::Device;
+use super::load::Loading;
 use super::memory::{DeviceBuffer, HostBuffer, Stream};
-use super::modules::Modules;
 use super::sampling::Sampling;
-use super::weights::Loading;
-use super::{HipBackend, health, objects};
+use super::{HipBackend, health};
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::kv::KvSequence;
 use crate::backend::{Backend, Batch, Canceller, KvType, Span, Wanted};
@@ -51,7 +52,7 @@ const SAMPLING: &str = "sampling";
 /// # Errors
 /// `Device` where a kernel differs, with its name and by how much, or where the device does not
 /// answer; also errors that the device reports meanwhile.
-pub(super) fn check(
+pub(crate) fn check(
     gpu: usize,
     device: &Arc<Device>,
     modules: &Arc<Modules>,

@@ -7,7 +7,7 @@
 //! events to the rest of the program. From ROCm 7 on HIP itself does not abort, and its calls
 //! return errors.
 
-use super::driver::Status;
+use crate::backend::hip::driver::Status;
 use libloading::os::unix::{Library, RTLD_LAZY};
 use std::ffi::c_void;
 use std::mem::ManuallyDrop;
@@ -41,7 +41,7 @@ type Register = unsafe extern "C" fn(Handler, *mut c_void) -> Status;
 
 /// Handles events from now on, if the process has HSA's runtime. Call it after HIP has started,
 /// because that loads the runtime.
-pub(super) fn watch() {
+pub(crate) fn watch() {
     static WATCHING: OnceLock<Result<(), String>> = OnceLock::new();
     WATCHING.get_or_init(|| {
         let watching = register();
@@ -85,7 +85,7 @@ unsafe extern "C" fn on_event(event: *const SystemEvent, _: *mut c_void) -> Stat
 }
 
 /// The accepted event, if there was one. HIP is unusable in this process from then on.
-pub(super) fn taken() -> Option<String> {
+pub(crate) fn taken() -> Option<String> {
     if !TAKEN.load(Ordering::Relaxed) {
         return None;
     }
@@ -99,16 +99,16 @@ pub(super) fn taken() -> Option<String> {
 
 /// Whether a stream has work that nobody has waited for.
 #[derive(Default)]
-pub(super) struct Work(AtomicBool);
+pub(crate) struct Work(AtomicBool);
 
 impl Work {
-    pub(super) fn begins(&self) {
+    pub(crate) fn begins(&self) {
         if !self.0.swap(true, Ordering::SeqCst) {
             BUSY.fetch_add(1, Ordering::SeqCst);
         }
     }
 
-    pub(super) fn ends(&self) {
+    pub(crate) fn ends(&self) {
         if self.0.swap(false, Ordering::SeqCst) {
             BUSY.fetch_sub(1, Ordering::SeqCst);
         }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 /// A folder of `<family>.<target>.hsaco` and `<family>.<target>.ptx` files, which take precedence
 /// over the embedded ones.
-pub(super) const FOLDER_VARIABLE: &str = "WAVELM_HSACO_DIR";
+pub(crate) const FOLDER_VARIABLE: &str = "WAVELM_HSACO_DIR";
 
 /// An embedded code object.
 struct Embedded {
@@ -38,21 +38,21 @@ enum Code {
 include!(concat!(env!("OUT_DIR"), "/hip_objects.rs"));
 
 /// FNV-1a with 64 bits: detects damage, not forgery.
-pub(super) fn fnv(bytes: &[u8]) -> u64 {
+pub(crate) fn fnv(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// A code object and where it comes from.
-pub(super) struct Object {
-    pub(super) code: Cow<'static, [u8]>,
-    pub(super) origin: String,
+pub(crate) struct Object {
+    pub(crate) code: Cow<'static, [u8]>,
+    pub(crate) origin: String,
 }
 
 /// A family that every model needs. Where it exists, the others exist too.
 const PROBE: &str = "matvec";
 
 /// Where the kernels for an architecture come from, or why there are none.
-pub(super) fn origin(arch: &str) -> Result<String, String> {
+pub(crate) fn origin(arch: &str) -> Result<String, String> {
     source(PROBE, arch).map(|source| source.origin())
 }
 
@@ -61,7 +61,7 @@ pub(super) fn origin(arch: &str) -> Result<String, String> {
 ///
 /// # Errors
 /// The reason why there are none.
-pub(super) fn find<'a>(
+pub(crate) fn find<'a>(
     family: &'a str,
     arch: &str,
 ) -> Result<impl Iterator<Item = Result<Object, String>> + use<'a>, String> {
@@ -172,7 +172,7 @@ fn terminated(text: &[u8]) -> crate::Result<Vec<u8>> {
 
 /// Whether kernels of an architecture use matrix cores. Only these architectures have the families
 /// matmul_core_*.
-pub(super) fn has_matrix_cores(arch: &str) -> bool {
+pub(crate) fn has_matrix_cores(arch: &str) -> bool {
     const FAMILIES: [&str; 5] = ["gfx11", "gfx12", "gfx94", "gfx95", "sm_"];
     FAMILIES.iter().any(|family| arch.starts_with(family)) || ["gfx908", "gfx90a", "gfxsim"].contains(&arch)
 }
