@@ -11,9 +11,8 @@ pub(crate) mod device;
 mod driver;
 mod load;
 mod memory;
+mod ops;
 mod pass;
-mod plan;
-mod prepare;
 mod sampling;
 mod selftest;
 
@@ -34,6 +33,8 @@ pub(crate) use load::Tell;
 pub(crate) use memory::bandwidth;
 use memory::pool::{self, Pages};
 use memory::{DeviceBuffer, HostBuffer, Stream, kv, room};
+use ops::Plan;
+use pass::Buffers;
 use pass::exec::Executor;
 use sampling::{DrawMemory, Sampling};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -83,7 +84,7 @@ fn stored(program: &Arc<Program>, precision: Precision) -> Arc<Program> {
 pub(crate) fn bytes(options: &HipOptions, program: &Arc<Program>, context: usize) -> Result<u64> {
     let (program, kv_type) = (&*stored(program, options.precision), options.kv_type);
     let device = device::open(options.gpu, options.patience)?;
-    let buffers = prepare::Buffers::new(program, &prepare::plan(program, &device)?, &device)?.bytes;
+    let buffers = Buffers::new(program, &Plan::for_device(program, &device)?, &device)?.bytes;
     let mut bytes = buffers as u64;
     for weight in &program.weights {
         let ty = if weight.rows == 1 { TensorType::F32 } else { weight.tensor.tensor_type() };

@@ -1,21 +1,19 @@
-//! One forward pass on one stream: uploads the inputs, then launches the plan's steps, as a graph
+//! One forward pass on one stream: uploads the inputs, then launches the steps, as a graph
 //! where that helps.
 
-use super::Pass;
 use super::graph::{Graphs, Key};
 use super::inputs::{InputMemory, Inputs};
+use super::{Buffers, Pass};
 use crate::backend::hip::code::Modules;
 use crate::backend::hip::device::Device;
 use crate::backend::hip::load::{Loading, Weights};
-use crate::backend::hip::memory::kv;
-use crate::backend::hip::memory::{DeviceBuffer, Stream};
-use crate::backend::hip::plan::Plan;
-use crate::backend::hip::prepare::{self, Buffers, Kernels};
+use crate::backend::hip::memory::{DeviceBuffer, Stream, kv};
+use crate::backend::hip::ops::{Finder, Launch, Plan};
 use crate::backend::hip::{MOST_OUTPUTS, MOST_TOKENS, is_transient};
 use crate::backend::{Batch, Canceller, KvType, Span};
 use crate::gguf::Gguf;
-use crate::program::{Op, Program};
-use crate::{Error, ErrorKind, Result};
+use crate::program::{Buf, Op, Program};
+use crate::{Error, ErrorKind, Result, memory};
 use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -46,8 +44,10 @@ impl Operations {
 pub(crate) struct Executor {
     device: Arc<Device>,
     pub(crate) program: Arc<Program>,
-    pub(crate) plan: Plan,
-    kernels: Vec<Kernels>,
+    /// The lowered program with its kernels.
+    steps: Vec<Box<dyn Launch>>,
+    /// The buffer of the logits.
+    pub(super) logits: Buf,
     /// The tile sizes of the program's attentions, in tokens.
     tile_sizes: Vec<usize>,
     /// Where each layer's keys and values lie in a page, and the size of one.
@@ -80,17 +80,16 @@ impl Executor {
         kv_type: KvType,
         loading: &mut Loading<'_, '_>,
     ) -> Result<Self> {
-        let plan = prepare::plan(program, device)?;
+        let plan = Plan::for_device(program, device)?;
+        let buffers = Buffers::new(program, &plan, device)?;
+        let (layers, page_bytes) = kv::layers(program, kv_type)?;
         // Comes before any upload: without kernels, an upload would be wasted.
-        let kernels = prepare::kernels(program, &plan, kv_type, device, modules)?;
-        let mut tile_sizes: Vec<usize> = kernels
-            .iter()
-            .filter_map(|k| if let Kernels::Attention(a) = k { a.prompt.as_ref().map(|_| a.tile_tokens) } else { None })
-            .collect();
+        let find = Finder { program, kv_type, device, modules };
+        let steps = plan.steps.into_iter().map(|step| step.prepare(&find));
+        let steps = memory::try_collected(steps, "the kernels of the model")?;
+        let mut tile_sizes: Vec<usize> = steps.iter().filter_map(|step| step.tile_tokens()).collect();
         tile_sizes.sort_unstable();
         tile_sizes.dedup();
-        let (layers, page_bytes) = kv::layers(program, kv_type)?;
-        let buffers = Buffers::new(program, &plan, device)?;
         let stream = Stream::new(device)?;
         let memory = DeviceBuffer::new(device, buffers.bytes, "buffers of a pass")?;
         let inputs = InputMemory::new(device)?;
@@ -109,8 +108,8 @@ impl Executor {
             stream,
             buffers,
             tile_sizes,
-            kernels,
-            plan,
+            steps,
+            logits: plan.logits,
             program: Arc::clone(program),
             device: Arc::clone(device),
         })
@@ -249,11 +248,14 @@ impl Executor {
     ) -> Result<()> {
         let (pages, logits) = (pages.start(), logits.start());
         let pass = Pass { executor: self, inputs, pages, logits, halved: Cell::new(None) };
-        for (step, kernels) in self.plan.steps.iter().zip(&self.kernels) {
+        for step in &self.steps {
             if cancel.is_cancelled() {
                 return Err(cancelled());
             }
-            pass.step(step, kernels)?;
+            if !step.tracks_halves() {
+                pass.halved.set(None);
+            }
+            step.launch(&pass)?;
         }
         Ok(())
     }

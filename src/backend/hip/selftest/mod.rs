@@ -10,6 +10,8 @@
 
 mod probes;
 
+pub(crate) use probes::{EXACT, LAYER_COLUMNS, PRODUCT_COLUMNS, PRODUCT_ROWS, Probe, ROUNDED, Sketch, fewer_heads};
+
 use super::code::Modules;
 use super::code::objects;
 use super::device::Device;
@@ -25,7 +27,7 @@ use crate::program::Program;
 use crate::sampler::Sampler;
 use crate::tokenizer::TokenId;
 use crate::{Error, ErrorKind, Result};
-use probes::{Probe, Random};
+use probes::Random;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -1,6 +1,10 @@
 //! Arguments of kernels for several matrices.
 
-use super::{Args, DevicePtr, Error, Pass, Product, Result, bug, narrow};
+use super::Product;
+use crate::backend::hip::code::Args;
+use crate::backend::hip::driver::DevicePtr;
+use crate::backend::hip::pass::{Pass, bug, narrow};
+use crate::{Error, Result};
 
 /// Up to three products with the same activations, as kernels take them. A missing product has no
 /// rows.
@@ -22,7 +26,7 @@ impl Three {
             let info = pass.info(product.weight)?;
             three.weights[i] = pass.weight(product.weight)?;
             three.outs[i] = pass.float(product.out)?;
-            three.biases[i] = pass.bias(product)?;
+            three.biases[i] = product.bias(pass)?;
             three.rows[i] = info.rows;
             three.columns = info.columns;
         }
