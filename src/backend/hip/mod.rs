@@ -1,39 +1,20 @@
 //! The GPU backend: weights stay quantized in device memory, and a pass is a sequence of kernel
 //! launches on one stream.
 //!
-//! The kernels are in hip/ and are loaded with a model; see [`objects`] for their origin.
+//! The kernels are in hip/ and are loaded with a model; see [`code`] for their origin.
 //! Everything that can be determined in advance is: which kernels a program needs, where its
 //! buffers lie, how large they get. A model is refused while it is loaded if it does not fit the
 //! device, or the device has no kernels for it.
 
-pub(crate) mod bandwidth;
-mod code_cache;
+mod code;
 pub(crate) mod device;
 mod driver;
-mod exec;
-#[cfg(target_os = "linux")]
-mod faults;
-mod graph;
-pub(crate) mod health;
-mod hints;
-mod info;
-mod inputs;
-mod kv;
-mod machine;
+mod load;
 mod memory;
-mod modules;
-mod objects;
+mod ops;
 mod pass;
-mod plan;
-mod pool;
-mod prepare;
-mod room;
-mod rtc;
 mod sampling;
 mod selftest;
-mod timer;
-mod verify;
-mod weights;
 
 use super::state::{self, States};
 use super::{Backend, Batch, Canceller, KernelTime, KvType, Limits, Logits};
@@ -42,20 +23,23 @@ use crate::program::Precision;
 use crate::program::{Program, RowKind};
 use crate::sampler::{Choice, Drawn, Request, SamplerState};
 use crate::{Error, ErrorKind, Result, memory as host_memory};
+use code::Modules;
 use device::Device;
+pub use device::GpuInfo;
+pub(crate) use device::{health, machine};
 pub(crate) use driver::neighbours::is_transient;
-use exec::Executor;
-pub use info::GpuInfo;
-pub(crate) use machine::machine;
-use memory::{DeviceBuffer, HostBuffer, Stream};
-use modules::Modules;
-use pool::Pages;
+use load::Loading;
+pub(crate) use load::Tell;
+pub(crate) use memory::bandwidth;
+use memory::pool::{self, Pages};
+use memory::{DeviceBuffer, HostBuffer, Stream, kv, room};
+use ops::Plan;
+use pass::Buffers;
+use pass::exec::Executor;
 use sampling::{DrawMemory, Sampling};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use weights::Loading;
-pub(crate) use weights::Tell;
 
 /// The most tokens in a pass.
 const MOST_TOKENS: usize = 512;
@@ -101,11 +85,11 @@ fn stored(program: &Arc<Program>, precision: Precision) -> Arc<Program> {
 pub(crate) fn bytes(options: &HipOptions, program: &Arc<Program>, context: usize) -> Result<u64> {
     let (program, kv_type) = (&*stored(program, options.precision), options.kv_type);
     let device = device::open(options.gpu, options.patience)?;
-    let buffers = prepare::Buffers::new(program, &prepare::plan(program, &device)?, &device)?.bytes;
+    let buffers = Buffers::new(program, &Plan::for_device(program, &device)?, &device)?.bytes;
     let mut bytes = buffers as u64;
     for weight in &program.weights {
         let ty = if weight.rows == 1 { TensorType::F32 } else { weight.tensor.tensor_type() };
-        let planar = weights::planar_bytes(ty, weight.rows.saturating_mul(weight.columns));
+        let planar = load::planar_bytes(ty, weight.rows.saturating_mul(weight.columns));
         let planar = planar.ok_or_else(|| Error::unsupported(format!("no GPU kernel reads the type {ty:?}")))?;
         bytes = bytes.saturating_add(planar as u64);
     }

@@ -1,9 +1,9 @@
 //! Draws tokens on the device that has the logits, so that only the choices come back: the kernels
 //! of hip/sampling.hip.
 
+use super::code::{Args, Kernel, Modules};
 use super::device::Device;
 use super::memory::{DeviceBuffer, HostBuffer, Layout, Stream};
-use super::modules::{Args, Kernel, Modules};
 use crate::sampler::math::UNIT;
 use crate::sampler::{Drawn, Request};
 use crate::{Error, ErrorKind, Result};

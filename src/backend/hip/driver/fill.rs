@@ -17,7 +17,7 @@ impl FillFunctions {
     ///
     /// # Safety
     /// `count` words are allocated at `to`, and stay so until the stream was waited for.
-    pub(in super::super) unsafe fn words(&self, to: DevicePtr, word: u32, count: usize, stream: Handle) -> Result<()> {
+    pub(crate) unsafe fn words(&self, to: DevicePtr, word: u32, count: usize, stream: Handle) -> Result<()> {
         // SAFETY: the caller's promise.
         match unsafe { (self.words)(to, word, count, stream) } {
             0 => Ok(()),

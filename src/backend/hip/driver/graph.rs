@@ -30,7 +30,7 @@ fn check(status: Status, what: &str) -> Result<()> {
 impl GraphFunctions {
     /// # Safety
     /// The stream exists, and this thread ends the capture.
-    pub(in super::super) unsafe fn begin_capture(&self, stream: Handle) -> Result<()> {
+    pub(crate) unsafe fn begin_capture(&self, stream: Handle) -> Result<()> {
         /// `hipStreamCaptureModeThreadLocal`: does not restrict the calls of other threads
         /// meanwhile.
         const THREAD_LOCAL: c_uint = 1;
@@ -40,7 +40,7 @@ impl GraphFunctions {
 
     /// # Safety
     /// The stream is being captured by this thread.
-    pub(in super::super) unsafe fn end_capture(&self, stream: Handle) -> Result<Handle> {
+    pub(crate) unsafe fn end_capture(&self, stream: Handle) -> Result<Handle> {
         let mut graph = std::ptr::null_mut();
         // SAFETY: the caller's promise; the graph is written to a variable that lives.
         check(unsafe { (self.end_capture)(stream, &mut graph) }, "cannot end capturing a stream")?;
@@ -49,7 +49,7 @@ impl GraphFunctions {
 
     /// # Safety
     /// The graph exists.
-    pub(in super::super) unsafe fn instantiate(&self, graph: Handle) -> Result<Handle> {
+    pub(crate) unsafe fn instantiate(&self, graph: Handle) -> Result<Handle> {
         let (mut made, none) = (std::ptr::null_mut(), std::ptr::null_mut());
         // SAFETY: the caller's promise; no log is asked for.
         check(unsafe { (self.instantiate)(&mut made, graph, none, std::ptr::null_mut(), 0) }, "cannot make a graph")?;
@@ -58,21 +58,21 @@ impl GraphFunctions {
 
     /// # Safety
     /// Both exist, and the memory that the launches of the graph use stays allocated until the stream was waited for.
-    pub(in super::super) unsafe fn launch(&self, executable: Handle, stream: Handle) -> Result<()> {
+    pub(crate) unsafe fn launch(&self, executable: Handle, stream: Handle) -> Result<()> {
         // SAFETY: the caller's promise.
         check(unsafe { (self.launch)(executable, stream) }, "cannot launch a graph")
     }
 
     /// # Safety
     /// The graph exists, does not run, and is not used any more.
-    pub(in super::super) unsafe fn destroy_executable(&self, executable: Handle) -> Result<()> {
+    pub(crate) unsafe fn destroy_executable(&self, executable: Handle) -> Result<()> {
         // SAFETY: the caller's promise.
         check(unsafe { (self.destroy_executable)(executable) }, "cannot free a graph")
     }
 
     /// # Safety
     /// The graph exists and is not used any more.
-    pub(in super::super) unsafe fn destroy(&self, graph: Handle) -> Result<()> {
+    pub(crate) unsafe fn destroy(&self, graph: Handle) -> Result<()> {
         // SAFETY: the caller's promise.
         check(unsafe { (self.destroy)(graph) }, "cannot free a captured graph")
     }

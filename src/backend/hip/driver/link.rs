@@ -1,7 +1,7 @@
 //! The feature `link-hip`: takes the functions from the linker, through the bindings of
 //! `hip-runtime-sys`. If it compiles, the signatures of the table are those of HIP's headers.
 //!
-//! A function that is added to a table in driver.rs gets a line here, with the types of the
+//! A function that is added to a table in driver/mod.rs gets a line here, with the types of the
 //! bindings. Some tables are optional where the library is loaded, because not all libraries have
 //! their functions (graphs, for example). Such a table gets a function like [`hip_functions`],
 //! because linked functions always exist.

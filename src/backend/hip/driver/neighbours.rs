@@ -51,14 +51,14 @@ pub(crate) fn is_transient(error: &crate::Error) -> bool {
 
 /// While this lives, calls of this thread neither fail because of captures of other threads nor end
 /// them.
-pub(in crate::backend::hip) struct Relaxed<'a> {
+pub(crate) struct Relaxed<'a> {
     driver: &'a Driver,
     before: c_uint,
 }
 
 impl Driver {
     /// Makes calls of this thread independent of captures of other threads.
-    pub(in crate::backend::hip) fn relaxed(&self) -> Option<Relaxed<'_>> {
+    pub(crate) fn relaxed(&self) -> Option<Relaxed<'_>> {
         /// `hipStreamCaptureModeRelaxed`
         const RELAXED: c_uint = 2;
         let mut mode = RELAXED;
@@ -68,7 +68,7 @@ impl Driver {
     }
 
     /// The address of AMD's device on the bus, as the kernel writes it.
-    pub(in crate::backend::hip) fn bus_id(&self, device: c_int) -> Option<String> {
+    pub(crate) fn bus_id(&self, device: c_int) -> Option<String> {
         let mut id = [0 as c_char; 64];
         // SAFETY: the function writes at most as many characters as its argument allows.
         let status = unsafe { (self.bus.as_ref()?.id)(id.as_mut_ptr(), id.len() as c_int - 1, device) };
@@ -79,7 +79,7 @@ impl Driver {
 
     /// Lets ROCm sleep while it waits for the bound device, unless the program has chosen another
     /// way.
-    pub(in crate::backend::hip) fn wait_asleep(&self) {
+    pub(crate) fn wait_asleep(&self) {
         /// `hipDeviceScheduleBlockingSync`, and the mask of all flags for waiting.
         const BLOCKING: c_uint = 4;
         const SCHEDULES: c_uint = 7;

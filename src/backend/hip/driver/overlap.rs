@@ -14,7 +14,7 @@ table! {
 
 /// `CUlaunchConfig`
 #[repr(C)]
-pub(in super::super) struct LaunchConfig {
+pub(crate) struct LaunchConfig {
     grid: [c_uint; 3],
     block: [c_uint; 3],
     shared_bytes: c_uint,
@@ -64,7 +64,7 @@ impl OverlapFunctions {
 }
 
 /// The kernels of a module, given as PTX, that may overlap: those with the instruction that waits.
-pub(in super::super) fn waiting_kernels(code: &[u8]) -> Vec<&str> {
+pub(crate) fn waiting_kernels(code: &[u8]) -> Vec<&str> {
     let Ok(text) = std::str::from_utf8(code) else { return Vec::new() };
     let kernels = text.split(".entry ").skip(1).filter(|kernel| kernel.contains("griddepcontrol.wait"));
     kernels.filter_map(|kernel| kernel.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next()).collect()

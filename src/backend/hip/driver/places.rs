@@ -9,19 +9,19 @@ use std::path::{Path, PathBuf};
 const NEWEST: u32 = 10;
 
 /// The file names of a library of ROCm.
-pub(in crate::backend::hip) struct Names<'a> {
+pub(crate) struct Names<'a> {
     /// The name without a version: `libamdhip64.so`.
-    pub(in crate::backend::hip) unix: &'a str,
+    pub(crate) unix: &'a str,
     /// The oldest version that is accepted.
-    pub(in crate::backend::hip) oldest: u32,
+    pub(crate) oldest: u32,
     /// Whether to accept a file without a version; it may be any version.
-    pub(in crate::backend::hip) plain: bool,
+    pub(crate) plain: bool,
     /// Whole names, newest first.
-    pub(in crate::backend::hip) windows: &'a [String],
+    pub(crate) windows: &'a [String],
 }
 
 /// The paths where a library may be.
-pub(in crate::backend::hip) fn candidates(names: &Names<'_>) -> Vec<PathBuf> {
+pub(crate) fn candidates(names: &Names<'_>) -> Vec<PathBuf> {
     let roots: Vec<PathBuf> = ["ROCM_PATH", "HIP_PATH"].into_iter().filter_map(variable).collect();
     if cfg!(windows) {
         let pointed = roots.iter().flat_map(|root| names.windows.iter().map(|name| root.join("bin").join(name)));

@@ -5,7 +5,7 @@ use crate::Result;
 use std::ffi::c_uint;
 
 impl Driver {
-    pub(in super::super) fn create_stream(&self) -> Result<Handle> {
+    pub(crate) fn create_stream(&self) -> Result<Handle> {
         /// `hipStreamNonBlocking`: does not wait for other libraries' work.
         const NON_BLOCKING: c_uint = 1;
         let mut stream = std::ptr::null_mut();
@@ -16,7 +16,7 @@ impl Driver {
 
     /// # Safety
     /// The stream is from [`create_stream`](Self::create_stream) and not used any more.
-    pub(in super::super) unsafe fn destroy_stream(&self, stream: Handle) -> Result<()> {
+    pub(crate) unsafe fn destroy_stream(&self, stream: Handle) -> Result<()> {
         // SAFETY: the caller's promise.
         self.check(unsafe { (self.functions.destroy_stream)(stream) }, "cannot destroy a stream")
     }
@@ -25,13 +25,13 @@ impl Driver {
     ///
     /// # Safety
     /// The stream exists.
-    pub(in super::super) unsafe fn synchronize_stream(&self, stream: Handle) -> Result<()> {
+    pub(crate) unsafe fn synchronize_stream(&self, stream: Handle) -> Result<()> {
         // SAFETY: the caller's promise.
         self.check(unsafe { (self.functions.synchronize_stream)(stream) }, "the GPU failed")
     }
 
     /// An event. A thread that waits for it sleeps. Only a `timed` event records a time.
-    pub(in super::super) fn create_event(&self, timed: bool) -> Result<Handle> {
+    pub(crate) fn create_event(&self, timed: bool) -> Result<Handle> {
         /// `hipEventBlockingSync` and `CU_EVENT_BLOCKING_SYNC`
         const BLOCKING: c_uint = 1;
         /// `CU_EVENT_DISABLE_TIMING`
@@ -52,14 +52,14 @@ impl Driver {
 
     /// # Safety
     /// The event is from [`create_event`](Self::create_event) and not used any more.
-    pub(in super::super) unsafe fn destroy_event(&self, event: Handle) -> Result<()> {
+    pub(crate) unsafe fn destroy_event(&self, event: Handle) -> Result<()> {
         // SAFETY: the caller's promise.
         self.check(unsafe { (self.functions.destroy_event)(event) }, "cannot destroy an event")
     }
 
     /// # Safety
     /// Both exist.
-    pub(in super::super) unsafe fn record_event(&self, event: Handle, stream: Handle) -> Result<()> {
+    pub(crate) unsafe fn record_event(&self, event: Handle, stream: Handle) -> Result<()> {
         // SAFETY: the caller's promise.
         self.check(unsafe { (self.functions.record_event)(event, stream) }, "cannot record an event")
     }
@@ -68,7 +68,7 @@ impl Driver {
     ///
     /// # Safety
     /// The event exists.
-    pub(in super::super) unsafe fn query_event(&self, event: Handle) -> Result<bool> {
+    pub(crate) unsafe fn query_event(&self, event: Handle) -> Result<bool> {
         /// `hipErrorNotReady` and `CUDA_ERROR_NOT_READY`
         const NOT_READY: Status = 600;
         // SAFETY: the caller's promise.

@@ -6,7 +6,7 @@ use libloading::Library;
 use std::ffi::{c_uint, c_void};
 
 /// A host function that a stream can call, with the stream, the status of earlier work, and data.
-pub(in super::super) type HostFunction = unsafe extern "C" fn(Handle, Status, *mut c_void);
+pub(crate) type HostFunction = unsafe extern "C" fn(Handle, Status, *mut c_void);
 
 table! {
     /// Times. Both vendors have them under the same conventions.
@@ -29,7 +29,7 @@ impl TimingFunctions {
     ///
     /// # Safety
     /// Both exist.
-    pub(in super::super) unsafe fn elapsed(&self, from: Handle, to: Handle) -> Result<f32> {
+    pub(crate) unsafe fn elapsed(&self, from: Handle, to: Handle) -> Result<f32> {
         let mut milliseconds = 0.0;
         // SAFETY: the caller's promise; the time is written to a variable that lives.
         check(unsafe { (self.elapsed)(&mut milliseconds, from, to) }, "cannot read the time between two events")?;
@@ -41,7 +41,7 @@ impl TimingFunctions {
     /// # Safety
     /// The stream exists. The function may be called with `data` from another thread, once, at any
     /// time from now on, and calls no driver.
-    pub(in super::super) unsafe fn call_host(&self, stream: Handle, f: HostFunction, data: *mut c_void) -> Result<()> {
+    pub(crate) unsafe fn call_host(&self, stream: Handle, f: HostFunction, data: *mut c_void) -> Result<()> {
         // SAFETY: the caller's promise.
         check(unsafe { (self.call_host)(stream, f, data, 0) }, "cannot queue a call on the host")
     }

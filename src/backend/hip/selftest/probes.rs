@@ -1,17 +1,18 @@
-//! The probes of a program: see the parent module.
+//! The probes of a program: see the parent module. Those of single operations are written in `ops/`.
 
+use crate::backend::hip::ops;
 use crate::gguf::{Gguf, GgufWriter, TensorType};
 use crate::program::{
-    Activation, AttentionInfo, Buf, BufInfo, KvShape, LayerState, Op, Program, RowKind, Weight, WeightInfo,
+    AttentionInfo, Buf, BufInfo, KvShape, LayerState, Op, Program, Rope, RowKind, Weight, WeightInfo,
 };
 use crate::simd::Isa;
 use crate::{Error, ErrorKind, Result, quant};
 
 /// The most columns of a layer's buffers, and of a single product; multiples of every block.
-const LAYER_COLUMNS: usize = 256;
-const PRODUCT_COLUMNS: usize = 512;
+pub(crate) const LAYER_COLUMNS: usize = 256;
+pub(crate) const PRODUCT_COLUMNS: usize = 512;
 /// Outputs of a single product: whole tiles and a remainder.
-const PRODUCT_ROWS: usize = 72;
+pub(crate) const PRODUCT_ROWS: usize = 72;
 /// The vocabulary of single operations.
 const VOCAB: usize = 64;
 /// The window of an attention that has one: shorter than the passes' positions, and no multiple of
@@ -31,8 +32,8 @@ const LAYER_PASSES: [usize; 4] = [1, 1, 3, 20];
 /// adds up such differences. Measured differences are 3e-3 for a layer and 1e-6 for all else. A
 /// wrong kernel is off by far more.
 const LAYER: f32 = 5e-2;
-const ROUNDED: f32 = 1e-2;
-const EXACT: f32 = 2e-3;
+pub(crate) const ROUNDED: f32 = 1e-2;
+pub(crate) const EXACT: f32 = 2e-3;
 
 /// How many different blocks a weight has: a prime number for every size of block.
 fn different_blocks(block_len: usize) -> usize {
@@ -52,7 +53,7 @@ struct Shape {
 }
 
 /// A small program whose weights have not been generated yet.
-pub(super) struct Probe {
+pub(crate) struct Probe {
     name: Name,
     program: Program,
     weights: Vec<Shape>,
@@ -62,7 +63,7 @@ pub(super) struct Probe {
 enum Name {
     One(String),
     /// A product with weights of this type.
-    Product(&'static str),
+    Product(String),
     Layer(usize),
 }
 
@@ -151,15 +152,14 @@ pub(super) fn of(program: &Program) -> Result<Vec<Probe>> {
             probes.push(probe);
         }
     };
-    // The other probes begin with this operation.
-    add(embed(TensorType::F32, PRODUCT_COLUMNS));
-    program.ops.iter().filter_map(|op| single(program, op)).for_each(&mut add);
+    add(ops::first_probe());
+    program.ops.iter().filter_map(|op| ops::probe(program, op)).for_each(&mut add);
     layers(program)?.into_iter().for_each(&mut add);
     Ok(probes)
 }
 
-/// Writes a program.
-struct Sketch {
+/// Writes the program of a probe.
+pub(crate) struct Sketch {
     program: Program,
     weights: Vec<Shape>,
 }
@@ -170,7 +170,7 @@ fn paged(shape: KvShape) -> LayerState {
 }
 
 impl Sketch {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let program = Program {
             name: "self-test".to_owned(),
             buffers: Vec::new(),
@@ -184,142 +184,59 @@ impl Sketch {
         Self { program, weights: Vec::new() }
     }
 
-    fn buffer(&mut self, columns: usize, rows: RowKind) -> Buf {
+    /// A buffer without content.
+    pub(crate) fn buffer(&mut self, columns: usize, rows: RowKind) -> Buf {
         self.program.buffers.push(BufInfo { name: "b", columns, rows });
         Buf(self.program.buffers.len() - 1)
     }
 
-    fn weight(&mut self, ty: TensorType, rows: usize, columns: usize) -> Weight {
+    /// A random weight; a norm's factor if it is one row.
+    pub(crate) fn weight(&mut self, ty: TensorType, rows: usize, columns: usize) -> Weight {
         self.weights.push(Shape { ty, rows, columns });
         Weight(self.weights.len() - 1)
     }
 
     /// A buffer of random rows.
-    fn random(&mut self, ty: TensorType, columns: usize) -> Buf {
+    pub(crate) fn random(&mut self, ty: TensorType, columns: usize) -> Buf {
         let out = self.buffer(columns, RowKind::Tokens);
         let table = self.weight(ty, VOCAB, columns);
-        self.program.ops.push(Op::Embed { table, out });
+        self.op(Op::Embed { table, out });
         out
     }
 
-    /// The probe that compares buffer `x`.
-    fn finish(mut self, name: impl Into<String>, x: Buf, tolerance: f32) -> Probe {
-        self.program.ops.push(Op::Logits { x });
-        Probe { name: Name::One(name.into()), program: self.program, weights: self.weights, tolerance }
+    pub(crate) fn op(&mut self, op: Op) {
+        self.program.ops.push(op);
     }
-}
 
-fn embed(ty: TensorType, columns: usize) -> Probe {
-    let mut sketch = Sketch::new();
-    let x = sketch.random(ty, columns);
-    sketch.finish(format!("dequant {}", type_name(ty)), x, EXACT)
-}
+    pub(crate) fn rope(&mut self, rope: Rope) -> usize {
+        self.program.ropes.push(rope);
+        self.program.ropes.len() - 1
+    }
 
-/// The probe of one operation of `program`. Operations that only connect others need none.
-fn single(program: &Program, op: &Op) -> Option<Probe> {
-    let columns = |buf: Buf| program.columns(buf).ok();
-    let weight = |weight: Weight| program.weight(weight).ok();
-    let (f32, mut sketch) = (TensorType::F32, Sketch::new());
-    Some(match *op {
-        Op::Embed { table, out } => embed(weight(table)?.tensor.tensor_type(), columns(out)?.min(PRODUCT_COLUMNS)),
-        Op::Scale { by, .. } => {
-            let x = sketch.random(f32, LAYER_COLUMNS);
-            sketch.program.ops.push(Op::Scale { x, by });
-            sketch.finish("scale", x, EXACT)
-        }
-        Op::RmsNorm { x, eps, .. } => {
-            let columns = columns(x)?;
-            let x = sketch.random(f32, columns);
-            let (weight, out) = (sketch.weight(f32, 1, columns), sketch.buffer(columns, RowKind::Tokens));
-            sketch.program.ops.push(Op::RmsNorm { x, weight, eps, out });
-            sketch.finish(format!("rms_norm of {columns} columns"), out, EXACT)
-        }
-        Op::HeadNorm { weight: w, eps, .. } => {
-            let columns = weight(w)?.columns;
-            let x = sketch.random(f32, columns * 3);
-            let weight = sketch.weight(f32, 1, columns);
-            sketch.program.ops.push(Op::HeadNorm { x, weight, eps });
-            sketch.finish(format!("head_norm of {columns} columns"), x, EXACT)
-        }
-        Op::MatMul { x, weight: w, bias, .. } => {
-            let (ty, columns) = (weight(w)?.tensor.tensor_type(), columns(x)?.min(PRODUCT_COLUMNS));
-            let x = sketch.random(f32, columns);
-            let weight = sketch.weight(ty, PRODUCT_ROWS, columns);
-            let bias = bias.map(|_| sketch.weight(f32, 1, PRODUCT_ROWS));
-            let out = sketch.buffer(PRODUCT_ROWS, RowKind::Tokens);
-            sketch.program.ops.push(Op::MatMul { x, weight, bias, out });
-            Probe { name: Name::Product(type_name(ty)), ..sketch.finish("", out, ROUNDED) }
-        }
-        Op::Rope { rope, head_dim, .. } => {
-            sketch.program.ropes.push(program.ropes.get(rope)?.clone());
-            let x = sketch.random(f32, head_dim * 3);
-            sketch.program.ops.push(Op::Rope { x, rope: 0, head_dim });
-            sketch.finish("rope", x, EXACT)
-        }
-        // Tested together with the attention that reads the stored values.
-        Op::StoreKv { .. } => return None,
-        Op::Attention { ref info, .. } => {
-            let info = fewer_heads(info, 2);
-            let q = sketch.random(f32, info.heads * info.head_dim);
-            let k = sketch.random(f32, info.kv_heads * info.head_dim);
-            let v = sketch.random(f32, info.kv_heads * info.value_dim);
-            let out = sketch.buffer(info.heads * info.value_dim, RowKind::Tokens);
-            let AttentionInfo { kv_heads, head_dim, value_dim, .. } = info;
-            sketch.program.states = vec![paged(KvShape { kv_heads, head_dim, value_dim })];
-            sketch.program.ops.push(Op::StoreKv { layer: 0, k, v });
-            sketch.program.ops.push(Op::Attention { layer: 0, q, out, info });
-            sketch.finish(format!("attention with heads of {head_dim} columns"), out, ROUNDED)
-        }
-        Op::Glu { act, .. } => {
-            let (gate, up) = (sketch.random(f32, LAYER_COLUMNS), sketch.random(f32, LAYER_COLUMNS));
-            sketch.program.ops.push(Op::Glu { gate, up, act });
-            let name = if act == Activation::Silu { "glu_silu" } else { "glu_gelu" };
-            sketch.finish(name, gate, EXACT)
-        }
-        Op::Add { .. } => {
-            let (x, y) = (sketch.random(f32, LAYER_COLUMNS), sketch.random(f32, LAYER_COLUMNS));
-            sketch.program.ops.push(Op::Add { x, y });
-            sketch.finish("add", x, EXACT)
-        }
-        Op::Softcap { cap, .. } => {
-            let x = sketch.random(f32, LAYER_COLUMNS);
-            // A small cap has an effect on numbers of this size.
-            sketch.program.ops.push(Op::Softcap { x, cap: cap.min(2.0) });
-            sketch.finish("softcap", x, EXACT)
-        }
-        Op::Rows { .. } => {
-            let x = sketch.random(f32, LAYER_COLUMNS);
-            let out = sketch.buffer(LAYER_COLUMNS, RowKind::Outputs);
-            sketch.program.ops.push(Op::Rows { x, out });
-            sketch.finish("gather_rows", out, EXACT)
-        }
-        Op::Logits { .. } => return None,
-        #[cfg(test)]
-        Op::Decay { .. } => return None,
-    })
-}
+    /// Gives the cache one layer of this shape.
+    pub(crate) fn cache(&mut self, shape: KvShape) -> usize {
+        self.program.states = vec![paged(shape)];
+        0
+    }
 
-fn type_name(ty: TensorType) -> &'static str {
-    match ty {
-        TensorType::F32 => "f32",
-        TensorType::F16 => "f16",
-        TensorType::BF16 => "bf16",
-        TensorType::Q4_0 => "q4_0",
-        TensorType::Q4_1 => "q4_1",
-        TensorType::Q5_0 => "q5_0",
-        TensorType::Q5_1 => "q5_1",
-        TensorType::Q8_0 => "q8_0",
-        TensorType::Q2_K => "q2_k",
-        TensorType::Q3_K => "q3_k",
-        TensorType::Q4_K => "q4_k",
-        TensorType::Q5_K => "q5_k",
-        TensorType::Q6_K => "q6_k",
-        _ => "?",
+    /// The probe that compares buffer `x`.
+    pub(crate) fn finish(self, name: impl Into<String>, x: Buf, tolerance: f32) -> Probe {
+        self.probe(Name::One(name.into()), x, tolerance)
+    }
+
+    /// The same for a product with weights of this type.
+    pub(crate) fn finish_product(self, ty: TensorType, x: Buf, tolerance: f32) -> Probe {
+        self.probe(Name::Product(ops::type_name(ty)), x, tolerance)
+    }
+
+    fn probe(mut self, name: Name, x: Buf, tolerance: f32) -> Probe {
+        self.op(Op::Logits { x });
+        Probe { name, program: self.program, weights: self.weights, tolerance }
     }
 }
 
 /// The same attention with `kv_heads` key-value heads, and a window that has an effect.
-fn fewer_heads(info: &AttentionInfo, kv_heads: usize) -> AttentionInfo {
+pub(crate) fn fewer_heads(info: &AttentionInfo, kv_heads: usize) -> AttentionInfo {
     let group = info.heads / info.kv_heads.max(1);
     let kv_heads = kv_heads.min(info.kv_heads);
     let window = info.window.map(|window| window.min(WINDOW));
