@@ -110,3 +110,20 @@ fn imports_are_found() {
                 #[cfg(test)]\nmod tests {\n    use crate::session;\n}\n";
     assert_eq!(imports(text), ["Error", "memory", "gguf", "model", "device"]);
 }
+
+#[test]
+fn what_a_gpu_pass_stands_on_does_not_know_it() {
+    let hip = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/backend/hip");
+    for folder in ["driver", "device", "memory", "code", "load"] {
+        let mut all = Vec::new();
+        files(&hip.join(folder), &mut all);
+        assert!(!all.is_empty(), "{folder}");
+        for path in all {
+            let text = std::fs::read_to_string(&path).unwrap();
+            for above in ["ops", "pass", "sampling", "selftest"] {
+                let uses = ["hip", "super"].iter().any(|from| text.contains(&format!("{from}::{above}::")));
+                assert!(!uses, "{} uses {above}", path.display());
+            }
+        }
+    }
+}
