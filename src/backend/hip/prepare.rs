@@ -79,7 +79,7 @@ struct Tile {
 }
 
 /// Threads in a block of the kernels that add a product with `n` columns, the same as in
-/// hip/matvec.hip: as many as there are registers for. GCN, and CDNA before gfx90a, have half as
+/// hip/matmul/matvec.hip: as many as there are registers for. GCN, and CDNA before gfx90a, have half as
 /// many registers for waves of 64.
 fn residual_threads(arch: &str, n: usize) -> u32 {
     let few = arch.starts_with("gfx9") && !["gfx90a", "gfx94", "gfx95"].iter().any(|a| arch.starts_with(a));
