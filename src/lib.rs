@@ -65,7 +65,6 @@
 //! | `WAVELM_CPU` | the CPU kernels: `scalar`, `avx2`, `avxvnni`, `avx512`, `neon`, `dotprod` or `i8mm`, where the processor has them |
 //! | `WAVELM_CPU_WEIGHTS` | `mapped`: weights as they lie in the file; `copied`: to another order, between the first tokens; by default the latter on x86-64 where Linux says that memory suffices. Of files in memory ([`LoadOptions::map`]) it decides the order alone |
 //! | `WAVELM_HIP_LIBRARY` | the GPU driver library to load, in place of those that are looked for |
-//! | `WAVELM_HIP_TILE` | the columns of the tiles of products on matrix cores: 16, 32, 64 or 128 |
 //! | `WAVELM_HSACO_DIR` | a folder of GPU kernels (`<family>.<arch>.hsaco` or `.ptx`), taken before the built-in ones |
 //!
 //! The library never prints; it reports through the [`log`](https://docs.rs/log) crate.

@@ -41,8 +41,7 @@ fn apart(test: &str, variables: &[(&str, &Path)]) {
 
 /// A folder of objects: `of` says what each target's hold.
 fn objects(folder: &Path, of: &[(&str, &str)]) {
-    for source in simulator::files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("hip"), &["hip"]) {
-        let family = source.file_stem().unwrap().to_str().unwrap();
+    for family in simulator::families() {
         for (target, code) in of {
             std::fs::write(folder.join(format!("{family}.{target}.hsaco")), code).unwrap();
         }

@@ -1,38 +1,44 @@
-// The functions of libamdhip64 that wavelm calls, over the simulator: the whole GPU backend runs on any machine.
+// The functions of libamdhip64 that wavelm calls, over the simulator. So the whole GPU backend runs
+// on any machine.
 //
-// There is one device, gfxsim, of WAVE lanes a wave. Work is done when it is queued. A code object is the text
-// "wavelm simulator\n", and all modules have all kernels. Device memory is memory of the host, each allocation between
-// guards; what a kernel writes outside of all allocations, and what is not freed, shows at the next call that checks it.
+// There is one device, gfxsim, with waves of WAVE lanes. Calls do their work when they queue it. A
+// code object is the text "wavelm simulator\n", and every module has all kernels. Device memory is
+// memory of the host, with guards around each allocation. The next call that checks finds writes
+// outside of all allocations, and memory that was not freed.
 //
-// Faults: WAVELM_SIM_FAIL="<what>:<n>" makes the n-th call (from 1) fail that allocates, copies or fills, launches a kernel,
-// loads a module or waits: what is alloc, copy, launch, module or sync. With a + at the end the device is lost there:
-// every later call fails too. wavelm_sim_fail and wavelm_sim_lose do the same while a program runs, and
-// wavelm_sim_calls tells how often each was called. WAVELM_SIM_DEVICES is the number of devices (default 1),
-// WAVELM_SIM_MEMORY the bytes of memory (default 1 GiB); wavelm_sim_memory changes them. WAVELM_SIM_ARCH is the architecture
-// (default gfxsim).
-// wavelm_sim_downloaded tells how many bytes came to the host, wavelm_sim_queued
-// what nobody has waited for.
+// Faults: WAVELM_SIM_FAIL="<kind>:<n>" makes the n-th call (from 1) of a kind fail. Kinds are
+// alloc, copy (or fill), launch, module and sync. With a + at the end the device is lost there:
+// every later call fails too. wavelm_sim_fail and wavelm_sim_lose do the same while a program runs,
+// and wavelm_sim_calls returns how often each kind was called.
 //
-// WAVELM_SIM_HANG="<what>:<n>" makes the device hang from the n-th call on: no work is done any more, no event becomes
-// ready, and a call that waits for the device never returns. Nor does the n-th call itself where it allocates or loads a
-// module.
+// WAVELM_SIM_DEVICES is the number of devices (default 1), WAVELM_SIM_MEMORY the bytes of memory
+// (default 1 GiB), which wavelm_sim_memory changes, and WAVELM_SIM_ARCH the architecture (default
+// gfxsim). wavelm_sim_downloaded returns how many bytes were copied to the host, wavelm_sim_queued
+// how much work nobody has waited for.
 //
-// WAVELM_SIM_CRASH="<what>:<n>" ends the process at the n-th call, as a driver does that crashes.
+// WAVELM_SIM_HANG="<kind>:<n>" makes the device hang from the n-th call on: it does no work any
+// more, no event becomes ready, and a call that waits for the device never returns. If the n-th
+// call allocates or loads a module, it does not return either.
+//
+// WAVELM_SIM_CRASH="<kind>:<n>" ends the process at the n-th call, like a driver that crashes.
 //
 // WAVELM_SIM_STALE=1 makes every second launch of a graph and all later ones do nothing.
 //
-// wavelm_sim_capture says whether another thread captures a graph: calls that a capture in the global mode forbids then
-// fail with 900, and end it, unless their thread has said that it has nothing to do with it.
+// wavelm_sim_capture says whether another thread captures a graph. Calls that a capture in the
+// global mode forbids then fail with 900, and end it, unless their thread has opted out.
 //
-// wavelm_sim_damage_copies flips a bit of what a copy brings to the device, wavelm_sim_damage one in every so many bytes of all
-// memory of the device. WAVELM_SIM_INTEGRATED=1 makes the device a part of the processor.
+// wavelm_sim_damage_copies flips a bit of the data that a copy brings to the device,
+// wavelm_sim_damage flips a bit in every given number of bytes of all device memory.
+// WAVELM_SIM_INTEGRATED=1 makes the device a part of the processor.
 //
-// WAVELM_SIM_SPILL is the number of bytes of the device's own memory: copies from what is allocated beyond it are slow.
+// WAVELM_SIM_SPILL is the number of bytes of the device's own memory: copies from allocations
+// beyond it are slow.
 //
-// WAVELM_SIM_CORRUPT is the beginning of the names of kernels that compute wrongly: every number that such a kernel
-// changes becomes a quarter larger, or something else where it is no float. wavelm_sim_corrupt sets the name and what goes
-// wrong while a program runs, and wavelm_sim_corrupted tells how often it did. "graph", "to_device", "to_host" and "fill" are
-// names as well, of launches of graphs, of copies and of filling, which can do nothing and report success.
+// WAVELM_SIM_CORRUPT is the beginning of the names of kernels that compute wrongly: every number
+// that such a kernel changes becomes a quarter larger, or something else if it is no float.
+// wavelm_sim_corrupt sets the name and the fault while a program runs, and wavelm_sim_corrupted
+// returns how often it happened. "graph", "to_device", "to_host" and "fill" are names too, for
+// launches of graphs, copies and fills, which can do nothing and report success.
 
 #include "simulator.h"
 
@@ -67,7 +73,7 @@ const unsigned char GUARD_BYTE = 0xa5;
 enum What { ALLOC, COPY, LAUNCH, MODULE, SYNC, WHATS };
 const char *const NAMES[WHATS] = {"alloc", "copy", "launch", "module", "sync"};
 
-// What goes wrong: a quarter is added, nothing is done, numbers become NaN, or any bits.
+// The faults: a quarter is added, nothing is done, numbers become NaN, or any bits.
 enum How { LARGER, NOTHING, NAN_, GARBAGE };
 
 struct State {
@@ -79,7 +85,8 @@ struct State {
   int hanging = -1, crashing = -1;
   unsigned long hang_at = 0, crash_at = 0;
   bool hangs = false;
-  // Whether another thread captures, whether a call ended that, and calls that fail beside it in any case.
+  // Whether another thread captures, whether a call ended the capture, and how many calls fail
+  // beside it in any case.
   bool captures = false, ended_capture = false;
   unsigned long beside = 0;
   bool stale = getenv("WAVELM_SIM_STALE");
@@ -93,13 +100,13 @@ struct State {
   std::map<int, size_t> used;
   size_t limit = size_t(1) << 30;
   unsigned long downloaded = 0;
-  // What was queued on each stream since it was waited for, and the stream that each event was recorded in last.
+  // The work queued on each stream since the last wait, and the stream of each event's last record.
   std::map<void *, unsigned long> queued;
   std::map<void *, void *> recorded;
   // Events that were asked about since they were recorded.
   std::set<void *> asked;
   std::map<void *, std::chrono::steady_clock::time_point> times;
-  // Calls on the host that were queued on each stream, which run when somebody waits for it.
+  // Calls on the host that each stream queues. They run when somebody waits for it.
   std::map<void *, std::vector<std::pair<void (*)(void *, int, void *), void *>>> calls_on_host;
   int devices = 1;
   int handles = 0;
@@ -117,7 +124,7 @@ struct State {
     parse("WAVELM_SIM_CRASH", crashing, crash_at);
   }
 
-  // Reads "<what>:<n>"; what follows, or null where there is none.
+  // Reads "<kind>:<n>". Returns the text behind it, or null where there is none.
   static const char *parse(const char *variable, int &what, unsigned long &n) {
     const char *text = getenv(variable);
     for (int i = 0; text && i < WHATS; i++)
@@ -144,17 +151,17 @@ struct State {
     return now || lost;
   }
 
-  // Whether what has this name goes wrong.
+  // Whether the thing of this name has a fault.
   bool corrupts(const char *name) {
     bool now = !corrupt.empty() && !strncmp(name, corrupt.c_str(), corrupt.size());
     corrupted += now;
     return now;
   }
 
-  // Whether what has this name does nothing.
+  // Whether the thing of this name does nothing.
   bool skips(const char *name) { return how == NOTHING && corrupts(name); }
 
-  // What a call returns that does its work even on a lost device, as far as there is any.
+  // The result of a call that works even on a lost device, as far as there is one.
   int status() const { return lost ? LAUNCH_FAILURE : SUCCESS; }
 };
 
@@ -163,7 +170,7 @@ State &state() {
   return *state;
 }
 
-// What a call does that waits for a device which hangs. Nobody may wait for it; who does so for minutes ends the process.
+// Waits for a device that hangs. Nobody may do so: after minutes it ends the process.
 void block_if(bool hangs) {
   if (!hangs) return;
   sleep(240);
@@ -234,7 +241,7 @@ int copy(void *to, const void *from, size_t bytes, const void *device_part, cons
   return SUCCESS;
 }
 
-// The device's memory as it is, to tell what a kernel changes.
+// A copy of the device's memory, to see what a kernel changes.
 std::map<char *, std::string> snapshot() {
   std::map<char *, std::string> copy;
   for (auto &[start, bytes] : state().memory) copy[start] = std::string(start, bytes);
@@ -344,7 +351,8 @@ bool is_on_one_device(const Launch &launch, void *stream) {
 
 extern "C" {
 
-// Makes the n-th call from now on fail, as WAVELM_SIM_FAIL; 0 for none. Forgets the numbers of calls.
+// Makes the n-th call from now on fail, as WAVELM_SIM_FAIL does; 0 for none. Resets the numbers of
+// calls.
 void wavelm_sim_fail(int what, unsigned long n) {
   std::lock_guard<std::mutex> lock(state().lock);
   state().set(what, n, false);
@@ -356,14 +364,15 @@ void wavelm_sim_lose(int what, unsigned long n) {
   state().set(what, n, true);
 }
 
-// Makes the device hang from the n-th call from now on, as WAVELM_SIM_HANG. There is no way back.
+// Makes the device hang from the n-th call from now on, as WAVELM_SIM_HANG does, for good.
 void wavelm_sim_hang(int what, unsigned long n) {
   std::lock_guard<std::mutex> lock(state().lock);
   state().set(what, 0, false);
   state().hanging = what, state().hang_at = n;
 }
 
-// Damages the n-th copy to the device from now on, if it is to; how many there were since the last call.
+// Damages the n-th copy to the device from now on, if `damages` is not 0. Returns how many there
+// were since the last call.
 unsigned long wavelm_sim_damage_copies(unsigned long n, int damages) {
   std::lock_guard<std::mutex> lock(state().lock);
   unsigned long before = state().copies_to_device;
@@ -377,7 +386,7 @@ unsigned long wavelm_sim_copies_to_device() {
   return state().copies_to_device;
 }
 
-// Flips a bit in every so many bytes of all memory of the device.
+// Flips a bit in every `every` bytes of all device memory.
 void wavelm_sim_damage(size_t every) {
   std::lock_guard<std::mutex> lock(state().lock);
   for (auto &[start, bytes] : state().memory)
@@ -410,8 +419,8 @@ void wavelm_sim_memory(size_t bytes) {
     if (used > state().limit) state().limit = used;
 }
 
-// Lets what has a name that begins so go wrong; an empty one ends it. `how` is 0 for a quarter more, 1 for nothing that is
-// done, 2 for NaN, 3 for any bits.
+// Gives everything whose name begins so a fault; an empty name ends it. `how` is 0 for a quarter
+// more, 1 for doing nothing, 2 for NaN, 3 for any bits.
 void wavelm_sim_corrupt(int how, const char *name) {
   std::lock_guard<std::mutex> lock(state().lock);
   state().how = How(how), state().corrupt = name, state().corrupted = 0;
@@ -427,7 +436,7 @@ unsigned long wavelm_sim_calls(int what) {
   return what >= 0 && what < WHATS ? state().calls[what] : 0;
 }
 
-// Copies and launches that were queued on streams that were not waited for since.
+// Copies and launches on streams that nobody has waited for since.
 unsigned long wavelm_sim_queued() {
   std::lock_guard<std::mutex> lock(state().lock);
   unsigned long sum = 0;
@@ -435,7 +444,7 @@ unsigned long wavelm_sim_queued() {
   return sum;
 }
 
-// Bytes that were copied to the host so far.
+// The bytes that were copied to the host so far.
 unsigned long wavelm_sim_downloaded() {
   std::lock_guard<std::mutex> lock(state().lock);
   return state().downloaded;

@@ -1,5 +1,6 @@
-// The functions of hipRTC that wavelm calls: a "compiler" for gfxsim, which makes the simulator's code object of anything
-// that looks like kernels. WAVELM_SIM_RTC_FAIL is a word: a source whose name begins with it does not compile.
+// The functions of hipRTC that wavelm calls. The "compiler" for gfxsim makes the simulator's code
+// object of anything that looks like kernels. It fails for sources whose name begins with the word
+// in WAVELM_SIM_RTC_FAIL.
 
 #include <cstdio>
 #include <cstdlib>
@@ -30,7 +31,7 @@ struct Program {
       std::string header = source.substr(at + 10, source.find('"', at + 10) - at - 10);
       if (!headers.count(header)) return fail("error: " + header + " not found");
     }
-    // What the message of the source makes of the name of the compiler.
+    // The message in the source prints the name of the compiler.
     if (source.find("__clang_version__") != std::string::npos) log = name + ":1:9: warning: compiler: 99.0 simulated [-W]";
     else compiled++;
     is_compiled = true;

@@ -1,6 +1,6 @@
-// Kernels that show that the simulator works, and that it tells what is wrong with a kernel.
+// Kernels that show that the simulator works, and that it reports the faults of kernels.
 
-#include "../gpu.h"
+#include "common/gpu.h"
 
 // out[i] = the value of the thread with the mirrored lane in the mirrored wave: 2 * (127 - i).
 KERNEL(selftest_mirror, 128, (u32 * out)) {
@@ -11,7 +11,7 @@ KERNEL(selftest_mirror, 128, (u32 * out)) {
   out[block_x() * 128 + thread_x()] = values[wave * WAVE + lane_id()];
 }
 
-// Threads from `limit` on do not get to the barrier.
+// Threads from `limit` on do not reach the barrier.
 KERNEL(selftest_barrier, 128, (u32 limit)) {
   if (thread_x() < limit) barrier();
 }

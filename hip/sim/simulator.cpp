@@ -1,6 +1,6 @@
-// Runs kernels on the host, block by block. The threads of a block are fibers of one host thread: each runs until it
-// has to wait for others, so that a run is the same every time, and a barrier that not all threads reach is an error
-// with a message instead of a hang.
+// Runs kernels on the host, block by block. The threads of a block are fibers of one host thread:
+// each runs until it has to wait for others. So a run is the same every time, and a barrier that
+// some threads do not reach is an error with a message, not a hang.
 
 #include "simulator.h"
 
@@ -158,7 +158,7 @@ bool run_block() {
   while (done < threads) {
     bool progress = false;
     for (unsigned int i = 0; i < threads; i++) {
-      // A wave goes on alone as long as it can, which costs the fewest switches.
+      // A wave runs alone as long as it can, which costs the fewest switches.
       if (!can_run(fibers[i], i)) continue;
       progress = true;
       thread = i;
@@ -249,7 +249,8 @@ unsigned short f32_to_f16(float value) {
   if (magnitude > 0x7f800000u) return static_cast<unsigned short>(sign | 0x7e00u);
   if (magnitude >= 0x477ff000u) return static_cast<unsigned short>(sign | 0x7c00u); // 65520 and above
   if (magnitude < 0x38800000u) {
-    // Subnormal: the sum with 0.5 rounds at 2^-24, as the neighbours of numbers in [0.5, 1) are 2^-24 apart.
+    // Subnormal: the sum with 0.5 rounds at 2^-24, as the neighbours of numbers in [0.5, 1) are
+    // 2^-24 apart.
     float absolute;
     memcpy(&absolute, &magnitude, 4);
     absolute += 0.5f;
@@ -287,7 +288,8 @@ extern "C" const char *wavelm_sim_kernel(unsigned int index) {
   return nullptr;
 }
 
-// Runs a kernel to its end: `arguments` are pointers to its `count` arguments. Returns 0, or 1 with a message.
+// Runs a kernel to its end: `arguments` are pointers to its `count` arguments. Returns 0, or 1 with
+// a message.
 extern "C" int wavelm_sim_launch(const char *name, unsigned int grid_x, unsigned int grid_y, unsigned int grid_z,
                                  unsigned int threads, void **arguments, unsigned int count, char *message,
                                  size_t message_length) {

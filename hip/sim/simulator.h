@@ -1,4 +1,5 @@
-// The host side of gpu.h: threads of a block as fibers, with barriers and wave operations that all threads reach.
+// The host side of common/gpu.h: the threads of a block as fibers, and barriers and wave operations
+// between them.
 #pragma once
 
 #include <cstddef>
@@ -7,23 +8,25 @@
 
 namespace sim {
 
-// The thread within the block, and the block, that run now.
+// The running thread within its block, and the running block.
 extern unsigned int thread;
 extern unsigned int block[3];
 
-// As on a GPU, all threads of the block have to call it; a launch where some do not ends with an error.
+// As on a GPU, all threads of the block have to call it. A launch in which some do not ends with an
+// error.
 void barrier();
 
 // The value that lane `lane` of the wave passes. All lanes of the wave call it together.
 unsigned int shuffle(unsigned int value, unsigned int lane);
 
-// What all lanes of the wave pass, `count` words (up to EXCHANGED) each: lane i's begin at EXCHANGED * i. They may be
-// read until the lane's next operation. All lanes call it together.
+// The words that all lanes of the wave pass, `count` (up to EXCHANGED) each: those of lane i begin
+// at EXCHANGED * i. They may be read until the lane's next operation. All lanes call it together.
 const unsigned int EXCHANGED = 16;
 const unsigned int *exchange(const unsigned int *words, unsigned int count);
 
-// What matrix cores take a half for: itself, or zero where it is subnormal and the thread that launched the kernel
-// asked for that by wavelm_sim_flush, as MI200 does (gfx90a).
+// The value that matrix cores read from a half: the half itself, or zero where it is subnormal and
+// the thread that launched the kernel asked for that by wavelm_sim_flush. gfx90a (MI200) reads
+// zero.
 unsigned short operand(unsigned short bits);
 
 float f16_to_f32(unsigned short bits);

@@ -15,9 +15,9 @@ import subprocess
 import sys
 import tempfile
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "hip"))
-import build  # noqa: E402
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+import kernels  # noqa: E402
+from kernels import ROOT  # noqa: E402
 
 
 class Copy:
@@ -33,9 +33,8 @@ class Copy:
     def fill(self):
         """Makes the copy as the repository is, with prebuilt/."""
         shutil.rmtree(self.folder / "hip", ignore_errors=True)
-        (self.folder / "hip").mkdir()
-        for file in [*ROOT.glob("hip/*.hip"), *ROOT.glob("hip/*.h"), ROOT / "hip/targets"]:
-            shutil.copy(file, self.folder / "hip")
+        others = shutil.ignore_patterns("builder", "prebuilt", "sim", "tests")
+        shutil.copytree(ROOT / "hip", self.folder / "hip", ignore=others)
         shutil.copytree(self.prebuilt, self.folder / "hip/prebuilt")
 
     def run(self, **variables):
@@ -84,15 +83,20 @@ def main():
             expect(f"nothing is embedded without {missing.name}", status == 0 and "Embedded {" not in table, told)
         copy.fill()
 
-        for file in ("matvec.hip", "gpu.h", "targets"):
+        for file in ("matmul/matvec.hip", "common/gpu.h", "matmul/matmul_core_TYPE.hip.template", "targets"):
             path = copy.folder / "hip" / file
             text = path.read_text()
             path.write_text(text.replace("-O3", "-O2") if file == "targets" else text + "// changed\n")
-            refuses(copy, f"a change of {file} makes objects stale", "stale", "hip/build.py --prebuilt", **nothing)
-        (copy.folder / "hip/zzz.h").write_text("")
+            refuses(copy, f"a change of {file} makes objects stale", "stale", "cargo kernels --prebuilt", **nothing)
+        (copy.folder / "hip/common/zzz.h").write_text("")
         status, told, _ = copy.run(**nothing)
         expect("an empty header changes nothing", status == 0, told)
         copy.fill()
+        (copy.folder / "hip/rows/matvec.hip").write_text("")
+        refuses(copy, "two families of one name are an error", "hip/rows/matvec.hip", "same family", **nothing)
+        formats = copy.folder / "hip/quant/formats.h"
+        formats.write_text(formats.read_text().replace("HALF_FORMATS", "OTHER_FORMATS"))
+        refuses(copy, "a template without types is an error", "has no list HALF_FORMATS", **nothing)
         manifest.write_text(manifest.read_text().replace("compiler ", "compiler other ", 1))
         refuses(copy, "another compiler makes objects stale", "stale", **nothing)
         manifest.write_text(manifest.read_text().rsplit(" ", 1)[0])
@@ -103,16 +107,16 @@ def main():
         refuses(copy, "a missing archive is an error", "is missing", **nothing)
 
         status, told, table = copy.run(WAVELM_BUILD_KERNELS="gfx1100,sm_80")
-        families = len(list((copy.folder / "hip").glob("*.hip")))
+        families = len({line.split()[0] for line in manifest.read_text().splitlines()[1:]})
         plain = table.count("Code::Plain")
         expect("the kernels are built where that is wanted", status == 0 and plain == 2 * families, told)
         first, *lines = manifest.read_text().splitlines()
-        if first == f"compiler {build.compiler()}":
+        if first == f"compiler {kernels.compiler()}":
             hashes = [int(line.split()[-1], 16) for line in lines if line.split()[1] in ("gfx1100", "sm_80")]
             expect("they are the prebuilt ones", all(f"hash: {h:#x} " in table for h in hashes), table)
         refuses(copy, "an unknown target is an error", "gfx000", WAVELM_BUILD_KERNELS="gfx000")
         refuses(copy, "no compiler is an error", "no clang 17", WAVELM_BUILD_KERNELS="1", **nothing)
-        (copy.folder / "hip/norm.hip").write_text("nonsense\n")
+        (copy.folder / "hip/rows/norm.hip").write_text("nonsense\n")
         refuses(copy, "a compiler's error is shown", "norm.hip", "nonsense", WAVELM_BUILD_KERNELS="gfx1100")
 
 

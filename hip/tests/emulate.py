@@ -5,8 +5,8 @@
                                                             [--table FILE]
 
 RUN_HSACO is a module with a class CodeObject(path) whose launch(name, grid=, block=, args=) executes one kernel of an
-object; numpy arrays are pointers, and are written in place. It emulates by means of tinygrad. The objects are built if
-DIR does not have them. --table writes the results as a Markdown table. Exits with 1 where a result is wrong; an
+object; numpy arrays are pointers, and are written in place. It emulates by means of tinygrad. The objects are built
+where DIR has none for a target. --table writes the results as a Markdown table. Exits with 1 where a result is wrong; an
 instruction that the emulator does not know is reported, but says nothing about the kernel.
 """
 
@@ -21,8 +21,8 @@ import time
 
 import numpy as np
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-import build  # noqa: E402
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+import kernels  # noqa: E402
 from references import (FLOATS, FORMATS, KV_TYPES, Cache, Sampling, columns_of, dequantized,  # noqa: E402
                         matrix, norm, quantized, rotated)
 
@@ -504,19 +504,17 @@ def main():
         if variable not in os.environ:
             sys.exit(f"set {variable}; see --help")
     # tinygrad compiles with it.
-    os.environ.setdefault("CC", build.tool("CLANG", "clang"))
+    os.environ.setdefault("CC", kernels.tool("CLANG", "clang"))
     spec = importlib.util.spec_from_file_location("run_hsaco", os.environ["RUN_HSACO"])
     run_hsaco = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(run_hsaco)
 
     results, failed, unchecked = {}, [], set()
     objects = pathlib.Path(options.objects or tempfile.mkdtemp())
-    objects.mkdir(parents=True, exist_ok=True)
     targets = options.targets.split(",")
     for target in targets:
-        for module in build.modules():
-            path = objects / f"{module}.{target}.hsaco"
-            code = run_hsaco.CodeObject(str(path if path.exists() else build.build(module, target, objects)))
+        for path in kernels.objects(objects, target):
+            code = run_hsaco.CodeObject(str(path))
             unchecked |= set(code.kernels) - set(CHECKS)
             for kernel in filter(lambda name: name in CHECKS and re.search(options.kernels, name), code.kernels):
                 start = time.time()

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How many memory latencies in a row the loops of a kernel wait for, by the machine code alone.
 
-    isa_chain.py [--objects DIR] [--targets gfx1100,...] [--kernels REGEX] [--table FILE] [--check]
+    isa_chain.py [--build] [--targets gfx1100,...] [--kernels REGEX] [--table FILE] [--check]
 
 A loop that asks for all that it needs before it waits for the first of it takes about one latency a round.
 Compilers that save registers wait in between, and each wait costs all of a latency, since a wave does nothing else
@@ -11,21 +11,20 @@ themselves.
 
 Of a product on matrix cores, what follows its main loop counts as a whole: how many latencies it waits for.
 
-Objects come from DIR, by default from hip/prebuilt. LLVM_OBJDUMP names the disassembler; without it the newest
-installed one is taken. --check fails where a kernel misses the bars below. --table writes a Markdown table.
+Objects come from hip/prebuilt, or are built from the sources with --build. LLVM_OBJDUMP names the disassembler;
+without it the newest installed one is taken. --check fails where a kernel misses the bars below. --table writes a
+Markdown table.
 """
 
 import argparse
-import functools
-import lzma
 import pathlib
 import re
 import subprocess
 import sys
 import tempfile
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-import build  # noqa: E402
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+import kernels  # noqa: E402
 
 # Instructions that a wave could have issued while it waits for memory: 600 cycles.
 LATENCY = 600
@@ -61,7 +60,7 @@ class Instruction:
 
 def functions(path):
     """The instructions of each function of an object."""
-    dump = build.tool("LLVM_OBJDUMP", "llvm-objdump")
+    dump = kernels.tool("LLVM_OBJDUMP", "llvm-objdump")
     text = subprocess.run([dump, "-d", "--no-show-raw-insn", str(path)], capture_output=True, text=True, check=True)
     found, name, start = {}, None, 0
     for line in text.stdout.splitlines():
@@ -161,25 +160,9 @@ def waits_at_the_end(code):
     return run(graph.code(behind))[1]
 
 
-@functools.cache
-def prebuilt():
-    _, *lines = (build.PREBUILT / "manifest").read_text().splitlines()
-    return {(module, target): (file, int(start), int(length))
-            for module, target, _, file, start, length, _ in map(str.split, lines)}
-
-
-def object_of(module, target, folder, out):
-    """The path of an object; `out` is for what is unpacked."""
-    path = pathlib.Path(folder or out) / f"{module}.{target}.hsaco"
-    if not folder:
-        file, start, length = prebuilt()[module, target]
-        path.write_bytes(lzma.decompress((build.PREBUILT / file).read_bytes())[start:start + length])
-    return path
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--objects")
+    parser.add_argument("--build", action="store_true")
     parser.add_argument("--targets", default=",".join(TARGETS))
     parser.add_argument("--kernels", default="")
     parser.add_argument("--table")
@@ -187,15 +170,16 @@ def main():
     options = parser.parse_args()
     targets, rows, missed = options.targets.split(","), {}, []
     formats = ["q4_k", "q6_k", "q4_0", "q8_0"]
+    families = ["matvec", *(f"matmul_core_{name}" for name in formats)]
     with tempfile.TemporaryDirectory() as out:
+        how = [] if options.build else ["--unpack"]
+        used = kernels.used(*how, "--out", out, "--targets", ",".join(targets), "--families", ",".join(families))
         for target in targets:
-            for module in ["matvec", *(f"matmul_core_{name}" for name in formats)]:
-                path = object_of(module, target, options.objects, out)
-                used = build.resources(path)
-                for kernel, code in functions(path).items():
-                    if not re.search(options.kernels, kernel) or kernel not in used:
+            for family in families:
+                for kernel, code in functions(pathlib.Path(out) / f"{family}.{target}.hsaco").items():
+                    if not re.search(options.kernels, kernel) or (kernel, target) not in used:
                         continue
-                    registers = used[kernel]["vgpr_count"]
+                    registers = used[kernel, target]["vgprs"]
                     if COLUMN.fullmatch(kernel):
                         found = list(chains(code))
                         worst = max(latencies for latencies, _, _ in found)
@@ -204,12 +188,12 @@ def main():
                         for latencies, loads, length in found if options.kernels else []:
                             print(f"{kernel} {target}: {length} instructions, {loads} loads, {latencies:.1f} latencies")
                     elif CORE.fullmatch(kernel):
-                        waits, lds = waits_at_the_end(code), used[kernel]["group_segment_fixed_size"]
+                        waits, lds = waits_at_the_end(code), used[kernel, target]["lds"]
                         text = f"{waits:.1f} ({registers})"
                         bad = waits > MOST_WAITS or (kernel.endswith("_128") and lds > MOST_LDS)
                     else:
                         continue
-                    spills = used[kernel]["vgpr_spill_count"] + used[kernel]["private_segment_fixed_size"]
+                    spills = used[kernel, target]["spills"] + used[kernel, target]["scratch"]
                     if bad or spills:
                         missed.append(f"{kernel} for {target}")
                         text += " MISSED"

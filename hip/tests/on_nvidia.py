@@ -3,7 +3,7 @@
 
     on_nvidia.py [--objects DIR] [--kernels REGEX] [--table FILE] [--speed]
 
-Needs cupy, and the PTX that build.py writes (it is built if DIR does not have it). Exits with 1 where a result is wrong.
+Needs cupy, and the PTX that `cargo kernels` writes (it is built where DIR has none). Exits with 1 where a result is wrong.
 """
 
 import argparse
@@ -17,10 +17,10 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import emulate  # noqa: E402
-from emulate import CHECKS, build, error_of  # noqa: E402
+from emulate import CHECKS, error_of, kernels  # noqa: E402
 from references import FORMATS, matrix, quantized  # noqa: E402
 
-TARGET = build.NVIDIA[-1]
+TARGET = "sm_90"
 
 
 def launcher(function):
@@ -104,9 +104,8 @@ def main():
     objects = pathlib.Path(options.objects or tempfile.mkdtemp())
     card = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
     results, failed = {}, []
-    for module in build.modules():
-        path = objects / f"{module}.{TARGET}.ptx"
-        text = (path if path.exists() else build.build(module, TARGET, objects)).read_text()
+    for path in kernels.objects(objects, TARGET):
+        text = path.read_text()
         code = cupy.RawModule(path=str(path))
         for kernel in re.findall(r"\.visible \.entry (\w+)\(", text):
             if kernel not in CHECKS or not re.search(options.kernels, kernel):

@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
+#[path = "../../hip/builder/sources.rs"]
+mod sources;
+
 /// The simulators of both wave sizes; none, with the reason printed, where there is no C++ compiler.
 pub fn libraries() -> &'static [(u32, PathBuf)] {
     static LIBRARIES: OnceLock<Vec<(u32, PathBuf)>> = OnceLock::new();
@@ -33,7 +36,7 @@ pub fn compiler() -> Option<String> {
 }
 
 /// The files of a folder that have one of these extensions, in order.
-pub fn files(folder: &Path, extensions: &[&str]) -> Vec<PathBuf> {
+fn files(folder: &Path, extensions: &[&str]) -> Vec<PathBuf> {
     let files = std::fs::read_dir(folder).unwrap().map(|f| f.unwrap().path());
     let has = |f: &PathBuf| f.extension().is_some_and(|e| extensions.iter().any(|x| e == *x));
     let mut files: Vec<_> = files.filter(has).collect();
@@ -41,11 +44,26 @@ pub fn files(folder: &Path, extensions: &[&str]) -> Vec<PathBuf> {
     files
 }
 
+/// The sources of the kernels; the generated ones are among them.
+fn kernels() -> &'static sources::Sources {
+    static KERNELS: OnceLock<sources::Sources> = OnceLock::new();
+    KERNELS.get_or_init(|| {
+        let generated = Path::new(env!("CARGO_TARGET_TMPDIR")).join("hip-generated");
+        sources::Sources::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("hip"), &generated).unwrap()
+    })
+}
+
+/// The families of kernels, in order.
+pub fn families() -> impl Iterator<Item = &'static str> {
+    kernels().families.iter().map(|family| family.name.as_str())
+}
+
 fn build(compiler: &str, wave: u32) -> PathBuf {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("hip");
-    let sources = files(&folder, &["hip"]);
+    let sources: Vec<_> = kernels().families.iter().map(|family| family.path.clone()).collect();
     let simulator = files(&folder.join("sim"), &["cpp"]);
-    let headers = [files(&folder, &["h"]), files(&folder.join("sim"), &["h"])].concat();
+    let headers: Vec<_> = kernels().headers.iter().map(|header| header.path.clone()).collect();
+    let headers = [headers, files(&folder.join("sim"), &["h"])].concat();
     let flags = ["-x", "c++", "-std=c++17", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-fno-strict-aliasing"];
     let mut hasher = DefaultHasher::new();
     (compiler, flags, wave).hash(&mut hasher);
@@ -58,7 +76,7 @@ fn build(compiler: &str, wave: u32) -> PathBuf {
     if !library.exists() {
         let unfinished = target.join(format!("hip-wave{wave}-{}.so", std::process::id()));
         let mut command = Command::new(compiler);
-        command.args(flags).arg(format!("-DWAVE={wave}")).arg("-o").arg(&unfinished);
+        command.args(flags).arg(format!("-DWAVE={wave}")).arg("-I").arg(&folder).arg("-o").arg(&unfinished);
         let output = command.args(&sources).args(&simulator).output().unwrap();
         assert!(output.status.success(), "{compiler}: {}", String::from_utf8_lossy(&output.stderr));
         std::fs::rename(&unfinished, &library).unwrap();
@@ -106,8 +124,7 @@ pub fn objects() -> &'static Path {
     FOLDER.get_or_init(|| {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("hip-simulator-objects");
         std::fs::create_dir_all(&folder).unwrap();
-        for source in files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("hip"), &["hip"]) {
-            let family = source.file_stem().unwrap().to_str().unwrap();
+        for family in families() {
             std::fs::write(folder.join(format!("{family}.gfxsim.hsaco")), "wavelm simulator\n").unwrap();
         }
         folder

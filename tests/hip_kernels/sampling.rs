@@ -6,7 +6,7 @@ use crate::sim::{Buffer, Sim, sims};
 use wavelm::Sampler;
 use wavelm::sampler::SamplerBuilder;
 
-/// The settings of a row: struct Row of hip/sampling.hip.
+/// The settings of a row: struct Row of hip/sampling/sampling.hip.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
 struct Row {
@@ -27,7 +27,7 @@ struct Row {
     unused: u32,
 }
 
-/// What was chosen: struct Choice of hip/sampling.hip.
+/// What was chosen: struct Choice of hip/sampling/sampling.hip.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::AnyBitPattern)]
 struct Choice {

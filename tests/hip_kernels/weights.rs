@@ -27,7 +27,7 @@ fn is_float(ty: TensorType) -> bool {
     matches!(ty, F32 | F16 | BF16)
 }
 
-/// The fields of a block, in the order of the planes: see hip/quant.h.
+/// The fields of a block, in the order of the planes: see hip/quant/formats.h.
 fn fields(ty: TensorType) -> &'static [(usize, usize)] {
     match ty {
         F32 => &[(0, 4)],

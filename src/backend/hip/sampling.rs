@@ -1,5 +1,5 @@
 //! Draws tokens on the device that has the logits, so that only the choices come back: the kernels
-//! of hip/sampling.hip.
+//! of hip/sampling/sampling.hip.
 
 use super::code::{Args, Kernel, Modules};
 use super::device::Device;
@@ -14,7 +14,7 @@ const PENALIZE_SPAN: usize = 1024;
 const WEIGH_SPAN: usize = 2048;
 const PEAK: usize = 64;
 
-/// The settings of a draw: struct Row of hip/sampling.hip.
+/// The settings of a draw: struct Row of hip/sampling/sampling.hip.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
 struct Row {
@@ -35,7 +35,7 @@ struct Row {
     unused: u32,
 }
 
-/// A choice: struct Choice of hip/sampling.hip.
+/// A choice: struct Choice of hip/sampling/sampling.hip.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::AnyBitPattern)]
 struct Choice {

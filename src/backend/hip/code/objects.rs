@@ -291,7 +291,7 @@ mod tests {
         std::fs::remove_dir_all(&folder).unwrap();
     }
 
-    /// 300 times "first, ", then 300 times "second, ", as hip/build.py packs them.
+    /// 300 times "first, ", then 300 times "second, ", packed like the archives in hip/prebuilt.
     const ARCHIVE: &[u8] = &[
         109, 0, 0, 1, 0, 255, 255, 255, 255, 255, 255, 255, 255, 0, 51, 26, 74, 71, 51, 216, 151, 15, 76, 112, 164, 4,
         219, 243, 59, 255, 25, 105, 228, 179, 131, 196, 125, 4, 2, 105, 126, 138, 103, 178, 140, 167, 134, 140, 228,

@@ -1,4 +1,4 @@
-//! Weights in device memory: matrices in the planar layout that hip/quant.h describes, vectors as `f32`.
+//! Weights in device memory: matrices in the planar layout that hip/quant/formats.h describes, vectors as `f32`.
 
 use super::verify::{self, Canary, Place};
 use crate::backend::hip::device::Device;
@@ -41,7 +41,7 @@ pub(crate) struct Loading<'t, 'a> {
 /// The fields of a block in the order of their planes, each as (offset in the file's block, length).
 type Planes = &'static [(usize, usize)];
 
-/// The planes of a type that kernels read; the same as in hip/quant.h.
+/// The planes of a type that kernels read; the same as in hip/quant/formats.h.
 fn planes(ty: TensorType) -> Option<Planes> {
     Some(match ty {
         TensorType::F32 => &[(0, 4)],

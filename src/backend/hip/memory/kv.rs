@@ -1,5 +1,5 @@
 //! Where the keys and values of each layer lie in a page of the cache on a GPU: the host's side of
-//! hip/kv.h.
+//! hip/attention/kv.h.
 //!
 //! On the GPU keys are rows, padded like values. On the CPU keys are transposed in groups, because
 //! its kernels must add in the same order for few and for many queries.

@@ -1,4 +1,4 @@
-//! `x = x + y` (hip/elementwise.hip).
+//! `x = x + y` (hip/rows/elementwise.hip).
 
 use super::{Finder, GpuOp, Launch, Single, Step};
 use crate::Result;

@@ -1,4 +1,4 @@
-//! `out = table[token]` (hip/dequant.hip).
+//! `out = table[token]` (hip/quant/dequant.hip).
 
 use super::{Finder, GpuOp, Launch, Single, Step, type_name};
 use crate::Result;

@@ -1,4 +1,4 @@
-//! `gate = act(gate) * up` (hip/elementwise.hip, hip/halve.hip). Where both are products,
+//! `gate = act(gate) * up` (hip/rows/elementwise.hip, hip/rows/halve.hip). Where both are products,
 //! `matmul/gated.rs` takes it in.
 
 use super::{Finder, GpuOp, Launch, One, Single, Step};

@@ -1,4 +1,4 @@
-//! The norm of each head by itself (hip/norm.hip).
+//! The norm of each head by itself (hip/rows/norm.hip).
 
 use super::{Finder, GpuOp, Launch, Single, Step};
 use crate::Result;

@@ -1,4 +1,4 @@
-//! `out = x / rms(x) * weight`, with the sum before it (hip/norm.hip).
+//! `out = x / rms(x) * weight`, with the sum before it (hip/rows/norm.hip).
 
 use super::{Finder, Fusion, GpuOp, Launch, One, Single, Step};
 use crate::Result;

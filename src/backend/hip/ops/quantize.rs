@@ -1,4 +1,4 @@
-//! The int8 form of activations, which products with quantized weights read (hip/quantize.hip).
+//! The int8 form of activations, which products with quantized weights read (hip/quant/quantize.hip).
 //! [`Lowering::quantize`](super::lowering::Lowering::quantize) says where it comes from.
 
 use super::{Finder, Launch, Single, Step};

@@ -1,4 +1,4 @@
-//! Rotates heads by their tokens' positions (hip/rope.hip). Where keys are stored right after it,
+//! Rotates heads by their tokens' positions (hip/attention/rope.hip). Where keys are stored right after it,
 //! `attention/store.rs` takes it in.
 
 use super::{Finder, GpuOp, Launch, Single, Step};

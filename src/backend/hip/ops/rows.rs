@@ -1,4 +1,4 @@
-//! Copies the rows whose logits are wanted from `x` to `out` (hip/elementwise.hip).
+//! Copies the rows whose logits are wanted from `x` to `out` (hip/rows/elementwise.hip).
 
 use super::{Finder, GpuOp, Launch, Single, Step};
 use crate::Result;

@@ -1,4 +1,4 @@
-//! `x = by * x` (hip/elementwise.hip).
+//! `x = by * x` (hip/rows/elementwise.hip).
 
 use super::{Finder, GpuOp, Launch, Single, Step};
 use crate::Result;

@@ -1,4 +1,4 @@
-//! `x = cap * tanh(x / cap)` (hip/elementwise.hip).
+//! `x = cap * tanh(x / cap)` (hip/rows/elementwise.hip).
 
 use super::{Finder, GpuOp, Launch, Single, Step};
 use crate::Result;

@@ -1,5 +1,5 @@
-//! Attention of few queries, which blocks share by positions (hip/attention.hip; with matrix cores
-//! hip/attention_waves.hip).
+//! Attention of few queries, which blocks share by positions (hip/attention/attention.hip; with matrix cores
+//! hip/attention/attention_waves.hip).
 
 use super::super::Finder;
 use super::cache::Cache;

@@ -1,5 +1,5 @@
 //! Attention of many queries of one sequence, in tiles of some tokens and heads
-//! (hip/attention_prompt.hip; with matrix cores hip/attention_core.hip).
+//! (hip/attention/attention_prompt.hip; with matrix cores hip/attention/attention_core.hip).
 
 use super::super::Finder;
 use super::cache::Cache;

@@ -1,4 +1,4 @@
-//! Stores keys and values in the cache, and rotates keys and queries on the way (hip/rope.hip). The
+//! Stores keys and values in the cache, and rotates keys and queries on the way (hip/attention/rope.hip). The
 //! attention after it tests it, and takes it in where it can.
 
 use super::super::{Finder, Fusion, GpuOp, Launch, One, Single, Step, no_probe};

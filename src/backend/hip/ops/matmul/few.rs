@@ -1,4 +1,4 @@
-//! Products with few rows of activations: a kernel for each small number of them (hip/matvec.hip).
+//! Products with few rows of activations: a kernel for each small number of them (hip/matmul/matvec.hip).
 
 use crate::Result;
 use crate::backend::hip::code::Kernel;

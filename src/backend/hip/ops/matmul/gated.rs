@@ -1,4 +1,4 @@
-//! A gated unit of two products (hip/matvec.hip, hip/halve.hip).
+//! A gated unit of two products (hip/matmul/matvec.hip, hip/rows/halve.hip).
 
 use super::few::{Few, GROUP_ROWS};
 use super::many::{self, Many};

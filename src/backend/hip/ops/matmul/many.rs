@@ -1,5 +1,5 @@
-//! Products with many rows of activations: on matrix cores (hip/matmul_core.h), or by plain
-//! arithmetic in tiles of 64 x 64 (hip/matmul.hip).
+//! Products with many rows of activations: on matrix cores (hip/matmul/matmul_core.h), or by plain
+//! arithmetic in tiles of 64 x 64 (hip/matmul/matmul.hip).
 
 use super::Product;
 use super::three::Three;

@@ -72,7 +72,7 @@ fn multiply(to: &mut Lowering<'_>, x: Buf, product: Product) {
     }
 }
 
-/// Whether products with matrices of these types can be one launch (hip/matvec.hip).
+/// Whether products with matrices of these types can be one launch (hip/matmul/matvec.hip).
 fn have_one_kernel(types: &[TensorType]) -> bool {
     match *types {
         [a, b] => a == b && a.is_quantized(),

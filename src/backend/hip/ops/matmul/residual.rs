@@ -1,5 +1,5 @@
 //! A product, the sum that adds it to the residual stream, and the norm after that
-//! (hip/matvec.hip, hip/halve.hip).
+//! (hip/matmul/matvec.hip, hip/rows/halve.hip).
 
 use super::few::{Few, GROUP_ROWS};
 use super::many::{self, Many};
@@ -85,7 +85,7 @@ impl Step for Residual {
 }
 
 /// Threads in a block of the kernels that add a product with `n` columns, the same as in
-/// hip/matvec.hip: as many as there are registers for. GCN, and CDNA before gfx90a, have half as
+/// hip/matmul/matvec.hip: as many as there are registers for. GCN, and CDNA before gfx90a, have half as
 /// many registers for waves of 64.
 fn threads(arch: &str, n: usize) -> u32 {
     let few = arch.starts_with("gfx9") && !["gfx90a", "gfx94", "gfx95"].iter().any(|a| arch.starts_with(a));
