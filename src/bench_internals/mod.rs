@@ -12,12 +12,29 @@ use crate::Result;
 use crate::backend::cpu::matmul::{self, input_kind, quantize_rows};
 use crate::backend::cpu::matmul::{Input, InputKind, Matrix, OutPtr, QuantRows, Scratch};
 use crate::gguf::TensorType;
+use crate::quant;
 use crate::simd::Isa;
 use std::ops::Range;
 
 /// The instruction set that the kernels take of themselves, by name: the best one, or the one that `WAVELM_CPU` names.
 pub fn instruction_set() -> &'static str {
     Isa::best().name()
+}
+
+/// The types of weights that are supported.
+pub fn tensor_types() -> impl Iterator<Item = TensorType> {
+    quant::supported()
+}
+
+/// A supported type in the names of GPU kernels.
+pub fn kernel_name(ty: TensorType) -> Option<&'static str> {
+    quant::kernel_name(ty)
+}
+
+/// The fields of a block of a supported type in the order of their planes in the memory of a GPU, each as (offset in the
+/// block, length).
+pub fn planes(ty: TensorType) -> Option<&'static [(usize, usize)]> {
+    quant::planes(ty)
 }
 
 /// Weights in the order that the kernels of `isa` are fastest with; none where there is no other one. An unknown `isa` is the

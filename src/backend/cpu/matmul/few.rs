@@ -2,11 +2,12 @@
 //! cost as much as the products. The numbers are those of [`tile`](super::tile), bit by bit.
 
 use super::activations;
-use super::formats::{Format, Kind, Sink};
 use super::kernels::Tokens;
-use super::lanes::{Dot, Rows, unroll};
-use super::layout::Source;
+use super::multiplier::Dot;
 use super::prefetch::{AheadOfRows, LINE};
+use crate::quant::Format;
+use crate::quant::unpack::{Kind, Sink, Source};
+use crate::simd::lanes::{Rows, unroll};
 
 /// A vector of rows, next to each other, times a few tokens.
 pub(super) struct Few {

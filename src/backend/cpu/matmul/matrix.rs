@@ -3,14 +3,13 @@
 use super::schedule::TILE_ROWS;
 use super::{InputKind, Traits, input_kind, layout};
 use crate::gguf::TensorType;
+use crate::quant::formats::MAX_BLOCK_BYTES;
 use crate::simd::{self, Isa};
 use crate::{Error, Result, quant};
 use std::ops::Range;
 
 /// Products of ranges of rows whose lengths are multiples of this are the fastest.
 pub(crate) const ROW_STEP: usize = TILE_ROWS;
-/// Bytes of a block at most: those of Q6_K.
-const MAX_BLOCK_BYTES: usize = TensorType::Q6_K.block_bytes();
 
 /// Weights in GGUF's layout: rows of blocks, one after the other, straight from the file.
 #[derive(Clone, Copy)]
