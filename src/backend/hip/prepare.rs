@@ -7,9 +7,8 @@ use super::objects::has_matrix_cores;
 use super::plan::{Fusing, Plan, Product, Step};
 use super::{MOST_OUTPUTS, MOST_TOKENS};
 use crate::backend::KvType;
-use crate::gguf::TensorType;
 use crate::program::{Activation, AttentionInfo, Buf, Program, RowKind, Weight};
-use crate::{Error, Result, memory};
+use crate::{Error, Result, memory, quant};
 
 /// The numbers of columns for which there are kernels for few columns.
 pub(super) const MATVEC_COLUMNS: [usize; 4] = [1, 2, 4, 8];
@@ -343,7 +342,7 @@ impl Finder<'_> {
 
     fn type_name(&self, weight: Weight) -> String {
         let info = self.program.weights.get(weight.0);
-        info.map_or(String::new(), |w| w.tensor.tensor_type().name().to_lowercase())
+        info.and_then(|w| quant::kernel_name(w.tensor.tensor_type())).unwrap_or_default().to_owned()
     }
 
     fn kv_name(&self) -> Result<&'static str> {
@@ -359,22 +358,7 @@ impl Finder<'_> {
 /// and shape.
 fn core_family(program: &Program, weight: Weight) -> Option<&'static str> {
     let info = program.weights.get(weight.0).filter(|w| w.columns.is_multiple_of(32))?;
-    match info.tensor.tensor_type() {
-        TensorType::F16 => Some("matmul_core_f16"),
-        TensorType::BF16 => Some("matmul_core_bf16"),
-        TensorType::Q4_0 => Some("matmul_core_q4_0"),
-        TensorType::Q4_1 => Some("matmul_core_q4_1"),
-        TensorType::Q5_0 => Some("matmul_core_q5_0"),
-        TensorType::Q5_1 => Some("matmul_core_q5_1"),
-        TensorType::Q8_0 => Some("matmul_core_q8_0"),
-        TensorType::Q2_K => Some("matmul_core_q2_k"),
-        TensorType::Q3_K => Some("matmul_core_q3_k"),
-        TensorType::Q4_K => Some("matmul_core_q4_k"),
-        TensorType::Q5_K => Some("matmul_core_q5_k"),
-        TensorType::Q6_K => Some("matmul_core_q6_k"),
-        // Weights in f32 may have values that f16 cannot hold.
-        _ => None,
-    }
+    quant::core_family(info.tensor.tensor_type())
 }
 
 /// The offsets of the largest pass's buffers in their memory.

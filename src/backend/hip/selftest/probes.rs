@@ -291,22 +291,7 @@ fn single(program: &Program, op: &Op) -> Option<Probe> {
 }
 
 fn type_name(ty: TensorType) -> &'static str {
-    match ty {
-        TensorType::F32 => "f32",
-        TensorType::F16 => "f16",
-        TensorType::BF16 => "bf16",
-        TensorType::Q4_0 => "q4_0",
-        TensorType::Q4_1 => "q4_1",
-        TensorType::Q5_0 => "q5_0",
-        TensorType::Q5_1 => "q5_1",
-        TensorType::Q8_0 => "q8_0",
-        TensorType::Q2_K => "q2_k",
-        TensorType::Q3_K => "q3_k",
-        TensorType::Q4_K => "q4_k",
-        TensorType::Q5_K => "q5_k",
-        TensorType::Q6_K => "q6_k",
-        _ => "?",
-    }
+    quant::kernel_name(ty).unwrap_or("?")
 }
 
 /// The same attention with `kv_heads` key-value heads, and a window that has an effect.
