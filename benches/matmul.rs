@@ -12,11 +12,9 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use wavelm::bench_internals::{Product, instruction_set, interleave};
-use wavelm::gguf::TensorType::{self, *};
+use wavelm::bench_internals::{Product, instruction_set, interleave, tensor_types};
+use wavelm::gguf::TensorType;
 use wavelm::quant;
-
-const TYPES: [TensorType; 13] = [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, F16, BF16, F32];
 
 /// Small enough for the weights to stay in a cache.
 const ROWS: usize = 64;
@@ -36,7 +34,7 @@ fn weights(ty: TensorType, elements: usize) -> Vec<u8> {
 
 fn matmul(c: &mut Criterion) {
     let isa = instruction_set();
-    for ty in TYPES {
+    for ty in tensor_types() {
         let mut group = c.benchmark_group(format!("matmul/{isa}/{ty:?}"));
         let cached = weights(ty, ROWS * COLS);
         for n in [1, 4, 16, 512] {

@@ -7,6 +7,7 @@ mod common;
 
 use common::{Tiny, logits, real_model, tokens};
 use std::path::Path;
+use wavelm::bench_internals::tensor_types;
 use wavelm::gguf::TensorType;
 use wavelm::{Device, KvType, LoadOptions, Model, Precision, Prompt, Sampler, Session};
 
@@ -69,8 +70,7 @@ fn on_each_instruction_set(test: &str, body: impl FnOnce()) {
 #[test]
 fn for_every_type_of_weights_and_cache() {
     on_each_instruction_set("for_every_type_of_weights_and_cache", || {
-        use TensorType::*;
-        for ty in [F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K] {
+        for ty in tensor_types() {
             let tiny = Tiny { ty, embed: 256, head_dim: 64, feed_forward: 256, ..Tiny::default() };
             for kv_type in CACHES {
                 let session = tiny.load(options(kv_type, Precision::Fast)).session().unwrap();

@@ -13,6 +13,7 @@ use crate::Result;
 use crate::backend::cpu::matmul::{self, input_kind, quantize_rows};
 use crate::backend::cpu::matmul::{Input, InputKind, Matrix, OutPtr, QuantRows, Scratch};
 use crate::gguf::TensorType;
+use crate::quant;
 use crate::simd::Isa;
 use std::ops::Range;
 
@@ -20,6 +21,22 @@ use std::ops::Range;
 /// `WAVELM_CPU` names.
 pub fn instruction_set() -> &'static str {
     Isa::best().name()
+}
+
+/// The types of weights that are supported.
+pub fn tensor_types() -> impl Iterator<Item = TensorType> {
+    quant::supported()
+}
+
+/// A supported type in the names of GPU kernels.
+pub fn kernel_name(ty: TensorType) -> Option<&'static str> {
+    quant::kernel_name(ty)
+}
+
+/// The fields of a block of a supported type in the order of their planes in the memory of a GPU, each as (offset in the
+/// block, length).
+pub fn planes(ty: TensorType) -> Option<&'static [(usize, usize)]> {
+    quant::planes(ty)
 }
 
 /// Copies weights to the order that is fastest for the kernels of `isa`; `None` if they have no

@@ -9,11 +9,15 @@
 mod block;
 pub(crate) mod float;
 pub(crate) mod formats;
+#[cfg(test)]
+mod tests;
+pub(crate) mod unpack;
+
+pub(crate) use block::{Block, Format, Planes};
 
 use crate::gguf::TensorType;
 use crate::{Error, Result, memory};
-use block::Block;
-use formats::{QUANTIZED, Visit, visit};
+use formats::{QUANTIZED, Visit, facts, visit};
 
 /// The floating-point types.
 const FLOATS: [TensorType; 3] = [TensorType::F32, TensorType::F16, TensorType::BF16];
@@ -21,6 +25,40 @@ const FLOATS: [TensorType; 3] = [TensorType::F32, TensorType::F16, TensorType::B
 /// Whether tensors of this type can be dequantized by this version.
 pub fn is_supported(ty: TensorType) -> bool {
     FLOATS.contains(&ty) || QUANTIZED.contains(&ty)
+}
+
+/// The types that [can be dequantized](is_supported).
+pub(crate) fn supported() -> impl Iterator<Item = TensorType> {
+    FLOATS.iter().chain(QUANTIZED).copied()
+}
+
+/// A supported type in the names of GPU kernels.
+pub(crate) fn kernel_name(ty: TensorType) -> Option<&'static str> {
+    match ty {
+        TensorType::F32 => Some("f32"),
+        TensorType::F16 => Some("f16"),
+        TensorType::BF16 => Some("bf16"),
+        _ => facts(ty).map(|facts| facts.name),
+    }
+}
+
+/// The GPU kernels that multiply with a supported type on matrix cores; there are none for f32, which may have values that
+/// f16 cannot hold.
+pub(crate) fn core_family(ty: TensorType) -> Option<&'static str> {
+    match ty {
+        TensorType::F16 => Some("matmul_core_f16"),
+        TensorType::BF16 => Some("matmul_core_bf16"),
+        _ => facts(ty).map(|facts| facts.core_family),
+    }
+}
+
+/// The planes of a supported type: the same as in hip/quant/formats.h.
+pub(crate) fn planes(ty: TensorType) -> Option<Planes> {
+    match ty {
+        TensorType::F32 => Some(&[(0, 4)]),
+        TensorType::F16 | TensorType::BF16 => Some(&[(0, 2)]),
+        _ => facts(ty).map(|facts| facts.planes),
+    }
 }
 
 /// Dequantizes whole blocks: `out.len()` elements of type `ty` from `data`.
@@ -90,7 +128,7 @@ pub fn quantize(ty: TensorType, values: &[f32]) -> Result<Vec<u8>> {
 }
 
 fn unsupported(ty: TensorType) -> Error {
-    let names: Vec<String> = FLOATS.iter().chain(QUANTIZED).map(|ty| format!("{ty:?}")).collect();
+    let names: Vec<String> = supported().map(|ty| format!("{ty:?}")).collect();
     Error::unsupported(format!(
         "tensors of type {ty:?} are not supported: use a file that is quantized to one of {} (or requantize this one)",
         names.join(", ")
@@ -137,136 +175,5 @@ impl Visit for ToBlocks<'_> {
         let mut bytes = memory::with_room(blocks.len().saturating_mul(size_of::<B>()), WHAT)?;
         blocks.iter().for_each(|block| bytes.extend_from_slice(bytemuck::bytes_of(&B::quantize(block))));
         Ok(bytes)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use TensorType::*;
-
-    fn supported() -> impl Iterator<Item = TensorType> {
-        FLOATS.into_iter().chain(QUANTIZED.iter().copied())
-    }
-
-    fn all_types() -> impl Iterator<Item = TensorType> {
-        (0..64).filter_map(TensorType::from_id)
-    }
-
-    /// Pseudorandom numbers (splitmix64).
-    fn random(seed: &mut u64) -> u64 {
-        *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (*seed ^ (*seed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// Roughly normal numbers of variance 1: each is the sum of twelve uniform ones.
-    fn normal(seed: &mut u64) -> f32 {
-        (0..12).map(|_| (random(seed) >> 40) as f32 / (1 << 24) as f32).sum::<f32>() - 6.0
-    }
-
-    /// The root mean squared error of a round trip, relative to that of replacing all values by 0.
-    fn relative_error(ty: TensorType, values: &[f32]) -> f64 {
-        let mut out = vec![f32::NAN; values.len()];
-        dequantize(ty, &quantize(ty, values).unwrap(), &mut out).unwrap();
-        let sum = |terms: &mut dyn Iterator<Item = f32>| terms.map(|v| f64::from(v).powi(2)).sum::<f64>();
-        (sum(&mut values.iter().zip(&out).map(|(v, o)| v - o)) / sum(&mut values.iter().copied())).sqrt()
-    }
-
-    #[test]
-    fn supported_types_are_those_that_work() {
-        for ty in all_types() {
-            let mut out = vec![f32::NAN; ty.block_len()];
-            let values = vec![0.0; ty.block_len()];
-            let (from, to) = (dequantize(ty, &vec![0; ty.block_bytes()], &mut out), quantize(ty, &values));
-            if is_supported(ty) {
-                assert_eq!((from.is_ok(), out), (true, values.clone()), "{ty:?}");
-                assert_eq!(to.unwrap().len(), ty.block_bytes());
-            } else {
-                for error in [from.unwrap_err(), to.unwrap_err()] {
-                    assert_eq!(error.kind(), crate::ErrorKind::Unsupported);
-                    assert!(error.to_string().contains(&format!("{ty:?} are not supported")), "{error}");
-                }
-            }
-        }
-        assert!(supported().all(is_supported) && supported().count() >= 13);
-    }
-
-    #[test]
-    fn sizes_must_agree() {
-        for ty in supported() {
-            let (len, bytes) = (ty.block_len(), ty.block_bytes());
-            let error = |data: usize, out: usize| dequantize(ty, &vec![0; data], &mut vec![0.0; out]).unwrap_err();
-            for error in [error(2 * bytes, len), error(bytes, 2 * len), error(0, len), error(bytes + 1, len)] {
-                assert_eq!(error.kind(), crate::ErrorKind::InvalidInput);
-            }
-            dequantize(ty, &[], &mut []).unwrap();
-            assert!(quantize(ty, &[]).unwrap().is_empty());
-            if len > 1 {
-                assert_eq!(error(bytes, len - 1).kind(), crate::ErrorKind::InvalidInput);
-                assert_eq!(quantize(ty, &vec![0.0; len + 1]).unwrap_err().kind(), crate::ErrorKind::InvalidInput);
-            }
-        }
-    }
-
-    #[test]
-    fn round_trips_are_close() {
-        let mut seed = 1;
-        let values: Vec<f32> = (0..64 * 256).map(|_| normal(&mut seed) * 0.02).collect();
-        // Each bound is a little above the quantizer's error, and well below the error with one bit
-        // less.
-        for (ty, bound) in [
-            (F32, 0.0),
-            (F16, 0.0003),
-            (BF16, 0.002),
-            (Q8_0, 0.006),
-            (Q6_K, 0.02),
-            (Q5_0, 0.045),
-            (Q5_1, 0.04),
-            (Q5_K, 0.04),
-            (Q4_0, 0.09),
-            (Q4_1, 0.08),
-            (Q4_K, 0.08),
-            (Q3_K, 0.15),
-            (Q2_K, 0.3),
-        ] {
-            let error = relative_error(ty, &values);
-            assert!(error <= bound, "{ty:?}: the relative error is {error}");
-        }
-    }
-
-    #[test]
-    fn round_trips_hold_at_any_magnitude_and_offset() {
-        let mut seed = 2;
-        for ty in supported() {
-            for magnitude in [1e-2, 1.0, 1e4] {
-                for offset in [0.0, 0.9, -0.9] {
-                    let values: Vec<f32> = (0..1024).map(|_| magnitude * (0.3 * normal(&mut seed) + offset)).collect();
-                    let error = relative_error(ty, &values);
-                    assert!(error < 0.3, "{ty:?}: the relative error is {error} at {magnitude} with offset {offset}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn any_bytes_and_any_values_are_accepted() {
-        let mut seed = 3;
-        for ty in supported() {
-            let (len, bytes) = (4 * ty.block_len(), 4 * ty.block_bytes());
-            let mut out = vec![0.0; len];
-            for _ in 0..100 {
-                let data: Vec<u8> = (0..bytes).map(|_| random(&mut seed) as u8).collect();
-                dequantize(ty, &data, &mut out).unwrap();
-                let values: Vec<f32> = (0..len).map(|_| f32::from_bits(random(&mut seed) as u32)).collect();
-                assert_eq!(quantize(ty, &values).unwrap().len(), bytes);
-            }
-            dequantize(ty, &vec![0xff; bytes], &mut out).unwrap();
-            assert!(out.iter().all(|v| v.is_nan()), "{ty:?}: NaN scales give NaN weights");
-            for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN, f32::from_bits(1)] {
-                assert_eq!(quantize(ty, &vec![value; len]).unwrap().len(), bytes);
-            }
-        }
     }
 }

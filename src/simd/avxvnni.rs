@@ -1,7 +1,9 @@
 //! AVX-VNNI: VNNI's products of bytes in vectors of 256 bits. Intel's client processors have it
 //! from the 12th generation on, without AVX-512. It uses AVX2's vectors of `f32`.
 
+use super::lanes::avx2::Eight;
 use super::{Avx2, Kernel, Token};
+use std::arch::x86_64::*;
 
 /// AVX-VNNI, besides all of [`Avx2`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,5 +35,15 @@ impl Token for AvxVnni {
         }
         // SAFETY: a value of this type exists only where the processor has the features.
         unsafe { call(self, kernel) }
+    }
+}
+
+impl Eight for AvxVnni {
+    const WIDE_ZERO: i32 = 128;
+
+    #[inline(always)]
+    fn wide(self, a: __m256i) -> __m256i {
+        // SAFETY: the token proves that the processor has the instruction.
+        unsafe { _mm256_xor_si256(a, _mm256_set1_epi8(-128)) }
     }
 }

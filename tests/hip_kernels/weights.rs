@@ -4,56 +4,27 @@ use crate::args;
 use crate::common::{Random, assert_near};
 use crate::sim::{Buffer, Sim, sims};
 use half::f16;
+use wavelm::bench_internals::{kernel_name, planes, tensor_types};
 use wavelm::gguf::TensorType::{self, *};
 use wavelm::quant;
 
-const TYPES: [(TensorType, &str); 13] = [
-    (F32, "f32"),
-    (F16, "f16"),
-    (BF16, "bf16"),
-    (Q4_0, "q4_0"),
-    (Q4_1, "q4_1"),
-    (Q5_0, "q5_0"),
-    (Q5_1, "q5_1"),
-    (Q8_0, "q8_0"),
-    (Q2_K, "q2_k"),
-    (Q3_K, "q3_k"),
-    (Q4_K, "q4_k"),
-    (Q5_K, "q5_k"),
-    (Q6_K, "q6_k"),
-];
-
-fn is_float(ty: TensorType) -> bool {
-    matches!(ty, F32 | F16 | BF16)
+/// The supported types with their names in those of kernels.
+fn types() -> impl Iterator<Item = (TensorType, &'static str)> {
+    tensor_types().map(|ty| (ty, kernel_name(ty).unwrap()))
 }
 
-/// The fields of a block, in the order of the planes: see hip/quant/formats.h.
-fn fields(ty: TensorType) -> &'static [(usize, usize)] {
-    match ty {
-        F32 => &[(0, 4)],
-        F16 | BF16 => &[(0, 2)],
-        Q4_0 => &[(2, 16), (0, 2)],
-        Q4_1 => &[(4, 16), (0, 4)],
-        Q5_0 => &[(6, 16), (2, 4), (0, 2)],
-        Q5_1 => &[(8, 16), (4, 4), (0, 4)],
-        Q8_0 => &[(2, 32), (0, 2)],
-        Q2_K => &[(16, 64), (0, 16), (80, 4)],
-        Q3_K => &[(32, 64), (0, 32), (96, 12), (108, 2)],
-        Q4_K => &[(16, 128), (0, 16)],
-        Q5_K => &[(48, 128), (16, 32), (0, 16)],
-        Q6_K => &[(0, 128), (128, 64), (192, 16), (208, 2)],
-        _ => unreachable!("{ty:?}"),
-    }
+fn is_float(ty: TensorType) -> bool {
+    !ty.is_quantized()
 }
 
 /// The bytes of a tensor as device memory holds them.
 fn planar(ty: TensorType, data: &[u8]) -> Vec<u8> {
-    let mut planes = Vec::new();
-    for &(offset, len) in fields(ty) {
-        planes.resize(planes.len().next_multiple_of(256), 0xee);
-        planes.extend(data.chunks_exact(ty.block_bytes()).flat_map(|block| &block[offset..offset + len]));
+    let mut memory = Vec::new();
+    for &(offset, len) in planes(ty).unwrap() {
+        memory.resize(memory.len().next_multiple_of(256), 0xee);
+        memory.extend(data.chunks_exact(ty.block_bytes()).flat_map(|block| &block[offset..offset + len]));
     }
-    planes
+    memory
 }
 
 /// A random matrix: its device memory, and its weights.
@@ -72,19 +43,10 @@ fn matrix(ty: TensorType, rows: usize, columns: usize, random: &mut Random) -> M
 }
 
 #[test]
-fn planes_hold_every_byte_once() {
-    for (ty, _) in TYPES {
-        let mut bytes: Vec<usize> = fields(ty).iter().flat_map(|&(offset, len)| offset..offset + len).collect();
-        bytes.sort_unstable();
-        assert_eq!(bytes, (0..ty.block_bytes()).collect::<Vec<_>>(), "{ty:?}");
-    }
-}
-
-#[test]
 fn rows_dequantize_to_the_same_bits() {
     let mut random = Random::new(1);
     for sim in sims() {
-        for (ty, name) in TYPES {
+        for (ty, name) in types() {
             for (rows, columns) in [(1, ty.block_len()), (7, 3 * ty.block_len()), (3, 1280)] {
                 let bytes = rows * columns / ty.block_len() * ty.block_bytes();
                 let data: Vec<u8> = (0..bytes).map(|_| random.bits() as u8).collect();
@@ -264,7 +226,7 @@ fn check_product(sim: &Sim, kernel: &str, grid: [usize; 3], ty: TensorType, w: &
 fn products_with_few_columns_are_right() {
     let mut random = Random::new(3);
     for sim in sims() {
-        for (ty, name) in TYPES {
+        for (ty, name) in types() {
             let odd_columns = if is_float(ty) { 37 } else { ty.block_len() };
             for (rows, columns) in [(1, odd_columns), (9, 3 * ty.block_len().max(16)), (6, 1024)] {
                 let w = matrix(ty, rows, columns, &mut random);
@@ -283,7 +245,7 @@ const FEW: [(usize, usize); 5] = [(1, 1), (2, 2), (4, 3), (8, 5), (8, 8)];
 #[test]
 fn three_products_in_one_launch_are_right() {
     let mut random = Random::new(31);
-    let same = TYPES.iter().filter(|(ty, _)| !is_float(*ty)).map(|&(ty, name)| (ty, ty, name.to_owned()));
+    let same = types().filter(|(ty, _)| !is_float(*ty)).map(|(ty, name)| (ty, ty, name.to_owned()));
     let mixed = [(Q4_K, Q6_K, "q4_k_q6_k".to_owned()), (Q5_K, Q6_K, "q5_k_q6_k".to_owned())];
     let kinds: Vec<_> = same.chain(mixed).collect();
     for sim in sims() {
@@ -347,7 +309,7 @@ fn three_products_in_one_launch_are_right() {
 fn gated_products_are_right() {
     let mut random = Random::new(32);
     for sim in sims() {
-        for (ty, name) in TYPES.into_iter().filter(|(ty, _)| !is_float(*ty)) {
+        for (ty, name) in types().filter(|(ty, _)| !is_float(*ty)) {
             for (i, (n, count)) in FEW.into_iter().enumerate() {
                 // Without quantization any number of rows will do.
                 let rows = [64, 37, 32, 96, 5][(i + random.below(5)) % 5];
@@ -406,7 +368,7 @@ fn gated_products_are_right() {
 fn products_leave_a_norm_to_those_that_follow() {
     let mut random = Random::new(33);
     for sim in sims() {
-        for (ty, name) in TYPES.into_iter().filter(|(ty, _)| !is_float(*ty)) {
+        for (ty, name) in types().filter(|(ty, _)| !is_float(*ty)) {
             for (i, (n, count)) in FEW.into_iter().enumerate() {
                 let (rows, columns) = (32 * (1 + i % 3), 3 * ty.block_len().max(64));
                 let w = matrix(ty, rows, columns, &mut random);
@@ -458,7 +420,7 @@ fn products_leave_a_norm_to_those_that_follow() {
 fn products_with_many_columns_are_right() {
     let mut random = Random::new(4);
     for sim in sims() {
-        for (ty, name) in TYPES {
+        for (ty, name) in types() {
             let odd_columns = if is_float(ty) { 37 } else { ty.block_len() };
             for (rows, columns, count) in [(1, odd_columns, 1), (70, 3 * odd_columns, 9), (64, 256, 129_usize)] {
                 let w = matrix(ty, rows, columns, &mut random);
@@ -522,7 +484,7 @@ const CORE_TILES: [(usize, usize); 4] = [(16, 64), (32, 128), (64, 128), (128, 1
 fn products_on_matrix_cores_are_right() {
     let mut random = Random::new(6);
     for sim in sims() {
-        for (ty, name) in TYPES.into_iter().filter(|(ty, _)| *ty != F32) {
+        for (ty, name) in types().filter(|(ty, _)| *ty != F32) {
             // Their weights are exactly those of the file, rounded to f16.
             let exact = matches!(ty, F16 | BF16 | Q4_0 | Q5_0 | Q8_0);
             for (i, (tokens, block_rows)) in CORE_TILES.into_iter().enumerate() {

@@ -2,6 +2,8 @@
 //! weights give the same file.
 
 use crate::quant::block::F16;
+use crate::quant::unpack::Sink;
+use crate::simd::lanes::{Lanes, high, low, unroll};
 
 /// Scale and levels 0..2 * `zero` such that `d * (q - zero)` represents `x`. The value of the
 /// greatest magnitude gets level 0; the scale is therefore negative where that value is positive.
@@ -40,4 +42,45 @@ pub(super) fn pack_fifth_bits(q: &[u8; 32]) -> [u8; 4] {
 pub(super) fn unpack_5_bits(qs: &[u8; 16], qh: [u8; 4]) -> [u8; 32] {
     let qh = u32::from_le_bytes(qh);
     std::array::from_fn(|i| (qs[i % 16] >> (i / 16 * 4) & 15) | ((qh >> i & 1) << 4) as u8)
+}
+
+/// A block of one group: the nibbles of 16 bytes, low ones for weights 0..16, high ones for 16..32.
+#[inline(always)]
+pub(super) unsafe fn nibbles<S: Lanes>(
+    s: S,
+    packed: [S::Int; 4],
+    scale: S::Float,
+    min: Option<S::Float>,
+    out: &mut impl Sink<S>,
+) {
+    // SAFETY: the caller's promise that `out` takes a block.
+    unsafe {
+        out.begin(0);
+        unroll!(j < 4; 0 1 2 3, {
+            out.q(j, low(s, packed[j]));
+            out.q(4 + j, high(s, packed[j]));
+        });
+        out.end(0, scale, min);
+    }
+}
+
+/// The same with a fifth bit: bit `i` of `bits` for weight `i`.
+#[inline(always)]
+pub(super) unsafe fn nibbles_and_bits<S: Lanes>(
+    s: S,
+    packed: [S::Int; 4],
+    bits: S::Int,
+    scale: S::Float,
+    min: Option<S::Float>,
+    out: &mut impl Sink<S>,
+) {
+    // SAFETY: the caller's promise that `out` takes a block.
+    unsafe {
+        out.begin(0);
+        unroll!(j < 4; 0 1 2 3, {
+            out.q(j, s.or(low(s, packed[j]), s.spread_bits(bits, j as u32)));
+            out.q(4 + j, s.or(high(s, packed[j]), s.spread_bits(bits, 4 + j as u32)));
+        });
+        out.end(0, scale, min);
+    }
 }

@@ -1,5 +1,8 @@
 //! How Q4_K and Q5_K pack scales, minima and levels.
 
+use crate::quant::unpack::Sink;
+use crate::simd::lanes::{Lanes, byte, high, low};
+
 /// The 6-bit scale and minimum of group `j` (of 8) of a [`BlockQ4K`] or [`BlockQ5K`].
 ///
 /// Bytes 0..4 hold the scales of groups 0..4 in their low 6 bits, bytes 4..8 the minima likewise. Groups 4..8 have their
@@ -32,6 +35,43 @@ pub(super) fn pack_nibble_pairs(q: &[u8; 256]) -> [u8; 128] {
         let first = i / 32 * 64 + i % 32;
         (q[first] & 15) | q[first + 32] << 4
     })
+}
+
+/// The scales and minima that start a block of Q4_K and Q5_K.
+pub(super) struct Heads<S: Lanes> {
+    d: S::Float,
+    minus_dmin: S::Float,
+    scales: [S::Int; 2],
+    mins: [S::Int; 2],
+}
+
+impl<S: Lanes> Heads<S> {
+    #[inline(always)]
+    pub(super) fn new(s: S, head: [S::Int; 4]) -> Self {
+        let (six, top) = (s.splat(0x3f3f_3f3f), s.splat(0x3030_3030));
+        Self {
+            d: s.half_to_float(head[0]),
+            minus_dmin: s.mul(s.half_to_float(s.shr(head[0], 16)), s.splat_float(-1.0)),
+            scales: [s.and(head[1], six), s.or(low(s, head[3]), s.and(s.shr(head[1], 2), top))],
+            mins: [s.and(head[2], six), s.or(high(s, head[3]), s.and(s.shr(head[2], 2), top))],
+        }
+    }
+
+    /// Ends a group, one of the four of a half of the block.
+    #[inline(always)]
+    pub(super) unsafe fn end(&self, s: S, half: usize, group: usize, out: &mut impl Sink<S>) {
+        let scale = s.mul(self.d, byte(s, self.scales[0], group));
+        let min = s.mul(self.minus_dmin, byte(s, self.mins[0], group));
+        // SAFETY: the caller's promise that `out` takes the group.
+        unsafe { out.end(4 * half + group, scale, Some(min)) }
+    }
+
+    /// Goes on to the second half.
+    #[inline(always)]
+    pub(super) fn next_half(&mut self) {
+        self.scales.swap(0, 1);
+        self.mins.swap(0, 1);
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,10 @@
 //! Q2_K.
 
 use super::fit::Affine;
-use crate::quant::block::{Block, F16};
+use crate::gguf::TensorType;
+use crate::quant::block::{Block, F16, Format, Planes, planes};
+use crate::quant::unpack::{Mins16, Sink, Source, halves, two_quants};
+use crate::simd::lanes::{Lanes, byte, high, low, unroll};
 use bytemuck::{Pod, Zeroable};
 
 /// 256 weights of 2 bits in 16 groups of 16: `w[i] = (d * sc) * q[i] - dmin * m`.
@@ -37,5 +40,42 @@ impl Block<256> for BlockQ2K {
             q[first] | q[first + 32] << 2 | q[first + 64] << 4 | q[first + 96] << 6
         });
         Self { scales: std::array::from_fn(|g| scales[g] | mins[g] << 4), qs, d, dmin }
+    }
+}
+
+impl Format for BlockQ2K {
+    const TYPE: TensorType = TensorType::Q2_K;
+    const PLANES: Planes = planes!(BlockQ2K: [qs], [scales], [d, dmin]);
+    #[cfg(test)]
+    const ROUND_TRIP_ERROR: f64 = 0.3;
+
+    type Kind = Mins16<3>;
+
+    #[inline(always)]
+    unsafe fn unpack<S: Lanes>(s: S, rows: impl Source<S>, at: usize, out: &mut impl Sink<S>) {
+        // SAFETY: all reads are within the 84 bytes of the block, all writes within its 256 weights.
+        unsafe {
+            let tail = rows.words(s, at + 68)[3];
+            let d = s.half_to_float(tail);
+            let minus_dmin = s.mul(s.half_to_float(s.shr(tail, 16)), s.splat_float(-1.0));
+            let mut packed = rows.words(s, at);
+            for half in halves() {
+                // 32 bytes hold 16 weights of each of eight groups: two of each pair of bits.
+                let quants = two_quants(s, rows, at + 16 + 32 * half);
+                unroll!(pair < 4; 0 1 2 3, {
+                    unroll!(part < 2; 0 1, {
+                        let group = 8 * half + 2 * pair + part;
+                        out.begin(group);
+                        unroll!(j < 4; 0 1 2 3, {
+                            out.q(4 * group + j, s.and(s.shr(quants[part][j], 2 * pair as u32), s.splat(0x0303_0303)));
+                        });
+                        let (scales, mins) = (low(s, packed[pair / 2]), high(s, packed[pair / 2]));
+                        let scale = s.mul(d, byte(s, scales, 2 * (pair % 2) + part));
+                        out.end(group, scale, Some(s.mul(minus_dmin, byte(s, mins, 2 * (pair % 2) + part))));
+                    });
+                });
+                packed = [packed[2], packed[3], packed[0], packed[1]];
+            }
+        }
     }
 }

@@ -1,12 +1,15 @@
 //! Q3_K.
 
 use super::fit::Symmetric;
-use crate::quant::block::{Block, F16};
+use crate::gguf::TensorType;
+use crate::quant::block::{Block, F16, Format, Planes, planes};
+use crate::quant::unpack::{Sink, Source, Zero16, halves, shift_right, two_quants};
+use crate::simd::lanes::{Lanes, byte, low, unroll};
 use bytemuck::{Pod, Zeroable};
 
 /// 256 weights of 3 bits in 16 groups of 16: `w[i] = (d * sc) * q[i]`, with sc in -32..32 and q in -4..4.
 ///
-/// With `i = 128h + 32j + l` as in [`BlockQ2K`](super::BlockQ2K), `q[i] + 4` has its low two bits as there, and bit 2 in bit `4h + j` of
+/// With `i = 128h + 32j + l` as in [`BlockQ2K`](super::q2_k::BlockQ2K), `q[i] + 4` has its low two bits as there, and bit 2 in bit `4h + j` of
 /// `hmask[l]`. The scales are packed: see [`scales_q3k`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
@@ -40,6 +43,49 @@ impl Block<256> for BlockQ3K {
         });
         let hmask = std::array::from_fn(|l| (0..8).fold(0, |bits, j| bits | (q[32 * j + l] >> 2) << j));
         Self { hmask, qs, scales: pack_scales_q3k(&scales), d }
+    }
+}
+
+impl Format for BlockQ3K {
+    const TYPE: TensorType = TensorType::Q3_K;
+    const PLANES: Planes = planes!(BlockQ3K: [qs], [hmask], [scales], [d]);
+    #[cfg(test)]
+    const ROUND_TRIP_ERROR: f64 = 0.15;
+
+    type Kind = Zero16<7>;
+    const ZERO: i32 = 4;
+
+    #[inline(always)]
+    unsafe fn unpack<S: Lanes>(s: S, rows: impl Source<S>, at: usize, out: &mut impl Sink<S>) {
+        // SAFETY: all reads are within the 110 bytes of the block, all writes within its 256 weights.
+        unsafe {
+            let ([first, second, mut tops], d) = rows.last_words_and_half(s, at + 96);
+            let (mut lows, d) = ([first, second], s.half_to_float(d));
+            // The mask's 32 bytes are for all 256 weights.
+            let mut mask = two_quants(s, rows, at);
+            for half in halves() {
+                let pairs = two_quants(s, rows, at + 32 + 32 * half);
+                unroll!(pair < 4; 0 1 2 3, {
+                    unroll!(part < 2; 0 1, {
+                        let group = 8 * half + 2 * pair + part;
+                        out.begin(group);
+                        unroll!(j < 4; 0 1 2 3, {
+                            let low = s.and(s.shr(pairs[part][j], 2 * pair as u32), s.splat(0x0303_0303));
+                            let top = s.and(s.shr(mask[part][j], pair as u32), s.splat(0x0101_0101));
+                            out.q(4 * group + j, s.or(low, s.shl(top, 2)));
+                        });
+                        // Four scales: four low bits in nibbles, two high bits in pairs.
+                        let j = pair / 2;
+                        let nibbles = low(s, lows[j]);
+                        let scales = s.or(nibbles, s.shl(s.and(s.shr(tops, 2 * j as u32), s.splat(0x0303_0303)), 4));
+                        let scale = s.add(byte(s, scales, 2 * (pair % 2) + part), s.splat_float(-32.0));
+                        out.end(group, s.mul(d, scale), None);
+                    });
+                });
+                shift_right(s, &mut mask);
+                (lows, tops) = ([s.shr(lows[0], 4), s.shr(lows[1], 4)], s.shr(tops, 4));
+            }
+        }
     }
 }
 

@@ -1,7 +1,10 @@
 //! Q4_0.
 
-use super::legacy::{pack_nibbles, quantize_symmetric};
-use crate::quant::block::{Block, F16};
+use super::legacy::{nibbles, pack_nibbles, quantize_symmetric};
+use crate::gguf::TensorType;
+use crate::quant::block::{Block, F16, Format, Planes, planes};
+use crate::quant::unpack::{Sink, Source, Zero32};
+use crate::simd::lanes::Lanes;
 use bytemuck::{Pod, Zeroable};
 
 /// 32 weights of 4 bits: `w[i] = d * (q[i] - 8)`.
@@ -26,5 +29,24 @@ impl Block<32> for BlockQ4_0 {
     fn quantize(x: &[f32; 32]) -> Self {
         let (d, q) = quantize_symmetric(x, 8);
         Self { d, qs: pack_nibbles(&q) }
+    }
+}
+
+impl Format for BlockQ4_0 {
+    const TYPE: TensorType = TensorType::Q4_0;
+    const PLANES: Planes = planes!(BlockQ4_0: [qs], [d]);
+    #[cfg(test)]
+    const ROUND_TRIP_ERROR: f64 = 0.09;
+
+    type Kind = Zero32<15>;
+    const ZERO: i32 = 8;
+
+    #[inline(always)]
+    unsafe fn unpack<S: Lanes>(s: S, rows: impl Source<S>, at: usize, out: &mut impl Sink<S>) {
+        // SAFETY: all reads are within the 18 bytes of the block, all writes within its 32 weights.
+        unsafe {
+            let head = rows.first_half(s, at);
+            nibbles(s, rows.quants(s, at + 2), s.half_to_float(head), None, out);
+        }
     }
 }

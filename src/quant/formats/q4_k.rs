@@ -1,8 +1,11 @@
 //! Q4_K.
 
 use super::fit::Affine;
-use super::packed::{pack_nibble_pairs, pack_scales_mins_k4, scale_min_k4};
-use crate::quant::block::{Block, F16};
+use super::packed::{Heads, pack_nibble_pairs, pack_scales_mins_k4, scale_min_k4};
+use crate::gguf::TensorType;
+use crate::quant::block::{Block, F16, Format, Planes, planes};
+use crate::quant::unpack::{Mins32, Sink, Source, halves, two_quants};
+use crate::simd::lanes::{Lanes, high, low, unroll};
 use bytemuck::{Pod, Zeroable};
 
 /// 256 weights of 4 bits in 8 groups of 32: `w[i] = (d * sc) * q[i] - dmin * m`.
@@ -36,5 +39,43 @@ impl Block<256> for BlockQ4K {
     fn quantize(x: &[f32; 256]) -> Self {
         let Affine { d, dmin, scales, mins, q } = Affine::<8>::fit::<32>(x, 15, 63);
         Self { d, dmin, scales: pack_scales_mins_k4(&scales, &mins), qs: pack_nibble_pairs(&q) }
+    }
+}
+
+impl Format for BlockQ4K {
+    const TYPE: TensorType = TensorType::Q4_K;
+    const PLANES: Planes = planes!(BlockQ4K: [qs], [d, dmin, scales]);
+    #[cfg(test)]
+    const ROUND_TRIP_ERROR: f64 = 0.08;
+
+    type Kind = Mins32<15>;
+
+    #[inline(always)]
+    unsafe fn unpack<S: Lanes>(s: S, rows: impl Source<S>, at: usize, out: &mut impl Sink<S>) {
+        // SAFETY: all reads are within the 144 bytes of the block, all writes within its 256 weights.
+        unsafe {
+            let mut heads = Heads::new(s, rows.words(s, at));
+            for half in halves() {
+                unroll!(pair < 2; 0 1, {
+                    // The low nibbles of 32 bytes are one group, the high ones the next.
+                    let packed = two_quants(s, rows, at + 16 + 64 * half + 32 * pair);
+                    out.begin(4 * half + 2 * pair);
+                    unroll!(part < 2; 0 1, {
+                        unroll!(j < 4; 0 1 2 3, {
+                            out.q(32 * half + 16 * pair + 4 * part + j, low(s, packed[part][j]));
+                        });
+                    });
+                    heads.end(s, half, 2 * pair, out);
+                    out.begin(4 * half + 2 * pair + 1);
+                    unroll!(part < 2; 0 1, {
+                        unroll!(j < 4; 0 1 2 3, {
+                            out.q(32 * half + 16 * pair + 8 + 4 * part + j, high(s, packed[part][j]));
+                        });
+                    });
+                    heads.end(s, half, 2 * pair + 1, out);
+                });
+                heads.next_half();
+            }
+        }
     }
 }

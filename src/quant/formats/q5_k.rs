@@ -1,11 +1,14 @@
 //! Q5_K.
 
 use super::fit::Affine;
-use super::packed::{pack_nibble_pairs, pack_scales_mins_k4, scale_min_k4};
-use crate::quant::block::{Block, F16};
+use super::packed::{Heads, pack_nibble_pairs, pack_scales_mins_k4, scale_min_k4};
+use crate::gguf::TensorType;
+use crate::quant::block::{Block, F16, Format, Planes, planes};
+use crate::quant::unpack::{Mins32, Sink, Source, halves, shift_right, two_quants};
+use crate::simd::lanes::{Lanes, high, low, unroll};
 use bytemuck::{Pod, Zeroable};
 
-/// 256 weights of 5 bits in 8 groups of 32: as [`BlockQ4K`](super::BlockQ4K), and bit 4 of `q[32g + l]` is bit `g`
+/// 256 weights of 5 bits in 8 groups of 32: as [`BlockQ4K`](super::q4_k::BlockQ4K), and bit 4 of `q[32g + l]` is bit `g`
 /// of `qh[l]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
@@ -34,5 +37,48 @@ impl Block<256> for BlockQ5K {
         let Affine { d, dmin, scales, mins, q } = Affine::<8>::fit::<32>(x, 31, 63);
         let qh = std::array::from_fn(|l| (0..8).fold(0, |bits, g| bits | (q[32 * g + l] >> 4) << g));
         Self { d, dmin, scales: pack_scales_mins_k4(&scales, &mins), qh, qs: pack_nibble_pairs(&q) }
+    }
+}
+
+impl Format for BlockQ5K {
+    const TYPE: TensorType = TensorType::Q5_K;
+    const PLANES: Planes = planes!(BlockQ5K: [qs], [qh], [d, dmin, scales]);
+    #[cfg(test)]
+    const ROUND_TRIP_ERROR: f64 = 0.04;
+
+    type Kind = Mins32<31>;
+
+    #[inline(always)]
+    unsafe fn unpack<S: Lanes>(s: S, rows: impl Source<S>, at: usize, out: &mut impl Sink<S>) {
+        // SAFETY: all reads are within the 176 bytes of the block, all writes within its 256 weights.
+        unsafe {
+            let mut heads = Heads::new(s, rows.words(s, at));
+            // Bit g of a byte of the high bits belongs to group g.
+            let mut bits = two_quants(s, rows, at + 16);
+            let bit = |v, group: usize| s.and(s.shl(s.shr(v, group as u32), 4), s.splat(0x1010_1010));
+            for half in halves() {
+                unroll!(pair < 2; 0 1, {
+                    let packed = two_quants(s, rows, at + 48 + 64 * half + 32 * pair);
+                    out.begin(4 * half + 2 * pair);
+                    unroll!(part < 2; 0 1, {
+                        unroll!(j < 4; 0 1 2 3, {
+                            let q = s.or(low(s, packed[part][j]), bit(bits[part][j], 2 * pair));
+                            out.q(32 * half + 16 * pair + 4 * part + j, q);
+                        });
+                    });
+                    heads.end(s, half, 2 * pair, out);
+                    out.begin(4 * half + 2 * pair + 1);
+                    unroll!(part < 2; 0 1, {
+                        unroll!(j < 4; 0 1 2 3, {
+                            let q = s.or(high(s, packed[part][j]), bit(bits[part][j], 2 * pair + 1));
+                            out.q(32 * half + 16 * pair + 8 + 4 * part + j, q);
+                        });
+                    });
+                    heads.end(s, half, 2 * pair + 1, out);
+                });
+                shift_right(s, &mut bits);
+                heads.next_half();
+            }
+        }
     }
 }

@@ -1,7 +1,10 @@
 //! Q6_K.
 
 use super::fit::Symmetric;
-use crate::quant::block::{Block, F16};
+use crate::gguf::TensorType;
+use crate::quant::block::{Block, F16, Format, Planes, planes};
+use crate::quant::unpack::{Sink, Source, Zero16, halves, two_quants};
+use crate::simd::lanes::{Lanes, high, low, signed_byte, unroll};
 use bytemuck::{Pod, Zeroable};
 
 /// 256 weights of 6 bits in 16 groups of 16: `w[i] = (d * sc) * (q[i] - 32)`.
@@ -44,5 +47,48 @@ impl Block<256> for BlockQ6K {
             (0..4).fold(0, |bits, j| bits | (q[first + 32 * j] >> 4) << (2 * j))
         });
         Self { ql, qh, scales, d }
+    }
+}
+
+impl Format for BlockQ6K {
+    const TYPE: TensorType = TensorType::Q6_K;
+    const PLANES: Planes = planes!(BlockQ6K: [ql], [qh], [scales], [d]);
+    #[cfg(test)]
+    const ROUND_TRIP_ERROR: f64 = 0.02;
+
+    type Kind = Zero16<63>;
+    const ZERO: i32 = 32;
+
+    #[inline(always)]
+    unsafe fn unpack<S: Lanes>(s: S, rows: impl Source<S>, at: usize, out: &mut impl Sink<S>) {
+        // SAFETY: all reads are within the 210 bytes of the block, all writes within its 256 weights.
+        unsafe {
+            let d = s.half_to_float(rows.last_half(s, at + 208));
+            let mut scales = rows.words(s, at + 192);
+            let pair = s.splat(0x3030_3030);
+            for half in halves() {
+                // Groups 0 to 3 have the low nibbles of 64 bytes, 4 to 7 the high ones; a pair of bits of 32 bytes each.
+                let nibbles = [two_quants(s, rows, at + 64 * half), two_quants(s, rows, at + 64 * half + 32)];
+                let tops = two_quants(s, rows, at + 128 + 32 * half);
+                unroll!(two < 4; 0 1 2 3, {
+                    unroll!(part < 2; 0 1, {
+                        let group = 8 * half + 2 * two + part;
+                        out.begin(group);
+                        unroll!(j < 4; 0 1 2 3, {
+                            let (v, top) = (nibbles[two % 2][part][j], tops[part][j]);
+                            let q = match two {
+                                0 => s.or(low(s, v), s.and(s.shl(top, 4), pair)),
+                                1 => s.or(low(s, v), s.and(s.shl(top, 2), pair)),
+                                2 => s.or(high(s, v), s.and(top, pair)),
+                                _ => s.or(high(s, v), s.and(s.shr(top, 2), pair)),
+                            };
+                            out.q(4 * group + j, q);
+                        });
+                        out.end(group, s.mul(d, signed_byte(s, scales[two / 2], 2 * (two % 2) + part)), None);
+                    });
+                });
+                scales = [scales[2], scales[3], scales[0], scales[1]];
+            }
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! Activations as 8-bit integers, to multiply with quantized weights.
 
-use super::lanes::Lanes;
+use super::multiplier::Multiplier;
 use crate::simd::{self, Isa, Kernel};
 use crate::{Error, Result, memory};
 use std::cell::UnsafeCell;
@@ -159,7 +159,7 @@ const GROUPS_AT_ONCE: usize = 64;
 /// A job whose sizes agree, and whose rows nothing else accesses.
 struct Quantize<'a>(QuantizeJob<'a>);
 
-impl<S: Lanes> Kernel<S> for Quantize<'_> {
+impl<S: Multiplier> Kernel<S> for Quantize<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -174,7 +174,7 @@ impl<S: Lanes> Kernel<S> for Quantize<'_> {
 /// # Safety
 /// The sizes agree, and nothing else accesses the job's rows of the output.
 #[inline(always)]
-unsafe fn run<S: Lanes>(s: S, job: &QuantizeJob<'_>) {
+unsafe fn run<S: Multiplier>(s: S, job: &QuantizeJob<'_>) {
     for first in job.rows.clone().step_by(ROWS_AT_ONCE) {
         let rows = first..job.rows.end.min(first + ROWS_AT_ONCE);
         for first in (0..job.cols / GROUP).step_by(GROUPS_AT_ONCE) {
@@ -195,7 +195,7 @@ unsafe fn run<S: Lanes>(s: S, job: &QuantizeJob<'_>) {
 /// # Safety
 /// As for [`run`].
 #[inline(always)]
-unsafe fn quantize_part<S: Lanes, const ROWS: usize>(
+unsafe fn quantize_part<S: Multiplier, const ROWS: usize>(
     s: S,
     job: &QuantizeJob<'_>,
     rows: Range<usize>,
@@ -229,9 +229,8 @@ unsafe fn quantize_part<S: Lanes, const ROWS: usize>(
 
 /// Quantizes a group. Returns the scale, and the sums of both halves.
 #[inline(always)]
-fn quantize_group<S: Lanes>(s: S, x: &[f32; GROUP], q: &mut [i8; GROUP]) -> (f32, [i32; 2]) {
-    // The bits of magnitudes are ordered like the magnitudes, with infinity and then NaN at the
-    // end.
+fn quantize_group<S: Multiplier>(s: S, x: &[f32; GROUP], q: &mut [i8; GROUP]) -> (f32, [i32; 2]) {
+    // The bits of magnitudes are ordered as the magnitudes are, with infinity and then NaN at the end.
     let max = f32::from_bits(x.iter().fold(0, |max, x| max.max(x.to_bits() & 0x7fff_ffff)));
     // Numbers this small are zeros to the model, and their reciprocals could overflow.
     let (scale, inverse) = if max < 1e-30 { (0.0, 0.0) } else { (max / 127.0, 127.0 / max) };
@@ -241,7 +240,7 @@ fn quantize_group<S: Lanes>(s: S, x: &[f32; GROUP], q: &mut [i8; GROUP]) -> (f32
 /// 1.5 * 2^23: adding it to a number of small magnitude leaves the nearest integer in the low bits.
 pub(super) const ROUND: f32 = 12_582_912.0;
 
-/// [`Lanes::round`] in plain Rust.
+/// What [`Multiplier::round`] does, in plain Rust.
 #[inline(always)]
 pub(super) fn round(x: &[f32; GROUP], by: f32, q: &mut [i8; GROUP]) -> [i32; 2] {
     let mut sums = [0; 2];

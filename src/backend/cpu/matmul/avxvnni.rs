@@ -1,24 +1,17 @@
 //! Products of bytes by AVX-VNNI, whose instruction adds four of them to a 32-bit sum. Everything
 //! else is AVX2's.
 
-use super::avx2::Eight;
-use super::formats::{Format, Kind};
+use super::avx2::ByteProducts;
 use super::kernels::{Direct, Dots, Multiply};
-use super::lanes::{Dot, Lanes, no_partial_sums};
-use super::layout::Source;
+use super::multiplier::{Dot, no_partial_sums};
 use super::{kernels, tile};
+use crate::quant::Format;
+use crate::quant::unpack::{Kind, Source};
 use crate::simd::AvxVnni;
+use crate::simd::lanes::Lanes;
 use std::arch::x86_64::*;
 
-impl Eight for AvxVnni {
-    const WIDE_ZERO: i32 = 128;
-
-    #[inline(always)]
-    fn wide(self, a: __m256i) -> __m256i {
-        // SAFETY: the token proves that the processor has the instruction.
-        unsafe { _mm256_xor_si256(a, _mm256_set1_epi8(-128)) }
-    }
-
+impl ByteProducts for AvxVnni {
     #[inline(always)]
     unsafe fn multiply<K: Kind, const VECTORS: usize, const TOKENS: usize>(self, dots: &Dots<'_>) {
         // A product takes five cycles and two begin in each. With two vectors of a tile at a time,

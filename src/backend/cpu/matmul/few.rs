@@ -3,11 +3,12 @@
 //! by bit.
 
 use super::activations;
-use super::formats::{Format, Kind, Sink};
 use super::kernels::Tokens;
-use super::lanes::{Dot, Rows, unroll};
-use super::layout::Source;
+use super::multiplier::Dot;
 use super::prefetch::{AheadOfRows, LINE};
+use crate::quant::Format;
+use crate::quant::unpack::{Kind, Sink, Source};
+use crate::simd::lanes::{Rows, unroll};
 
 /// Adjacent rows, as many as a vector has lanes, times a few tokens.
 pub(super) struct Few {

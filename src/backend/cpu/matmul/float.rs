@@ -1,15 +1,36 @@
-//! The matrix kernel of the floating-point types: like that of the quantized formats, with f32
-//! weights in the tile and f32 activations.
+//! The matrix kernel of the floating-point types: as that of the quantized formats, with f32 weights in the tile and f32
+//! activations. Quantized formats that no code unpacks are dequantized to such a tile.
 
 use super::kernels::Dots;
-use super::lanes::{Lanes, MAX_LANES, Rows, unroll};
 use super::tile::{self, Tile};
+use crate::quant::Block;
+use crate::simd::lanes::{Lanes, MAX_LANES, Rows, unroll};
+use std::marker::PhantomData;
 
 /// The most columns of a slice: it takes as much memory as for quantized weights.
 pub(super) const SLICE: usize = tile::SLICE / 4;
 
-/// A floating-point type of one or two elements in 32 bits.
+/// Weights that are multiplied as f32.
 pub(super) trait FloatFormat {
+    /// Columns that are converted together. Where they are more than [`SLICE`], a tile has fewer rows.
+    const BLOCK: usize;
+
+    /// Converts some columns, whole blocks, of a vector of rows to f32, transposed: `VECTORS` vectors from one column to the
+    /// next.
+    ///
+    /// # Safety
+    /// The rows hold the columns, and `to` is valid for as many vectors.
+    unsafe fn unpack_rows<S: Lanes, const VECTORS: usize>(
+        s: S,
+        rows: Rows,
+        column: usize,
+        columns: usize,
+        to: *mut f32,
+    );
+}
+
+/// A floating-point type of one or two elements in 32 bits.
+pub(super) trait Element {
     /// Elements in 32 bits.
     const IN_WORD: usize;
 
@@ -19,7 +40,7 @@ pub(super) trait FloatFormat {
 
 pub(super) struct F32;
 
-impl FloatFormat for F32 {
+impl Element for F32 {
     const IN_WORD: usize = 1;
 
     #[inline(always)]
@@ -30,7 +51,7 @@ impl FloatFormat for F32 {
 
 pub(super) struct F16;
 
-impl FloatFormat for F16 {
+impl Element for F16 {
     const IN_WORD: usize = 2;
 
     #[inline(always)]
@@ -41,7 +62,7 @@ impl FloatFormat for F16 {
 
 pub(super) struct Bf16;
 
-impl FloatFormat for Bf16 {
+impl Element for Bf16 {
     const IN_WORD: usize = 2;
 
     #[inline(always)]
@@ -67,49 +88,78 @@ pub(super) unsafe fn unpack<S: Lanes, F: FloatFormat, const VECTORS: usize>(
         // SAFETY: the caller's promise.
         unsafe {
             let to = tile.q.as_mut_ptr().cast::<f32>().add(v * S::LANES);
-            unpack_rows::<S, F, VECTORS>(s, rows, column, columns, to);
+            F::unpack_rows::<S, VECTORS>(s, rows, column, columns, to);
         }
     }
 }
 
-/// Converts some columns of a vector of rows to f32, transposed, with `VECTORS` vectors from one
-/// column to the next.
-///
-/// # Safety
-/// The rows hold the columns, and `to` is valid for as many vectors.
-#[inline(always)]
-unsafe fn unpack_rows<S: Lanes, F: FloatFormat, const VECTORS: usize>(
-    s: S,
-    rows: Rows,
-    column: usize,
-    columns: usize,
-    to: *mut f32,
-) {
-    let (step, bytes) = (4 * F::IN_WORD, 4 / F::IN_WORD);
-    let mut at = 0;
-    // SAFETY: the caller's promise; no column past the last is read or written.
-    unsafe {
-        while at + step <= columns {
-            for (word, v) in s.transpose(rows, (column + at) * bytes).into_iter().enumerate() {
-                for i in 0..F::IN_WORD {
-                    let column = at + word * F::IN_WORD + i;
-                    s.store_float(to.add(column * VECTORS * S::LANES), F::element(s, v, i));
+impl<E: Element> FloatFormat for E {
+    const BLOCK: usize = 1;
+
+    #[inline(always)]
+    unsafe fn unpack_rows<S: Lanes, const VECTORS: usize>(
+        s: S,
+        rows: Rows,
+        column: usize,
+        columns: usize,
+        to: *mut f32,
+    ) {
+        let (step, bytes) = (4 * Self::IN_WORD, 4 / Self::IN_WORD);
+        let mut at = 0;
+        // SAFETY: the caller's promise; no column past the last is read or written.
+        unsafe {
+            while at + step <= columns {
+                for (word, v) in s.transpose(rows, (column + at) * bytes).into_iter().enumerate() {
+                    for i in 0..Self::IN_WORD {
+                        let column = at + word * Self::IN_WORD + i;
+                        s.store_float(to.add(column * VECTORS * S::LANES), Self::element(s, v, i));
+                    }
+                }
+                at += step;
+            }
+            while at < columns {
+                let mut words = [0_i32; MAX_LANES];
+                for (r, word) in words.iter_mut().enumerate().take(S::LANES) {
+                    let from = rows.at(r, (column + at) * bytes);
+                    *word = if bytes == 4 {
+                        i32::from_le(from.cast::<i32>().read_unaligned())
+                    } else {
+                        i32::from(u16::from_le(from.cast::<u16>().read_unaligned()))
+                    };
+                }
+                s.store_float(to.add(at * VECTORS * S::LANES), Self::element(s, s.load(words.as_ptr()), 0));
+                at += 1;
+            }
+        }
+    }
+}
+
+/// A quantized format as f32.
+pub(super) struct Dequantized<B, const N: usize>(PhantomData<B>);
+
+impl<B: Block<N>, const N: usize> FloatFormat for Dequantized<B, N> {
+    const BLOCK: usize = N;
+
+    #[inline(always)]
+    unsafe fn unpack_rows<S: Lanes, const VECTORS: usize>(
+        _: S,
+        rows: Rows,
+        column: usize,
+        columns: usize,
+        to: *mut f32,
+    ) {
+        let mut weights = [0.0; N];
+        for r in 0..S::LANES {
+            for first in (0..columns).step_by(N) {
+                // SAFETY: the caller's promise: the block is within the rows, and its weights within the tile.
+                unsafe {
+                    let block = rows.at(r, (column + first) / N * size_of::<B>()).cast::<B>().read_unaligned();
+                    block.dequantize(&mut weights);
+                    for (i, &weight) in weights.iter().enumerate() {
+                        *to.add((first + i) * VECTORS * S::LANES + r) = weight;
+                    }
                 }
             }
-            at += step;
-        }
-        while at < columns {
-            let mut words = [0_i32; MAX_LANES];
-            for (r, word) in words.iter_mut().enumerate().take(S::LANES) {
-                let from = rows.at(r, (column + at) * bytes);
-                *word = if bytes == 4 {
-                    i32::from_le(from.cast::<i32>().read_unaligned())
-                } else {
-                    i32::from(u16::from_le(from.cast::<u16>().read_unaligned()))
-                };
-            }
-            s.store_float(to.add(at * VECTORS * S::LANES), F::element(s, s.load(words.as_ptr()), 0));
-            at += 1;
         }
     }
 }

@@ -1,19 +1,21 @@
 //! The kernels as functions that are compiled for an instruction set, the tables of them for
 //! [`schedule`](super::schedule), and their arguments.
 //!
-//! Only a token hands out a table ([`Lanes`]), and the table's functions create the token anew. So
-//! they are only called where the processor has the instructions.
+//! A table is only handed out by a token ([`Multiplier`]), and its functions make the token anew: so they are called where the
+//! processor has the instructions.
 
 use super::OutPtr;
 use super::activations;
 use super::corrections::Correction;
 use super::few::{self, Few};
 use super::float::{self, FloatFormat};
-use super::formats::{Format, Kind};
-use super::lanes::{Dot, Lanes, Rows};
-use super::layout::Source;
+use super::multiplier::{Dot, Multiplier};
+use super::schedule::TILE_ROWS;
 use super::tile::{self, Tile};
+use crate::quant::Format;
+use crate::quant::unpack::{Kind, Source};
 use crate::simd::Kernel;
+use crate::simd::lanes::{Lanes, Rows};
 use std::marker::PhantomData;
 
 /// Unpacks columns (the first, and their number) of the rows of a tile.
@@ -80,8 +82,23 @@ pub(super) struct Tokens {
 }
 
 impl Activations {
-    /// The tokens from `token` on, from `column` on. Their products with the rows from `row` on go
-    /// to `out`. `corrections` are in groups of `group` columns.
+    /// Those of `n` tokens in f32, as many as `cols` columns need.
+    pub(super) fn of_floats(x: &[f32], cols: usize, n: usize) -> Self {
+        assert!(x.len() >= n * cols, "{} activations for {n} x {cols}", x.len());
+        let size = size_of::<f32>();
+        Self {
+            x: x.as_ptr().cast(),
+            stride: cols * size,
+            size,
+            scales: std::ptr::null(),
+            sums: std::ptr::null(),
+            group_stride: n,
+            n,
+        }
+    }
+
+    /// The tokens from `token` on, from `column` on, whose products with the rows from `row` on go to `out`. `corrections` are in
+    /// groups of `group` columns.
     ///
     /// # Safety
     /// Token and column are within the activations, token and row within the output.
@@ -139,7 +156,7 @@ impl Dots<'_> {
 }
 
 /// The kernels for a quantized format, with tiles of `VECTORS` vectors.
-pub(super) fn quant<S: Lanes, F: Format, R: Source<S>, const VECTORS: usize>() -> Kernels {
+pub(super) fn quant<S: Multiplier, F: Format, R: Source<S>, const VECTORS: usize>() -> Kernels {
     let zero = if F::Kind::WIDE { S::WIDE_ZERO } else { F::ZERO };
     let group = F::Kind::GROUP;
     Kernels {
@@ -159,13 +176,15 @@ pub(super) fn quant<S: Lanes, F: Format, R: Source<S>, const VECTORS: usize>() -
     }
 }
 
-/// The kernels for a floating-point type, with tiles of `VECTORS` vectors.
-pub(super) fn float<S: Lanes, F: FloatFormat, const VECTORS: usize>() -> Kernels {
+/// The kernels for weights that are multiplied as f32, with tiles of `VECTORS` vectors.
+pub(super) fn float<S: Multiplier, F: FloatFormat, const VECTORS: usize>() -> Kernels {
+    let slice = float::SLICE.max(F::BLOCK);
+    assert!(VECTORS * S::LANES * slice <= float::SLICE * TILE_ROWS, "a slice does not fit a tile");
     Kernels {
         rows: VECTORS * S::LANES,
         group: usize::MAX,
-        block: 1,
-        slice: float::SLICE,
+        block: F::BLOCK,
+        slice,
         unpack: float_unpack::<S, F, VECTORS>,
         dots: S::float_products::<VECTORS>(),
         direct_rows: S::LANES,
@@ -245,7 +264,7 @@ unsafe fn float_unpack<S: Lanes, F: FloatFormat, const VECTORS: usize>(
 
 struct Products<'d, K, const VECTORS: usize, const TOKENS: usize>(&'d Dots<'d>, PhantomData<K>);
 
-impl<S: Lanes, K: Kind, const VECTORS: usize, const TOKENS: usize> Kernel<S> for Products<'_, K, VECTORS, TOKENS> {
+impl<S: Multiplier, K: Kind, const VECTORS: usize, const TOKENS: usize> Kernel<S> for Products<'_, K, VECTORS, TOKENS> {
     type Output = ();
 
     #[inline(always)]
@@ -255,11 +274,11 @@ impl<S: Lanes, K: Kind, const VECTORS: usize, const TOKENS: usize> Kernel<S> for
     }
 }
 
-/// [`Lanes::dots`].
+/// [`Multiplier::dots`].
 ///
 /// # Safety
-/// As for that function; there was a token.
-pub(super) unsafe fn dots<S: Lanes, K: Kind, const VECTORS: usize, const TOKENS: usize>(dots: &Dots<'_>) {
+/// As there; there was a token.
+pub(super) unsafe fn dots<S: Multiplier, K: Kind, const VECTORS: usize, const TOKENS: usize>(dots: &Dots<'_>) {
     // SAFETY: the caller's promise.
     let s = unsafe { S::assume() };
     s.call(Products::<K, VECTORS, TOKENS>(dots, PhantomData))

@@ -6,33 +6,10 @@
 //! neighbours as well. Bytes at offset `o` of a block are at `LANES * o`, so interleaved rows take
 //! the same memory as in a file, at the same place.
 
-use super::lanes::{Lanes, Rows};
 use crate::gguf::TensorType;
-
-/// The same block of a vector of rows, and how to read its bytes.
-///
-/// # Safety
-/// All functions need this: the bytes are within the rows.
-pub(super) trait Source<S: Lanes>: Copy {
-    /// Whether rows are interleaved.
-    const INTERLEAVED: bool;
-
-    /// Rows that begin at `rows.first`, and in a file are `rows.stride` apart.
-    fn new(rows: Rows) -> Self;
-    /// The four elements of 16 weights of one byte: see [`Lanes::quants`].
-    unsafe fn quants(self, s: S, at: usize) -> [S::Int; 4];
-    /// 16 bytes of each row, transposed.
-    unsafe fn words(self, s: S, at: usize) -> [S::Int; 4];
-    /// The two bytes at the beginning of a block of at least 16 bytes, in the low halves of the
-    /// lanes.
-    unsafe fn first_half(self, s: S, at: usize) -> S::Int;
-    /// The same, and the four bytes after them.
-    unsafe fn first_half_and_word(self, s: S, at: usize) -> [S::Int; 2];
-    /// The two bytes at the end of a block of at least 16 bytes, in the low halves of the lanes.
-    unsafe fn last_half(self, s: S, at: usize) -> S::Int;
-    /// Three words and then two bytes, at the end of a block of at least 16 bytes.
-    unsafe fn last_words_and_half(self, s: S, at: usize) -> ([S::Int; 3], S::Int);
-}
+use crate::quant::formats::facts;
+use crate::quant::unpack::Source;
+use crate::simd::lanes::{Lanes, Rows};
 
 impl<S: Lanes> Source<S> for Rows {
     const INTERLEAVED: bool = false;
@@ -149,12 +126,7 @@ impl<S: Lanes> Source<S> for Interleaved {
 /// The offset of a block's two bytes beside whole words, at its beginning or its end, if it has
 /// them.
 fn half_at(ty: TensorType) -> Option<usize> {
-    match ty {
-        TensorType::Q4_0 | TensorType::Q5_0 | TensorType::Q8_0 => Some(0),
-        TensorType::Q3_K => Some(108),
-        TensorType::Q6_K => Some(208),
-        _ => None,
-    }
+    facts(ty)?.half_at
 }
 
 /// Interleaves `lanes` rows at a time. `rows` consists of whole groups of them, of `row_bytes`

@@ -3,14 +3,13 @@
 use super::schedule::TILE_ROWS;
 use super::{InputKind, Traits, input_kind, layout};
 use crate::gguf::TensorType;
+use crate::quant::formats::MAX_BLOCK_BYTES;
 use crate::simd::{self, Isa};
 use crate::{Error, Result, quant};
 use std::ops::Range;
 
 /// Products of ranges of rows are fastest if their lengths are multiples of this.
 pub(crate) const ROW_STEP: usize = TILE_ROWS;
-/// The largest block, that of Q6_K, in bytes.
-const MAX_BLOCK_BYTES: usize = TensorType::Q6_K.block_bytes();
 
 /// Weights in GGUF's layout: consecutive rows of blocks, straight from the file.
 #[derive(Clone, Copy)]

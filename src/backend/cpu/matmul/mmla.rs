@@ -6,11 +6,12 @@
 //! neighbour, so that all numbers of tokens are computed alike.
 
 use super::activations;
-use super::formats::Kind;
 use super::kernels::Dots;
-use super::lanes::{Lanes, unroll};
-use super::neon::{halves, select_bits};
+use super::multiplier::Multiplier;
+use crate::quant::unpack::Kind;
 use crate::simd::I8mm;
+use crate::simd::lanes::neon::halves;
+use crate::simd::lanes::{Lanes, unroll};
 use std::arch::aarch64::*;
 use std::arch::asm;
 
@@ -19,23 +20,8 @@ const COLUMNS_AT_ONCE: usize = 16;
 /// The most pairs of tokens.
 const MAX_PAIRS: usize = 3;
 
-/// [`Lanes::quants`] of 16 bytes of four rows.
-#[inline(always)]
-pub(super) fn quants([a, b, c, d]: [int32x4_t; 4]) -> [int32x4_t; 4] {
-    let ((ab_low, ab_high), (cd_low, cd_high)) = (halves(a, b), halves(c, d));
-    [ab_low, cd_low, ab_high, cd_high]
-}
-
-/// [`Lanes::spread_bits`]: eight bits of each of two rows.
-#[inline(always)]
-pub(super) fn spread_bits(a: int32x4_t, element: u32) -> int32x4_t {
-    let (rows, columns) = (2 * (element % 2), element / 2);
-    let [first, second] = [4 * rows + columns, 4 * (rows + 1) + columns].map(|byte| byte * 0x0101_0101);
-    select_bits(a, [first, first, second, second], 0x8040_2010_0804_0201)
-}
-
-/// Two rows of eight bytes in `w` times two tokens in `x`: row 0 with both tokens, then row 1. The
-/// standard library's function for this is not stable yet.
+/// Two rows of eight bytes in `w` times two tokens in `x`: row 0 with both tokens, then row 1. The compiler's own function
+/// for it is not stable yet.
 ///
 /// # Safety
 /// This is inlined into a function that is compiled for the instruction.
@@ -71,7 +57,7 @@ unsafe fn pair(of: *const i32, second: bool) -> int32x4_t {
     }
 }
 
-/// [`Lanes::dots`].
+/// [`Multiplier::dots`].
 ///
 /// # Safety
 /// As for that function.

@@ -6,10 +6,10 @@
 //! ```text
 //! for each tile of 8 to 32 rows                       schedule.rs
 //!     for each slice of up to 512 columns
-//!         tile = unpack(rows, slice)                  formats.rs, layout.rs: bytes, scales, minima
-//!         for each few tokens                         as many as there are registers for
-//!             for each group of 16 or 32 columns      tile.rs
-//!                 sums = corrections[group][token]    corrections.rs: zero points
+//!         tile = unpack(rows, slice)                      quant/formats/, layout.rs: bytes, scales, minima
+//!         for each few tokens                             as many as there are registers for
+//!             for each group of 16 or 32 columns          tile.rs
+//!                 sums = corrections[group][token]        corrections.rs: zero points
 //!                 for each 4 columns: sums += dot4(tile, x)
 //!                 totals += scale[row] * scale[token] * sums + min[row] * sum of x
 //!             out[token][rows] += totals
@@ -19,10 +19,10 @@
 //! they are unpacked, without a tile ([`few`]), and memory is requested ahead of its use
 //! ([`prefetch`]). Both ways add in the same order.
 //!
-//! Quantized weights are multiplied with 8-bit activations ([`activations`]), floating-point
-//! weights with f32 ([`float`]). All code is generic over the instruction set ([`lanes`]), and
-//! [`kernels`] compiles it for each. [`reference`] has an accurate product of any weights, to
-//! compare with.
+//! Quantized weights are multiplied with activations of 8 bits ([`activations`]), floating-point weights with f32 ([`float`]).
+//! Everything is written once for all instruction sets ([`multiplier`]); [`kernels`] makes functions of it that are compiled
+//! for each. How a format unpacks is in its own file, and one that has no code for it is dequantized ([`float::Dequantized`]).
+//! [`reference`] has the accurate product of any weights, to compare with.
 
 mod activations;
 #[cfg(target_arch = "x86_64")]
@@ -35,13 +35,12 @@ mod corrections;
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // only x86 has kernels of it
 mod few;
 mod float;
-mod formats;
 mod kernels;
-mod lanes;
 mod layout;
 mod matrix;
 #[cfg(target_arch = "aarch64")]
 mod mmla;
+mod multiplier;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod operands;
@@ -60,15 +59,20 @@ pub(crate) use prefetch::{LINE, ask_for};
 pub(crate) use reference::matmul_f32;
 
 use crate::gguf::TensorType;
+use crate::quant::formats::{Visit, visit};
+use crate::quant::unpack::Kind;
+use crate::quant::{Block, Format};
+use crate::simd::lanes::{MAX_LANES, Rows};
 use crate::simd::{self, Isa, Kernel};
 use activations::SUM_GROUP;
 use kernels::{Activations, Kernels};
-use lanes::Lanes;
+use multiplier::Multiplier;
 use schedule::Job;
+use std::marker::PhantomData;
 use std::ops::Range;
 
-/// Like [`ROW_STEP`], for products that [stream](streams) weights.
-pub(crate) const STREAM_ROWS: usize = lanes::MAX_LANES;
+/// As [`ROW_STEP`], where products [stream](streams) weights.
+pub(crate) const STREAM_ROWS: usize = MAX_LANES;
 
 /// A matrix product of `n` tokens: `out[t][r] = bias[r] + sum over c of weights[r][c] * x[t][c]`.
 #[derive(Clone, Copy)]
@@ -99,7 +103,7 @@ struct IsaTraits {
     streams_rows: bool,
 }
 
-impl<S: Lanes> Kernel<S> for Traits {
+impl<S: Multiplier> Kernel<S> for Traits {
     type Output = IsaTraits;
 
     #[inline(always)]
@@ -119,38 +123,35 @@ struct Find {
     is_interleaved: bool,
 }
 
-impl Find {
-    #[inline(always)]
-    fn quant<S: Lanes, F: formats::Format>(&self) -> Kernels {
-        if self.is_interleaved {
-            S::quant_kernels::<F, layout::Interleaved>(self.is_few)
-        } else {
-            S::quant_kernels::<F, lanes::Rows>(self.is_few)
-        }
-    }
-}
-
-impl<S: Lanes> Kernel<S> for Find {
+impl<S: Multiplier> Kernel<S> for Find {
     type Output = Kernels;
 
     #[inline(always)]
     fn run(self, _: S) -> Kernels {
-        use TensorType as T;
         match self.ty {
-            T::F32 => S::float_kernels::<float::F32>(self.is_few),
-            T::F16 => S::float_kernels::<float::F16>(self.is_few),
-            T::BF16 => S::float_kernels::<float::Bf16>(self.is_few),
-            T::Q4_0 => self.quant::<S, formats::Q4_0>(),
-            T::Q4_1 => self.quant::<S, formats::Q4_1>(),
-            T::Q5_0 => self.quant::<S, formats::Q5_0>(),
-            T::Q5_1 => self.quant::<S, formats::Q5_1>(),
-            T::Q8_0 => self.quant::<S, formats::Q8_0>(),
-            T::Q2_K => self.quant::<S, formats::Q2K>(),
-            T::Q3_K => self.quant::<S, formats::Q3K>(),
-            T::Q4_K => self.quant::<S, formats::Q4K>(),
-            T::Q5_K => self.quant::<S, formats::Q5K>(),
-            T::Q6_K => self.quant::<S, formats::Q6K>(),
-            ty => panic!("there are no kernels for weights of type {ty:?}"),
+            TensorType::F32 => S::float_kernels::<float::F32>(self.is_few),
+            TensorType::F16 => S::float_kernels::<float::F16>(self.is_few),
+            TensorType::BF16 => S::float_kernels::<float::Bf16>(self.is_few),
+            ty => visit(ty, FindQuant(self, PhantomData::<S>))
+                .unwrap_or_else(|| panic!("there are no kernels for weights of type {ty:?}")),
+        }
+    }
+}
+
+/// The same for a quantized format.
+struct FindQuant<S>(Find, PhantomData<S>);
+
+impl<S: Multiplier> Visit for FindQuant<S> {
+    type Output = Kernels;
+
+    fn visit<B: Block<N>, const N: usize>(self) -> Kernels {
+        let Find { is_few, is_interleaved, .. } = self.0;
+        if !<B as Format>::Kind::UNPACKS {
+            S::float_kernels::<float::Dequantized<B, N>>(is_few)
+        } else if is_interleaved {
+            S::quant_kernels::<B, layout::Interleaved>(is_few)
+        } else {
+            S::quant_kernels::<B, Rows>(is_few)
         }
     }
 }
@@ -186,19 +187,7 @@ pub(crate) unsafe fn matmul(
         assert!(whole && w.is_written_for(isa), "rows {rows:?}, of which some are interleaved");
     }
     let x = match (x, input_kind(w.ty())) {
-        (Input::F32(x), InputKind::F32) => {
-            assert!(x.len() >= n * w.cols(), "{} activations for {n} x {}", x.len(), w.cols());
-            let size = size_of::<f32>();
-            Activations {
-                x: x.as_ptr().cast(),
-                stride: w.cols() * size,
-                size,
-                scales: std::ptr::null(),
-                sums: std::ptr::null(),
-                group_stride: n,
-                n,
-            }
-        }
+        (Input::F32(x), InputKind::F32) => Activations::of_floats(x, w.cols(), n),
         (Input::Quant(x), InputKind::Quant) => {
             let (rows, cols) = (x.rows(), x.cols());
             assert!(rows == n && cols == w.cols(), "{rows} x {cols} activations, not {n} x {}", w.cols());

@@ -6,6 +6,7 @@ use super::corrections::Corrected;
 use super::schedule::LastRows;
 use super::tile::Tile;
 use crate::gguf::TensorType;
+use crate::quant::formats::facts;
 use crate::{Result, memory};
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -21,9 +22,9 @@ pub(crate) enum InputKind {
 
 /// The activations that [`matmul`] takes for weights of type `ty`.
 pub(crate) fn input_kind(ty: TensorType) -> InputKind {
-    match ty {
-        TensorType::F32 | TensorType::F16 | TensorType::BF16 => InputKind::F32,
-        _ => InputKind::Quant,
+    match facts(ty) {
+        Some(facts) if facts.unpacks => InputKind::Quant,
+        _ => InputKind::F32,
     }
 }
 

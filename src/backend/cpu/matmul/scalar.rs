@@ -2,35 +2,20 @@
 //! the oracle of the others.
 
 use super::float::FloatFormat;
-use super::formats::{Format, Kind};
 use super::kernels::{Dots, Kernels, Multiply};
-use super::lanes::{Dot, Lanes, Rows, no_partial_sums};
-use super::layout::Source;
+use super::multiplier::{Dot, Multiplier, no_partial_sums};
 use super::{kernels, tile};
+use crate::quant::Format;
+use crate::quant::unpack::{Kind, Source};
 use crate::simd::Scalar;
+use crate::simd::lanes::Lanes;
 use std::array;
 
-const LANES: usize = 4;
+type Int = <Scalar as Lanes>::Int;
+type Float = <Scalar as Lanes>::Float;
 
-type Int = [i32; LANES];
-type Float = [f32; LANES];
-
-/// Reads four bytes, first byte lowest.
-///
-/// # Safety
-/// `from` is valid for reads of four bytes.
-#[inline(always)]
-unsafe fn word(from: *const u8) -> i32 {
-    // SAFETY: the caller's promise; the read needs no alignment.
-    i32::from_le(unsafe { from.cast::<i32>().read_unaligned() })
-}
-
-impl Lanes for Scalar {
-    const LANES: usize = LANES;
-    const WIDE_ZERO: i32 = 0;
+impl Multiplier for Scalar {
     const SUM_START: i32 = 0;
-    type Int = Int;
-    type Float = Float;
 
     fn quant_kernels<F: Format, R: Source<Self>>(_: bool) -> Kernels {
         kernels::quant::<Self, F, R, 1>()
@@ -59,56 +44,6 @@ impl Lanes for Scalar {
     }
 
     #[inline(always)]
-    fn splat(self, value: i32) -> Int {
-        [value; LANES]
-    }
-
-    #[inline(always)]
-    fn and(self, a: Int, b: Int) -> Int {
-        array::from_fn(|i| a[i] & b[i])
-    }
-
-    #[inline(always)]
-    fn or(self, a: Int, b: Int) -> Int {
-        array::from_fn(|i| a[i] | b[i])
-    }
-
-    #[inline(always)]
-    fn shl(self, a: Int, bits: u32) -> Int {
-        a.map(|a| a << (bits & 31))
-    }
-
-    #[inline(always)]
-    fn shr(self, a: Int, bits: u32) -> Int {
-        a.map(|a| (a as u32 >> (bits & 31)) as i32)
-    }
-
-    #[inline(always)]
-    fn sar(self, a: Int, bits: u32) -> Int {
-        a.map(|a| a >> (bits & 31))
-    }
-
-    #[inline(always)]
-    fn spread_bits(self, a: Int, nibble: u32) -> Int {
-        a.map(|a| {
-            // Puts the four bits at bit 4 and up, then copies 7 bits apart: bit b ends at bit 8 * b
-            // + 4.
-            let bits = (a as u32 >> ((4 * nibble) & 31) & 15) << 4;
-            ((bits | bits << 7 | bits << 14 | bits << 21) & 0x1010_1010) as i32
-        })
-    }
-
-    #[inline(always)]
-    fn wide(self, a: Int) -> Int {
-        a
-    }
-
-    #[inline(always)]
-    fn splat_float(self, value: f32) -> Float {
-        [value; LANES]
-    }
-
-    #[inline(always)]
     fn offset(self, scale: Float) -> Float {
         scale
     }
@@ -116,68 +51,6 @@ impl Lanes for Scalar {
     #[inline(always)]
     fn scaled(self, sum: Int, scale: Float, _: Float) -> Float {
         self.mul(self.to_float(sum), scale)
-    }
-
-    #[inline(always)]
-    fn to_float(self, a: Int) -> Float {
-        a.map(|a| a as f32)
-    }
-
-    #[inline(always)]
-    fn half_to_float(self, a: Int) -> Float {
-        a.map(|a| half::f16::from_bits(a as u16).to_f32_const())
-    }
-
-    #[inline(always)]
-    fn bits_to_float(self, a: Int) -> Float {
-        a.map(|a| f32::from_bits(a as u32))
-    }
-
-    #[inline(always)]
-    fn mul(self, a: Float, b: Float) -> Float {
-        array::from_fn(|i| a[i] * b[i])
-    }
-
-    #[inline(always)]
-    fn add(self, a: Float, b: Float) -> Float {
-        array::from_fn(|i| a[i] + b[i])
-    }
-
-    #[inline(always)]
-    fn mul_add(self, a: Float, b: Float, c: Float) -> Float {
-        // On a target without the instruction, `f32::mul_add` would call a function for each
-        // number.
-        array::from_fn(|i| a[i] * b[i] + c[i])
-    }
-
-    #[inline(always)]
-    unsafe fn load(self, from: *const i32) -> Int {
-        // SAFETY: the caller's promise; the read needs no alignment.
-        unsafe { from.cast::<Int>().read_unaligned() }
-    }
-
-    #[inline(always)]
-    unsafe fn store(self, to: *mut i32, value: Int) {
-        // SAFETY: the caller's promise; the write needs no alignment.
-        unsafe { to.cast::<Int>().write_unaligned(value) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_float(self, from: *const f32) -> Float {
-        // SAFETY: the caller's promise; the read needs no alignment.
-        unsafe { from.cast::<Float>().read_unaligned() }
-    }
-
-    #[inline(always)]
-    unsafe fn store_float(self, to: *mut f32, value: Float) {
-        // SAFETY: the caller's promise; the write needs no alignment.
-        unsafe { to.cast::<Float>().write_unaligned(value) }
-    }
-
-    #[inline(always)]
-    unsafe fn transpose(self, rows: Rows, offset: usize) -> [Int; 4] {
-        // SAFETY: the caller's promise.
-        array::from_fn(|j| array::from_fn(|r| unsafe { word(rows.at(r, offset + 4 * j)) }))
     }
 
     #[inline(always)]

@@ -9,11 +9,11 @@
 use super::corrections;
 use super::few::Few;
 use super::kernels::{Activations, Dots, Kernels, Multiply, Tokens};
-use super::lanes::Rows;
 use super::prefetch::{AHEAD, AHEAD_INTERLEAVED, Ahead, AheadOfRows};
 use super::tile::SLICE;
 use super::{Matrix, OutPtr, Scratch};
-use crate::gguf::TensorType;
+use crate::quant::formats;
+use crate::simd::lanes::Rows;
 use std::ops::Range;
 
 /// The most rows of a tile.
@@ -211,8 +211,8 @@ pub(super) struct LastRows([u8; TILE_ROWS * Self::STRIDE]);
 
 impl LastRows {
     pub(super) const ZERO: Self = Self([0; TILE_ROWS * Self::STRIDE]);
-    /// The longest slice of a row, that of Q8_0.
-    const STRIDE: usize = SLICE / TensorType::Q8_0.block_len() * TensorType::Q8_0.block_bytes();
+    /// The longest slice of a row.
+    const STRIDE: usize = formats::most_bytes(SLICE);
 
     /// Copies columns of rows `first` and up. The rows past the end are arbitrary.
     fn copy(&mut self, w: &Matrix<'_>, first: usize, column: usize, columns: usize) -> Rows {

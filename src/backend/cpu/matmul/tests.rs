@@ -1,11 +1,10 @@
 //! The same tests for the kernels of each instruction set, with `quant::dequantize` as the oracle.
 
 use super::*;
+use crate::quant;
+use crate::quant::formats::QUANTIZED;
 use crate::simd::Isa;
 use TensorType::*;
-
-const QUANTIZED: [TensorType; 10] = [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K];
-const FLOATING: [TensorType; 3] = [F32, F16, BF16];
 
 struct Random(u64);
 
@@ -25,15 +24,36 @@ impl Random {
     }
 }
 
-/// The offsets of the f16 numbers of a block.
-fn halves(ty: TensorType) -> &'static [usize] {
-    match ty {
-        Q4_1 | Q5_1 | Q4_K | Q5_K => &[0, 2],
-        Q2_K => &[80, 82],
-        Q3_K => &[108],
-        Q6_K => &[208],
-        _ => &[0],
-    }
+/// A block's weights.
+fn weights_of(ty: TensorType, block: &[u8]) -> Vec<f32> {
+    let mut out = vec![0.0; ty.block_len()];
+    quant::dequantize(ty, block, &mut out).unwrap();
+    out
+}
+
+/// Where the f16 numbers of a block are: the upper byte of one makes weights NaN.
+fn halves(ty: TensorType) -> Vec<usize> {
+    let makes_nan = |&at: &usize| {
+        let mut block = vec![0; ty.block_bytes()];
+        block[at] = 0xff;
+        weights_of(ty, &block).iter().any(|w| w.is_nan())
+    };
+    (0..ty.block_bytes()).filter(makes_nan).map(|at| at - 1).collect()
+}
+
+/// Which bytes of a block hold packed scales: those that more than eight weights depend on, besides the f16 numbers.
+fn packed_scales(ty: TensorType) -> Vec<usize> {
+    let halves = halves(ty);
+    let is_half = |at: usize| halves.iter().any(|&half| (half..half + 2).contains(&at));
+    let mut block = vec![0x55; ty.block_bytes()];
+    halves.iter().for_each(|&at| block[at..at + 2].copy_from_slice(&half::f16::ONE.to_le_bytes()));
+    let is_scale = |&at: &usize| {
+        let mut other = block.clone();
+        other[at] ^= 0xff;
+        let changed = weights_of(ty, &block).into_iter().zip(weights_of(ty, &other)).filter(|(a, b)| a != b);
+        changed.count() > 8
+    };
+    (0..ty.block_bytes()).filter(|&at| !is_half(at)).filter(is_scale).collect()
 }
 
 /// A matrix whose quants and packed scales are random bits.
@@ -48,11 +68,11 @@ fn random_weights(
         F16 => (0..elements).flat_map(|_| half::f16::from_f32(random.float()).to_le_bytes()).collect(),
         BF16 => (0..elements).flat_map(|_| half::bf16::from_f32(random.float()).to_le_bytes()).collect(),
         _ => {
-            let mut data = Vec::new();
+            let (mut data, halves) = (Vec::new(), halves(ty));
             for _ in 0..elements / ty.block_len() {
                 let start = data.len();
                 data.extend((0..ty.block_bytes()).map(|_| random.next() as u8));
-                for &at in halves(ty) {
+                for &at in &halves {
                     data[start + at..][..2].copy_from_slice(&half::f16::from_f32(half(random)).to_le_bytes());
                 }
             }
@@ -138,7 +158,7 @@ fn columns(ty: TensorType) -> &'static [usize] {
 
 fn matches_the_oracle(isa: Isa) {
     let mut random = Random(1);
-    for ty in QUANTIZED.into_iter().chain(FLOATING) {
+    for ty in quant::supported() {
         for &cols in columns(ty) {
             for n in [1, 2, 3, 4, 5, 6, 7, 8, 11, 13, 40] {
                 let rows = [1, 7, 16, 17, 31, 32, 33, 70][random.below(8) as usize];
@@ -156,27 +176,20 @@ fn matches_the_oracle(isa: Isa) {
 /// be the product.
 fn integers_are_exact(isa: Isa) {
     let mut random = Random(2);
-    for ty in QUANTIZED {
+    for &ty in QUANTIZED {
+        let (halves, scales) = (halves(ty), packed_scales(ty));
         for &cols in columns(ty) {
             for extreme in [false, true] {
                 let (rows, n) = (1 + random.below(40) as usize, 1 + random.below(14) as usize);
                 let mut data = random_weights(ty, rows * cols, &mut random, |r| [1.0, -1.0, 2.0][r.below(3) as usize]);
                 if extreme {
-                    // Quants at the ends of their range, and scales so small that the sums stay
-                    // below 2^24.
-                    let scales = match ty {
-                        Q2_K => 0..16,
-                        Q3_K => 96..108,
-                        Q4_K | Q5_K => 4..16,
-                        Q6_K => 192..208,
-                        _ => 0..0,
-                    };
+                    // Quants all at their ends; scales so small that the sums stay below 2^24.
                     for block in data.chunks_mut(ty.block_bytes()) {
                         let fill = [0, 0xff, 0x80, 0x7f, 0x81][random.below(5) as usize];
                         for (i, byte) in block.iter_mut().enumerate() {
                             if scales.contains(&i) {
                                 *byte &= 7;
-                            } else if !halves(ty).iter().any(|&at| (at..at + 2).contains(&i)) {
+                            } else if !halves.iter().any(|&at| (at..at + 2).contains(&i)) {
                                 *byte = fill;
                             }
                         }
@@ -198,7 +211,7 @@ fn integers_are_exact(isa: Isa) {
 
 fn does_not_depend_on_the_split(isa: Isa) {
     let mut random = Random(3);
-    for ty in QUANTIZED.into_iter().chain(FLOATING) {
+    for ty in quant::supported() {
         let (rows, cols, n) = (75, 1280, 9);
         let data = random_weights(ty, rows * cols, &mut random, Random::float);
         let w = Matrix::new(ty, &data, rows, cols).unwrap();
@@ -233,7 +246,7 @@ fn reference(w: &Matrix<'_>, x: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
 /// Few tokens use other kernels than many.
 fn does_not_depend_on_the_number_of_tokens(isa: Isa) {
     let mut random = Random(7);
-    for ty in QUANTIZED.into_iter().chain(FLOATING) {
+    for ty in quant::supported() {
         let (rows, cols, n) = (51, 1280, 48);
         let data = random_weights(ty, rows * cols, &mut random, Random::float);
         let w = Matrix::new(ty, &data, rows, cols).unwrap();
@@ -254,7 +267,7 @@ fn does_not_depend_on_the_number_of_tokens(isa: Isa) {
 
 fn interleaving_changes_nothing(isa: Isa) {
     let mut random = Random(6);
-    for ty in QUANTIZED {
+    for &ty in QUANTIZED {
         for &cols in columns(ty) {
             for n in [1, 2, 3, 4, 5, 8, 9, 40] {
                 let rows = [32, 64, 96, 160][random.below(4) as usize];
@@ -303,7 +316,7 @@ fn interleaving_changes_nothing(isa: Isa) {
 
 fn extreme_scales(isa: Isa) {
     let mut random = Random(4);
-    for ty in QUANTIZED {
+    for &ty in QUANTIZED {
         for scale in [0.0, -0.0, 2.0_f32.powi(-24), 3.0 * 2.0_f32.powi(-20), 65504.0, -65504.0] {
             let (rows, cols, n) = (19, 2 * ty.block_len(), 3);
             let data = random_weights(ty, rows * cols, &mut random, |_| scale);
@@ -324,7 +337,7 @@ fn extreme_scales(isa: Isa) {
 
 fn reference_is_close(isa: Isa) {
     let mut random = Random(5);
-    for ty in QUANTIZED.into_iter().chain(FLOATING) {
+    for ty in quant::supported() {
         let (rows, cols, n) = (9, 512, 3);
         let data = random_weights(ty, rows * cols, &mut random, Random::float);
         let w = Matrix::new(ty, &data, rows, cols).unwrap();
@@ -336,6 +349,55 @@ fn reference_is_close(isa: Isa) {
         let difference: Vec<f32> = fast.iter().zip(&accurate).map(|(a, b)| a - b).collect();
         let limit = if input_kind(ty) == InputKind::F32 { 1e-6 } else { 0.01 };
         assert!(norm(&difference) <= limit * norm(&accurate), "{ty:?}: {difference:?}");
+    }
+}
+
+/// Formats without code that unpacks them are dequantized. All formats of today could be.
+fn what_does_not_unpack_is_dequantized(isa: Isa) {
+    struct Dequantize(TensorType, bool);
+
+    impl<S: Multiplier> Kernel<S> for Dequantize {
+        type Output = Kernels;
+
+        fn run(self, _: S) -> Kernels {
+            struct Find<S>(bool, PhantomData<S>);
+
+            impl<S: Multiplier> Visit for Find<S> {
+                type Output = Kernels;
+
+                fn visit<B: Block<N>, const N: usize>(self) -> Kernels {
+                    S::float_kernels::<float::Dequantized<B, N>>(self.0)
+                }
+            }
+            visit(self.0, Find::<S>(self.1, PhantomData)).unwrap()
+        }
+    }
+
+    let mut random = Random(8);
+    for &ty in QUANTIZED {
+        for &cols in columns(ty) {
+            let rows = [1, 7, 16, 17, 31, 32, 33, 70][random.below(8) as usize];
+            let data = random_weights(ty, rows * cols, &mut random, Random::float);
+            let w = Matrix::new(ty, &data, rows, cols).unwrap();
+            let x: Vec<f32> = (0..13 * cols).map(|_| random.float()).collect();
+            let bias: Vec<f32> = (0..rows).map(|_| random.float()).collect();
+            let product = |x: &[f32]| {
+                let n = x.len() / cols;
+                let mut out = vec![f32::NAN; n * rows];
+                let kernels = simd::run_exactly(isa, Dequantize(ty, n <= schedule::FEW_TOKENS));
+                let out_ptr = OutPtr::new(&mut out, rows);
+                let job = Job { w: &w, x: Activations::of_floats(x, cols, n), out: out_ptr, bias: Some(&bias) };
+                // SAFETY: there is one thread, the kernels are for these weights, and the sizes agree.
+                unsafe { schedule::run(&kernels, &job, 0..rows, None, &mut Scratch::new().unwrap()) };
+                out
+            };
+            let (whole, accurate) = (product(&x), reference(&w, &x, Some(&bias)));
+            let norm = |v: &[f32]| v.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+            let difference: Vec<f32> = whole.iter().zip(&accurate).map(|(a, b)| a - b).collect();
+            assert!(norm(&difference) <= 1e-6 * norm(&accurate), "{isa:?} {ty:?} {rows} x {cols}: {difference:?}");
+            let parts: Vec<f32> = x.chunks(3 * cols).flat_map(product).collect();
+            assert!(parts.iter().zip(&whole).all(|(a, b)| a.to_bits() == b.to_bits()), "{isa:?} {ty:?}: in parts");
+        }
     }
 }
 
@@ -378,6 +440,11 @@ macro_rules! stamp {
             #[test]
             fn extreme_scales() {
                 on_isa(super::extreme_scales);
+            }
+
+            #[test]
+            fn what_does_not_unpack_is_dequantized() {
+                on_isa(super::what_does_not_unpack_is_dequantized);
             }
 
             #[test]

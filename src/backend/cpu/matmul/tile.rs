@@ -2,12 +2,13 @@
 //! few tokens.
 
 use super::activations::{self, SUM_GROUP};
-use super::formats::{Format, Kind, Unpacked};
 use super::kernels::Dots;
-use super::lanes::{Dot, Lanes, Rows, unroll};
-use super::layout::Source;
+use super::multiplier::Dot;
 use super::prefetch::LINE;
 use super::schedule::TILE_ROWS;
+use crate::quant::Format;
+use crate::quant::unpack::{Kind, Sink, Source};
+use crate::simd::lanes::{Lanes, Rows, unroll};
 
 /// The most columns of a slice: a multiple of every format's block.
 pub(super) const SLICE: usize = 512;
@@ -29,6 +30,45 @@ impl Tile {
         scales: [0.0; SLICE / SUM_GROUP * TILE_ROWS],
         mins: [0.0; SLICE / SUM_GROUP * TILE_ROWS],
     };
+}
+
+/// Where a vector of rows unpacks to: arrays whose elements are `VECTORS` vectors of rows, this one among them.
+struct Unpacked<S, const VECTORS: usize> {
+    simd: S,
+    /// Elements of four bytes: weights `4 * i ..` of the rows.
+    q: *mut i32,
+    /// Elements for groups.
+    scales: *mut f32,
+    mins: *mut f32,
+}
+
+impl<S: Lanes, const VECTORS: usize> Unpacked<S, VECTORS> {
+    #[inline(always)]
+    fn new(simd: S, q: *mut i32, scales: *mut f32, mins: *mut f32) -> Self {
+        Self { simd, q, scales, mins }
+    }
+}
+
+impl<S: Lanes, const VECTORS: usize> Sink<S> for Unpacked<S, VECTORS> {
+    #[inline(always)]
+    unsafe fn begin(&mut self, _: usize) {}
+
+    #[inline(always)]
+    unsafe fn q(&mut self, i: usize, value: S::Int) {
+        // SAFETY: the caller's promise that the block can be written, of which `i` is a part.
+        unsafe { self.simd.store(self.q.add(i * VECTORS * S::LANES), value) }
+    }
+
+    #[inline(always)]
+    unsafe fn end(&mut self, group: usize, scale: S::Float, min: Option<S::Float>) {
+        // SAFETY: as above.
+        unsafe {
+            self.simd.store_float(self.scales.add(group * VECTORS * S::LANES), scale);
+            if let Some(min) = min {
+                self.simd.store_float(self.mins.add(group * VECTORS * S::LANES), min);
+            }
+        }
+    }
 }
 
 /// Unpacks `columns` columns from `column` on, whole blocks, of `VECTORS` vectors of rows.

@@ -38,28 +38,6 @@ pub(crate) struct Loading<'t, 'a> {
     pub(crate) refuses_spill: bool,
 }
 
-/// The fields of a block in the order of their planes, each as (offset in the file's block, length).
-type Planes = &'static [(usize, usize)];
-
-/// The planes of a type that kernels read; the same as in hip/quant/formats.h.
-fn planes(ty: TensorType) -> Option<Planes> {
-    Some(match ty {
-        TensorType::F32 => &[(0, 4)],
-        TensorType::F16 | TensorType::BF16 => &[(0, 2)],
-        TensorType::Q4_0 => &[(2, 16), (0, 2)],
-        TensorType::Q4_1 => &[(4, 16), (0, 4)],
-        TensorType::Q5_0 => &[(6, 16), (2, 4), (0, 2)],
-        TensorType::Q5_1 => &[(8, 16), (4, 4), (0, 4)],
-        TensorType::Q8_0 => &[(2, 32), (0, 2)],
-        TensorType::Q2_K => &[(16, 64), (0, 16), (80, 4)],
-        TensorType::Q3_K => &[(32, 64), (0, 32), (96, 12), (108, 2)],
-        TensorType::Q4_K => &[(16, 128), (0, 16)],
-        TensorType::Q5_K => &[(48, 128), (16, 32), (0, 16)],
-        TensorType::Q6_K => &[(0, 128), (128, 64), (192, 16), (208, 2)],
-        _ => return None,
-    })
-}
-
 /// All weights of a program on a device.
 pub(crate) struct Weights {
     chunks: Vec<DeviceBuffer>,
@@ -176,7 +154,7 @@ impl Weights {
 /// Bytes of a tensor of `elements` elements on the device.
 pub(crate) fn planar_bytes(ty: TensorType, elements: usize) -> Option<usize> {
     let blocks = elements.is_multiple_of(ty.block_len()).then_some(elements / ty.block_len())?;
-    planes(ty)?
+    quant::planes(ty)?
         .iter()
         .try_fold(0usize, |sum, (_, len)| sum.checked_add(blocks.checked_mul(*len)?.checked_next_multiple_of(ALIGN)?))
 }
@@ -229,7 +207,8 @@ impl<'a> Part<'a> {
             quant::dequantize(self.ty, self.data, out.ok_or_else(misaligned)?)?;
             return Ok(vec![(self.offset + self.first * self.ty.block_len() * 4, 0..bytes)]);
         }
-        let planes = planes(self.ty).ok_or_else(|| Error::unsupported("a type without kernels: a bug in wavelm"))?;
+        let planes =
+            quant::planes(self.ty).ok_or_else(|| Error::unsupported("a type without kernels: a bug in wavelm"))?;
         let (mut copies, mut staged, mut plane) = (Vec::with_capacity(planes.len()), 0, self.offset);
         for &(from, len) in planes {
             let range = staged..staged + count * len;
@@ -429,22 +408,6 @@ fn gather_fixed<const LEN: usize>(blocks: &[u8], block_bytes: usize, from: usize
 mod tests {
     use super::*;
 
-    const ALL: [TensorType; 13] = [
-        TensorType::F32,
-        TensorType::F16,
-        TensorType::BF16,
-        TensorType::Q4_0,
-        TensorType::Q4_1,
-        TensorType::Q5_0,
-        TensorType::Q5_1,
-        TensorType::Q8_0,
-        TensorType::Q2_K,
-        TensorType::Q3_K,
-        TensorType::Q4_K,
-        TensorType::Q5_K,
-        TensorType::Q6_K,
-    ];
-
     /// A file with some tensor.
     fn gguf() -> Gguf {
         let writer = crate::gguf::GgufWriter::new().tensor("x", TensorType::F32, &[1], vec![0; 4]);
@@ -461,20 +424,8 @@ mod tests {
     }
 
     #[test]
-    fn planes_are_a_permutation_of_every_block() {
-        for ty in ALL {
-            let mut seen = vec![0; ty.block_bytes()];
-            for &(from, len) in planes(ty).unwrap() {
-                seen[from..from + len].iter_mut().for_each(|n| *n += 1);
-            }
-            assert!(seen.iter().all(|&n| n == 1), "{ty:?}: {seen:?}");
-        }
-        assert!(ALL.iter().all(|&ty| quant::is_supported(ty)));
-    }
-
-    #[test]
     fn parts_bring_every_field_to_its_plane() {
-        for ty in ALL {
+        for ty in quant::supported() {
             // Two whole parts and a bit, so that the planes are longer than a stage.
             let (block_bytes, blocks) = (ty.block_bytes(), 2 * (STAGE / ty.block_bytes()) + 3);
             let data: Vec<u8> = (0..blocks * block_bytes).map(|i| (i ^ i >> 8 ^ i >> 16) as u8).collect();
@@ -490,7 +441,7 @@ mod tests {
                 }
             }
             let mut plane = ALIGN;
-            for &(from, len) in planes(ty).unwrap() {
+            for &(from, len) in quant::planes(ty).unwrap() {
                 for block in [0, 1, blocks / 2, blocks - 1] {
                     let field = &data[block * block_bytes + from..][..len];
                     assert_eq!(&device[plane + block * len..][..len], field, "{ty:?}, block {block}, field {from}");

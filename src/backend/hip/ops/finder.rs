@@ -7,10 +7,11 @@ use crate::backend::hip::code::{Kernel, Modules, has_matrix_cores};
 use crate::backend::hip::device::Device;
 use crate::gguf::TensorType;
 use crate::program::{Program, Weight};
+use crate::quant;
 
 /// The name of a tensor type, as names of kernels have it.
-pub(crate) fn type_name(ty: TensorType) -> String {
-    ty.name().to_lowercase()
+pub(crate) fn type_name(ty: TensorType) -> &'static str {
+    quant::kernel_name(ty).unwrap_or("?")
 }
 
 /// What the choice of kernels depends on.
@@ -43,9 +44,9 @@ impl Finder<'_> {
     }
 
     /// The type of a weight, as names of kernels have it.
-    pub(super) fn type_name(&self, weight: Weight) -> String {
+    pub(super) fn type_name(&self, weight: Weight) -> &'static str {
         let info = self.program.weights.get(weight.0);
-        info.map_or(String::new(), |w| type_name(w.tensor.tensor_type()))
+        info.map_or("", |w| type_name(w.tensor.tensor_type()))
     }
 
     /// The type of the cache, as names of kernels have it.

@@ -63,7 +63,7 @@ pub(crate) struct Probe {
 enum Name {
     One(String),
     /// A product with weights of this type.
-    Product(String),
+    Product(&'static str),
     Layer(usize),
 }
 

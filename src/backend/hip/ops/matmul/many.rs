@@ -7,8 +7,8 @@ use crate::backend::hip::code::{Args, Kernel};
 use crate::backend::hip::driver::DevicePtr;
 use crate::backend::hip::ops::Finder;
 use crate::backend::hip::pass::{Pass, Scratch, blocks, narrow};
-use crate::gguf::TensorType;
 use crate::program::{Buf, Program, Weight};
+use crate::quant;
 use crate::{Error, Result};
 
 /// How products with many columns are computed.
@@ -157,22 +157,7 @@ fn choose_tile(rows: usize, count: usize, units: usize) -> usize {
 /// and shape.
 fn core_family(program: &Program, weight: Weight) -> Option<&'static str> {
     let info = program.weights.get(weight.0).filter(|w| w.columns.is_multiple_of(32))?;
-    match info.tensor.tensor_type() {
-        TensorType::F16 => Some("matmul_core_f16"),
-        TensorType::BF16 => Some("matmul_core_bf16"),
-        TensorType::Q4_0 => Some("matmul_core_q4_0"),
-        TensorType::Q4_1 => Some("matmul_core_q4_1"),
-        TensorType::Q5_0 => Some("matmul_core_q5_0"),
-        TensorType::Q5_1 => Some("matmul_core_q5_1"),
-        TensorType::Q8_0 => Some("matmul_core_q8_0"),
-        TensorType::Q2_K => Some("matmul_core_q2_k"),
-        TensorType::Q3_K => Some("matmul_core_q3_k"),
-        TensorType::Q4_K => Some("matmul_core_q4_k"),
-        TensorType::Q5_K => Some("matmul_core_q5_k"),
-        TensorType::Q6_K => Some("matmul_core_q6_k"),
-        // Weights in f32 may have values that f16 cannot hold.
-        _ => None,
-    }
+    quant::core_family(info.tensor.tensor_type())
 }
 
 #[cfg(test)]

@@ -99,9 +99,9 @@ fn only_products_read(to: &Lowering<'_>, ops: &[Op], buf: Buf) -> bool {
 
 impl Step for MatMul {
     fn prepare(self: Box<Self>, find: &Finder<'_>) -> Result<Box<dyn Launch>> {
-        let first = self.products.first().map_or(String::new(), |p| find.type_name(p.weight));
+        let first = self.products.first().map_or("", |p| find.type_name(p.weight));
         let name = match self.products.last().map(|p| find.type_name(p.weight)) {
-            _ if self.products.len() == 1 => first,
+            _ if self.products.len() == 1 => first.to_owned(),
             Some(last) if last != first => format!("three_{first}_{last}"),
             _ => format!("three_{first}"),
         };
