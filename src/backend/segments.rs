@@ -99,7 +99,7 @@ impl Backend for Segments {
     fn limits(&self) -> Limits {
         let limits = || self.segments.iter().map(|segment| segment.backend.limits());
         let tokens = limits().map(|limits| limits.tokens).min().unwrap_or(1);
-        Limits { tokens, outputs: limits().last().map_or(1, |limits| limits.outputs) }
+        Limits { tokens, outputs: limits().next_back().map_or(1, |limits| limits.outputs) }
     }
 
     fn run(&self, batch: &Batch<'_>, cancel: &Canceller) -> Result<Box<dyn Logits>> {
