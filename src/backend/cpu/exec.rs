@@ -6,7 +6,7 @@ use super::kv::{KvLayout, Span, StorePlan};
 use super::matmul::{self, Input, Matrix, OutPtr, QuantRows, ROW_STEP, STREAM_ROWS};
 use super::ops;
 use super::pages::Pages;
-use super::places::{Place, PlaceKind};
+use super::places::{Layout, Place};
 use super::plan::{MatMul, RowOp, Step};
 use super::team::{Items, Team};
 use super::weights::Held;
@@ -212,7 +212,7 @@ impl<'a> KvPlans<'a> {
         let mut plans = Self { stores: Vec::new(), attentions: Vec::new() };
         let spans_of = |group: usize| spans.get(group).map(Vec::as_slice).unwrap_or_default();
         for place in backend.places.all() {
-            if let (&Place { group, kind: PlaceKind::Kv(layout), .. }, None) = (place, plans.store(place)) {
+            if let (&Place { group, layout: Layout::Kv(layout), .. }, None) = (place, plans.store(place)) {
                 let plan = StorePlan::new(&layout, spans_of(group))?;
                 memory::push(&mut plans.stores, (group, layout, plan), WHAT)?;
             }
@@ -220,7 +220,7 @@ impl<'a> KvPlans<'a> {
         for step in &backend.plan.steps {
             let Step::Attention { layer, info, .. } = step else { continue };
             let (place, params) = (backend.places.of(*layer)?, params(info));
-            if let (PlaceKind::Kv(layout), None) = (place.kind, plans.attention(place, &params)) {
+            if let (Layout::Kv(layout), None) = (place.layout, plans.attention(place, &params)) {
                 let plan = AttentionPlan::new(&params, &layout, spans_of(place.group))?;
                 memory::push(&mut plans.attentions, (place.group, params, plan), WHAT)?;
             }
@@ -229,7 +229,7 @@ impl<'a> KvPlans<'a> {
     }
 
     fn store(&self, place: &Place) -> Option<&StorePlan<'a>> {
-        let is_of = |group, layout: &KvLayout| place.group == group && place.kind == PlaceKind::Kv(*layout);
+        let is_of = |group, layout: &KvLayout| place.group == group && place.layout == Layout::Kv(*layout);
         self.stores.iter().find(|(group, layout, _)| is_of(*group, layout)).map(|(.., plan)| plan)
     }
 
@@ -392,8 +392,8 @@ impl Pass<'_> {
             }
             #[cfg(test)]
             Step::Decay { layer, x } => {
-                let &Place { group, offset, kind } = self.backend.places.of(*layer)?;
-                let PlaceKind::Floats(floats) = kind else { return Err(bug("a recurrence has no state")) };
+                let &Place { group, offset, layout } = self.backend.places.of(*layer)?;
+                let Layout::Floats(floats) = layout else { return Err(bug("a recurrence has no state")) };
                 let spans = self.spans.get(group).ok_or_else(|| bug("a group has no spans"))?;
                 Ok(Work::Decay { spans, offset, floats, x: *x })
             }

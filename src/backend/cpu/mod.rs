@@ -22,7 +22,7 @@ use crate::sampler::{Choice, SamplerState};
 use crate::simd::Isa;
 use crate::{Error, ErrorKind, Result, memory, quant};
 use pages::Pages;
-use places::{PlaceKind, Places};
+use places::{Layout, Places, places};
 use plan::Plan;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -78,7 +78,7 @@ impl CpuBackend {
                 Team::new(threads).map_err(|e| cannot_start(threads, e))?
             }
         };
-        let places = Places::new(&program, options.kv_type)?;
+        let places = places(&program, options.kv_type)?;
         let mut pages = memory::with_room(places.groups.len(), "the groups of layers")?;
         let states = States::new(&places.groups, |group| {
             let group = Pages::new(places.page_bytes.get(group).copied().unwrap_or(0))?;
@@ -126,7 +126,7 @@ fn cannot_start(threads: usize, error: rayon::ThreadPoolBuildError) -> Error {
 
 /// The most bytes that the states of one sequence of `context` tokens take, checkpoints included.
 pub(crate) fn state_bytes(program: &Program, kv_type: KvType, context: usize) -> u64 {
-    let Ok(places) = Places::new(program, kv_type) else { return u64::MAX };
+    let Ok(places) = places(program, kv_type) else { return u64::MAX };
     let bytes = places.groups.iter().zip(&places.page_bytes).map(|(group, &page_bytes)| {
         let pages = state::most_pages(group.kind, context, MOST_TOKENS);
         (page_bytes as u64).saturating_mul(pages as u64)
@@ -137,10 +137,10 @@ pub(crate) fn state_bytes(program: &Program, kv_type: KvType, context: usize) ->
 /// Bytes of the cache that a token's pass reads with `depth` tokens before it: at most the window
 /// of each attention.
 pub(crate) fn kv_bytes_read(program: &Program, kv_type: KvType, depth: usize) -> u64 {
-    let Ok(places) = Places::new(program, kv_type) else { return 0 };
+    let Ok(places) = places(program, kv_type) else { return 0 };
     let read = program.ops.iter().filter_map(|op| match op {
         Op::Attention { layer, info, .. } => {
-            let PlaceKind::Kv(layout) = places.of(*layer).ok()?.kind else { return None };
+            let Layout::Kv(layout) = places.of(*layer).ok()?.layout else { return None };
             let positions = depth.saturating_add(1).min(info.window.unwrap_or(usize::MAX)) as u64;
             Some((layout.bytes() / PAGE_LEN) as u64 * positions)
         }

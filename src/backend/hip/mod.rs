@@ -97,7 +97,7 @@ pub(crate) fn bytes(options: &HipOptions, program: &Arc<Program>, context: usize
         RowKind::Tokens => result.columns.saturating_mul(MOST_TOKENS * 4),
         RowKind::Outputs => result.columns.saturating_mul(MOST_OUTPUTS * 4),
     });
-    let places = kv::Places::new(program, kv_type)?;
+    let places = kv::places(program, kv_type)?;
     let caches = places.groups.iter().zip(&places.page_bytes).map(|(group, &page_bytes)| {
         let pages = state::most_pages(group.kind, context, MOST_TOKENS);
         // Full pages double, and the old half stays allocated during the copy.

@@ -11,11 +11,13 @@
 //! pages of those groups as they once were. [`Sequence::rewind`] goes to the nearest position that
 //! some checkpoint still has, and the caller evaluates the tokens from there again.
 
+mod places;
 mod pool;
 mod sequence;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use places::{Place, Places};
 pub(crate) use pool::{PageId, PagePool, PageStore};
 pub(crate) use sequence::Sequence;
 

@@ -5,69 +5,34 @@
 //! its kernels must add in the same order for few and for many queries.
 
 use crate::backend::KvType;
-use crate::backend::state::PAGE_LEN;
-use crate::program::{Group, KvShape, LayerState, Program};
-use crate::{Error, ErrorKind, Result, memory};
+use crate::backend::state::{self, PAGE_LEN};
+use crate::program::{KvShape, LayerState, Program};
+use crate::{Error, Result};
 
 /// Alignment of each head's place, in bytes.
 const ALIGN: usize = 64;
 /// Numbers that share a scale, in formats with scales.
 const BLOCK: usize = 32;
 
-/// The place of a layer's state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Place {
-    /// The number of its group.
-    pub(crate) group: usize,
-    /// Bytes from the start of a page.
-    pub(crate) offset: usize,
-    pub(crate) shape: KvShape,
-}
+pub(crate) type Place = state::Place<KvShape>;
+pub(crate) type Places = state::Places<KvShape>;
 
 /// The places of all states of a program.
-pub(crate) struct Places {
-    pub(crate) groups: Vec<Group>,
-    /// Bytes of a page, for each group.
-    pub(crate) page_bytes: Vec<usize>,
-    /// In the order of the program's states.
-    states: Vec<Place>,
-}
-
-impl Places {
-    /// # Errors
-    /// `OutOfMemory` where a page would not fit the address space, `Unsupported` for states without
-    /// kernels.
-    pub(crate) fn new(program: &Program, kv_type: KvType) -> Result<Self> {
-        const WHAT: &str = "the layers of the cache";
-        let groups = program.groups()?;
-        let mut page_bytes = memory::filled(groups.len(), 0usize, WHAT)?;
-        let mut states = memory::with_room(program.states.len(), WHAT)?;
-        for (i, state) in program.states.iter().enumerate() {
-            let LayerState::Paged { shape, .. } = *state else {
-                return Err(Error::unsupported("no GPU kernel computes recurrent layers"));
-            };
-            let group = groups.iter().position(|group| group.states.contains(&i)).unwrap_or(0);
-            let Some(page) = page_bytes.get_mut(group) else { continue };
-            states.push(Place { group, offset: *page, shape });
-            let layer = || {
-                let head = head_bytes(kv_type, shape.head_dim)?.checked_add(head_bytes(kv_type, shape.value_dim)?)?;
-                page.checked_add(head.checked_mul(shape.kv_heads)?)
-            };
-            let too_large =
-                || Error::new(ErrorKind::OutOfMemory, "a page of the cache would not fit the address space");
-            *page = layer().ok_or_else(too_large)?;
-        }
-        Ok(Self { groups, page_bytes, states })
-    }
-
-    /// The place of a state.
-    ///
-    /// # Errors
-    /// A bug: the program has no such state.
-    pub(crate) fn of(&self, state: usize) -> Result<&Place> {
-        let bug = || Error::new(ErrorKind::Device, format!("the program has no state {state}: a bug in wavelm"));
-        self.states.get(state).ok_or_else(bug)
-    }
+///
+/// # Errors
+/// `OutOfMemory` where a page would not fit the address space, `Unsupported` for states without
+/// kernels.
+pub(crate) fn places(program: &Program, kv_type: KvType) -> Result<Places> {
+    Places::new(program, |state| {
+        let LayerState::Paged { shape, .. } = *state else {
+            return Err(Error::unsupported("no GPU kernel computes recurrent layers"));
+        };
+        let bytes = || {
+            let head = head_bytes(kv_type, shape.head_dim)?.checked_add(head_bytes(kv_type, shape.value_dim)?)?;
+            head.checked_mul(shape.kv_heads)
+        };
+        Ok((shape, bytes()))
+    })
 }
 
 /// Bytes of one head's keys or values in a page.

@@ -7,7 +7,7 @@ use super::{Buffers, Pass};
 use crate::backend::hip::code::Modules;
 use crate::backend::hip::device::Device;
 use crate::backend::hip::load::{Loading, Weights};
-use crate::backend::hip::memory::kv::Places;
+use crate::backend::hip::memory::kv::{Places, places};
 use crate::backend::hip::memory::pool::GroupPages;
 use crate::backend::hip::memory::{DeviceBuffer, HostBuffer, Stream};
 use crate::backend::hip::ops::{Finder, Launch, Plan};
@@ -86,7 +86,7 @@ impl Executor {
     ) -> Result<Self> {
         let plan = Plan::for_device(program, device)?;
         let buffers = Buffers::new(program, &plan, device)?;
-        let places = Places::new(program, kv_type)?;
+        let places = places(program, kv_type)?;
         // Comes before any upload: without kernels, an upload would be wasted.
         let find = Finder { program, kv_type, device, modules };
         let steps = plan.steps.into_iter().map(|step| step.prepare(&find));

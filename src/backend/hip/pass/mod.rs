@@ -146,7 +146,7 @@ impl Pass<'_> {
 
     /// The shape of a layer of the cache.
     pub(crate) fn shape(&self, layer: usize) -> Result<&KvShape> {
-        Ok(&self.place(layer)?.shape)
+        Ok(&self.place(layer)?.layout)
     }
 
     /// Where a layer lies in a page of the cache.
